@@ -1,0 +1,1 @@
+"""Benchmarks, and the published systems that they and the tests compare with."""

@@ -1,0 +1,1 @@
+"""ONNX export. Nothing is exported yet; the package holds the place that the layout gives it."""

@@ -1,0 +1,55 @@
+"""fastdiff noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fastdiff.errors import InputError
+
+
+@click.command(short_help="The forward process on a picture, as a strip.")
+@click.argument("picture")
+@click.option("-o", "--output", default="noise.png", show_default=True, help="The strip.")
+@click.option("--schedule", default="linear", show_default=True, help="linear, cosine, quadratic, sigmoid or course.")
+@click.option("--timesteps", type=int, default=200, show_default=True, help="T of the schedule.")
+@click.option("--at", metavar="T,T,...", help="Timesteps to show.  [default: 0, 1/4, 1/2, 3/4 and the last]")
+@click.option("--size", type=click.IntRange(1), default=128, show_default=True, help="Side of each picture.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+def noise(picture: str, output: str, schedule: str, timesteps: int, at: str | None, size: int, seed: int) -> None:
+    """Show q(x_t | x_0): PICTURE drowned in noise step by step.
+
+    \b
+    fastdiff noise cat.png
+    fastdiff noise cat.png --schedule cosine --timesteps 1000 --at 0,250,500,750,999 -o cosine.png
+    """
+    from fastdiff.files import check_writable
+    from fastdiff.images import check_picture_name
+
+    check_picture_name(check_writable(output), reading=False)
+
+    import torch
+
+    from fastdiff.images import grid, read_picture, save_picture
+    from fastdiff.noise import PhiloxNoise
+    from fastdiff.schedule import make_schedule
+
+    chosen = make_schedule(schedule, timesteps)
+    first, last = chosen.first, chosen.first + chosen.num_timesteps - 1
+    if at is None:
+        nodes = sorted({first, *(min(last, timesteps * k // 4) for k in (1, 2, 3)), last})
+    else:
+        try:
+            nodes = [int(part) for part in at.split(",")]
+        except ValueError:
+            raise InputError(f"--at {at!r}; accepted: whole numbers with commas between them") from None
+        for node in nodes:
+            if not first <= node <= last:
+                raise InputError(f"timestep {node}; schedule {schedule!r} with T = {timesteps} has {first} to {last}")
+    x0 = read_picture(picture, size)
+    z = PhiloxNoise(seed)(0, 0, (1, *x0.shape))
+    rows = [chosen.q_sample(x0[None], torch.tensor([t]), z) for t in nodes]
+    save_picture(grid(torch.cat(rows), columns=len(nodes), scale=1, gap=2), output)
+    click.echo(f"t = {', '.join(map(str, nodes))} of {chosen.name}, T = {timesteps}")
+    click.echo(f"wrote {Path(output).resolve()}")

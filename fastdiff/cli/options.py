@@ -1,0 +1,79 @@
+"""Options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastdiff.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastdiff.model import Model
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+device_option = click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... Default: cuda where there is one.")
+threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: as many as cores.")
+
+
+def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a state dict from elsewhere does not say about itself."""
+    for option in (
+        click.option("--image-size", type=click.IntRange(1), help="Picture size, for a file that does not say."),
+        click.option("--timesteps", type=int, help="Training timesteps T, for a file that does not say."),
+        click.option("--schedule", help="linear, cosine, quadratic, sigmoid or course, for a file that does not say."),
+    ):
+        command = option(command)
+    return command
+
+
+def load_model(name: str, schedule: str | None, timesteps: int | None, image_size: int | None) -> Model:
+    from fastdiff.checkpoint import load
+    from fastdiff.schedule import make_schedule
+
+    if (schedule is None) != (timesteps is None):
+        raise InputError("--schedule and --timesteps belong together; give both or neither")
+    return load(
+        name,
+        schedule=None if schedule is None or timesteps is None else make_schedule(schedule, timesteps),
+        image_size=image_size,
+    )
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    import torch
+
+    if name not in DTYPES:
+        raise unknown("dtype", name, DTYPES)
+    return getattr(torch, name)
+
+
+def parse_clip(text: str | None) -> Any:
+    """off, a bound, dynamic, or dynamic=0.99."""
+    if text is None:
+        return None
+    if text == "off":
+        return False
+    word, _, quantile = text.partition("=")
+    try:
+        return ("dynamic", float(quantile or 0.995)) if word == "dynamic" else float(text)
+    except ValueError:
+        raise InputError(f"clip {text!r}; accepted: off, a bound such as 1, dynamic, dynamic=0.99") from None
+
+
+def set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def parse_device(text: str | None) -> torch.device:
+    """Checked; raises InputError for one that is not here."""
+    from fastdiff.sampling import choose_device
+
+    return choose_device(text)

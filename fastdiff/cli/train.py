@@ -1,0 +1,294 @@
+"""fastdiff train."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastdiff.cli.options import device_option, parse_device, set_threads, threads_option
+from fastdiff.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastdiff.data import ImageData
+    from fastdiff.recipe import Recipe
+    from fastdiff.runlog import RunFolder
+    from fastdiff.training import Trainer
+
+LOG_EVERY = 25  # steps averaged into one row of the log
+GRID = 64
+
+
+@click.command(short_help="Train a model of your own.")
+@click.option("--preset", default="annotated", show_default=True,
+              help="annotated (the Annotated Diffusion Model) or course (How Diffusion Models Work).")  # fmt: skip
+@click.option("--data", help="fashion-mnist, a folder of IDX files, of CIFAR-10 or of pictures, or an .npy of pictures.  "
+              "[default with --preset annotated: fashion-mnist]")  # fmt: skip
+@click.option("--labels", help="The (N, K) .npy of labels beside an .npy of pictures.")
+@click.option("--class-names", help="Names of the K labels, with commas between them.")
+@click.option("--size", type=click.IntRange(4), help="Cut pictures of a folder to squares of this size.")
+@click.option("-o", "--output", default="runs/model", show_default=True, help="Folder of the run.")
+@click.option("--resume", metavar="FOLDER", help="Continue an interrupted run exactly; takes no other option but --device and --threads.")
+@click.option("--epochs", type=int)
+@click.option("--batch-size", type=int)
+@click.option("--lr", type=float, help="Learning rate at the start.")
+@click.option("--lr-final", type=float, help="Learning rate at the end.")
+@click.option("--lr-decay", help="cosine, linear-epoch or constant.")
+@click.option("--optimizer", help="adam or adamw.")
+@click.option("--weight-decay", type=float)
+@click.option("--loss", help="huber, l1 or l2.")
+@click.option("--p2-gamma", type=float, help="p2 weighting; 0 is off.")
+@click.option("--min-snr", type=float, help="min-SNR weighting with this gamma.")
+@click.option("--ema", "ema_decay", type=float, help="Decay of averaged weights, such as 0.999; 0 is off.")
+@click.option("--flip/--no-flip", default=None, help="Random horizontal flips.")
+@click.option("--context-dropout", type=float, help="Share of samples trained without their context.")
+@click.option("--bf16/--no-bf16", default=None, help="Run the network in bfloat16.")
+@click.option("--schedule", help="linear, cosine, quadratic, sigmoid or course.")
+@click.option("--timesteps", type=int, help="Training timesteps T.")
+@click.option("--prediction-type", help="epsilon, sample or v_prediction.")
+@click.option("--course-perturbation", is_flag=True, default=None,
+              help="Perturb as the course's code does, (1 - abar) noise; for comparison.")  # fmt: skip
+@click.option("--dim", type=int, help="Base width of the Annotated U-Net.")
+@click.option("--dim-mults", help="Its widths by level, such as 1,2,4.")
+@click.option("--block", help="Its blocks: convnext or resnet.")
+@click.option("--n-feat", type=int, help="Base width of ContextUnet.")
+@click.option("--seed", type=int)
+@click.option("--holdout", type=float, default=0.05, show_default=True,
+              help="Share kept for validation where the data has no test set.")  # fmt: skip
+@device_option
+@threads_option
+def train(preset: str, data: str | None, labels: str | None, class_names: str | None, size: int | None, output: str,
+          resume: str | None, holdout: float, device: str | None, threads: int | None, **options: Any) -> None:  # fmt: skip
+    """Train a network on pictures. Presets are the published recipes; options change single values.
+
+    \b
+    fastdiff train -o runs/garments
+    fastdiff train --preset course --data sprites.npy --labels labels.npy -o runs/sprites
+    fastdiff train --data my_pictures/ --size 32 --dim 64 --epochs 50 --ema 0.999 -o runs/mine
+    fastdiff train --resume runs/mine
+
+    The folder gets the model (model.safetensors, for `fastdiff sample`), a checkpoint to resume from, the loss
+    curve, a grid of samples for every epoch, and a model card. Ctrl-C saves before it stops.
+    """
+    import fastdiff.runlog as runlog
+    from fastdiff.data import load_data
+    from fastdiff.training import Trainer, read_training
+
+    set_threads(threads)
+    chosen = parse_device(device)
+    if resume:
+        _refuse_changes(click.get_current_context())
+        path = Path(resume)
+        tensors, kept = read_training(path / "checkpoint.safetensors" if path.is_dir() else path)
+        recipe, source, command = _recipe_from(kept["recipe"]), kept["data"], kept["command"]
+        folder = runlog.RunFolder(path if path.is_dir() else path.parent, resume=True)
+    else:
+        recipe = build_recipe(preset, options)
+        source = _source(preset, data, labels, class_names, size, holdout)
+        command = runlog.command_line()
+        folder = runlog.RunFolder(output)
+    pictures = load_data(**source)
+    trainer = Trainer(recipe, pictures, chosen)
+    if resume:
+        trainer.restore(folder.checkpoint, tensors, kept["steps_done"])
+        folder.read_log(trainer.steps_done)
+    _check_picture_size(trainer)
+    click.echo(
+        f"{len(pictures.images):,} pictures {'x'.join(map(str, pictures.image_shape))} of {pictures.name}, "
+        f"{sum(p.numel() for p in trainer.network.parameters()):,} parameters, "
+        f"{trainer.total_steps:,} steps in {recipe.epochs} epochs on {runlog.machine(chosen)}"
+    )
+    Run(trainer, folder, source, command).to_the_end()
+
+
+def build_recipe(preset: str, options: dict[str, Any]) -> Recipe:
+    """A preset with the options that were given."""
+    from fastdiff.recipe import PRESETS
+
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    recipe = PRESETS[preset]
+    network = dict(recipe.network)
+    for name, kind in (("dim", "annotated"), ("dim_mults", "annotated"), ("block", "annotated"), ("n_feat", "context")):
+        value = options.pop(name, None)
+        if value is None:
+            continue
+        if network["name"] != kind:
+            raise InputError(f"--{name.replace('_', '-')} {value} with preset {preset!r}; it belongs to another network")
+        if name == "dim_mults":
+            try:
+                value = [int(part) for part in value.split(",")]
+            except ValueError:
+                raise InputError(f"--dim-mults {value!r}; accepted: whole numbers, such as 1,2,4") from None
+        network[name] = value
+    return recipe.with_options({**options, "network": network})
+
+
+def _recipe_from(config: dict[str, Any]) -> Recipe:
+    from fastdiff.recipe import Recipe
+
+    names = {field.name for field in dataclasses.fields(Recipe)}
+    if config.keys() != names:
+        odd = sorted(config.keys() ^ names)
+        raise InputError(f"the checkpoint's recipe differs from this version's in {', '.join(odd)}")
+    return Recipe(**config)
+
+
+def _source(preset: str, data: str | None, labels: str | None, class_names: str | None, size: int | None,
+            holdout: float) -> dict[str, Any]:  # fmt: skip
+    """load_data's arguments, as plain values with absolute paths, so that a resumed run finds the data."""
+    if data is None:
+        if preset != "annotated":
+            raise InputError(f"preset {preset!r} needs --data: an .npy of pictures with --labels, or a folder")
+        data = "fashion-mnist"
+    names = [name.strip() for name in class_names.split(",")] if class_names else []
+    return {
+        "source": data if data == "fashion-mnist" else str(Path(data).resolve()),
+        "labels": str(Path(labels).resolve()) if labels else None,
+        "size": size,
+        "class_names": names,
+        "holdout": holdout,
+    }
+
+
+def _refuse_changes(context: click.Context) -> None:
+    given = click.core.ParameterSource.COMMANDLINE
+    free = {"resume", "device", "threads"}
+    changed = [name for name in context.params if name not in free and context.get_parameter_source(name) == given]
+    if changed:
+        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+        raise InputError(f"--resume with {flags}; a resumed run keeps its own values: leave them out")
+
+
+def _check_picture_size(trainer: Trainer) -> None:
+    """One evaluation, so that a size the network cannot take is refused before the run."""
+    import torch
+
+    with torch.inference_mode():
+        network = trainer.model.network
+        training = network.training
+        x = torch.zeros(1, *trainer.data.image_shape, device=trainer.device)
+        network.eval()(x, torch.ones(1, device=trainer.device))
+        network.train(training)
+
+
+class Run:
+    """Takes a trainer to its end: progress, log, samples, checkpoints."""
+
+    def __init__(self, trainer: Trainer, folder: RunFolder, source: dict[str, Any], command: str) -> None:
+        self.trainer, self.folder, self.source, self.command = trainer, folder, source, command
+        self.version = _source_version()  # of the code that runs, whatever the checkout becomes meanwhile
+        self.pending: list[torch.Tensor] = []
+        self.began = time.monotonic() - folder.seconds()
+        self.told_of_plot = False
+
+    def to_the_end(self) -> None:
+        from tqdm.auto import tqdm
+
+        trainer = self.trainer
+        # disable=None: no bar where stderr is not a terminal; a line for each epoch is printed there instead.
+        with tqdm(total=trainer.total_steps, initial=trainer.steps_done, unit="step", disable=None) as bar:
+            try:
+                while trainer.steps_done < trainer.total_steps:
+                    self.pending.append(trainer.step())
+                    bar.update()
+                    end_of_epoch = trainer.steps_done % trainer.steps_per_epoch == 0
+                    if len(self.pending) == LOG_EVERY or end_of_epoch:
+                        bar.set_postfix(loss=f"{self._log():.4f}", epoch=trainer.steps_done // trainer.steps_per_epoch)
+                    if end_of_epoch:
+                        self._end_of_epoch()
+                        bar.write(self._epoch_line())
+            except KeyboardInterrupt:
+                if self.pending:
+                    self._log()
+                self._save()
+                raise InputError(
+                    f"stopped after {trainer.steps_done} steps; continue with: fastdiff train --resume {self.folder.path}"
+                ) from None
+        click.echo(f"wrote {self.folder.model.resolve()}")
+        click.echo(f"sample from it: fastdiff sample {self.folder.path}")
+
+    def _log(self, val_loss: float | None = None) -> float:
+        """Read the pending losses back, write a row, and return their mean."""
+        import torch
+
+        loss = float(torch.stack(self.pending).mean())
+        self.pending.clear()
+        trainer = self.trainer
+        step = trainer.steps_done
+        if not abs(loss) < float("inf"):
+            raise InputError(
+                f"the loss became {loss} before step {step}; the last checkpoint is kept: try a smaller --lr"
+            )
+        self.folder.add(
+            step=step,
+            epoch=f"{step / trainer.steps_per_epoch:.3f}",
+            lr=f"{trainer.learning_rate(step - 1):.3g}",
+            loss=f"{loss:.6f}",
+            seconds=f"{time.monotonic() - self.began:.1f}",
+        )
+        return loss
+
+    def _end_of_epoch(self) -> None:
+        import torch
+
+        from fastdiff.sampling import sample
+
+        trainer, folder = self.trainer, self.folder
+        folder.rows[-1]["val_loss"] = f"{trainer.validate():.6f}"
+        model = trainer.model
+        context = None
+        if model.class_names:  # a row of each class in turn
+            context = torch.eye(len(model.class_names))[torch.arange(GRID) // 8 % len(model.class_names)]
+        images = sample(model, GRID, steps=min(25, trainer.schedule.num_timesteps), context=context, device=trainer.device)
+        folder.samples(images, trainer.steps_done // trainer.steps_per_epoch)  # type: ignore[arg-type]
+        self._save()
+
+    def _epoch_line(self) -> str:
+        row, trainer = self.folder.rows[-1], self.trainer
+        epoch = trainer.steps_done // trainer.steps_per_epoch
+        return (
+            f"epoch {epoch}/{trainer.recipe.epochs}: loss {float(row['loss']):.4f}, "
+            f"held out {float(row['val_loss']):.4f}, {float(row['seconds']) / 60:.1f} min"
+        )
+
+    def _save(self) -> None:
+        from fastdiff.checkpoint import save
+
+        trainer, folder = self.trainer, self.folder
+        trainer.save(folder.checkpoint, {"data": self.source, "command": self.command})
+        info = {
+            "trained with": self.command,
+            "trained by": f"fastdiff {self.version}",
+            "data": describe_data(trainer.data),
+            "steps": trainer.steps_done,
+        }
+        save(trainer.model, folder.model, info=info)
+        folder.write_log()
+        if not folder.plot(trainer.recipe.loss) and not self.told_of_plot:
+            self.told_of_plot = True
+            click.echo("no loss curve without matplotlib: pip install 'fastdiff-engine[train]'", err=True)
+        folder.card(
+            title=folder.path.resolve().name,
+            command=self.command,
+            version=self.version,
+            recipe=trainer.recipe.to_dict(),
+            data=info["data"],
+            device=trainer.device,
+        )
+
+
+def _source_version() -> str:
+    from fastdiff.runlog import source_version
+
+    return source_version()
+
+
+def describe_data(data: ImageData) -> str:
+    shape = "x".join(map(str, data.image_shape))
+    return f"{data.name}: {len(data.images):,} pictures {shape}, {len(data.val_images):,} held out"

@@ -1,0 +1,74 @@
+"""Contexts: from what a user writes to a (n, K) tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.errors import InputError, unknown
+from fastdiff.model import Model
+
+
+def context_width(model: Model) -> int | None:
+    """K of the model's contexts: 0 where it takes none, None where that cannot be told (a network of the user's)."""
+    if hasattr(model.network, "n_cfeat"):
+        return int(model.network.n_cfeat)
+    if model.class_names:
+        return len(model.class_names)
+    return 0 if hasattr(model.network, "embed_context") else None
+
+
+def by_name(weights: Mapping[str, float], class_names: Sequence[str]) -> Tensor:
+    """{"monster": 1, "spell": 0.6} → (K,) float32, zeros elsewhere."""
+    if not class_names:
+        raise InputError(f"context {dict(weights)} names classes, but the model has no class names; give numbers")
+    context = torch.zeros(len(class_names))
+    for name, weight in weights.items():
+        if name not in class_names:
+            raise unknown("class", name, class_names)
+        context[list(class_names).index(name)] = float(weight)
+    return context
+
+
+def parse_context(text: str, class_names: Sequence[str]) -> Tensor:
+    """The command line's form: "monster=1,spell=0.6", a class name alone for weight 1, or "1,0,0.6,0,0"."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return torch.tensor([float(part) for part in parts])
+    except ValueError:
+        pass
+    weights = {}
+    for part in parts:
+        name, _, weight = part.partition("=")
+        try:
+            weights[name.strip()] = float(weight) if weight else 1.0
+        except ValueError:
+            raise InputError(f"context weight {weight!r} of class {name!r}; accepted: a number") from None
+    return by_name(weights, class_names)
+
+
+def resolve_context(model: Model, context: Any, n: int) -> Tensor | None:
+    """What `sample` was given → (1, K) or (n, K) float32 on the CPU, or None.
+
+    Accepts None, a mapping of class names to weights, (K,) for all samples, or (n, K), row r for sample first + r.
+    """
+    if context is None:
+        return None
+    width = context_width(model)
+    if width == 0:
+        raise InputError("this model takes no context; leave context out")
+    if isinstance(context, Mapping):
+        context = by_name(context, model.class_names)
+    rows = torch.as_tensor(context, dtype=torch.float32, device="cpu")
+    rows = rows[None] if rows.ndim == 1 else rows
+    width = rows.shape[-1] if width is None else width
+    if rows.ndim != 2 or rows.shape[1] != width or rows.shape[0] not in (1, n):
+        raise InputError(
+            f"a context of shape {tuple(torch.as_tensor(context).shape)}; accepted: ({width},) or ({n}, {width})"
+        )
+    if not torch.isfinite(rows).all():
+        raise InputError("the context holds NaN or infinity; accepted: finite numbers")
+    return rows

@@ -1,0 +1,46 @@
+"""A network together with everything needed to sample from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from fastdiff.errors import InputError, unknown
+from fastdiff.prediction import PREDICTION_TYPES, Clip, check_clip
+from fastdiff.schedule import Schedule
+from fastdiff.table import TIMES
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What `fastdiff.sample` takes. Any nn.Module fits that maps (x, t) or (x, t, context) to a prediction.
+
+    network: x (B, C, H, W) float in [-1, 1], t (B,), context (B, K) → the prediction, (B, C, H, W).
+    schedule: the training schedule. prediction_type: epsilon, sample or v_prediction.
+    image_shape: (C, H, W) of one image.
+    time: what the network is given as t: "index" (the integer timestep) or "fraction" (timestep / T).
+    class_names: names of the K context entries; empty where the network takes no context or they have no names.
+    clip: the default clipping of the predicted x0: None (off), a bound, or ("dynamic", quantile).
+    """
+
+    network: nn.Module
+    schedule: Schedule
+    prediction_type: str = "epsilon"
+    image_shape: tuple[int, int, int] = (1, 28, 28)
+    time: str = "index"
+    class_names: Sequence[str] = ()
+    clip: Clip = None
+
+    def __post_init__(self) -> None:
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise unknown("prediction type", self.prediction_type, PREDICTION_TYPES)
+        if self.time not in TIMES:
+            raise unknown("time convention", self.time, TIMES)
+        shape = tuple(self.image_shape)
+        if len(shape) != 3 or any(not isinstance(size, int) or size < 1 for size in shape):
+            raise InputError(f"image_shape = {shape}; accepted: (channels, height, width), each at least 1")
+        object.__setattr__(self, "image_shape", shape)
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "clip", check_clip(self.clip))

@@ -1,0 +1,159 @@
+"""The U-Net of The Annotated Diffusion Model, in its MindSpore and PyTorch editions (system A)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.errors import InputError, unknown
+from fastdiff.networks.blocks import (
+    EDITIONS,
+    Attention,
+    ConvNextBlock,
+    LinearAttention,
+    PreNorm,
+    Residual,
+    ResnetBlock,
+    SinusoidalPositionEmbeddings,
+)
+from fastdiff.networks.protocol import Embedding
+
+BLOCKS = ("convnext", "resnet")
+
+
+class AnnotatedUnet(nn.Module):
+    """x (B, channels, H, W) in [-1, 1], t (B,) or scalar in 0 .. T-1 → the prediction, same shape as x.
+
+    dim: base width, even and at least 4. init_dim: width of the first convolution, dim // 3 * 2 unless given.
+    dim_mults: width of each level over dim, the first being 1; H and W must divide by 2^(levels - 1).
+    channels: image channels. out_dim: output channels, as many as the image's unless given.
+    edition: "mindspore", "mindspore-torch" or "hf-2022" (see blocks.Edition).
+    block: "convnext" with convnext_mult, or "resnet" with resnet_groups dividing every level's width.
+    Raises InputError for values outside these ranges, and in forward for a picture size it cannot take.
+    """
+
+    def __init__(
+        self,
+        dim: int = 28,
+        init_dim: int | None = None,
+        dim_mults: Sequence[int] = (1, 2, 4),
+        channels: int = 1,
+        out_dim: int | None = None,
+        edition: str = "mindspore-torch",
+        block: str = "convnext",
+        convnext_mult: int = 2,
+        resnet_groups: int = 8,
+    ) -> None:
+        super().__init__()
+        if edition not in EDITIONS:
+            raise unknown("edition", edition, EDITIONS)
+        if block not in BLOCKS:
+            raise unknown("block", block, BLOCKS)
+        if dim < 4 or dim % 2:
+            raise InputError(f"dim = {dim}; accepted: an even number of at least 4")
+        if not dim_mults or dim_mults[0] != 1 or min(dim_mults) < 1:
+            raise InputError(f"dim_mults = {tuple(dim_mults)}; accepted: whole numbers, the first being 1")
+        if block == "resnet" and any(dim * m % resnet_groups for m in dim_mults):
+            raise InputError(f"dim = {dim} with resnet_groups = {resnet_groups}; the groups must divide every width")
+        init_dim = dim // 3 * 2 if init_dim is None else init_dim
+        if min(init_dim, channels, convnext_mult, resnet_groups, 1 if out_dim is None else out_dim) < 1:
+            raise InputError("init_dim, channels, out_dim, convnext_mult and resnet_groups must be at least 1")
+        self.options: dict[str, Any] = dict(
+            dim=dim, init_dim=init_dim, dim_mults=list(dim_mults), channels=channels, out_dim=out_dim,
+            edition=edition, block=block, convnext_mult=convnext_mult, resnet_groups=resnet_groups,
+        )  # fmt: skip
+        self.channels, self.levels = channels, len(dim_mults)
+        kind = EDITIONS[edition]
+        make: Callable[..., nn.Module] = (
+            partial(ConvNextBlock, mult=convnext_mult, edition=kind)
+            if block == "convnext"
+            else partial(ResnetBlock, groups=resnet_groups, edition=kind)
+        )
+        bias, time_dim = kind.conv_bias, dim * 4
+        dims = [init_dim, *(dim * m for m in dim_mults)]
+        pairs = list(zip(dims[:-1], dims[1:], strict=True))
+        middle = dims[-1]
+
+        def linear(width: int) -> nn.Module:
+            return Residual(PreNorm(width, LinearAttention(width, edition=kind)))
+
+        self.init_conv = nn.Conv2d(channels, init_dim, 7, padding=3)
+        self.time_mlp = nn.Sequential(
+            SinusoidalPositionEmbeddings(dim),
+            nn.Linear(dim, time_dim),
+            nn.GELU(approximate=kind.gelu),
+            nn.Linear(time_dim, time_dim),
+        )
+        self.downs = nn.ModuleList()
+        for level, (cin, cout) in enumerate(pairs):
+            last = level == len(pairs) - 1
+            down = nn.Identity() if last else nn.Conv2d(cout, cout, 4, stride=2, padding=1, bias=bias)
+            blocks = [make(cin, cout, time_dim=time_dim), make(cout, cout, time_dim=time_dim)]
+            self.downs.append(nn.ModuleList([*blocks, linear(cout), down]))
+        self.mid_block1 = make(middle, middle, time_dim=time_dim)
+        self.mid_attn = Residual(PreNorm(middle, Attention(middle)))
+        self.mid_block2 = make(middle, middle, time_dim=time_dim)
+        self.ups = nn.ModuleList()
+        for cin, cout in reversed(pairs[1:]):
+            up = nn.ConvTranspose2d(cin, cin, 4, stride=2, padding=1, bias=bias)
+            blocks = [make(cout * 2, cin, time_dim=time_dim), make(cin, cin, time_dim=time_dim)]
+            self.ups.append(nn.ModuleList([*blocks, linear(cin), up]))
+        self.final_conv = nn.Sequential(
+            make(dim, dim, time_dim=None), nn.Conv2d(dim, out_dim or channels, 1, bias=bias)
+        )
+
+    def _timed_blocks(self) -> list[nn.Module]:
+        """The blocks that take a time bias, in the order in which denoise uses them."""
+        down = [block for level in self.downs for block in list(level)[:2]]
+        up = [block for level in self.ups for block in list(level)[:2]]
+        return [*down, self.mid_block1, self.mid_block2, *up]
+
+    def embed_time(self, t: Tensor) -> Embedding:
+        """(R,) timesteps → one time bias (R, width, 1, 1) for each block, in the weights' dtype."""
+        embedding = self.time_mlp[0](t.reshape(-1)).to(self.time_mlp[1].weight.dtype)
+        embedding = self.time_mlp[1:](embedding)
+        return tuple(block.mlp(embedding) for block in self._timed_blocks())
+
+    def embed_context(self, context: Tensor | None) -> Embedding:
+        """This network takes no context; raises InputError for any."""
+        if context is not None:
+            raise InputError("AnnotatedUnet takes no context; leave context out, or use a ContextUnet")
+        return ()
+
+    def denoise(self, x: Tensor, time: Embedding, context: Embedding = ()) -> Tensor:
+        """x: (B, channels, H, W); time: from embed_time. Returns (B, out_dim, H, W)."""
+        self._check(x)
+        bias = iter(time)
+        x = self.init_conv(x)
+        skips = []
+        for block1, block2, attention, downsample in self.downs:
+            x = block1(x, next(bias))
+            x = block2(x, next(bias))
+            x = attention(x)
+            skips.append(x)
+            x = downsample(x)
+        x = self.mid_block1(x, next(bias))
+        x = self.mid_attn(x)
+        x = self.mid_block2(x, next(bias))
+        for block1, block2, attention, upsample in self.ups:
+            x = torch.cat((x, skips.pop()), dim=1)
+            x = block1(x, next(bias))
+            x = block2(x, next(bias))
+            x = attention(x)
+            x = upsample(x)
+        return self.final_conv(x)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.denoise(x, self.embed_time(t), self.embed_context(context))
+
+    def _check(self, x: Tensor) -> None:
+        multiple = 2 ** (self.levels - 1)
+        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % multiple or x.shape[3] % multiple:
+            raise InputError(
+                f"images of shape {tuple(x.shape)}; this network takes (B, {self.channels}, H, W) "
+                f"with H and W multiples of {multiple}"
+            )

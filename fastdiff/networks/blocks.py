@@ -1,0 +1,185 @@
+"""The parts of the Annotated Diffusion U-Net. Attribute names are those of published checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdiff.kernels.channel_norm import channel_norm
+from fastdiff.kernels.linear_attention import linear_attention
+
+HEADS, HEAD_DIM = 4, 32
+
+
+@dataclass(frozen=True)
+class Edition:
+    """Where the published editions of the network differ.
+
+    gelu: "none" (erf) or "tanh". conv_bias: whether every convolution has a bias, or only init_conv and to_out.
+    channel_norm: to_out ends in a LayerNorm over channels with a gain `g`, else in GroupNorm(1).
+    divide_by_n: LinearAttention divides v by H W.
+    """
+
+    gelu: str
+    conv_bias: bool
+    channel_norm: bool
+    divide_by_n: bool
+
+
+EDITIONS = {
+    "mindspore": Edition(gelu="tanh", conv_bias=False, channel_norm=True, divide_by_n=True),
+    "mindspore-torch": Edition(gelu="none", conv_bias=True, channel_norm=True, divide_by_n=True),
+    "hf-2022": Edition(gelu="none", conv_bias=True, channel_norm=False, divide_by_n=False),
+}
+
+
+class SinusoidalPositionEmbeddings(nn.Module):
+    """[sin(t f), cos(t f)], f_k = exp(-k ln 10000 / (half - 1)), half = dim / 2 (Vaswani et al. 2017, 3.5)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = self.dim // 2
+        scale = -math.log(10000) / (half - 1)
+        frequencies = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * scale)
+        angles = t.to(torch.float32)[:, None] * frequencies[None, :]
+        return torch.cat((angles.sin(), angles.cos()), dim=-1)  # (R, dim), float32
+
+
+class TimeProjection(nn.Sequential):
+    """A block's own projection of the time embedding: activation, Linear. (R, 4 dim) → (R, width, 1, 1)."""
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return super().forward(embedding)[:, :, None, None]
+
+
+class ConvNextBlock(nn.Module):
+    """Liu et al. 2022, as the tutorial has it; the time bias is added to the depthwise convolution's output."""
+
+    def __init__(self, cin: int, cout: int, *, time_dim: int | None, mult: int, edition: Edition) -> None:
+        super().__init__()
+        bias, gelu = edition.conv_bias, lambda: nn.GELU(approximate=edition.gelu)
+        self.mlp = TimeProjection(gelu(), nn.Linear(time_dim, cin)) if time_dim else None
+        self.ds_conv = nn.Conv2d(cin, cin, 7, padding=3, groups=cin, bias=bias)
+        self.net = nn.Sequential(
+            nn.GroupNorm(1, cin),
+            nn.Conv2d(cin, cout * mult, 3, padding=1, bias=bias),
+            gelu(),
+            nn.GroupNorm(1, cout * mult),
+            nn.Conv2d(cout * mult, cout, 3, padding=1, bias=bias),
+        )
+        self.res_conv = nn.Conv2d(cin, cout, 1, bias=bias) if cin != cout else nn.Identity()
+
+    def forward(self, x: Tensor, time_bias: Tensor | None = None) -> Tensor:
+        h = self.ds_conv(x)
+        if time_bias is not None:
+            h = h + time_bias
+        return self.net(h) + self.res_conv(x)
+
+
+class Block(nn.Module):
+    """Conv 3x3, GroupNorm, SiLU."""
+
+    def __init__(self, cin: int, cout: int, *, groups: int, bias: bool) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(cin, cout, 3, padding=1, bias=bias)
+        self.norm = nn.GroupNorm(groups, cout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.norm(self.proj(x)))
+
+
+class ResnetBlock(nn.Module):
+    """Two Blocks with the time bias added between them (the tutorial's alternative block)."""
+
+    def __init__(self, cin: int, cout: int, *, time_dim: int | None, groups: int, edition: Edition) -> None:
+        super().__init__()
+        bias = edition.conv_bias
+        self.mlp = TimeProjection(nn.SiLU(), nn.Linear(time_dim, cout)) if time_dim else None
+        self.block1 = Block(cin, cout, groups=groups, bias=bias)
+        self.block2 = Block(cout, cout, groups=groups, bias=bias)
+        self.res_conv = nn.Conv2d(cin, cout, 1, bias=bias) if cin != cout else nn.Identity()
+
+    def forward(self, x: Tensor, time_bias: Tensor | None = None) -> Tensor:
+        h = self.block1(x)
+        if time_bias is not None:
+            h = h + time_bias
+        return self.block2(h) + self.res_conv(x)
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over channels with a gain `g` and no shift."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return channel_norm(x, self.g)
+
+
+def _split_heads(qkv: Tensor) -> tuple[Tensor, ...]:
+    """(B, 3 heads d, H, W) → q, k, v, each (B, heads, d, H W)."""
+    b, _, h, w = qkv.shape
+    return qkv.reshape(b, 3, HEADS, HEAD_DIM, h * w).unbind(1)
+
+
+class Attention(nn.Module):
+    """Full attention over positions, 4 heads of 32."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.to_qkv = nn.Conv2d(channels, HEADS * HEAD_DIM * 3, 1, bias=False)
+        self.to_out = nn.Conv2d(HEADS * HEAD_DIM, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        q, k, v = (part.transpose(-1, -2) for part in _split_heads(self.to_qkv(x)))  # (B, heads, n, d)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(out.transpose(-1, -2).reshape(b, HEADS * HEAD_DIM, h, w))
+
+
+class LinearAttention(nn.Module):
+    """See kernels.linear_attention; 4 heads of 32, the output projected and normed."""
+
+    def __init__(self, channels: int, *, edition: Edition) -> None:
+        super().__init__()
+        self.divide_by_n = edition.divide_by_n
+        self.to_qkv = nn.Conv2d(channels, HEADS * HEAD_DIM * 3, 1, bias=False)
+        norm = ChannelNorm(channels) if edition.channel_norm else nn.GroupNorm(1, channels)
+        self.to_out = nn.Sequential(nn.Conv2d(HEADS * HEAD_DIM, channels, 1), norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        out = linear_attention(*_split_heads(self.to_qkv(x)), divide_by_n=self.divide_by_n)
+        return self.to_out(out.reshape(b, HEADS * HEAD_DIM, h, w))
+
+
+class PreNorm(nn.Module):
+    """fn(GroupNorm(1)(x))."""
+
+    def __init__(self, channels: int, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+        self.norm = nn.GroupNorm(1, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(self.norm(x))
+
+
+class Residual(nn.Module):
+    """fn(x) + x."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(x) + x

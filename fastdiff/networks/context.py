@@ -1,0 +1,146 @@
+"""ContextUnet, the network of the course "How Diffusion Models Work" (system B)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.errors import InputError
+from fastdiff.networks.protocol import Embedding
+
+
+def _conv_norm_gelu(cin: int, cout: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(cin, cout, 3, padding=1), nn.BatchNorm2d(cout), nn.GELU())
+
+
+class ResidualConvBlock(nn.Module):
+    """Two of Conv 3x3, BatchNorm, GELU; with is_res, (shortcut(x) + result) / 1.414.
+
+    The shortcut is the identity where widths agree. Where they do not, the course draws a fresh random 1x1
+    convolution in every forward pass; here it is a trained one (shortcut=True) or zero, that convolution's mean.
+    """
+
+    def __init__(self, cin: int, cout: int, is_res: bool = False, shortcut: bool = False) -> None:
+        super().__init__()
+        self.is_res, self.same = is_res, cin == cout
+        self.conv1 = _conv_norm_gelu(cin, cout)
+        self.conv2 = _conv_norm_gelu(cout, cout)
+        self.shortcut = nn.Conv2d(cin, cout, 1) if is_res and shortcut and not self.same else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv2(self.conv1(x))
+        if not self.is_res:
+            return h
+        if self.same:
+            h = x + h
+        elif self.shortcut is not None:
+            h = self.shortcut(x) + h
+        return h / 1.414
+
+
+class UnetDown(nn.Module):
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__()
+        self.model = nn.Sequential(ResidualConvBlock(cin, cout), ResidualConvBlock(cout, cout), nn.MaxPool2d(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class UnetUp(nn.Module):
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__()
+        self.model = nn.Sequential(
+            nn.ConvTranspose2d(cin, cout, 2, 2), ResidualConvBlock(cout, cout), ResidualConvBlock(cout, cout)
+        )
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.model(torch.cat((x, skip), dim=1))
+
+
+class EmbedFC(nn.Module):
+    """Linear, GELU, Linear: (R, cin) → (R, cout, 1, 1)."""
+
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(cin, cout), nn.GELU(), nn.Linear(cout, cout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)[:, :, None, None]
+
+
+class ContextUnet(nn.Module):
+    """x (B, in_channels, height, height) in [-1, 1], t = timestep / T in (0, 1], context (B, n_cfeat) or None.
+
+    n_feat: base width, a multiple of 8. n_cfeat: context features, at least 1; None equals a zero context.
+    height: picture size, a multiple of 4. The published network works at 16, 20, 24 and 28, where it pools
+    4x4 of the height/4 map; at other heights this one pools the whole map.
+    shortcut: a trained 1x1 convolution around init_conv (two more state-dict entries); see ResidualConvBlock.
+    Raises InputError for values outside these ranges, and in forward for shapes it cannot take.
+    """
+
+    def __init__(
+        self, in_channels: int = 3, n_feat: int = 256, n_cfeat: int = 10, height: int = 28, shortcut: bool = False
+    ) -> None:
+        super().__init__()
+        if in_channels < 1 or n_cfeat < 1:
+            raise InputError(f"in_channels = {in_channels}, n_cfeat = {n_cfeat}; accepted: at least 1")
+        if n_feat < 8 or n_feat % 8:
+            raise InputError(f"n_feat = {n_feat}; accepted: a positive multiple of 8")
+        if height < 4 or height % 4:
+            raise InputError(f"height = {height}; accepted: a positive multiple of 4")
+        self.options: dict[str, Any] = dict(
+            in_channels=in_channels, n_feat=n_feat, n_cfeat=n_cfeat, height=height, shortcut=shortcut
+        )
+        self.in_channels, self.n_cfeat, self.height = in_channels, n_cfeat, height
+        n, quarter = n_feat, height // 4
+        self.init_conv = ResidualConvBlock(in_channels, n, is_res=True, shortcut=shortcut)
+        self.down1 = UnetDown(n, n)
+        self.down2 = UnetDown(n, 2 * n)
+        self.to_vec = nn.Sequential(nn.AvgPool2d(4 if 4 <= quarter <= 7 else quarter), nn.GELU())
+        self.timeembed1, self.timeembed2 = EmbedFC(1, 2 * n), EmbedFC(1, n)
+        self.contextembed1, self.contextembed2 = EmbedFC(n_cfeat, 2 * n), EmbedFC(n_cfeat, n)
+        self.up0 = nn.Sequential(
+            nn.ConvTranspose2d(2 * n, 2 * n, quarter, quarter), nn.GroupNorm(8, 2 * n), nn.ReLU()
+        )
+        self.up1 = UnetUp(4 * n, n)
+        self.up2 = UnetUp(2 * n, n)
+        self.out = nn.Sequential(
+            nn.Conv2d(2 * n, n, 3, padding=1), nn.GroupNorm(8, n), nn.ReLU(), nn.Conv2d(n, in_channels, 3, padding=1)
+        )
+
+    def embed_time(self, t: Tensor) -> Embedding:
+        """(R,) times t / T → (R, 2 n_feat, 1, 1) and (R, n_feat, 1, 1)."""
+        t = t.reshape(-1, 1).to(self.timeembed1.model[0].weight.dtype)
+        return self.timeembed1(t), self.timeembed2(t)
+
+    def embed_context(self, context: Tensor | None) -> Embedding:
+        """(B, n_cfeat), or None for the zero context → (B, 2 n_feat, 1, 1) and (B, n_feat, 1, 1)."""
+        weight = self.contextembed1.model[0].weight
+        if context is None:
+            context = weight.new_zeros(1, self.n_cfeat)
+        if context.ndim != 2 or context.shape[1] != self.n_cfeat:
+            raise InputError(f"a context of shape {tuple(context.shape)}; this network takes (B, {self.n_cfeat})")
+        context = context.to(weight.dtype)
+        return self.contextembed1(context), self.contextembed2(context)
+
+    def denoise(self, x: Tensor, time: Embedding, context: Embedding) -> Tensor:
+        """x: (B, in_channels, height, height); embeddings with first dimension B or 1. Returns x's shape."""
+        if x.ndim != 4 or x.shape[1:] != (self.in_channels, self.height, self.height):
+            raise InputError(
+                f"images of shape {tuple(x.shape)}; this network takes "
+                f"(B, {self.in_channels}, {self.height}, {self.height})"
+            )
+        (time1, time2), (context1, context2) = time, context
+        x = self.init_conv(x)
+        down1 = self.down1(x)
+        down2 = self.down2(down1)
+        up1 = self.up0(self.to_vec(down2))
+        up2 = self.up1(context1 * up1 + time1, down2)
+        up3 = self.up2(context2 * up2 + time2, down1)
+        return self.out(torch.cat((up3, x), dim=1))
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.denoise(x, self.embed_time(t), self.embed_context(context))

@@ -1,0 +1,55 @@
+"""What a network's output means, and what is done to the x0 that it implies."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastdiff.errors import InputError, unknown
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+# None: off. A float: clamp x0 to [-bound, bound]. ("dynamic", q): see kernels.denoise_step.
+Clip = None | float | tuple[str, float]
+
+
+def coefficients(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """p and q of x0 = p x + q out, float64, one per row.
+
+    epsilon: x0 = (x - sigma eps) / alpha (DDPM eq. 15); sample: x0 = out; v_prediction: x0 = alpha x - sigma v
+    (Salimans and Ho 2022, appendix D).
+    """
+    if prediction_type == "epsilon":
+        return 1.0 / alpha, -sigma / alpha
+    if prediction_type == "sample":
+        return np.zeros_like(alpha), np.ones_like(alpha)
+    if prediction_type == "v_prediction":
+        return alpha.copy(), -sigma
+    raise unknown("prediction type", prediction_type, PREDICTION_TYPES)
+
+
+def target(prediction_type: str, x0, noise, alpha, sigma):
+    """What the network is trained to output; arguments broadcast against each other."""
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return x0
+    if prediction_type == "v_prediction":
+        return alpha * noise - sigma * x0
+    raise unknown("prediction type", prediction_type, PREDICTION_TYPES)
+
+
+def check_clip(clip: object) -> Clip:
+    """The clip setting in one form; False is off. Raises InputError for anything not described at `Clip`."""
+    if clip is None or clip is False:
+        return None
+    if isinstance(clip, (int, float)) and not isinstance(clip, bool) and 0 < clip < math.inf:
+        return float(clip)
+    if isinstance(clip, (tuple, list)) and len(clip) == 2 and clip[0] == "dynamic":
+        quantile = clip[1]
+        if isinstance(quantile, (int, float)) and 0 < quantile <= 1:
+            return ("dynamic", float(quantile))
+    raise InputError(
+        f"clip = {clip!r}; accepted: None, False, a positive bound, or ('dynamic', quantile in (0, 1])"
+    )

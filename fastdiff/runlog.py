@@ -1,0 +1,165 @@
+"""The folder of a training run: log, loss curve, sample grids, checkpoint, model and its card."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import fastdiff
+from fastdiff.errors import InputError
+from fastdiff.files import write_atomically
+from fastdiff.images import grid, save_picture
+
+COLUMNS = ("step", "epoch", "lr", "loss", "val_loss", "seconds")
+
+
+def source_version() -> str:
+    """The package's version, and the commit where it runs from a checkout ("+" where files differ from it)."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if git("ls-files", "--error-unmatch", __file__):
+            changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/fastdiff", ":/kernels")
+            return f"{fastdiff.__version__}, commit {git('rev-parse', '--short=12', 'HEAD')}{'+' if changed else ''}"
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return fastdiff.__version__
+
+
+def machine(device: torch.device) -> str:
+    """The device in words, with no host name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+
+
+def versions() -> str:
+    return f"Python {platform.python_version()}, torch {torch.__version__}"
+
+
+class RunFolder:
+    """Writes a run's files, each whole or not at all. Raises InputError where the folder is not free or writable."""
+
+    def __init__(self, path: str | Path, resume: bool = False) -> None:
+        self.path = Path(path)
+        self.checkpoint, self.model = self.path / "checkpoint.safetensors", self.path / "model.safetensors"
+        if not resume and self.checkpoint.exists():
+            raise InputError(f"{str(self.path)!r} holds a run already; continue it with --resume, or name another folder")
+        try:
+            (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write to {str(self.path)!r}: {error.strerror}") from error
+        if not os.access(self.path, os.W_OK):
+            raise InputError(f"cannot write to {str(self.path)!r}: Permission denied")
+        self.rows: list[dict[str, str]] = []
+
+    def read_log(self, steps_done: int) -> None:
+        """Take over the log of an interrupted run, up to the step of its checkpoint."""
+        log = self.path / "log.csv"
+        if log.is_file():
+            with open(log, newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= steps_done]
+
+    def add(self, **values: object) -> None:
+        self.rows.append({name: "" if values.get(name) is None else str(values[name]) for name in COLUMNS})
+
+    def seconds(self) -> float:
+        """Training time so far, earlier parts of a resumed run included."""
+        return float(self.rows[-1]["seconds"]) if self.rows else 0.0
+
+    def write_log(self) -> None:
+        def write(path: Path) -> None:
+            with open(path, "w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+        write_atomically(self.path / "log.csv", write)
+
+    def series(self, column: str) -> tuple[list[float], list[float]]:
+        rows = [row for row in self.rows if row[column]]
+        return [float(row["step"]) for row in rows], [float(row[column]) for row in rows]
+
+    def plot(self, loss: str) -> bool:
+        """Draw the loss curve; False where matplotlib is missing (the extra "train")."""
+        try:
+            import matplotlib
+        except ImportError:
+            return False
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+
+        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+        axes.plot(*self.series("loss"), linewidth=0.8, alpha=0.7, label="training")
+        axes.plot(*self.series("val_loss"), marker="o", markersize=4, label="held out")
+        axes.set(xlabel="step", ylabel=f"loss ({loss})", yscale="log")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+        write_atomically(self.path / "loss.png", lambda path: figure.savefig(path, dpi=110))
+        plt.close(figure)
+        return True
+
+    def samples(self, images: Tensor, epoch: int) -> None:
+        picture = grid(images, columns=8)
+        save_picture(picture, self.path / "samples" / f"epoch-{epoch:04d}.png")
+        save_picture(picture, self.path / "samples.png")
+
+    def card(
+        self, title: str, command: str, version: str, recipe: dict[str, object], data: str, device: torch.device
+    ) -> None:
+        """README.md: what the model is, how it was made and what it reached."""
+        steps, losses = self.series("loss")
+        _, held_out = self.series("val_loss")
+        recent = losses[-20:]
+        rows = "\n".join(f"| {name} | `{value}` |" for name, value in recipe.items())
+        text = f"""# {title}
+
+Trained with
+
+    {command}
+
+| | |
+| --- | --- |
+| data | {data} |
+| fastdiff | {version} |
+| on | {machine(device)}; {versions()} |
+| steps | {int(steps[-1]) if steps else 0} in {self.seconds() / 60:.0f} minutes |
+| loss at the end, training | {sum(recent) / max(1, len(recent)):.4f} |
+| loss at the end, held-out pictures | {f"{held_out[-1]:.4f}" if held_out else "not measured"} |
+
+Samples (seed 0):
+
+![samples](samples.png)
+
+![loss](loss.png)
+
+## Recipe
+
+| | |
+| --- | --- |
+{rows}
+"""
+        write_atomically(self.path / "README.md", lambda path: path.write_text(text) and None)
+
+
+def command_line() -> str:
+    """The command as typed, without the path of the program."""
+    import shlex
+
+    return shlex.join(["fastdiff", *sys.argv[1:]])

@@ -1,0 +1,152 @@
+"""Noise schedules: betas and alphas_cumprod in float64, and the forward process.
+
+Two index conventions exist. Most systems number timesteps 0 .. T-1, each with its beta. The course
+"How Diffusion Models Work" keeps T + 1 points, calls index 0 clean (alphas_cumprod[0] = 1) and numbers
+timesteps 1 .. T; `first` is the number of the first noisy timestep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdiff.errors import InputError, unknown
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """A variance-preserving noise schedule (DDPM, Ho et al. 2020, eq. 2 and 4).
+
+    betas: (N,) float64 in (0, 1), indexed by timestep; N = T, or T + 1 where first = 1.
+    first: the first timestep, 0 or 1. With first = 1, alphas_cumprod[0] is set to 1 after the product
+        is taken, so the factor 1 - betas[0] stays in every later entry, as the course has it.
+    name, params: how it was made, kept in checkpoints; "custom" for betas of the user's own.
+    alphas_cumprod: (N,) float64, the product of 1 - betas.
+
+    Raises InputError for betas outside (0, 1) or not one-dimensional.
+    """
+
+    betas: np.ndarray
+    first: int = 0
+    name: str = "custom"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    alphas_cumprod: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        betas = np.array(self.betas, dtype=np.float64)
+        if self.first not in (0, 1):
+            raise InputError(f"first = {self.first!r}; accepted: 0 or 1")
+        if betas.ndim != 1 or len(betas) <= self.first:
+            raise InputError(f"betas of shape {betas.shape}; accepted: one dimension, one entry per timestep")
+        if not ((betas > 0) & (betas < 1)).all():  # also refuses NaN
+            bad = betas[~((betas > 0) & (betas < 1))][0]
+            raise InputError(f"a beta of {bad}; accepted: values strictly between 0 and 1")
+        alphas_cumprod = np.cumprod(1.0 - betas)
+        if self.first == 1:
+            alphas_cumprod[0] = 1.0
+        for column in (betas, alphas_cumprod):
+            column.setflags(write=False)
+        object.__setattr__(self, "betas", betas)
+        object.__setattr__(self, "alphas_cumprod", alphas_cumprod)
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the number of training timesteps."""
+        return len(self.betas) - self.first
+
+    def config(self) -> dict[str, Any]:
+        """Plain values from which `from_config` makes this schedule again."""
+        if self.name == "custom":
+            return {"name": "custom", "betas": self.betas.tolist(), "first": self.first}
+        return {"name": self.name, "timesteps": self.num_timesteps, **self.params}
+
+    def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Forward process q(x_t | x_0) = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (DDPM eq. 4).
+
+        x0, noise: (B, ...) float; t: (B,) integer timesteps. Returns (B, ...) in x0's dtype.
+        """
+        alpha, sigma = self.alpha_sigma(t, x0)
+        return alpha * x0 + sigma * noise
+
+    def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_t) and sqrt(1 - abar_t), each (B, 1, ...) with the dtype and device of `like`."""
+        abar = torch.from_numpy(self.alphas_cumprod.copy())[t.cpu()].view(-1, *[1] * (like.ndim - 1))
+        return abar.sqrt().to(like), (1.0 - abar).sqrt().to(like)
+
+
+def _check_range(beta_start: float, beta_end: float) -> None:
+    if not 0 < beta_start <= beta_end < 1:
+        raise InputError(
+            f"beta_start = {beta_start}, beta_end = {beta_end}; accepted: 0 < beta_start <= beta_end < 1"
+        )
+
+
+def _linear(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+    """DDPM (Ho et al. 2020), section 4."""
+    _check_range(beta_start, beta_end)
+    return np.linspace(beta_start, beta_end, timesteps)
+
+
+def _quadratic(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+    _check_range(beta_start, beta_end)
+    return np.linspace(beta_start**0.5, beta_end**0.5, timesteps) ** 2
+
+
+def _sigmoid(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+    _check_range(beta_start, beta_end)
+    return 1.0 / (1.0 + np.exp(-np.linspace(-6, 6, timesteps))) * (beta_end - beta_start) + beta_start
+
+
+def _cosine(timesteps: int, s: float = 0.008) -> np.ndarray:
+    """Improved DDPM (Nichol and Dhariwal 2021), eq. 17, with beta clipped as the Annotated tutorial does."""
+    x = np.linspace(0, timesteps, timesteps + 1) / timesteps
+    abar = np.cos((x + s) / (1 + s) * np.pi / 2) ** 2
+    return np.clip(1 - abar[1:] / abar[:-1], 1e-4, 0.9999)
+
+
+def _course(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+    """The course's T + 1 points; index 0 is the clean end."""
+    return _linear(timesteps + 1, beta_start, beta_end)
+
+
+_BETAS: dict[str, Callable[..., np.ndarray]] = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "quadratic": _quadratic,
+    "sigmoid": _sigmoid,
+    "course": _course,
+}
+NAMES = tuple(_BETAS)
+
+
+def make_schedule(name: str, timesteps: int, **params: float) -> Schedule:
+    """A schedule by name.
+
+    name: linear, cosine, quadratic, sigmoid, or course (system B: T + 1 linear points, timesteps 1 .. T).
+    timesteps: T >= 1.
+    params: beta_start, beta_end (all but cosine; defaults 1e-4 and 0.02) or s (cosine; default 0.008).
+    """
+    if name not in _BETAS:
+        raise unknown("schedule", name, _BETAS)
+    if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
+        raise InputError(f"timesteps = {timesteps!r}; accepted: a whole number of at least 1")
+    try:
+        betas = _BETAS[name](timesteps, **params)
+    except TypeError:
+        accepted = "s" if name == "cosine" else "beta_start, beta_end"
+        raise InputError(f"schedule {name!r} got {sorted(params)}; accepted parameters: {accepted}") from None
+    return Schedule(betas, first=int(name == "course"), name=name, params=dict(params))
+
+
+def from_config(config: Mapping[str, Any]) -> Schedule:
+    """The inverse of Schedule.config."""
+    options = dict(config)
+    name = options.pop("name", None)
+    if name == "custom":
+        return Schedule(np.asarray(options["betas"]), first=int(options.get("first", 0)))
+    return make_schedule(str(name), options.pop("timesteps", 0), **options)

@@ -1,0 +1,111 @@
+"""Philox4x32-10 and the normals made from it, in plain torch.
+
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). The integers are bit-identical on
+every device. The normals are made of IEEE additions, multiplications and square roots alone (no library
+logarithm or sine), so in eager torch they are bit-identical too, whatever the batch, thread count or vector width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85  # Weyl increments of the key
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def philox4x32(counter: Words, key: tuple[int, int], rounds: int = 10) -> Words:
+    """Four 32-bit words for each counter.
+
+    counter: four int64 tensors that broadcast, values in [0, 2^32), least significant first.
+    key: two integers in [0, 2^32). Returns four int64 tensors with values in [0, 2^32).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        # The int64 product wraps modulo 2^64, so its bits are those of the unsigned product.
+        p0, p1 = c0 * _M0, c2 * _M1
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & MASK) ^ c1 ^ k0,
+            p1 & MASK,
+            ((p0 >> 32) & MASK) ^ c3 ^ k1,
+            p0 & MASK,
+        )
+        k0, k1 = (k0 + _W0) & MASK, (k1 + _W1) & MASK
+    return c0, c1, c2, c3
+
+
+def _log(u: Tensor) -> Tensor:
+    """Natural logarithm of float32 u in (0, 1), by the Cephes logf polynomial; relative error below 2e-7."""
+    f, e = torch.frexp(u)  # u = f 2^e, f in [0.5, 1)
+    small = f < math.sqrt(0.5)
+    x = torch.where(small, f + f, f) - 1.0  # in [sqrt(1/2) - 1, sqrt(2) - 1)
+    e = (e - small.to(e.dtype)).to(torch.float32)
+    y = torch.full_like(x, 7.0376836292e-2)
+    for c in (-1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
+              2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1):  # fmt: skip
+        y = y * x
+        y = y + c
+    z = x * x
+    y = y * x
+    y = y * z
+    y = y - e * 2.12194440e-4  # ln 2 in two parts, so that e ln 2 loses nothing
+    y = y - z * 0.5
+    return (x + y) + e * 0.693359375
+
+
+def _sin_cos_turns(odd: Tensor) -> tuple[Tensor, Tensor]:
+    """Sine and cosine of 2 pi u for u = odd 2^-24, odd an int64 tensor in [0, 2^24).
+
+    The quadrant and the rest are taken in integers, exactly; Cephes sinf and cosf polynomials on +-pi/4.
+    """
+    quadrant = (odd + (1 << 21)) >> 22  # nearest multiple of a quarter turn, 0..4
+    y = (odd - (quadrant << 22)).to(torch.float32) * (2.0**-22 * (math.pi / 2))
+    z = y * y
+    sin = ((z * -1.9515295891e-4 + 8.3321608736e-3) * z - 1.6666654611e-1) * z * y + y
+    cos = ((z * 2.443315711809948e-5 - 1.388731625493765e-3) * z + 4.166664568298827e-2) * (z * z)
+    cos = (cos - z * 0.5) + 1.0
+    swap = (quadrant & 1) == 1
+    s, c = torch.where(swap, cos, sin), torch.where(swap, sin, cos)
+    return torch.where((quadrant & 2) == 2, -s, s), torch.where(((quadrant + 1) & 2) == 2, -c, c)
+
+
+def box_muller(words: Words) -> Words:
+    """Four standard normals (float32) from four 32-bit words (int64), by Box and Muller (1958).
+
+    u = ((word >> 9) + 1/2) 2^-23, exact in float32; z0, z1 = sqrt(-2 ln u0) (cos, sin)(2 pi u1), and z2, z3
+    likewise from u2, u3.
+    """
+    w0, w1, w2, w3 = (((w >> 9) << 1) | 1 for w in words)  # u = w 2^-24, w odd
+    out = []
+    for radius_word, angle_word in ((w0, w1), (w2, w3)):
+        radius = (_log(radius_word.to(torch.float32) * 2.0**-24) * -2.0).sqrt()
+        sin, cos = _sin_cos_turns(angle_word)
+        out += [radius * cos, radius * sin]
+    return tuple(out)  # type: ignore[return-value]
+
+
+def words(seed: int, draw: int, first: int, samples: int, elements: int, device: torch.device) -> Words:
+    """The Philox words of samples first .. first + samples - 1 for one draw, each (samples, ceil(elements / 4)).
+
+    Counter (element // 4, draw, sample low, sample high), key (seed low, seed high); word e % 4 is element e's.
+    """
+    sample = torch.arange(samples, dtype=torch.int64, device=device)[:, None] + first
+    block = torch.arange((elements + 3) // 4, dtype=torch.int64, device=device)[None, :]
+    counter = (block, torch.full_like(block, draw), sample & MASK, sample >> 32)
+    return philox4x32(counter, (seed & MASK, seed >> 32))
+
+
+def normals(seed: int, draw: int, first: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Standard normals of the given shape (samples, ...), float32; elements are counted in row-major order.
+
+    0 <= seed, first + samples < 2^63; 0 <= draw < 2^32. Row r is a function of (seed, draw, first + r) alone.
+    """
+    samples, elements = shape[0], math.prod(shape[1:])
+    z = box_muller(words(seed, draw, first, samples, elements, device))
+    return torch.stack(z, dim=-1).reshape(samples, -1)[:, :elements].reshape(shape)
