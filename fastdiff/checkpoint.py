@@ -103,7 +103,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} is not a whole safetensors file ({error})") from error
-    return tensors, json.loads(metadata) if metadata else None
+    try:
+        config = json.loads(metadata) if metadata else None
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} has a damaged configuration ({error})") from error
+    return tensors, config
 
 
 def load(
@@ -121,18 +125,15 @@ def load(
 
     Raises InputError for an unknown name, and for a file that is truncated, foreign, or would need code to be run.
     """
+    from fastdiff.foreign import load_foreign
+
     path = _locate(name_or_path)
+    tensors, config = None, None
     if looks_like_safetensors(path):
         tensors, config = read_tensors(path)
         if config is not None:
             return _own(path, tensors, config, schedule, image_size)
-    else:
-        from fastdiff.foreign import read_foreign
-
-        tensors = read_foreign(path)
-    from fastdiff.foreign import recognise
-
-    return recognise(path, tensors, schedule, image_size)
+    return load_foreign(path, tensors, schedule, image_size)
 
 
 def stored_info(name_or_path: str | Path) -> dict[str, Any]:

@@ -24,12 +24,36 @@ WRAPPINGS = ("ema", "ema_model", "ema_state_dict", "model", "state_dict", "model
 PREFIXES = ("module.", "_orig_mod.", "ema_model.", "model.", "network.", "net.", "unet.", "denoise_fn.")
 
 
-def read_foreign(path: Path) -> dict[str, Tensor]:
-    """The tensors of a torch.save file or a MindSpore .ckpt, unwrapped; no code from the file is run."""
+def load_foreign(
+    path: Path,
+    tensors: Mapping[str, Tensor] | None,
+    schedule: Schedule | None,
+    image_size: int | tuple[int, int] | None,
+) -> Model:
+    """A Model from a file that is not fastdiff's own; tensors where they are read already (bare safetensors)."""
+    if tensors is None and _is_protobuf(path):
+        tensors = read_mindspore(path)
+        try:
+            return recognise(path, tensors, schedule, image_size)
+        except InputError as error:
+            raise InputError(
+                f"{error}; the file holds {len(tensors)} tensors: one saved without the tutorial's loop that renames "
+                "every parameter holds 114 of the network's 166, for parameters of one name overwrite each other; save "
+                "it again with that loop"
+            ) from error
+    return recognise(path, _read_torch(path) if tensors is None else tensors, schedule, image_size)
+
+
+def _is_protobuf(path: Path) -> bool:
+    """Whether the file begins as MindSpore's message does, with field 1, length-delimited, and its field 1."""
     with open(path, "rb") as file:
-        head = file.read(2)
-    if head[:1] == b"\x0a" and path.suffix != ".pt":  # protobuf: field 1, length-delimited
-        return read_mindspore(path)
+        head = file.read(12)
+    body = head[1:].lstrip(bytes(range(0x80, 0x100)))[1:]  # after the varint length
+    return head[:1] == b"\x0a" and body[:1] == b"\x0a"
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    """The state dict in a torch.save file, unwrapped; no code from the file is run."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -171,14 +195,6 @@ def _context(path: Path, tensors: Mapping[str, Tensor], schedule, image_size) ->
 
 
 def _model(path: Path, network: nn.Module, tensors: Mapping[str, Tensor], model: Model) -> Model:
-    expected = network.state_dict()
     floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-    present = expected.keys() & floats.keys()
-    if path.suffix == ".ckpt" and len(present) < len(expected) and not floats.keys() - expected.keys():
-        raise InputError(
-            f"{str(path)!r} holds {len(present)} of the network's {len(expected)} tensors: it was saved without the "
-            "tutorial's loop that gives every parameter its own name, so the rest overwrote each other; save it again "
-            "with that loop"
-        )
     load_weights(network, floats, path)
     return model

@@ -1,0 +1,359 @@
+"""Checkpoints: the own format, state dicts as people have them, and files that must be refused."""
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fastdiff import AnnotatedUnet, ContextUnet, InputError, Model, load, make_schedule, sample, save
+from fastdiff.bench.reference import AnnotatedReference, ContextReference
+from fastdiff.checkpoint import shipped_models, stored_info
+
+
+def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    x, y = a.state_dict(), b.state_dict()
+    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+# --- the own format ---
+
+
+def models():
+    yield Model(AnnotatedUnet(dim=12, dim_mults=(1, 3), channels=3, edition="hf-2022"), make_schedule("cosine", 77, s=0.01),
+                "v_prediction", (3, 8, 10), clip=("dynamic", 0.99))  # fmt: skip
+    yield Model(AnnotatedUnet(dim=16, block="resnet", resnet_groups=4), make_schedule("linear", 200), image_shape=(1, 8, 8), clip=1.0)
+    yield Model(ContextUnet(3, 8, 2, 20, shortcut=True), make_schedule("course", 50), "epsilon", (3, 20, 20), "fraction", ("a", "b"))
+
+
+@pytest.mark.parametrize("model", list(models()), ids=["hf", "resnet", "context"])
+def test_round_trip(model, tmp_path, randomised):
+    randomised(model.network)
+    path = tmp_path / "m.safetensors"
+    save(model, path, info={"note": "x"})
+    again = load(path)
+    assert type(again.network) is type(model.network) and again.network.options == model.network.options
+    assert equal(again.network, model.network) and not again.network.training
+    for name in ("prediction_type", "image_shape", "time", "class_names", "clip"):
+        assert getattr(again, name) == getattr(model, name)
+    assert (again.schedule.betas == model.schedule.betas).all()
+    assert stored_info(path) == {"note": "x"}
+    options = dict(n=2, steps=3, device="cpu")
+    assert torch.equal(sample(again, **options), sample(Model(**{**vars(model)}), **options))
+
+
+def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path, rel):
+    model = Model(ContextUnet(3, 16, 5, 16), make_schedule("course", 50), image_shape=(3, 16, 16), time="fraction")
+    save(model, tmp_path / "full.safetensors")
+    save(model, tmp_path / "half.safetensors", dtype=torch.float16)
+    assert os.path.getsize(tmp_path / "half.safetensors") < 0.7 * os.path.getsize(tmp_path / "full.safetensors")
+    for name, value in load(tmp_path / "half.safetensors").network.state_dict().items():
+        assert value.dtype in (torch.float32, torch.int64)
+        if value.is_floating_point():
+            assert torch.allclose(value, model.network.state_dict()[name], atol=1e-3)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    model = next(models())
+    path = tmp_path / "m.safetensors"
+    save(model, path)
+    before = path.read_bytes()
+
+    def half(tensors, name, metadata):
+        name.write_bytes(b"x")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("fastdiff.checkpoint.save_file", half)
+    with pytest.raises(OSError):
+        save(model, path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["m.safetensors"]
+
+
+def test_a_network_of_another_class_is_refused(tmp_path):
+    with pytest.raises(InputError, match="Identity cannot be saved"):
+        save(Model(torch.nn.Identity(), make_schedule("linear", 5)), tmp_path / "m.safetensors")
+    assert not os.listdir(tmp_path)
+
+
+# --- what people have ---
+
+
+EDITION_OPTIONS = [
+    dict(edition="mindspore"),
+    dict(edition="mindspore-torch", dim=16, dim_mults=(1, 2, 2)),
+    dict(edition="hf-2022", channels=3),
+    dict(edition="hf-2022", dim=16, block="resnet"),
+    dict(edition="mindspore-torch", dim=16, block="resnet", init_dim=5),
+]
+
+
+def annotated_state(options):
+    return AnnotatedReference(**options).state_dict()
+
+
+@pytest.mark.parametrize("options", EDITION_OPTIONS)
+def test_state_dicts_of_a(options, tmp_path):
+    state = annotated_state(options)
+    torch.save(state, tmp_path / "a.pt")
+    model = load(tmp_path / "a.pt")
+    assert model.network.options["edition"] == options["edition"]
+    assert model.network.options["block"] == options.get("block", "convnext")
+    assert all(torch.equal(v, model.network.state_dict()[k]) for k, v in state.items())
+    assert model.schedule.name == "linear" and model.schedule.num_timesteps == 200
+    assert model.image_shape == (options.get("channels", 1), 28, 28) and model.time == "index"
+    other = load(tmp_path / "a.pt", schedule=make_schedule("cosine", 1000), image_size=32)
+    assert other.schedule.num_timesteps == 1000 and other.image_shape[1:] == (32, 32)
+
+
+def test_loading_twice_the_convnext_mult(tmp_path):
+    torch.save(AnnotatedUnet(dim=8, convnext_mult=3).state_dict(), tmp_path / "a.pt")
+    assert load(tmp_path / "a.pt").network.options["convnext_mult"] == 3
+
+
+def test_state_dicts_of_b(tmp_path):
+    state = ContextReference(3, 16, 5, 20).state_dict()
+    torch.save(state, tmp_path / "b.pth")
+    with pytest.warns(UserWarning, match="taken as zero, its mean"):
+        model = load(tmp_path / "b.pth")
+    assert model.network.options == dict(in_channels=3, n_feat=16, n_cfeat=5, height=20, shortcut=False)
+    assert all(torch.equal(v, model.network.state_dict()[k]) for k, v in state.items())
+    assert model.time == "fraction" and model.schedule.name == "course" and model.schedule.num_timesteps == 500
+    torch.save(ContextReference(3, 16, 5, 20, shortcut="trained").state_dict(), tmp_path / "s.pth")
+    assert load(tmp_path / "s.pth").network.options["shortcut"]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"model": s, "epoch": 3},
+        lambda s: {"step": 7, "model": {"x": torch.zeros(1)}, "ema": s},
+        lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+        lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {"ema": {"initted": torch.tensor(True), **{f"ema_model.model.{k}": v for k, v in s.items()}}},
+        lambda s: {"ema_model": {"n_averaged": torch.tensor(5), **{f"module.{k}": v for k, v in s.items()}}},
+    ],
+)
+def test_wrappings(wrap, tmp_path):
+    state = annotated_state(dict(dim=8))
+    torch.save(wrap(state), tmp_path / "a.pt")
+    loaded = load(tmp_path / "a.pt").network.state_dict()
+    assert all(torch.equal(v, loaded[k]) for k, v in state.items())
+
+
+def test_bare_safetensors_and_legacy_files(tmp_path):
+    state = annotated_state(dict(dim=8))
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("a.safetensors", "old.pt"):
+        assert load(tmp_path / name).network.options["dim"] == 8
+
+
+def test_half_precision_state_dicts(tmp_path):
+    torch.save({k: v.half() for k, v in annotated_state(dict(dim=8)).items()}, tmp_path / "a.pt")
+    assert all(p.dtype == torch.float32 for p in load(tmp_path / "a.pt").network.parameters())
+
+
+# --- MindSpore ---
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def field(number: int, content: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def mindspore_file(state, packed=False, slices=1) -> bytes:
+    """The protobuf that mindspore.save_checkpoint writes, by the message definition in the specification."""
+    out = b""
+    for name, value in state.items():
+        dims = [varint(d) for d in value.shape]
+        head = field(1, b"".join(dims)) if packed else b"".join(varint(1 << 3) + d for d in dims)
+        raw = value.numpy().tobytes()
+        for part in range(slices):
+            piece = raw[len(raw) * part // slices : len(raw) * (part + 1) // slices]
+            kind = {torch.float32: b"Float32", torch.float16: b"Float16"}[value.dtype]
+            tensor = head + field(2, kind) + field(3, piece)
+            out += field(1, field(1, name.encode()) + field(2, tensor))
+    return out
+
+
+def mindspore_names(state):
+    """Norm parameters as MindSpore calls them."""
+    norms = {k.rsplit(".", 1)[0] for k, v in state.items() if k.endswith(".bias") and state[k[:-4] + "weight"].ndim == 1}
+    return {
+        (k.replace(".weight", ".gamma").replace(".bias", ".beta") if k.rsplit(".", 1)[0] in norms else k): v
+        for k, v in state.items()
+    }
+
+
+@pytest.mark.parametrize("packed, slices, dtype", [(False, 1, torch.float32), (True, 1, torch.float16), (False, 3, torch.float32)])
+def test_mindspore_ckpt(packed, slices, dtype, tmp_path):
+    state = {k: v.to(dtype) for k, v in annotated_state(dict(edition="mindspore")).items()}
+    named = mindspore_names(state)
+    assert len(named) == 166 and sum(k.endswith(".gamma") for k in named) > 20
+    training = {"moment1.init_conv.weight": torch.zeros(3), "global_step": torch.zeros(1), "learning_rate": torch.zeros(())}
+    (tmp_path / "unet.ckpt").write_bytes(mindspore_file({**training, **named}, packed, slices))
+    model = load(tmp_path / "unet.ckpt")
+    assert model.network.options["edition"] == "mindspore"
+    assert all(torch.equal(v.float(), model.network.state_dict()[k]) for k, v in state.items())
+
+
+def test_mindspore_ckpt_without_the_renaming_loop(tmp_path):
+    named = mindspore_names(annotated_state(dict(edition="mindspore")))
+    for drop in ([k for k in named if ".net." in k][:52], list(named)[:52]):
+        (tmp_path / "unet.ckpt").write_bytes(mindspore_file({k: v for k, v in named.items() if k not in drop}))
+        with pytest.raises(InputError, match="holds 114 tensors: one saved without the tutorial's loop"):
+            load(tmp_path / "unet.ckpt")
+
+
+@pytest.mark.parametrize("cut", [1, 10, 1000, -1])
+def test_truncated_mindspore_ckpt(cut, tmp_path):
+    data = mindspore_file(mindspore_names(annotated_state(dict(edition="mindspore", dim=8))))
+    (tmp_path / "unet.ckpt").write_bytes(data[:cut])
+    with pytest.raises(InputError):
+        load(tmp_path / "unet.ckpt")
+
+
+# --- refused ---
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("touch /tmp/fastdiff-was-run",))
+
+
+def write(name):
+    """Ways to make a file that must be refused; each returns the words that its message must hold."""
+    state = annotated_state(dict(dim=8))
+
+    def code(path):
+        torch.save({"model": state, "extra": Evil()}, path)
+        return ["pickled code", "torch.save(model.state_dict()"]
+
+    def bare_pickle(path):
+        path.write_bytes(pickle.dumps(Evil()))
+        return ["pickled code"]
+
+    def whole_module(path):
+        torch.save(torch.nn.Linear(2, 2), path)
+        return ["pickled code or objects"]
+
+    def truncated(path):
+        torch.save(state, path)
+        path.write_bytes(path.read_bytes()[:-5000])
+        return ["not a whole checkpoint"]
+
+    def truncated_safetensors(path):
+        save_file(state, path)
+        path.write_bytes(path.read_bytes()[:-100])
+        return ["not a whole safetensors file"]
+
+    def other_network(path):
+        torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+        return ["not a network that fastdiff knows", "bias"]
+
+    def no_tensors(path):
+        torch.save({"lr": 0.1}, path)
+        return ["holds no state dict"]
+
+    def text(path):
+        path.write_text("hello")
+        return ["refused"] if path.suffix == ".pt" else ["not a whole"]
+
+    def empty(path):
+        path.write_bytes(b"")
+        return ["not a whole checkpoint"]
+
+    def some_zip(path):
+        with zipfile.ZipFile(path, "w") as z:
+            z.writestr("a", "b")
+        return ["not a whole checkpoint"]
+
+    def later_edition(path):
+        torch.save({**state, "init_conv.weight": torch.zeros(4, 1, 1, 1), "final_res_block.mlp.1.weight": torch.zeros(1)}, path)
+        return ["later PyTorch edition", "not served yet"]
+
+    def first_edition(path):
+        torch.save({**state, "downs.0.2.fn.norm.g": torch.zeros(1), "downs.0.2.fn.norm.b": torch.zeros(1)}, path)
+        return ["first PyTorch edition", "not served yet"]
+
+    def missing_key(path):
+        torch.save({k: v for k, v in state.items() if k != "mid_block1.ds_conv.bias"}, path)
+        return ["does not fit AnnotatedUnet", "1 missing (mid_block1.ds_conv.bias"]
+
+    def wrong_shape(path):
+        torch.save({**state, "mid_block1.ds_conv.bias": torch.zeros(3)}, path)
+        return ["1 wrong shape"]
+
+    def half_a_network(path):
+        torch.save({k: v for k, v in state.items() if not k.startswith("downs")}, path)
+        return ["no whole Annotated Diffusion U-Net"]
+
+    def half_of_b(path):
+        torch.save({k: v for k, v in ContextReference(3, 8, 5, 16).state_dict().items() if not k.startswith("up")}, path)
+        return ["no whole ContextUnet"]
+
+    def newer_format(path):
+        save_file({"a": torch.zeros(1)}, path, metadata={"fastdiff": json.dumps({"format": 99})})
+        return ["format 99"]
+
+    def no_configuration(path):
+        save_file({"a": torch.zeros(1)}, path, metadata={"fastdiff": json.dumps({"format": 1})})
+        return ["incomplete configuration"]
+
+    def broken_configuration(path):
+        save_file({"a": torch.zeros(1)}, path, metadata={"fastdiff": "{"})
+        return ["configuration"]
+
+    def lying_header(path):
+        path.write_bytes(struct.pack("<Q", 2**40) + b"{}")
+        return ["not a whole safetensors file"]
+
+    return locals()[name]
+
+
+REFUSED = [
+    ("code", ".pt"), ("bare_pickle", ".pt"), ("whole_module", ".pth"), ("truncated", ".pt"),
+    ("truncated_safetensors", ".safetensors"), ("other_network", ".pt"), ("no_tensors", ".pt"), ("text", ".pt"),
+    ("text", ".safetensors"), ("empty", ".pt"), ("some_zip", ".pt"), ("later_edition", ".pt"), ("first_edition", ".pt"),
+    ("missing_key", ".pt"), ("wrong_shape", ".pt"), ("half_a_network", ".pt"), ("half_of_b", ".pt"),
+    ("newer_format", ".safetensors"), ("no_configuration", ".safetensors"), ("broken_configuration", ".safetensors"),
+    ("lying_header", ".safetensors"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, ending", REFUSED)
+def test_refused_files(name, ending, tmp_path):
+    path = tmp_path / f"file{ending}"
+    words = write(name)(path)
+    with pytest.raises(InputError) as caught:
+        load(path)
+    assert "\n" not in str(caught.value) and "file" + ending in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+    assert not os.path.exists("/tmp/fastdiff-was-run")
+
+
+def test_unknown_names_are_told_with_the_nearest():
+    with pytest.raises(InputError) as caught:
+        load("fashion-minst")
+    assert "'fashion-minst'" in str(caught.value) and "did you mean 'fashion-mnist'" in str(caught.value)
+
+
+def test_an_own_file_keeps_its_own_schedule(tmp_path):
+    save(next(models()), tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match="states its own"):
+        load(tmp_path / "m.safetensors", image_size=32)
+
+
+def test_the_shipped_models():
+    assert set(shipped_models()) == {"fashion-mnist", "sprites"}

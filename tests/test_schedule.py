@@ -1,0 +1,84 @@
+"""Schedules against the published formulas, and the forward process."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdiff import InputError, Schedule, make_schedule
+from fastdiff.bench.reference import CourseLoop
+from fastdiff.schedule import NAMES, from_config
+
+
+def test_linear_quadratic_and_sigmoid():
+    assert np.allclose(make_schedule("linear", 200).betas, np.linspace(1e-4, 0.02, 200), rtol=1e-15)
+    assert np.allclose(make_schedule("quadratic", 50).betas, np.linspace(1e-2, math.sqrt(0.02), 50) ** 2, rtol=1e-14)
+    x = torch.linspace(-6, 6, 30, dtype=torch.float64)
+    expected = torch.sigmoid(x) * (0.02 - 1e-4) + 1e-4
+    assert np.allclose(make_schedule("sigmoid", 30).betas, expected.numpy(), rtol=1e-14)
+
+
+def test_cosine_is_the_closed_form_where_it_is_not_clipped():
+    schedule = make_schedule("cosine", 1000)
+    t = np.arange(1, 1001) / 1000
+    closed = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    inside = slice(30, 990)  # the lower clip of beta at 1e-4 changes the first few entries
+    assert np.allclose(schedule.alphas_cumprod[inside] / closed[inside], 1, atol=2e-3)
+    assert schedule.betas.min() >= 1e-4 and schedule.betas.max() == 0.9999
+
+
+def test_the_course_keeps_t_plus_1_points():
+    schedule, loop = make_schedule("course", 500), CourseLoop(500)
+    assert len(schedule.betas) == 501 and schedule.num_timesteps == 500 and schedule.first == 1
+    assert schedule.alphas_cumprod[0] == 1
+    assert schedule.alphas_cumprod[1] == pytest.approx((1 - schedule.betas[0]) * (1 - schedule.betas[1]), rel=1e-15)
+    assert schedule.alphas_cumprod[500] == pytest.approx(0.00629, abs=1e-5)
+    assert np.allclose(schedule.alphas_cumprod, loop.ab_t.numpy(), rtol=1e-4)  # the course's is float32, by logarithms
+
+
+@given(name=st.sampled_from(NAMES), timesteps=st.integers(1, 1000))
+def test_every_schedule_falls_and_is_kept(name, timesteps):
+    schedule = make_schedule(name, timesteps)
+    assert schedule.num_timesteps == timesteps
+    assert (np.diff(schedule.alphas_cumprod) < 0).all()
+    again = from_config(schedule.config())
+    assert np.array_equal(again.betas, schedule.betas) and again.first == schedule.first
+
+
+def test_custom_betas_are_kept():
+    schedule = Schedule(np.array([0.1, 0.2, 0.3]))
+    assert np.array_equal(from_config(schedule.config()).alphas_cumprod, schedule.alphas_cumprod)
+    with pytest.raises(ValueError):
+        schedule.betas[0] = 0.5  # read-only
+
+
+def test_forward_process():
+    schedule = make_schedule("linear", 200)
+    x0, z, t = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4), torch.tensor([0, 100, 199])
+    x = schedule.q_sample(x0, t, z)
+    for row, k in enumerate(t.tolist()):
+        abar = float(np.prod(1 - schedule.betas[: k + 1]))
+        expected = math.sqrt(abar) * x0[row] + math.sqrt(1 - abar) * z[row]
+        assert torch.allclose(x[row], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: make_schedule("linaer", 10), ["linaer", "did you mean 'linear'"]),
+        (lambda: make_schedule("linear", 0), ["0", "at least 1"]),
+        (lambda: make_schedule("linear", 10, s=1), ["'s'", "beta_start"]),
+        (lambda: make_schedule("linear", 10, beta_end=2.0), ["2.0"]),
+        (lambda: Schedule(np.array([0.1, 1.0])), ["1.0"]),
+        (lambda: Schedule(np.array([0.1, float("nan")])), ["nan"]),
+        (lambda: Schedule(np.zeros((2, 2))), ["(2, 2)"]),
+    ],
+)
+def test_bad_input_is_named(make, words):
+    with pytest.raises(InputError) as caught:
+        make()
+    for word in words:
+        assert word in str(caught.value)
