@@ -207,9 +207,12 @@ class Run:
                 if self.pending:
                     self._log()
                 self._save()
-                raise InputError(
-                    f"stopped after {trainer.steps_done} steps; continue with: fastdiff train --resume {self.folder.path}"
-                ) from None
+                click.echo(
+                    f"stopped after {trainer.steps_done} of {trainer.total_steps} steps; "
+                    f"continue with: fastdiff train --resume {self.folder.path}",
+                    err=True,
+                )
+                raise SystemExit(130) from None  # what shells report for an interrupted command
         click.echo(f"wrote {self.folder.model.resolve()}")
         click.echo(f"sample from it: fastdiff sample {self.folder.path}")
 

@@ -1,0 +1,207 @@
+"""Every kind of data source, and what is said where there is none."""
+
+import gzip
+import hashlib
+import io
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastdiff import InputError, data
+from fastdiff.data import load_data
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def fashion_files():
+    rng = np.random.default_rng(0)
+    return {
+        "train-images-idx3-ubyte": idx(rng.integers(0, 256, (20, 28, 28), dtype=np.uint8)),
+        "train-labels-idx1-ubyte": idx((np.arange(20) % 10).astype(np.uint8)),
+        "t10k-images-idx3-ubyte": idx(rng.integers(0, 256, (7, 28, 28), dtype=np.uint8)),
+        "t10k-labels-idx1-ubyte": idx((np.arange(7) % 10).astype(np.uint8)),
+    }
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_idx_folder(packed, fashion_files, tmp_path):
+    for name, content in fashion_files.items():
+        (tmp_path / (name + ".gz" * packed)).write_bytes(gzip.compress(content) if packed else content)
+    found = load_data(str(tmp_path))
+    assert found.images.shape == (20, 1, 28, 28) and found.val_images.shape == (7, 1, 28, 28)
+    assert found.images.dtype == torch.uint8
+    raw = np.frombuffer(fashion_files["train-images-idx3-ubyte"][16:], np.uint8).reshape(20, 28, 28)
+    assert np.array_equal(found.images[:, 0].numpy(), raw)
+    assert found.labels.argmax(1).tolist() == [k % 10 for k in range(20)] and float(found.labels.sum()) == 20
+
+
+def test_the_debian_package_is_found():
+    if not data.DEBIAN_FASHION.is_dir():
+        pytest.skip("dataset-fashion-mnist is not installed")
+    found = load_data("fashion-mnist")
+    assert found.images.shape == (60000, 1, 28, 28) and found.val_images.shape == (10000, 1, 28, 28)
+    assert found.labels.sum(0).tolist() == [6000.0] * 10 and found.class_names[9] == "ankle-boot"
+    for name, digest in data.FASHION_SHA256.items():  # the sums that a download is checked with
+        content = gzip.decompress((data.DEBIAN_FASHION / f"{name}.gz").read_bytes())
+        assert hashlib.sha256(content).hexdigest() == digest
+
+
+@pytest.fixture
+def downloading(monkeypatch, tmp_path, fashion_files):
+    """No Debian package, an empty cache, and a server of our own files."""
+    served = tmp_path / "served"
+    served.mkdir()
+    for name, content in fashion_files.items():
+        (served / f"{name}.gz").write_bytes(gzip.compress(content))
+    monkeypatch.setattr(data, "DEBIAN_FASHION", tmp_path / "none")
+    monkeypatch.setattr(data, "FASHION_URL", served.as_uri() + "/")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in fashion_files.items()}
+    monkeypatch.setattr(data, "FASHION_SHA256", sums)
+    return served, tmp_path / "cache" / "fastdiff" / "fashion-mnist"
+
+
+def test_download_once_then_from_the_cache(downloading):
+    served, cache = downloading
+    first = load_data("fashion-mnist")
+    assert len(list(cache.iterdir())) == 4
+    for file in served.iterdir():
+        file.unlink()
+    assert torch.equal(load_data("fashion-mnist").images, first.images)
+
+
+def test_a_download_with_a_wrong_checksum_leaves_nothing(downloading):
+    served, cache = downloading
+    (served / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"other"))
+    with pytest.raises(InputError, match="SHA-256"):
+        load_data("fashion-mnist")
+    assert not list(cache.iterdir())
+
+
+def test_no_network(downloading):
+    for file in downloading[0].iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match="cannot download .*; install Debian's dataset-fashion-mnist, or give the folder"):
+        load_data("fashion-mnist")
+
+
+@pytest.mark.parametrize("inner", ["", "cifar-10-batches-bin"])
+def test_cifar_binary(inner, tmp_path):
+    folder = tmp_path / inner
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(["data_batch_1", "data_batch_2", "test_batch"]):
+        rows = rng.integers(0, 256, (4, 3073), dtype=np.uint8)
+        rows[:, 0] = k
+        (folder / f"{name}.bin").write_bytes(rows.tobytes())
+    found = load_data(str(tmp_path))
+    assert found.images.shape == (8, 3, 32, 32) and found.val_images.shape == (4, 3, 32, 32)
+    assert found.labels.argmax(1).tolist() == [0] * 4 + [1] * 4
+    assert np.array_equal(found.val_images.numpy().reshape(4, -1), rows[:, 1:])
+
+
+def test_cifar_python(tmp_path):
+    for name in ("data_batch_1", "test_batch"):
+        batch = {b"data": np.arange(2 * 3072).reshape(2, 3072).astype(np.uint8), b"labels": [3, 9]}
+        (tmp_path / name).write_bytes(pickle.dumps(batch))
+    found = load_data(str(tmp_path))
+    assert found.images.shape == (2, 3, 32, 32) and found.labels.argmax(1).tolist() == [3, 9]
+
+
+def test_cifar_python_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    for name in ("data_batch_1", "test_batch"):
+        (tmp_path / name).write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(InputError, match="not allowed"):
+        load_data(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_picture_folder_with_classes(tmp_path):
+    for k, name in enumerate(["cat", "dog"]):
+        (tmp_path / name).mkdir()
+        for j in range(6):
+            Image.new("RGB", (10 + j, 8), (40 * k + 50, 2, 3)).save(tmp_path / name / f"{j}.png")
+    found = load_data(str(tmp_path), size=8)
+    assert found.class_names == ("cat", "dog") and found.image_shape == (3, 8, 8)
+    assert len(found.images) + len(found.val_images) == 12 and len(found.val_images) >= 1
+    for picture, label in zip(found.images, found.labels, strict=True):
+        assert int(picture[0, 0, 0]) == 50 + 40 * int(label.argmax())
+
+
+def test_gray_pictures_stay_gray(tmp_path):
+    for j in range(3):
+        Image.new("L", (8, 8), 10 * j).save(tmp_path / f"{j}.png")
+    found = load_data(str(tmp_path))
+    assert found.image_shape == (1, 8, 8) and found.labels.shape[1] == 0
+
+
+def test_npy_pair(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (2000, 4, 4, 3), dtype=np.uint8))
+    np.save(tmp_path / "y.npy", np.eye(5, dtype=np.uint8)[np.arange(2000) % 5])
+    found = load_data(str(tmp_path / "x.npy"), labels=str(tmp_path / "y.npy"))
+    assert found.image_shape == (3, 4, 4) and found.class_names == data.SPRITE_CLASSES
+    assert len(found.val_images) == 100 and len(found.images) == 1900  # two blocks of 50 neighbours
+    named = load_data(str(tmp_path / "x.npy"), labels=str(tmp_path / "y.npy"), class_names=tuple("abcde"))
+    assert named.class_names == tuple("abcde")
+
+
+def test_the_holdout_is_whole_blocks_of_neighbours(tmp_path):
+    x = np.zeros((2000, 1, 4), np.uint8)
+    x[:, 0, :2] = np.stack([np.arange(2000) // 256, np.arange(2000) % 256], axis=1)
+    np.save(tmp_path / "x.npy", x)
+    held = load_data(str(tmp_path / "x.npy")).val_images.long()
+    index = (held[:, 0, 0, 0] * 256 + held[:, 0, 0, 1]).tolist()
+    assert index == [*range(950, 1000), *range(1950, 2000)]
+
+
+def test_bad_data_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mixed").mkdir()
+    for j in (4, 5):
+        Image.new("L", (j, 8)).save(tmp_path / "mixed" / f"{j}.png")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "one").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "one" / "a.png")
+    (tmp_path / "idx").mkdir()
+    (tmp_path / "idx" / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03")
+    np.save(tmp_path / "f.npy", np.zeros((4, 4, 4), np.float32))
+    np.save(tmp_path / "x.npy", np.zeros((4, 4, 4), np.uint8))
+    np.save(tmp_path / "o.npy", np.array(["a"], dtype=object), allow_pickle=True)
+    cases = [
+        (dict(source="empty"), ["empty", "holds no data"]),
+        (dict(source="mixed"), ["5x8", "4x8", "--size"]),
+        (dict(source="broken"), ["a.png", "as a picture"]),
+        (dict(source="one"), ["1 pictures", "at least 2"]),
+        (dict(source="idx"), ["IDX"]),
+        (dict(source="f.npy"), ["float32", "uint8"]),
+        (dict(source="o.npy"), [".npy"]),
+        (dict(source="x.npy", labels="x.npy"), ["(4, 4, 4)", "(4, K)"]),
+        (dict(source="x.npy", class_names=("a",)), ["1 class names", "width 0"]),
+        (dict(source="nowhere"), ["nowhere", "neither a folder"]),
+        (dict(source="mixed", labels="x.npy"), ["labels", "only beside an .npy"]),
+        (dict(source="x.npy", holdout=0.9), ["0.9"]),
+    ]
+    for options, words in cases:
+        options = {k: str(tmp_path / v) if k in ("source", "labels") else v for k, v in options.items()}
+        with pytest.raises(InputError) as caught:
+            load_data(**options)
+        assert "\n" not in str(caught.value)
+        for word in words:
+            assert word in str(caught.value)
+
+
+def test_the_unpickler_is_closed():
+    with pytest.raises(pickle.UnpicklingError):
+        data._ArraysOnly(io.BytesIO(pickle.dumps(print))).load()

@@ -1,0 +1,79 @@
+"""Pictures: values, places in the grid, files whole or not at all."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastdiff import InputError
+from fastdiff.files import check_writable, write_atomically
+from fastdiff.images import check_picture_name, grid, read_picture, save_gif, save_picture, to_uint8
+
+
+def test_to_uint8():
+    values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0, float("nan"), float("inf")])
+    assert to_uint8(values).tolist() == [0, 0, 128, 255, 255, 0, 255]
+    exact = torch.arange(256) / 127.5 - 1
+    assert to_uint8(exact).tolist() == list(range(256))
+
+
+def test_grid_places_images_row_by_row():
+    images = torch.stack([torch.full((1, 2, 3), k / 127.5 - 1) for k in range(5)])
+    picture = np.asarray(grid(images, columns=3, scale=1, gap=1))
+    assert picture.shape == (2 * 3 + 1, 3 * 4 + 1)
+    for k in range(5):
+        assert (picture[1 + k // 3 * 3 : 3 + k // 3 * 3, 1 + k % 3 * 4 : 4 + k % 3 * 4] == k).all()
+    assert (picture[4:6, 9:12] == 255).all()  # an empty place
+
+
+@pytest.mark.parametrize("channels, mode", [(1, "L"), (2, "L"), (3, "RGB"), (4, "RGBA")])
+def test_channels(channels, mode):
+    assert grid(torch.zeros(2, channels, 4, 4)).mode == mode
+
+
+def test_color_survives_a_png(tmp_path):
+    image = torch.rand(1, 3, 5, 7) * 2 - 1
+    save_picture(grid(image, scale=1, gap=0), tmp_path / "a.png")
+    assert torch.allclose(read_picture(tmp_path / "a.png"), image[0], atol=1 / 127)
+
+
+def test_gif(tmp_path):
+    frames = [grid(torch.full((4, 1, 4, 4), v)) for v in (-1.0, 0.0, 1.0)]
+    save_gif(frames, tmp_path / "a.gif", milliseconds=50)
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 3 and gif.info["loop"] == 0 and gif.info["duration"] == 50
+        gif.seek(2)
+        assert gif.info["duration"] == 1500
+
+
+def test_a_middle_square_is_cut(tmp_path):
+    picture = Image.new("RGB", (12, 4), (255, 0, 0))
+    picture.paste((0, 0, 255), (4, 0, 8, 4))
+    picture.save(tmp_path / "a.png")
+    assert torch.equal(read_picture(tmp_path / "a.png", 4), torch.tensor([-1.0, -1, 1])[:, None, None].expand(3, 4, 4))
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    def fail(path):
+        path.write_bytes(b"half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_atomically(tmp_path / "a.bin", fail)
+    assert not os.listdir(tmp_path)
+
+
+def test_names_and_places(tmp_path):
+    with pytest.raises(InputError, match="a.xyz"):
+        check_picture_name("a.xyz", reading=False)
+    with pytest.raises(InputError, match="it is a folder"):
+        check_writable(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        check_writable(tmp_path / "file" / "a.png")
+    with pytest.raises(InputError, match="as a picture"):
+        read_picture(tmp_path / "file")
+    check_writable(tmp_path / "new" / "a.png")
+    assert os.listdir(tmp_path / "new") == []
