@@ -27,7 +27,7 @@ class SinusoidalPositionEmbeddings(nn.Module):
     def forward(self, time: Tensor) -> Tensor:
         half_dim = self.dim // 2
         embeddings = math.log(10000) / (half_dim - 1)
-        embeddings = torch.exp(torch.arange(half_dim) * -embeddings)
+        embeddings = torch.exp(torch.arange(half_dim, device=time.device) * -embeddings)
         embeddings = time[:, None] * embeddings[None, :]
         return torch.cat((embeddings.sin(), embeddings.cos()), dim=-1)
 
@@ -232,7 +232,7 @@ class AnnotatedLoop:
     @torch.no_grad()
     def p_sample(self, model: nn.Module, x: Tensor, t: int, z: Tensor | None) -> Tensor:
         """One step; z is the noise that is added, None where t = 0."""
-        time = torch.full((len(x),), t, dtype=torch.long)
+        time = torch.full((len(x),), t, dtype=torch.long, device=x.device)
         mean = self.sqrt_recip_alphas[t] * (
             x - self.betas[t] * model(x, time) / self.sqrt_one_minus_alphas_cumprod[t]
         )
@@ -366,7 +366,7 @@ class CourseLoop:
         """extra_noise=False is the course's "incorrect" sampling without the added noise."""
         samples = noise(0)
         for k, i in enumerate(range(self.timesteps, 0, -1)):
-            t = torch.tensor([i / self.timesteps])[:, None, None, None]
+            t = torch.tensor([i / self.timesteps]).to(samples.device)[:, None, None, None]
             z = noise(k + 1) if i > 1 and extra_noise else 0.0
             samples = self.denoise_add_noise(samples, i, model(samples, t, context), z)
         return samples
@@ -376,6 +376,6 @@ class CourseLoop:
         """n must divide T; other n walk to a negative index in the published code."""
         samples, step_size = noise(0), self.timesteps // n
         for i in range(self.timesteps, 0, -step_size):
-            t = torch.tensor([i / self.timesteps])[:, None, None, None]
+            t = torch.tensor([i / self.timesteps]).to(samples.device)[:, None, None, None]
             samples = self.denoise_ddim(samples, i, i - step_size, model(samples, t, context))
         return samples

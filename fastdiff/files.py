@@ -10,24 +10,42 @@ from pathlib import Path
 from fastdiff.errors import InputError
 
 
-def check_writable(path: str | Path) -> Path:
-    """Create the parent folder and see that a file can be put there, before any long work. Raises InputError."""
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"cannot write {str(path)!r}: it is a folder; give a file name")
+def check_folder(folder: str | Path) -> Path:
+    """See that a file can be put into a folder that may not exist yet, leaving no trace. Raises InputError."""
+    folder = Path(folder)
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    made: list[Path] = []
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, probe = tempfile.mkstemp(dir=path.parent)
+        for part in reversed(missing):
+            part.mkdir()
+            made.append(part)
+        handle, probe = tempfile.mkstemp(dir=folder)
         os.close(handle)
         os.unlink(probe)
     except OSError as error:
-        raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        raise InputError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
+    finally:
+        for part in reversed(made):
+            part.rmdir()
+    return folder
+
+
+def check_writable(path: str | Path) -> Path:
+    """See that a file of this name can be written, before any long work. Raises InputError."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"cannot write {str(path)!r}: it is a folder; give a file name")
+    check_folder(path.parent)
     return path
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: the name never holds half a file."""
+    """Let `write` fill a temporary file beside `path`, then rename it: the name never holds half a file.
+
+    Missing parent folders are made.
+    """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)

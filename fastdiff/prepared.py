@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,20 @@ def prepare_network(network: nn.Module, device: torch.device, dtype: torch.dtype
     """
     prepared = copy.deepcopy(network).eval().requires_grad_(False)
     return prepared.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+
+
+@contextmanager
+def ieee_float32() -> Iterator[None]:
+    """Within it float32 means float32: cuDNN's convolutions would use TF32 (10 bits of mantissa) by default."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
 
 
 class EagerNetwork:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fastdiff
 from fastdiff.errors import InputError
-from fastdiff.files import write_atomically
+from fastdiff.files import check_folder, write_atomically
 from fastdiff.images import grid, save_picture
 
 COLUMNS = ("step", "epoch", "lr", "loss", "val_loss", "seconds")
@@ -36,17 +36,19 @@ def source_version() -> str:
     return fastdiff.__version__
 
 
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def machine(device: torch.device) -> str:
     """The device in words, with no host name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads of {os.cpu_count()}"
 
 
 def versions() -> str:
@@ -61,12 +63,7 @@ class RunFolder:
         self.checkpoint, self.model = self.path / "checkpoint.safetensors", self.path / "model.safetensors"
         if not resume and self.checkpoint.exists():
             raise InputError(f"{str(self.path)!r} holds a run already; continue it with --resume, or name another folder")
-        try:
-            (self.path / "samples").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write to {str(self.path)!r}: {error.strerror}") from error
-        if not os.access(self.path, os.W_OK):
-            raise InputError(f"cannot write to {str(self.path)!r}: Permission denied")
+        check_folder(self.path)
         self.rows: list[dict[str, str]] = []
 
     def read_log(self, steps_done: int) -> None:

@@ -14,7 +14,7 @@ from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.noise import NoiseSource, PhiloxNoise, check_index
 from fastdiff.prediction import check_clip
-from fastdiff.prepared import EagerNetwork, prepare_network
+from fastdiff.prepared import EagerNetwork, ieee_float32, prepare_network
 from fastdiff.step import State, advance
 from fastdiff.table import StepTable, make_table
 
@@ -59,7 +59,7 @@ def sample(
     frames: also return x after every k-th step, the last included: (images, frames (m, n, C, H, W)).
     noise: a callable (draw, first, shape) → normals in place of the default Philox source; draw 0 is x_T.
     device: where the network runs; None is the CUDA device where there is one, else the CPU.
-    dtype: of the network: float32 (the default), bfloat16 or float16; x itself stays float32.
+    dtype: of the network: float32 (the default; TF32 is off), bfloat16 or float16; x itself stays float32.
     batch_size: samples run together; 64 unless given. progress: a bar on stderr.
 
     Raises InputError, before any long work, for values outside these.
@@ -87,7 +87,7 @@ def sample(
     device = choose_device(device)
     source = PhiloxNoise(seed, device) if noise is None else noise
 
-    with torch.inference_mode():
+    with torch.inference_mode(), ieee_float32():
         network = prepare_network(model.network, device, dtype)
         form = EagerNetwork(network, table, model.time == "index", rows, guidance_scale)
         images: list[Tensor] = []

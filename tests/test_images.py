@@ -75,5 +75,7 @@ def test_names_and_places(tmp_path):
         check_writable(tmp_path / "file" / "a.png")
     with pytest.raises(InputError, match="as a picture"):
         read_picture(tmp_path / "file")
-    check_writable(tmp_path / "new" / "a.png")
-    assert os.listdir(tmp_path / "new") == []
+    check_writable(tmp_path / "new" / "deep" / "a.png")
+    assert os.listdir(tmp_path) == ["file"]  # looking leaves no trace
+    write_atomically(tmp_path / "new" / "deep" / "a", lambda path: path.write_text("x") and None)
+    assert os.listdir(tmp_path / "new" / "deep") == ["a"]

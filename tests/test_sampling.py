@@ -274,3 +274,17 @@ def test_bad_models_are_named(options, words):
     with pytest.raises(InputError) as caught:
         Model(torch.nn.Identity(), make_schedule("linear", 10), **options)
     assert words in str(caught.value)
+
+
+def test_float32_means_tf32_off_and_the_users_setting_comes_back(randomised):
+    place, seen = torch.backends.cudnn.conv, []
+    before = place.fp32_precision
+    try:
+        place.fp32_precision = "tf32"
+        model = annotated(randomised)
+        hook = model.network.init_conv.register_forward_pre_hook(lambda *_: seen.append(place.fp32_precision))
+        sample(model, 1, steps=1, device="cpu")
+        hook.remove()
+        assert seen == ["ieee"] and place.fp32_precision == "tf32"
+    finally:
+        place.fp32_precision = before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,6 +178,30 @@ def _check_picture_size(trainer: Trainer) -> None:
         network.train(training)
 
 
+class StopSignal:
+    """Within it, Ctrl-C or a polite kill only asks: a step is never cut in half, so what is saved is consistent.
+
+    A second one interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: dict[int, Any] = {}
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __enter__(self) -> StopSignal:
+        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
 class Run:
     """Takes a trainer to its end: progress, log, samples, checkpoints."""
 
@@ -191,28 +216,27 @@ class Run:
         from tqdm.auto import tqdm
 
         trainer = self.trainer
-        # disable=None: no bar where stderr is not a terminal; a line for each epoch is printed there instead.
-        with tqdm(total=trainer.total_steps, initial=trainer.steps_done, unit="step", disable=None) as bar:
-            try:
-                while trainer.steps_done < trainer.total_steps:
-                    self.pending.append(trainer.step())
-                    bar.update()
-                    end_of_epoch = trainer.steps_done % trainer.steps_per_epoch == 0
-                    if len(self.pending) == LOG_EVERY or end_of_epoch:
-                        bar.set_postfix(loss=f"{self._log():.4f}", epoch=trainer.steps_done // trainer.steps_per_epoch)
-                    if end_of_epoch:
-                        self._end_of_epoch()
-                        bar.write(self._epoch_line())
-            except KeyboardInterrupt:
-                if self.pending:
-                    self._log()
+        # disable=None: no bar where stderr is not a terminal; a line for each epoch is printed there and here.
+        with (
+            StopSignal() as stop,
+            tqdm(total=trainer.total_steps, initial=trainer.steps_done, unit="step", disable=None) as bar,
+        ):
+            while trainer.steps_done < trainer.total_steps and not stop.asked:
+                self.pending.append(trainer.step())
+                bar.update()
+                end_of_epoch = trainer.steps_done % trainer.steps_per_epoch == 0
+                if len(self.pending) == LOG_EVERY or end_of_epoch:
+                    bar.set_postfix(loss=f"{self._log():.4f}", epoch=trainer.steps_done // trainer.steps_per_epoch)
+                if end_of_epoch:
+                    self._end_of_epoch()
+                    bar.write(self._epoch_line())
+            if stop.asked and self.pending:
+                self._log()
                 self._save()
-                click.echo(
-                    f"stopped after {trainer.steps_done} of {trainer.total_steps} steps; "
-                    f"continue with: fastdiff train --resume {self.folder.path}",
-                    err=True,
-                )
-                raise SystemExit(130) from None  # what shells report for an interrupted command
+        if trainer.steps_done < trainer.total_steps:
+            done = f"stopped after {trainer.steps_done} of {trainer.total_steps} steps"
+            click.echo(f"{done}; continue with: fastdiff train --resume {self.folder.path}", err=True)
+            raise SystemExit(130)  # what shells report for an interrupted command
         click.echo(f"wrote {self.folder.model.resolve()}")
         click.echo(f"sample from it: fastdiff sample {self.folder.path}")
 
