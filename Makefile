@@ -26,6 +26,7 @@ lint: $(VENV)/.test ## ruff, and mypy on an installed wheel
 	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps -w $(VENV)/wheel $(ROOT)
 	rm -rf $(VENV)/mypy && $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(VENV)/mypy $(VENV)/wheel/*.whl
+	rm -rf $(ROOT)/build  # setuptools would pack what lies there
 	cd $(VENV)/mypy && $(BIN)/mypy -p fastdiff --config-file $(ROOT)/pyproject.toml
 
 bench: $(VENV)/.test ## measure sampling against the published loops; updates bench/results and the README

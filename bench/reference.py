@@ -183,9 +183,7 @@ class AnnotatedReference(nn.Module):
         for ind, (dim_in, dim_out) in enumerate(in_out):
             is_last = ind >= len(in_out) - 1
             down = nn.Conv2d(dim_out, dim_out, 4, 2, 1, bias=bias) if not is_last else nn.Identity()
-            self.downs.append(
-                nn.ModuleList([klass(dim_in, dim_out), klass(dim_out, dim_out), linear(dim_out), down])
-            )
+            self.downs.append(nn.ModuleList([klass(dim_in, dim_out), klass(dim_out, dim_out), linear(dim_out), down]))
         mid_dim = dims[-1]
         self.mid_block1 = klass(mid_dim, mid_dim)
         self.mid_attn = Residual(PreNorm(mid_dim, Attention(mid_dim)))
@@ -233,9 +231,7 @@ class AnnotatedLoop:
     def p_sample(self, model: nn.Module, x: Tensor, t: int, z: Tensor | None) -> Tensor:
         """One step; z is the noise that is added, None where t = 0."""
         time = torch.full((len(x),), t, dtype=torch.long, device=x.device)
-        mean = self.sqrt_recip_alphas[t] * (
-            x - self.betas[t] * model(x, time) / self.sqrt_one_minus_alphas_cumprod[t]
-        )
+        mean = self.sqrt_recip_alphas[t] * (x - self.betas[t] * model(x, time) / self.sqrt_one_minus_alphas_cumprod[t])
         return mean if z is None else mean + torch.sqrt(self.posterior_variance[t]) * z
 
     def p_sample_loop(self, model: nn.Module, noise: Noise) -> list[Tensor]:

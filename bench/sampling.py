@@ -62,7 +62,14 @@ def annotated_case(n: int, device: torch.device) -> dict[str, Any]:
 
     whole = loop.p_sample_loop(network, lambda k: noise(k, 0, (2, *shape)))[-1]
     parity = _relative(fastdiff.sample(model, 2, "ddpm", 200, seed=0, device=device), whole)  # type: ignore[arg-type]
-    return {"name": "fashion-mnist (system A)", "n": n, "steps": 25, "parity": parity, "reference": reference, "ours": ours}
+    return {
+        "name": "fashion-mnist (system A)",
+        "n": n,
+        "steps": 25,
+        "parity": parity,
+        "reference": reference,
+        "ours": ours,
+    }
 
 
 def context_case(n: int, device: torch.device) -> dict[str, Any]:
@@ -130,12 +137,13 @@ def table(report: dict[str, Any]) -> str:
     """The README's table, from a report."""
     first = report["rows"][0]
     lines = [
-        f"| {first['n']} images, {first['steps']} steps | threads | published loop | fastdiff | images/s | faster by | whole-loop difference |",
+        f"| {first['n']} images, {first['steps']} steps | threads | published loop | fastdiff | images/s | faster by "
+        "| whole-loop difference |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *map(_line, report["rows"]),
         "",
-        f"Median of {report['rounds']} interleaved rounds in one process (range in brackets); float32, {report['machine']}; "
-        f"{report['versions']}; fastdiff {report['fastdiff']}; `{report['command']}`; "
+        f"Median of {report['rounds']} interleaved rounds in one process (range in brackets); float32, "
+        f"{report['machine']}; {report['versions']}; fastdiff {report['fastdiff']}; `{report['command']}`; "
         f"[report](bench/results/{report['file']}).",
     ]
     return "\n".join(lines)
@@ -169,13 +177,13 @@ def main(arguments: list[str] | None = None) -> None:
         "rows": rows,
     }
     path = given.output or RESULTS / str(report["file"])
-    write_atomically(path, lambda p: p.write_text(json.dumps(report, indent=1) + "\n") and None)
+    write_atomically(path, lambda p: p.write_text(json.dumps(report, indent=1) + "\n"))
     print(f"wrote {path}")
     if given.output is not None:
         return
     readme = ROOT / "README.md"
     text = put_into_readme(readme.read_text(), report)
-    write_atomically(readme, lambda p: p.write_text(text) and None)
+    write_atomically(readme, lambda p: p.write_text(text))
     print("put its table into README.md")
 
 

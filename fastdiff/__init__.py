@@ -1,8 +1,8 @@
 """fastdiff: fast, reproducible sampling for pixel-space diffusion models.
 
-    >>> import fastdiff
-    >>> model = fastdiff.load("fashion-mnist")
-    >>> images = fastdiff.sample(model, 64, steps=25, seed=0)  # (64, 1, 28, 28) in [-1, 1]
+>>> import fastdiff
+>>> model = fastdiff.load("fashion-mnist")
+>>> images = fastdiff.sample(model, 64, steps=25, seed=0)  # (64, 1, 28, 28) in [-1, 1]
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
-    from fastdiff.checkpoint import load, save
-    from fastdiff.errors import InputError
-    from fastdiff.model import Model
-    from fastdiff.networks import AnnotatedUnet, ContextUnet
-    from fastdiff.noise import PhiloxNoise
-    from fastdiff.sampling import sample
-    from fastdiff.schedule import Schedule, make_schedule
-    from fastdiff.table import StepTable, make_table
+    from fastdiff.checkpoint import load as load
+    from fastdiff.checkpoint import save as save
+    from fastdiff.errors import InputError as InputError
+    from fastdiff.model import Model as Model
+    from fastdiff.networks import AnnotatedUnet as AnnotatedUnet
+    from fastdiff.networks import ContextUnet as ContextUnet
+    from fastdiff.noise import PhiloxNoise as PhiloxNoise
+    from fastdiff.sampling import sample as sample
+    from fastdiff.schedule import Schedule as Schedule
+    from fastdiff.schedule import make_schedule as make_schedule
+    from fastdiff.table import StepTable as StepTable
+    from fastdiff.table import make_table as make_table
 
 
 def __getattr__(name: str) -> Any:

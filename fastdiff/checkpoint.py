@@ -35,7 +35,7 @@ def network_config(network: nn.Module) -> dict[str, Any]:
     """Plain values from which `build_network` makes the network again."""
     for name, kind in NETWORKS.items():
         if type(network) is kind:
-            return {"name": name, **network.options}
+            return {"name": name, **network.options}  # type: ignore[dict-item]
     raise InputError(f"a network of class {type(network).__name__} cannot be saved; accepted: {', '.join(NETWORKS)}")
 
 
@@ -77,7 +77,9 @@ def model_from_config(config: Mapping[str, Any], network: nn.Module | None = Non
     )
 
 
-def save(model: Model, path: str | Path, dtype: torch.dtype | None = None, info: Mapping[str, Any] | None = None) -> None:
+def save(
+    model: Model, path: str | Path, dtype: torch.dtype | None = None, info: Mapping[str, Any] | None = None
+) -> None:
     """Write a model as one safetensors file, atomically.
 
     dtype: of the stored weights (float16 halves the file); None keeps them. Integers stay as they are.

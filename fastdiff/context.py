@@ -15,7 +15,7 @@ from fastdiff.model import Model
 def context_width(model: Model) -> int | None:
     """K of the model's contexts: 0 where it takes none, None where that cannot be told (a network of the user's)."""
     if hasattr(model.network, "n_cfeat"):
-        return int(model.network.n_cfeat)
+        return int(model.network.n_cfeat)  # type: ignore[arg-type]
     if model.class_names:
         return len(model.class_names)
     return 0 if hasattr(model.network, "embed_context") else None

@@ -145,7 +145,7 @@ def _download(url: str, path: Path, sha256: str) -> None:
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise InputError(f"{url} unpacks to SHA-256 {found}; expected {sha256}")
-    write_atomically(path, lambda temporary: temporary.write_bytes(data) and None)
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -198,7 +198,9 @@ def _npy_pair(path: Path, labels: str | None, class_names: tuple[str, ...], hold
     else:
         array = _load_npy(Path(labels))
         if array.ndim != 2 or len(array) != len(pictures) or array.dtype.kind not in "uifb":
-            raise InputError(f"{labels!r} is {array.dtype} of shape {array.shape}; accepted: ({len(pictures)}, K) numbers")
+            raise InputError(
+                f"{labels!r} is {array.dtype} of shape {array.shape}; accepted: ({len(pictures)}, K) numbers"
+            )
         context = torch.from_numpy(array.astype(np.float32))
     width = context.shape[1]
     if class_names and len(class_names) != width:

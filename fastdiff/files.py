@@ -39,7 +39,7 @@ def check_writable(path: str | Path) -> Path:
     return path
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: the name never holds half a file.
 
     Missing parent folders are made.

@@ -61,8 +61,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         first = str(error).splitlines()[0]
         raise InputError(
-            f"{str(path)!r} is refused: it holds pickled code or objects, or is damaged, and only tensors are loaded; "
-            f"save the state dict alone, torch.save(model.state_dict(), path) ({first})"
+            f"{str(path)!r} is refused: it holds pickled code or objects, or is damaged, and only tensors are "
+            f"loaded; save the state dict alone, torch.save(model.state_dict(), path) ({first})"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -113,16 +113,16 @@ def recognise(
         return _annotated(path, tensors, schedule, image_size)
     some = ", ".join(sorted(tensors)[:3])
     raise InputError(
-        f"{str(path)!r} is not a network that fastdiff knows (its keys begin {some}); accepted: the Annotated Diffusion "
-        "U-Net, ContextUnet, or wrap your own network: fastdiff.Model(network, schedule, image_shape=...)"
+        f"{str(path)!r} is not a network that fastdiff knows (its keys begin {some}); accepted: the Annotated "
+        "Diffusion U-Net, ContextUnet, or wrap your own network: fastdiff.Model(network, schedule, image_shape=...)"
     )
 
 
 def _refuse_other_editions(path: Path, tensors: Mapping[str, Tensor]) -> None:
     if any(k.startswith("final_res_block.") for k in tensors) or tensors["init_conv.weight"].shape[-1] == 1:
         raise InputError(
-            f"{str(path)!r} is of the tutorial's later PyTorch edition (weight-standardised ResNet blocks, 1x1 init_conv, "
-            "final_res_block), which is not served yet; accepted: mindspore, mindspore-torch, hf-2022"
+            f"{str(path)!r} is of the tutorial's later PyTorch edition (weight-standardised ResNet blocks, 1x1 "
+            "init_conv, final_res_block), which is not served yet; accepted: mindspore, mindspore-torch, hf-2022"
         )
     if any(k.endswith(".norm.g") or k.endswith(".net.0.g") for k in tensors):
         raise InputError(
@@ -135,7 +135,7 @@ def annotated_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """AnnotatedUnet's arguments, read off a state dict's keys and shapes."""
     shape = {name: tuple(value.shape) for name, value in tensors.items()}
     dim = shape["time_mlp.1.weight"][1]
-    widths = []
+    widths: list[int] = []
     while f"downs.{len(widths)}.2.fn.fn.to_qkv.weight" in shape:
         hidden, width = shape[f"downs.{len(widths)}.2.fn.fn.to_qkv.weight"][:2]
         if hidden != 3 * HEADS * HEAD_DIM:
@@ -185,8 +185,8 @@ def _context(path: Path, tensors: Mapping[str, Tensor], schedule, image_size) ->
         raise InputError(f"image_size = {image_size}; the network in {str(path)!r} takes {height}")
     if not shortcut and in_channels != n_feat:
         warnings.warn(
-            f"{path.name}: the published network draws its first shortcut at random in every pass, so no checkpoint has "
-            "it; it is taken as zero, its mean",
+            f"{path.name}: the published network draws its first shortcut at random in every pass, so no checkpoint "
+            "has it; it is taken as zero, its mean",
             stacklevel=4,
         )
     return _model(path, network, tensors, Model(

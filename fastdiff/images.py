@@ -62,9 +62,13 @@ def save_gif(pictures: list[Image.Image], path: str | Path, milliseconds: int = 
 def check_picture_name(path: str | Path, reading: bool) -> Path:
     """An InputError for a file ending that Pillow does not know."""
     Image.init()
-    known = sorted(k for k, name in Image.registered_extensions().items() if name in (Image.OPEN if reading else Image.SAVE))
+    known = sorted(
+        k for k, name in Image.registered_extensions().items() if name in (Image.OPEN if reading else Image.SAVE)
+    )
     if Path(path).suffix.lower() not in known:
-        raise InputError(f"picture name {str(path)!r}; accepted endings: .png, .jpg, .webp, .gif and others of Pillow's")
+        raise InputError(
+            f"picture name {str(path)!r}; accepted endings: .png, .jpg, .webp, .gif and others of Pillow's"
+        )
     return Path(path)
 
 

@@ -50,6 +50,4 @@ def check_clip(clip: object) -> Clip:
         quantile = clip[1]
         if isinstance(quantile, (int, float)) and 0 < quantile <= 1:
             return ("dynamic", float(quantile))
-    raise InputError(
-        f"clip = {clip!r}; accepted: None, False, a positive bound, or ('dynamic', quantile in (0, 1])"
-    )
+    raise InputError(f"clip = {clip!r}; accepted: None, False, a positive bound, or ('dynamic', quantile in (0, 1])")

@@ -25,7 +25,7 @@ def prepare_network(network: nn.Module, device: torch.device, dtype: torch.dtype
 @contextmanager
 def ieee_float32() -> Iterator[None]:
     """Within it float32 means float32: cuDNN's convolutions would use TF32 (10 bits of mantissa) by default."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
     try:
         for place in places:

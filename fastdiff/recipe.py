@@ -58,7 +58,7 @@ class Recipe:
         ):
             if value not in accepted:
                 raise unknown(name, value, accepted)
-        for name, ok, accepted in (
+        for name, ok, range_ in (
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("epochs", self.epochs >= 1, "at least 1"),
             ("lr", self.lr > 0, "more than 0"),
@@ -71,7 +71,7 @@ class Recipe:
             ("seed", 0 <= self.seed < 2**63, "0 to 2^63 - 1"),
         ):
             if not ok:
-                raise InputError(f"{name} = {getattr(self, name)}; accepted: {accepted}")
+                raise InputError(f"{name} = {getattr(self, name)}; accepted: {range_}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

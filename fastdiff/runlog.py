@@ -25,7 +25,9 @@ def source_version() -> str:
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         if git("ls-files", "--error-unmatch", __file__):
@@ -62,7 +64,9 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoint, self.model = self.path / "checkpoint.safetensors", self.path / "model.safetensors"
         if not resume and self.checkpoint.exists():
-            raise InputError(f"{str(self.path)!r} holds a run already; continue it with --resume, or name another folder")
+            raise InputError(
+                f"{str(self.path)!r} holds a run already; continue it with --resume, or name another folder"
+            )
         check_folder(self.path)
         self.rows: list[dict[str, str]] = []
 
@@ -152,7 +156,7 @@ Samples (seed 0):
 | --- | --- |
 {rows}
 """
-        write_atomically(self.path / "README.md", lambda path: path.write_text(text) and None)
+        write_atomically(self.path / "README.md", lambda path: path.write_text(text))
 
 
 def command_line() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,56 +65,84 @@ def sample(
 
     Raises InputError, before any long work, for values outside these.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise InputError(f"n = {n!r}; accepted: a whole number of at least 1")
-    check_index("seed", seed)
-    check_index("first", first, n)
-    size = min(n, DEFAULT_BATCH) if batch_size is None else batch_size
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise InputError(f"batch_size = {batch_size!r}; accepted: a whole number of at least 1")
-    if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
-        raise InputError(f"frames = {frames!r}; accepted: None or a whole number of at least 1")
+    size = _check_counts(n, seed, first, batch_size, frames)
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r}; accepted: {', '.join(map(str, DTYPES))}")
     table = _table(model, sampler, steps, eta, spacing)
     bound = model.clip if clip is None else check_clip(clip)
     rows = resolve_context(model, context, n)
-    if guidance_scale is not None:
-        if rows is None:
-            raise InputError(f"guidance_scale = {guidance_scale} without a context; give a context to guide towards")
-        if not abs(guidance_scale) < float("inf"):
-            raise InputError(f"guidance_scale = {guidance_scale}; accepted: a finite number")
+    _check_guidance(guidance_scale, rows)
     device = choose_device(device)
     source = PhiloxNoise(seed, device) if noise is None else noise
 
-    with torch.inference_mode(), ieee_float32():
+    starts = range(0, n, size)
+    images: list[Tensor] = []
+    kept: list[Tensor] = []
+    with (
+        torch.inference_mode(),
+        ieee_float32(),
+        tqdm(total=len(starts) * len(table), disable=not progress, unit="step", leave=False) as bar,
+    ):
         network = prepare_network(model.network, device, dtype)
         form = EagerNetwork(network, table, model.time == "index", rows, guidance_scale)
-        images: list[Tensor] = []
-        kept: list[Tensor] = []
-        starts = range(0, n, size)
-        with tqdm(total=len(starts) * len(table), disable=not progress, unit="step", leave=False) as bar:
-            for start in starts:
-                count = min(size, n - start)
-                shape = (count, *model.image_shape)
-                predict = form.batch(slice(start, start + count), count)
-
-                def draw(k: int, at: int = first + start, shape: tuple[int, ...] = shape) -> Tensor:
-                    return _checked(source(k, at, shape), shape).to(device=device, dtype=torch.float32)
-
-                state = State(draw(0), draw, bound)
-                batch_frames = []
-                for i in range(len(table)):
-                    advance(state, predict, table, i)
-                    if frames is not None and ((i + 1) % frames == 0 or i + 1 == len(table)):
-                        batch_frames.append(state.x.to("cpu"))
-                    bar.update()
-                images.append(state.x.to("cpu"))
-                if frames is not None:
-                    kept.append(torch.stack(batch_frames))
+        for start in starts:
+            count = min(size, n - start)
+            draw = _Draw(source, first + start, (count, *model.image_shape), device)
+            state = State(draw(0), draw, bound)
+            predict = form.batch(slice(start, start + count), count)
+            batch_frames: list[Tensor] = []
+            for i in range(len(table)):
+                advance(state, predict, table, i)
+                if frames is not None and ((i + 1) % frames == 0 or i + 1 == len(table)):
+                    batch_frames.append(state.x.to("cpu"))
+                bar.update()
+            images.append(state.x.to("cpu"))
+            if frames is not None:
+                kept.append(torch.stack(batch_frames))
     result = torch.cat(images).contiguous()
     return result if frames is None else (result, torch.cat(kept, dim=1))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """A batch's noise: draw number → normals (n, C, H, W), float32 on the device, checked."""
+
+    source: NoiseSource
+    first: int
+    shape: tuple[int, ...]
+    device: torch.device
+
+    def __call__(self, draw: int) -> Tensor:
+        normals = self.source(draw, self.first, self.shape)
+        if tuple(normals.shape) != self.shape:
+            raise InputError(f"the noise source returned shape {tuple(normals.shape)}; it was asked for {self.shape}")
+        return normals.to(device=self.device, dtype=torch.float32)
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} = {value!r}; accepted: a whole number of at least 1")
+    return value
+
+
+def _check_counts(n: object, seed: object, first: object, batch_size: object, frames: object) -> int:
+    """The batch size to run with, once all counts are in their ranges."""
+    n = _whole("n", n)
+    check_index("seed", seed)
+    check_index("first", first, n)
+    if frames is not None:
+        _whole("frames", frames)
+    return min(n, DEFAULT_BATCH if batch_size is None else _whole("batch_size", batch_size))
+
+
+def _check_guidance(scale: float | None, context: Tensor | None) -> None:
+    if scale is None:
+        return
+    if context is None:
+        raise InputError(f"guidance_scale = {scale} without a context; give a context to guide towards")
+    if not abs(scale) < float("inf"):
+        raise InputError(f"guidance_scale = {scale}; accepted: a finite number")
 
 
 def _table(model: Model, sampler: str | StepTable, steps: int, eta: float, spacing: str) -> StepTable:
@@ -143,9 +172,3 @@ def choose_device(device: torch.device | str | None) -> torch.device:
         available = "cpu, cuda" if torch.cuda.is_available() else "cpu"
         raise InputError(f"device = {device!r} cannot be used here; available: {available}") from error
     return chosen
-
-
-def _checked(normals: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if tuple(normals.shape) != shape:
-        raise InputError(f"the noise source returned shape {tuple(normals.shape)}; it was asked for {shape}")
-    return normals

@@ -81,9 +81,7 @@ class Schedule:
 
 def _check_range(beta_start: float, beta_end: float) -> None:
     if not 0 < beta_start <= beta_end < 1:
-        raise InputError(
-            f"beta_start = {beta_start}, beta_end = {beta_end}; accepted: 0 < beta_start <= beta_end < 1"
-        )
+        raise InputError(f"beta_start = {beta_start}, beta_end = {beta_end}; accepted: 0 < beta_start <= beta_end < 1")
 
 
 def _linear(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,9 @@ class StepTable:
             if column.ndim != 1 or len(column) != len(self.timestep) or len(column) == 0:
                 raise InputError(f"table column {name} has shape {column.shape}; accepted: ({len(self.timestep)},)")
             if not np.isfinite(column).all():
-                raise InputError(f"table column {name} holds {column[~np.isfinite(column)][0]}; accepted: finite values")
+                raise InputError(
+                    f"table column {name} holds {column[~np.isfinite(column)][0]}; accepted: finite values"
+                )
             column.setflags(write=False)
             object.__setattr__(self, name, column)
         if self.prediction_type not in PREDICTION_TYPES:
@@ -244,7 +247,7 @@ def make_table(sampler: str, schedule: Schedule, steps: int, eta: float = 0.0, s
     if sampler not in SAMPLERS:
         raise unknown("sampler", sampler, SAMPLERS)
     builder = SAMPLERS[sampler]
-    options = dict(spacing=spacing, prediction_type=prediction_type, time=time)
+    options: dict[str, Any] = dict(spacing=spacing, prediction_type=prediction_type, time=time)
     if "eta" in inspect.signature(builder).parameters:
         options["eta"] = eta
     elif eta:

@@ -72,7 +72,7 @@ class Trainer:
         torch.manual_seed(generator(recipe.seed, "init", 0).initial_seed())
         self.recipe, self.data, self.device = recipe, data, device
         network = build_network(network_for(recipe, data))
-        self.network = network.to(device, memory_format=torch.channels_last).train()
+        self.network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         averaging = AveragedModel(self.network, multi_avg_fn=_ema(recipe.ema_decay), use_buffers=True)
         self.averaged = averaging if recipe.ema_decay else None
         self.schedule = make_schedule(recipe.schedule, recipe.timesteps)

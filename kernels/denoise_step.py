@@ -1,7 +1,7 @@
 """One sampler step: from the network's output to the next x.
 
-    x0 = clip(p x + q out)
-    x  <- a x + b x0 + c x0_prev + s noise
+x0 = clip(p x + q out)
+x  <- a x + b x0 + c x0_prev + s noise
 """
 
 from __future__ import annotations

@@ -24,10 +24,27 @@ def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 def models():
-    yield Model(AnnotatedUnet(dim=12, dim_mults=(1, 3), channels=3, edition="hf-2022"), make_schedule("cosine", 77, s=0.01),
-                "v_prediction", (3, 8, 10), clip=("dynamic", 0.99))  # fmt: skip
-    yield Model(AnnotatedUnet(dim=16, block="resnet", resnet_groups=4), make_schedule("linear", 200), image_shape=(1, 8, 8), clip=1.0)
-    yield Model(ContextUnet(3, 8, 2, 20, shortcut=True), make_schedule("course", 50), "epsilon", (3, 20, 20), "fraction", ("a", "b"))
+    yield Model(
+        AnnotatedUnet(dim=12, dim_mults=(1, 3), channels=3, edition="hf-2022"),
+        make_schedule("cosine", 77, s=0.01),
+        "v_prediction",
+        (3, 8, 10),
+        clip=("dynamic", 0.99),
+    )
+    yield Model(
+        AnnotatedUnet(dim=16, block="resnet", resnet_groups=4),
+        make_schedule("linear", 200),
+        image_shape=(1, 8, 8),
+        clip=1.0,
+    )
+    yield Model(
+        ContextUnet(3, 8, 2, 20, shortcut=True),
+        make_schedule("course", 50),
+        "epsilon",
+        (3, 20, 20),
+        "fraction",
+        ("a", "b"),
+    )
 
 
 @pytest.mark.parametrize("model", list(models()), ids=["hf", "resnet", "context"])
@@ -188,19 +205,27 @@ def mindspore_file(state, packed=False, slices=1) -> bytes:
 
 def mindspore_names(state):
     """Norm parameters as MindSpore calls them."""
-    norms = {k.rsplit(".", 1)[0] for k, v in state.items() if k.endswith(".bias") and state[k[:-4] + "weight"].ndim == 1}
+    norms = {
+        k.rsplit(".", 1)[0] for k, v in state.items() if k.endswith(".bias") and state[k[:-4] + "weight"].ndim == 1
+    }
     return {
         (k.replace(".weight", ".gamma").replace(".bias", ".beta") if k.rsplit(".", 1)[0] in norms else k): v
         for k, v in state.items()
     }
 
 
-@pytest.mark.parametrize("packed, slices, dtype", [(False, 1, torch.float32), (True, 1, torch.float16), (False, 3, torch.float32)])
+@pytest.mark.parametrize(
+    "packed, slices, dtype", [(False, 1, torch.float32), (True, 1, torch.float16), (False, 3, torch.float32)]
+)
 def test_mindspore_ckpt(packed, slices, dtype, tmp_path):
     state = {k: v.to(dtype) for k, v in annotated_state(dict(edition="mindspore")).items()}
     named = mindspore_names(state)
     assert len(named) == 166 and sum(k.endswith(".gamma") for k in named) > 20
-    training = {"moment1.init_conv.weight": torch.zeros(3), "global_step": torch.zeros(1), "learning_rate": torch.zeros(())}
+    training = {
+        "moment1.init_conv.weight": torch.zeros(3),
+        "global_step": torch.zeros(1),
+        "learning_rate": torch.zeros(()),
+    }
     (tmp_path / "unet.ckpt").write_bytes(mindspore_file({**training, **named}, packed, slices))
     model = load(tmp_path / "unet.ckpt")
     assert model.network.options["edition"] == "mindspore"
@@ -279,7 +304,9 @@ def write(name):
         return ["not a whole checkpoint"]
 
     def later_edition(path):
-        torch.save({**state, "init_conv.weight": torch.zeros(4, 1, 1, 1), "final_res_block.mlp.1.weight": torch.zeros(1)}, path)
+        torch.save(
+            {**state, "init_conv.weight": torch.zeros(4, 1, 1, 1), "final_res_block.mlp.1.weight": torch.zeros(1)}, path
+        )
         return ["later PyTorch edition", "not served yet"]
 
     def first_edition(path):
@@ -299,7 +326,9 @@ def write(name):
         return ["no whole Annotated Diffusion U-Net"]
 
     def half_of_b(path):
-        torch.save({k: v for k, v in ContextReference(3, 8, 5, 16).state_dict().items() if not k.startswith("up")}, path)
+        torch.save(
+            {k: v for k, v in ContextReference(3, 8, 5, 16).state_dict().items() if not k.startswith("up")}, path
+        )
         return ["no whole ContextUnet"]
 
     def newer_format(path):

@@ -36,7 +36,9 @@ def run(tmp_path, monkeypatch):
 def models(tmp_path, randomised):
     a = Model(randomised(AnnotatedUnet(dim=8, dim_mults=(1, 2))), make_schedule("linear", 30), image_shape=(1, 8, 8))
     names = ("monster", "player", "item", "spell", "dungeon")
-    b = Model(randomised(ContextUnet(3, 8, 5, 16)), make_schedule("course", 30), "epsilon", (3, 16, 16), "fraction", names)
+    b = Model(
+        randomised(ContextUnet(3, 8, 5, 16)), make_schedule("course", 30), "epsilon", (3, 16, 16), "fraction", names
+    )
     save(a, tmp_path / "a.safetensors", info={"data": "none"})
     save(b, tmp_path / "b.safetensors")
     return a, b
@@ -63,7 +65,9 @@ def refused(output: str, *words: str) -> None:
 
 
 def test_sample_writes_what_sample_returns(run, models, tmp_path):
-    out = run("sample", "a.safetensors", "-n", 5, "--steps", 4, "--seed", 3, "--first", 2, "--npy", "a.npy", "--gif", "a.gif")
+    out = run(
+        "sample", "a.safetensors", "-n", 5, "--steps", 4, "--seed", 3, "--first", 2, "--npy", "a.npy", "--gif", "a.gif"
+    )
     assert "5 images, ddim, 4 steps" in out and "images/s (" in out and str(tmp_path / "samples.png") in out
     expected = sample(load("a.safetensors"), 5, steps=4, seed=3, first=2)
     assert torch.equal(torch.from_numpy(np.load("a.npy")), expected)
@@ -221,8 +225,16 @@ def test_options_change_the_recipe(run, tmp_path):
     (tmp_path / "p").mkdir()
     for k in range(12):
         Image.new("RGB", (9, 8), (20 * k, 0, 0)).save(tmp_path / "p" / f"{k}.png")
-    run("train", "--data", "p", "--size", 8, *TINY, "--dim", 8, "--dim-mults", "1,2", "--block", "resnet", "--loss", "l1",
-        "--schedule", "cosine", "--timesteps", 20, "--prediction-type", "v_prediction", "--min-snr", 5, "--no-flip", "-o", "r")  # fmt: skip
+    run(
+        "train",
+        "--data",
+        "p",
+        "--size",
+        8,
+        *TINY,
+        *"--dim 8 --dim-mults 1,2 --block resnet --loss l1 --schedule cosine --timesteps 20".split(),
+        *"--prediction-type v_prediction --min-snr 5 --no-flip -o r".split(),
+    )
     model = load("r")
     assert model.network.options["block"] == "resnet" and model.prediction_type == "v_prediction"
     assert model.schedule.name == "cosine" and model.schedule.num_timesteps == 20 and model.image_shape == (3, 8, 8)

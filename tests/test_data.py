@@ -88,7 +88,9 @@ def test_a_download_with_a_wrong_checksum_leaves_nothing(downloading):
 def test_no_network(downloading):
     for file in downloading[0].iterdir():
         file.unlink()
-    with pytest.raises(InputError, match="cannot download .*; install Debian's dataset-fashion-mnist, or give the folder"):
+    with pytest.raises(
+        InputError, match="cannot download .*; install Debian's dataset-fashion-mnist, or give the folder"
+    ):
         load_data("fashion-mnist")
 
 

@@ -15,13 +15,17 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 def test_the_integers_are_equal_and_the_normals_within_2e_6():
     seed, first = (5 << 33) + 3, (1 << 32) - 2
-    for ours, theirs in zip(philox.words(seed, 3, first, 5, 1001, CUDA), philox.words(seed, 3, first, 5, 1001, CPU), strict=True):
+    for ours, theirs in zip(
+        philox.words(seed, 3, first, 5, 1001, CUDA), philox.words(seed, 3, first, 5, 1001, CPU), strict=True
+    ):
         assert torch.equal(ours.cpu(), theirs)
     difference = PhiloxNoise(1, CUDA)(2, 3, (64, 3, 32, 32)).cpu() - PhiloxNoise(1)(2, 3, (64, 3, 32, 32))
     assert float(difference.abs().max()) < 2e-6
 
 
-@pytest.mark.parametrize("name, sampler", [("fashion-mnist", "ddim"), ("fashion-mnist", "ddpm"), ("sprites", "dpmpp_2m_sde")])
+@pytest.mark.parametrize(
+    "name, sampler", [("fashion-mnist", "ddim"), ("fashion-mnist", "ddpm"), ("sprites", "dpmpp_2m_sde")]
+)
 def test_images_agree_with_the_cpu(name, sampler):
     model = load(name)
     there, here = (sample(model, 8, sampler, 25, seed=1, device=device) for device in (CUDA, CPU))

@@ -77,5 +77,5 @@ def test_names_and_places(tmp_path):
         read_picture(tmp_path / "file")
     check_writable(tmp_path / "new" / "deep" / "a.png")
     assert os.listdir(tmp_path) == ["file"]  # looking leaves no trace
-    write_atomically(tmp_path / "new" / "deep" / "a", lambda path: path.write_text("x") and None)
+    write_atomically(tmp_path / "new" / "deep" / "a", lambda path: path.write_text("x"))
     assert os.listdir(tmp_path / "new" / "deep") == ["a"]

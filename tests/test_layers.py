@@ -45,7 +45,12 @@ ALL = dict(modules())
 
 
 def test_the_walk_finds_the_modules():
-    assert {"fastdiff.table", "fastdiff.kernels.philox", "fastdiff.cli.sample", "fastdiff.bench.reference"} <= ALL.keys()
+    assert {
+        "fastdiff.table",
+        "fastdiff.kernels.philox",
+        "fastdiff.cli.sample",
+        "fastdiff.bench.reference",
+    } <= ALL.keys()
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n.startswith("fastdiff.kernels")])
@@ -84,11 +89,17 @@ def test_the_library_imports_neither_benchmarks_nor_tests():
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys; from fastdiff.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys; from fastdiff.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_the_packages_are_importable_under_their_names():
-    code = "import fastdiff.kernels, fastdiff.export, fastdiff.bench, fastdiff; [getattr(fastdiff, n) for n in fastdiff.__all__]"
+    code = (
+        "import fastdiff.kernels, fastdiff.export, fastdiff.bench, fastdiff\n"
+        "[getattr(fastdiff, n) for n in fastdiff.__all__]"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

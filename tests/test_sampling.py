@@ -22,7 +22,11 @@ def annotated(rand, timesteps=200, schedule="linear", **options) -> Model:
 def context(rand, timesteps=500, **options) -> Model:
     network = rand(ContextUnet(3, 8, 5, 16, **options))
     return Model(
-        network, make_schedule("course", timesteps), image_shape=(3, 16, 16), time="fraction", class_names=tuple("abcde")
+        network,
+        make_schedule("course", timesteps),
+        image_shape=(3, 16, 16),
+        time="fraction",
+        class_names=tuple("abcde"),
     )
 
 
@@ -109,7 +113,10 @@ def test_frames(randomised):
     again, some = sample(model, 5, steps=10, frames=4, batch_size=2, device="cpu")
     assert torch.equal(again, images)
     assert torch.equal(some, every[[3, 7, 9]])  # every fourth, the last included
-    assert torch.equal(sample(model, 5, steps=10, frames=5, device="cpu")[1], sample(model, 5, steps=10, frames=1, device="cpu")[1][[4, 9]])
+    assert torch.equal(
+        sample(model, 5, steps=10, frames=5, device="cpu")[1],
+        sample(model, 5, steps=10, frames=1, device="cpu")[1][[4, 9]],
+    )
 
 
 def test_contexts_for_all_and_for_each(rel, randomised):
@@ -121,7 +128,9 @@ def test_contexts_for_all_and_for_each(rel, randomised):
         assert rel(sample(model, 1, first=r, context=mixed[r], **options)[0], rows[r]) < 1e-5
     assert rel(rows[2], sample(model, 3, **options)[2]) < 1e-5  # no context is the zero context
     assert rel(rows[0], rows[2]) > 1e-3  # and a context does something
-    assert torch.equal(sample(model, 3, context={"a": 1, "c": 0.6}, **options), sample(model, 3, context=mixed[0], **options))
+    assert torch.equal(
+        sample(model, 3, context={"a": 1, "c": 0.6}, **options), sample(model, 3, context=mixed[0], **options)
+    )
     assert rel(sample(model, 3, context=mixed, batch_size=2, **options), rows) < 1e-5
     assert rel(sample(model, 3, context=mixed.numpy(), **options), rows) == 0
 
@@ -246,7 +255,10 @@ def test_no_grad_is_recorded(randomised):
         (dict(context=[1.0] * 5, guidance_scale=float("inf")), ["inf"]),
         (dict(noise=lambda draw, first, shape: torch.zeros(1)), ["(1,)", "(2, 3, 16, 16)"]),
         (dict(sampler=make_table("ddim", make_schedule("course", 500), 5)), ["time='fraction'"]),
-        (dict(sampler=make_table("ddim", make_schedule("course", 500), 5, prediction_type="sample")), ["'sample'", "'epsilon'"]),
+        (
+            dict(sampler=make_table("ddim", make_schedule("course", 500), 5, prediction_type="sample")),
+            ["'sample'", "'epsilon'"],
+        ),
     ],
 )
 def test_bad_input_is_named(options, words, randomised):

@@ -16,9 +16,14 @@ from fastdiff.table import SAMPLERS, SPACINGS, spaced
 
 
 @given(
-    name=st.sampled_from(NAMES), timesteps=st.integers(1, 1000), share=st.floats(0, 1), sampler=st.sampled_from(list(SAMPLERS)),
-    spacing=st.sampled_from(["trailing", "leading", "linspace"]), kind=st.sampled_from(PREDICTION_TYPES), eta=st.floats(0, 1),
-)  # fmt: skip
+    name=st.sampled_from(NAMES),
+    timesteps=st.integers(1, 1000),
+    share=st.floats(0, 1),
+    sampler=st.sampled_from(list(SAMPLERS)),
+    spacing=st.sampled_from(["trailing", "leading", "linspace"]),
+    kind=st.sampled_from(PREDICTION_TYPES),
+    eta=st.floats(0, 1),
+)
 def test_every_table_builds_and_holds_its_invariants(name, timesteps, share, sampler, spacing, kind, eta):
     """Building checks a alpha + b + c = alpha' and a^2 sigma^2 + s^2 = sigma'^2; here also what every run needs."""
     steps = 1 + int(share * (timesteps - 1))
@@ -94,7 +99,10 @@ def test_fixed_large_is_the_course_step(sampler):
 
 
 def test_ddim_is_the_course_step():
-    table, loop = make_table("ddim", make_schedule("course", 500), 20, spacing="course", time="fraction"), CourseLoop(500)
+    table, loop = (
+        make_table("ddim", make_schedule("course", 500), 20, spacing="course", time="fraction"),
+        CourseLoop(500),
+    )
     for i, t in enumerate(range(500, 0, -25)):
         x, eps = 0.4, -0.9
         x0 = table.p[i] * x + table.q[i] * eps
@@ -132,10 +140,15 @@ def test_order_of_convergence(sampler, order):
         table = make_table(sampler, smooth_schedule(steps), steps)
         # Leave the last step to x0 out: every sampler does it alike, and it has no error of its own order.
         head = {
-            f.name: getattr(table, f.name)[:-1] for f in dataclasses.fields(table) if isinstance(getattr(table, f.name), np.ndarray)
+            f.name: getattr(table, f.name)[:-1]
+            for f in dataclasses.fields(table)
+            if isinstance(getattr(table, f.name), np.ndarray)
         }
         inner = dataclasses.replace(table, **head)
-        first, last = (np.hypot(sd * inner.alpha[0], inner.sigma[0]), np.hypot(sd * inner.alpha_next[-1], inner.sigma_next[-1]))
+        first, last = (
+            np.hypot(sd * inner.alpha[0], inner.sigma[0]),
+            np.hypot(sd * inner.alpha_next[-1], inner.sigma_next[-1]),
+        )
         errors.append(abs(gaussian_run(inner, sd, x_start) - x_start * last / first))
     slopes = np.diff(np.log(errors)) / np.diff(np.log(counts))
     assert -slopes[-1] == pytest.approx(order, abs=0.25), errors
@@ -144,7 +157,12 @@ def test_order_of_convergence(sampler, order):
 def test_stochastic_samplers_reach_the_data_variance():
     """In closed form: the variance of x through a run, exact Gaussian network, approaches sd^2."""
     sd = 0.5
-    for sampler, steps, bound in (("ddpm", 1000, 0.01), ("ddim", 1000, 0.01), ("dpmpp_2m_sde", 1000, 0.01), ("ddpm_large", 1000, 0.02)):
+    for sampler, steps, bound in (
+        ("ddpm", 1000, 0.01),
+        ("ddim", 1000, 0.01),
+        ("dpmpp_2m_sde", 1000, 0.01),
+        ("ddpm_large", 1000, 0.02),
+    ):
         table = make_table(sampler, smooth_schedule(1000), steps)
         var = np.array([[table.alpha[0] ** 2 * sd**2 + table.sigma[0] ** 2, 0.0], [0.0, 0.0]])  # of (x, x0_prev)
         for i in range(len(table)):

@@ -23,7 +23,11 @@ def pictures(n=40, channels=1, size=8, classes=3) -> ImageData:
 
 
 def small(preset="annotated", **options) -> Recipe:
-    network = {"name": "annotated", "dim": 8, "dim_mults": [1, 2]} if preset == "annotated" else {**PRESETS["course"].network, "n_feat": 8}
+    network = (
+        {"name": "annotated", "dim": 8, "dim_mults": [1, 2]}
+        if preset == "annotated"
+        else {**PRESETS["course"].network, "n_feat": 8}
+    )
     return PRESETS[preset].with_options({"network": network, "batch_size": 16, "epochs": 3, **options})
 
 

@@ -14,9 +14,7 @@ from fastdiff.cli.options import foreign_options, load_model
 @click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @foreign_options
-def info(
-    model: str | None, as_json: bool, schedule: str | None, timesteps: int | None, image_size: int | None
-) -> None:
+def info(model: str | None, as_json: bool, schedule: str | None, timesteps: int | None, image_size: int | None) -> None:
     """Tell what MODEL is: its network, schedule, prediction type, image shape and classes.
 
     Without MODEL, list the models that come with the package.

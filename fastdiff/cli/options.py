@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-device_option = click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... Default: cuda where there is one.")
+device_option = click.option(
+    "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... Default: cuda where there is one."
+)
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: as many as cores.")
 
 

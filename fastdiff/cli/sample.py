@@ -38,8 +38,13 @@ GIF_FRAMES = 40
 @click.option("--clip", metavar="CLIP", help="Clip the predicted image: off, a bound such as 1, dynamic.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Sample i depends on the seed and i alone.")
 @click.option("--first", type=int, default=0, show_default=True, help="Index of the first sample.")
-@click.option("--context", "contexts", multiple=True, metavar="CONTEXT",
-              help="item=1, a mixture monster=1,spell=0.6, or numbers 1,0,0.6. Given several times: in turn.")  # fmt: skip
+@click.option(
+    "--context",
+    "contexts",
+    multiple=True,
+    metavar="CONTEXT",
+    help="item=1, a mixture monster=1,spell=0.6, or numbers 1,0,0.6. Given several times: in turn.",
+)
 @click.option("--guidance-scale", type=float, help="Classifier-free guidance towards the context.")
 @click.option("--batch-size", type=int, help="Images run together.  [default: 64]")
 @click.option("--columns", type=click.IntRange(1), help="Columns of the grid.")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,27 +12,27 @@ from fastdiff.cli.options import device_option, parse_device, set_threads, threa
 from fastdiff.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    import torch
-
-    from fastdiff.data import ImageData
     from fastdiff.recipe import Recipe
-    from fastdiff.runlog import RunFolder
     from fastdiff.training import Trainer
-
-LOG_EVERY = 25  # steps averaged into one row of the log
-GRID = 64
 
 
 @click.command(short_help="Train a model of your own.")
 @click.option("--preset", default="annotated", show_default=True,
               help="annotated (the Annotated Diffusion Model) or course (How Diffusion Models Work).")  # fmt: skip
-@click.option("--data", help="fashion-mnist, a folder of IDX files, of CIFAR-10 or of pictures, or an .npy of pictures.  "
-              "[default with --preset annotated: fashion-mnist]")  # fmt: skip
+@click.option(
+    "--data",
+    help="fashion-mnist, a folder of IDX files, of CIFAR-10 or of pictures, or an .npy of pictures.  "
+    "[default with --preset annotated: fashion-mnist]",
+)
 @click.option("--labels", help="The (N, K) .npy of labels beside an .npy of pictures.")
 @click.option("--class-names", help="Names of the K labels, with commas between them.")
 @click.option("--size", type=click.IntRange(4), help="Cut pictures of a folder to squares of this size.")
 @click.option("-o", "--output", default="runs/model", show_default=True, help="Folder of the run.")
-@click.option("--resume", metavar="FOLDER", help="Continue an interrupted run exactly; takes no other option but --device and --threads.")
+@click.option(
+    "--resume",
+    metavar="FOLDER",
+    help="Continue an interrupted run exactly; takes no other option but --device and --threads.",
+)
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int)
 @click.option("--lr", type=float, help="Learning rate at the start.")
@@ -63,8 +61,19 @@ GRID = 64
               help="Share kept for validation where the data has no test set.")  # fmt: skip
 @device_option
 @threads_option
-def train(preset: str, data: str | None, labels: str | None, class_names: str | None, size: int | None, output: str,
-          resume: str | None, holdout: float, device: str | None, threads: int | None, **options: Any) -> None:  # fmt: skip
+def train(
+    preset: str,
+    data: str | None,
+    labels: str | None,
+    class_names: str | None,
+    size: int | None,
+    output: str,
+    resume: str | None,
+    holdout: float,
+    device: str | None,
+    threads: int | None,
+    **options: Any,
+) -> None:
     """Train a network on pictures. Presets are the published recipes; options change single values.
 
     \b
@@ -76,7 +85,8 @@ def train(preset: str, data: str | None, labels: str | None, class_names: str | 
     The folder gets the model (model.safetensors, for `fastdiff sample`), a checkpoint to resume from, the loss
     curve, a grid of samples for every epoch, and a model card. Ctrl-C saves before it stops.
     """
-    import fastdiff.runlog as runlog
+    from fastdiff import runlog
+    from fastdiff.cli.run import Run
     from fastdiff.data import load_data
     from fastdiff.training import Trainer, read_training
 
@@ -120,7 +130,9 @@ def build_recipe(preset: str, options: dict[str, Any]) -> Recipe:
         if value is None:
             continue
         if network["name"] != kind:
-            raise InputError(f"--{name.replace('_', '-')} {value} with preset {preset!r}; it belongs to another network")
+            raise InputError(
+                f"--{name.replace('_', '-')} {value} with preset {preset!r}; it belongs to another network"
+            )
         if name == "dim_mults":
             try:
                 value = [int(part) for part in value.split(",")]
@@ -176,146 +188,3 @@ def _check_picture_size(trainer: Trainer) -> None:
         x = torch.zeros(1, *trainer.data.image_shape, device=trainer.device)
         network.eval()(x, torch.ones(1, device=trainer.device))
         network.train(training)
-
-
-class StopSignal:
-    """Within it, Ctrl-C or a polite kill only asks: a step is never cut in half, so what is saved is consistent.
-
-    A second one interrupts at once.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.before: dict[int, Any] = {}
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __enter__(self) -> StopSignal:
-        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
-class Run:
-    """Takes a trainer to its end: progress, log, samples, checkpoints."""
-
-    def __init__(self, trainer: Trainer, folder: RunFolder, source: dict[str, Any], command: str) -> None:
-        self.trainer, self.folder, self.source, self.command = trainer, folder, source, command
-        self.version = _source_version()  # of the code that runs, whatever the checkout becomes meanwhile
-        self.pending: list[torch.Tensor] = []
-        self.began = time.monotonic() - folder.seconds()
-        self.told_of_plot = False
-
-    def to_the_end(self) -> None:
-        from tqdm.auto import tqdm
-
-        trainer = self.trainer
-        # disable=None: no bar where stderr is not a terminal; a line for each epoch is printed there and here.
-        with (
-            StopSignal() as stop,
-            tqdm(total=trainer.total_steps, initial=trainer.steps_done, unit="step", disable=None) as bar,
-        ):
-            while trainer.steps_done < trainer.total_steps and not stop.asked:
-                self.pending.append(trainer.step())
-                bar.update()
-                end_of_epoch = trainer.steps_done % trainer.steps_per_epoch == 0
-                if len(self.pending) == LOG_EVERY or end_of_epoch:
-                    bar.set_postfix(loss=f"{self._log():.4f}", epoch=trainer.steps_done // trainer.steps_per_epoch)
-                if end_of_epoch:
-                    self._end_of_epoch()
-                    bar.write(self._epoch_line())
-            if stop.asked and self.pending:
-                self._log()
-                self._save()
-        if trainer.steps_done < trainer.total_steps:
-            done = f"stopped after {trainer.steps_done} of {trainer.total_steps} steps"
-            click.echo(f"{done}; continue with: fastdiff train --resume {self.folder.path}", err=True)
-            raise SystemExit(130)  # what shells report for an interrupted command
-        click.echo(f"wrote {self.folder.model.resolve()}")
-        click.echo(f"sample from it: fastdiff sample {self.folder.path}")
-
-    def _log(self, val_loss: float | None = None) -> float:
-        """Read the pending losses back, write a row, and return their mean."""
-        import torch
-
-        loss = float(torch.stack(self.pending).mean())
-        self.pending.clear()
-        trainer = self.trainer
-        step = trainer.steps_done
-        if not abs(loss) < float("inf"):
-            raise InputError(
-                f"the loss became {loss} before step {step}; the last checkpoint is kept: try a smaller --lr"
-            )
-        self.folder.add(
-            step=step,
-            epoch=f"{step / trainer.steps_per_epoch:.3f}",
-            lr=f"{trainer.learning_rate(step - 1):.3g}",
-            loss=f"{loss:.6f}",
-            seconds=f"{time.monotonic() - self.began:.1f}",
-        )
-        return loss
-
-    def _end_of_epoch(self) -> None:
-        import torch
-
-        from fastdiff.sampling import sample
-
-        trainer, folder = self.trainer, self.folder
-        folder.rows[-1]["val_loss"] = f"{trainer.validate():.6f}"
-        model = trainer.model
-        context = None
-        if model.class_names:  # a row of each class in turn
-            context = torch.eye(len(model.class_names))[torch.arange(GRID) // 8 % len(model.class_names)]
-        images = sample(model, GRID, steps=min(25, trainer.schedule.num_timesteps), context=context, device=trainer.device)
-        folder.samples(images, trainer.steps_done // trainer.steps_per_epoch)  # type: ignore[arg-type]
-        self._save()
-
-    def _epoch_line(self) -> str:
-        row, trainer = self.folder.rows[-1], self.trainer
-        epoch = trainer.steps_done // trainer.steps_per_epoch
-        return (
-            f"epoch {epoch}/{trainer.recipe.epochs}: loss {float(row['loss']):.4f}, "
-            f"held out {float(row['val_loss']):.4f}, {float(row['seconds']) / 60:.1f} min"
-        )
-
-    def _save(self) -> None:
-        from fastdiff.checkpoint import save
-
-        trainer, folder = self.trainer, self.folder
-        trainer.save(folder.checkpoint, {"data": self.source, "command": self.command})
-        info = {
-            "trained with": self.command,
-            "trained by": f"fastdiff {self.version}",
-            "data": describe_data(trainer.data),
-            "steps": trainer.steps_done,
-        }
-        save(trainer.model, folder.model, info=info)
-        folder.write_log()
-        if not folder.plot(trainer.recipe.loss) and not self.told_of_plot:
-            self.told_of_plot = True
-            click.echo("no loss curve without matplotlib: pip install 'fastdiff-engine[train]'", err=True)
-        folder.card(
-            title=folder.path.resolve().name,
-            command=self.command,
-            version=self.version,
-            recipe=trainer.recipe.to_dict(),
-            data=info["data"],
-            device=trainer.device,
-        )
-
-
-def _source_version() -> str:
-    from fastdiff.runlog import source_version
-
-    return source_version()
-
-
-def describe_data(data: ImageData) -> str:
-    shape = "x".join(map(str, data.image_shape))
-    return f"{data.name}: {len(data.images):,} pictures {shape}, {len(data.val_images):,} held out"

@@ -102,9 +102,7 @@ class ContextUnet(nn.Module):
         self.to_vec = nn.Sequential(nn.AvgPool2d(4 if 4 <= quarter <= 7 else quarter), nn.GELU())
         self.timeembed1, self.timeembed2 = EmbedFC(1, 2 * n), EmbedFC(1, n)
         self.contextembed1, self.contextembed2 = EmbedFC(n_cfeat, 2 * n), EmbedFC(n_cfeat, n)
-        self.up0 = nn.Sequential(
-            nn.ConvTranspose2d(2 * n, 2 * n, quarter, quarter), nn.GroupNorm(8, 2 * n), nn.ReLU()
-        )
+        self.up0 = nn.Sequential(nn.ConvTranspose2d(2 * n, 2 * n, quarter, quarter), nn.GroupNorm(8, 2 * n), nn.ReLU())
         self.up1 = UnetUp(4 * n, n)
         self.up2 = UnetUp(2 * n, n)
         self.out = nn.Sequential(
