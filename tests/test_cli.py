@@ -254,6 +254,10 @@ def test_an_interrupted_run_is_resumed_exactly(run, sprites, tmp_path):
     assert process.returncode == 130 and "fastdiff train --resume cut" in errors and "Traceback" not in errors
     done = int(rows("cut")[-1]["step"])
     assert 0 < done < 64
+    np.save("kept.npy", np.load("x.npy"))
+    np.save("x.npy", 255 - np.load("x.npy"))
+    refused(run("train", "--resume", "cut", code=2), "x.npy", "has changed since the run began")
+    os.replace("kept.npy", "x.npy")
     run("train", "--resume", "cut", "--threads", 1)
     run("train", *options, "-o", "whole")
     cut, whole = (load(f"{name}/model.safetensors").network.state_dict() for name in ("cut", "whole"))
@@ -319,3 +323,16 @@ def test_unknown_commands_and_options(run):
 def test_python_dash_m():
     done = subprocess.run([sys.executable, "-m", "fastdiff", "sample", "nothing"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("Error: unknown model") and "Traceback" not in done.stderr
+
+
+def test_a_killed_run_has_saved_meanwhile(run, sprites, monkeypatch):
+    """Between epochs too, every SAVE_SECONDS; what a crash leaves behind can be resumed."""
+    from fastdiff.cli import run as runs
+
+    monkeypatch.setattr(runs, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "LOG_EVERY", 1)
+    monkeypatch.setattr(runs.Run, "_end_of_epoch", lambda self: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        run("train", *sprites, *TINY, "-o", "r")
+    assert "3 steps done" in run("info", "r/checkpoint.safetensors")
+    assert [row["step"] for row in rows("r")] == ["1", "2", "3"]

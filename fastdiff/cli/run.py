@@ -17,6 +17,7 @@ from fastdiff.runlog import RunFolder, source_version
 from fastdiff.sampling import sample
 from fastdiff.training import Trainer
 
+SAVE_SECONDS = 120.0  # what a crash may cost
 LOG_EVERY = 25  # steps averaged into one row of the log
 GRID = 64
 
@@ -53,6 +54,7 @@ class Run:
         self.version = source_version()  # of the code that runs, whatever the checkout becomes meanwhile
         self.pending: list[torch.Tensor] = []
         self.began = time.monotonic() - folder.seconds()
+        self.saved = time.monotonic()
         self.told_of_plot = False
 
     def to_the_end(self) -> None:
@@ -71,6 +73,8 @@ class Run:
                 if end_of_epoch:
                     self._end_of_epoch()
                     bar.write(self._epoch_line())
+                elif not self.pending and time.monotonic() - self.saved > SAVE_SECONDS:
+                    self._save()
             if stop.asked and self.pending:
                 self._log()
                 self._save()
@@ -123,7 +127,9 @@ class Run:
 
     def _save(self) -> None:
         trainer, folder = self.trainer, self.folder
-        trainer.save(folder.checkpoint, {"data": self.source, "command": self.command})
+        self.saved = time.monotonic()
+        kept = {"data": self.source, "fingerprint": trainer.data.fingerprint(), "command": self.command}
+        trainer.save(folder.checkpoint, kept)
         data = describe_data(trainer.data)
         info = {
             "trained with": self.command,

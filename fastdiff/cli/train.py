@@ -106,6 +106,8 @@ def train(
     pictures = load_data(**source)
     trainer = Trainer(recipe, pictures, chosen)
     if resume:
+        if pictures.fingerprint() != kept["fingerprint"]:
+            raise InputError(f"data {source['source']!r} has changed since the run began; a resumed run needs the same")
         trainer.restore(folder.checkpoint, tensors, kept["steps_done"])
         folder.read_log(trainer.steps_done)
     _check_picture_size(trainer)
