@@ -47,11 +47,12 @@ def describe(name: str, schedule: str | None, timesteps: int | None, image_size:
     network = config["network"]
     options = ", ".join(f"{k}={v}" for k, v in network.items() if k != "name")
     parts = config["schedule"]
+    end = float(model.schedule.alphas_cumprod[-1])
     tensors = model.network.state_dict()
     return {
         "network": f"{type(model.network).__name__}({options})",
         "parameters": f"{sum(p.numel() for p in model.network.parameters()):,} in {len(tensors)} tensors",
-        "schedule": f"{parts['name']}, {model.schedule.num_timesteps} timesteps",
+        "schedule": f"{parts['name']}, {model.schedule.num_timesteps} timesteps, alphas_cumprod ends at {end:.2g}",
         "prediction_type": model.prediction_type,
         "image_shape": "x".join(map(str, model.image_shape)) + " (channels, height, width)",
         "time": f"{model.time} ({'t / T' if model.time == 'fraction' else 'integer t'})",
