@@ -9,6 +9,7 @@ from typing import Any
 from fastdiff.errors import InputError, unknown
 from fastdiff.losses import LOSSES
 from fastdiff.prediction import PREDICTION_TYPES
+from fastdiff.schedule import Schedule, make_schedule
 
 OPTIMIZERS = ("adam", "adamw")
 LR_DECAYS = ("cosine", "linear-epoch", "constant")
@@ -18,7 +19,8 @@ LR_DECAYS = ("cosine", "linear-epoch", "constant")
 class Recipe:
     """How a network is trained.
 
-    network: options of the network, with its "name"; schedule, timesteps: see schedule.make_schedule.
+    network: options of the network, with its "name"; schedule, timesteps, beta_start, beta_end: see
+        schedule.make_schedule; None leaves the schedule's own.
     loss: huber, l1 or l2; p2_gamma, min_snr: see losses.snr_weight (0 and None are off).
     lr falls to lr_final: "cosine" over all steps, "linear-epoch" by epoch as lr (1 - epoch / epochs), or "constant".
     ema_decay: of the averaged weights that are sampled from; 0 is none. flip: random horizontal flips.
@@ -31,6 +33,8 @@ class Recipe:
     network: dict[str, Any] = field(default_factory=dict)
     schedule: str = "linear"
     timesteps: int = 200
+    beta_start: float | None = None
+    beta_end: float | None = None
     prediction_type: str = "epsilon"
     loss: str = "huber"
     p2_gamma: float = 0.0
@@ -72,6 +76,10 @@ class Recipe:
         ):
             if not ok:
                 raise InputError(f"{name} = {getattr(self, name)}; accepted: {range_}")
+
+    def make_schedule(self) -> Schedule:
+        betas = {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        return make_schedule(self.schedule, self.timesteps, **{k: v for k, v in betas.items() if v is not None})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

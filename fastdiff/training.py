@@ -23,7 +23,6 @@ from fastdiff.losses import snr_weight, weighted_loss
 from fastdiff.model import Model
 from fastdiff.prediction import target
 from fastdiff.recipe import Recipe
-from fastdiff.schedule import make_schedule
 
 VAL_IMAGES = 2000
 VAL_BATCH = 250
@@ -65,17 +64,20 @@ class Trainer:
     """Trains a network by a recipe on data.
 
     step() takes one optimizer step and returns its loss as a detached scalar tensor (not read back). `model` is the
-    averaged model, ready to sample from. save() and load() keep the whole state in one safetensors file.
+    averaged model, ready to sample from. save() and restore() keep the whole state in one safetensors file.
+    init: a model whose weights to start from, in place of random ones.
     """
 
-    def __init__(self, recipe: Recipe, data: ImageData, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, data: ImageData, device: torch.device, init: Model | None = None) -> None:
         torch.manual_seed(generator(recipe.seed, "init", 0).initial_seed())
         self.recipe, self.data, self.device = recipe, data, device
         network = build_network(network_for(recipe, data))
+        if init is not None:
+            load_weights(network, init.network.state_dict(), "the model to start from")
         self.network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         averaging = AveragedModel(self.network, multi_avg_fn=_ema(recipe.ema_decay), use_buffers=True)
         self.averaged = averaging if recipe.ema_decay else None
-        self.schedule = make_schedule(recipe.schedule, recipe.timesteps)
+        self.schedule = recipe.make_schedule()
         self.conditional = recipe.network["name"] == "context"
         optimizer = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
         self.optimizer = optimizer(

@@ -155,7 +155,15 @@ def test_bad_samples(words, message, run, models, tmp_path):
 
 def test_info(run, models):
     out = run("info", "b.safetensors")
-    for word in ("ContextUnet", "n_feat=8", "course, 30 timesteps, alphas_cumprod ends at 0.7", "epsilon", "3x16x16", "t / T", "monster, player"):
+    for word in (
+        "ContextUnet",
+        "n_feat=8",
+        "course, 30 timesteps, alphas_cumprod ends at 0.7",
+        "epsilon",
+        "3x16x16",
+        "t / T",
+        "monster, player",
+    ):
         assert word in out
     facts = json.loads(run("info", "a.safetensors", "--json"))
     assert facts["schedule"].startswith("linear, 30 timesteps") and facts["data"] == "none"
@@ -336,3 +344,34 @@ def test_a_killed_run_has_saved_meanwhile(run, sprites, monkeypatch):
         run("train", *sprites, *TINY, "-o", "r")
     assert "3 steps done" in run("info", "r/checkpoint.safetensors")
     assert [row["step"] for row in rows("r")] == ["1", "2", "3"]
+
+
+def test_a_run_may_start_from_a_model(run, sprites):
+    run("train", *sprites, *TINY, "-o", "first")
+    run("train", *sprites, *TINY, "--init", "first", "--lr", 1e-12, "-o", "second")
+    first, second = (load(name).network.state_dict() for name in ("first", "second"))
+    assert all(torch.allclose(first[k], second[k], atol=1e-6) for k in first if "running" not in k and "num" not in k)
+    assert "# first: " in run("info", "second")
+    refused(run("train", *sprites, *TINY, "--n-feat", 16, "--init", "first", "-o", "third", code=2), "does not fit")
+    refused(run("train", *sprites, *TINY, "--init", "nothing", "-o", "third", code=2), "'nothing'")
+    assert not os.path.exists("third")
+
+
+def test_betas_on_the_command_line(run, sprites):
+    run(
+        "train",
+        *sprites,
+        *TINY,
+        "--schedule",
+        "linear",
+        "--timesteps",
+        20,
+        "--beta-start",
+        5e-3,
+        "--beta-end",
+        0.4,
+        "-o",
+        "r",
+    )
+    assert np.allclose(load("r").schedule.betas, np.linspace(5e-3, 0.4, 20))
+    refused(run("train", *sprites, *TINY, "--beta-end", 2, "-o", "x", code=2), "beta_end = 2.0")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--class-names", help="Names of the K labels, with commas between them.")
 @click.option("--size", type=click.IntRange(4), help="Cut pictures of a folder to squares of this size.")
 @click.option("-o", "--output", default="runs/model", show_default=True, help="Folder of the run.")
+@click.option("--init", metavar="MODEL", help="Start from this model's weights in place of random ones.")
 @click.option(
     "--resume",
     metavar="FOLDER",
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 @click.option("--bf16/--no-bf16", default=None, help="Run the network in bfloat16.")
 @click.option("--schedule", help="linear, cosine, quadratic, sigmoid or course.")
 @click.option("--timesteps", type=int, help="Training timesteps T.")
+@click.option("--beta-start", type=float, help="First beta of the schedule.  [default: 1e-4]")
+@click.option("--beta-end", type=float, help="Last beta of the schedule.  [default: 0.02]")
 @click.option("--prediction-type", help="epsilon, sample or v_prediction.")
 @click.option("--course-perturbation", is_flag=True, default=None,
               help="Perturb as the course's code does, (1 - abar) noise; for comparison.")  # fmt: skip
@@ -68,6 +71,7 @@ def train(
     class_names: str | None,
     size: int | None,
     output: str,
+    init: str | None,
     resume: str | None,
     holdout: float,
     device: str | None,
@@ -86,12 +90,14 @@ def train(
     fastdiff train -o runs/garments
     fastdiff train --preset course --data sprites.npy --labels labels.npy -o runs/sprites
     fastdiff train --data my_pictures/ --size 32 --dim 64 --epochs 50 --ema 0.999 -o runs/mine
+    fastdiff train --init sprites --preset course --data tiles.npy --labels tiles_labels.npy -o runs/tuned
     fastdiff train --resume runs/mine
 
     The folder gets the model (model.safetensors, for `fastdiff sample`), a checkpoint to resume from, the loss
     curve, a grid of samples for every epoch, and a model card. Ctrl-C saves before it stops.
     """
     from fastdiff import runlog
+    from fastdiff.checkpoint import load, stored_info
     from fastdiff.cli.run import Run
     from fastdiff.data import load_data
     from fastdiff.training import Trainer, read_training
@@ -109,8 +115,10 @@ def train(
         source = _source(preset, data, labels, class_names, size, holdout)
         command = runlog.command_line()
         folder = runlog.RunFolder(output)
+        if init:
+            command = f"{command}  # {init}: {stored_info(init).get('trained with', 'a model from elsewhere')}"
     pictures = load_data(**source)
-    trainer = Trainer(recipe, pictures, chosen)
+    trainer = Trainer(recipe, pictures, chosen, load(init) if init else None)
     if resume:
         if pictures.fingerprint() != kept["fingerprint"]:
             raise InputError(f"data {source['source']!r} has changed since the run began; a resumed run needs the same")
