@@ -1,6 +1,9 @@
 # Works from any folder: make -C path/to/fastdiff sample, or make -f path/to/fastdiff/Makefile sample.
 # What is installed is remembered by stamps in the virtual environment, so a second run needs no network.
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+ifneq ($(words $(MAKEFILE_LIST) $(ROOT)),2)
+$(error this Makefile needs a folder without spaces in its path)
+endif
 PYTHON ?= python3
 VENV ?= $(ROOT)/.venv
 BIN := $(VENV)/bin

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -27,7 +26,7 @@ from fastdiff.bench.reference import AnnotatedLoop, AnnotatedReference, ContextR
 from fastdiff.files import write_atomically
 from fastdiff.noise import PhiloxNoise
 from fastdiff.prepared import ieee_float32
-from fastdiff.runlog import cpu_name, machine, source_version
+from fastdiff.runlog import cpu_name, machine, source_version, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -170,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     report = {
         "file": "sampling-cpu.json" if given.output is None else given.output.name,
         "machine": machine(device) if device.type != "cpu" else f"{cpu_name()}, {os.cpu_count()} cores",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
+        "versions": versions(),
         "fastdiff": source_version(),
         "command": shlex.join(["python", "-m", "fastdiff.bench.sampling", *(arguments or sys.argv[1:])]),
         "rounds": given.rounds,

@@ -46,8 +46,8 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
         raise unknown("network", name, NETWORKS)
     try:
         return NETWORKS[name](**options)
-    except TypeError as error:
-        raise InputError(f"network {name!r} with options {sorted(options)}: {error}") from error
+    except (TypeError, RuntimeError, MemoryError) as error:  # wrong options, or more memory than there is
+        raise InputError(f"network {name!r} cannot be made with {options}: {error}") from error
 
 
 def model_config(model: Model) -> dict[str, Any]:
@@ -107,6 +107,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         raise InputError(f"{str(path)!r} is not a whole safetensors file ({error})") from error
     try:
         config = json.loads(metadata) if metadata else None
+        if config is not None and not isinstance(config, dict):
+            raise ValueError(f"it is {metadata!r}")
     except ValueError as error:
         raise InputError(f"{str(path)!r} has a damaged configuration ({error})") from error
     return tensors, config
@@ -146,7 +148,8 @@ def stored_info(name_or_path: str | Path) -> dict[str, Any]:
         return {"file": "foreign state dict"}
     if "training" in config:
         return {"file": f"training checkpoint, {config['training']['steps_done']} steps done"}
-    return dict(config.get("info", {}))
+    info = config.get("info")
+    return dict(info) if isinstance(info, dict) else {}
 
 
 def looks_like_safetensors(path: Path) -> bool:
@@ -163,9 +166,13 @@ def _locate(name_or_path: str | Path) -> Path:
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
     path = Path(name_or_path)
-    if path.is_dir() and (path / "model.safetensors").is_file():
-        return path / "model.safetensors"  # the folder of a training run
-    if not path.is_file():
+    try:
+        if path.is_dir() and (path / "model.safetensors").is_file():
+            return path / "model.safetensors"  # the folder of a training run
+        found = path.is_file()
+    except OSError:  # a name too long
+        found = False
+    if not found:
         raise unknown("model (neither a file nor a shipped model)", str(name_or_path), shipped)
     return path
 
@@ -175,12 +182,13 @@ def _own(path: Path, tensors: dict[str, Tensor], config: dict[str, Any], schedul
         raise InputError(f"{str(path)!r} states its own schedule and image size; leave them out")
     if config.get("format") != FORMAT:
         raise InputError(f"{str(path)!r} has format {config.get('format')!r}; this version reads {FORMAT}")
-    if "training" in config:  # a training checkpoint holds both the raw and the averaged weights
-        tensors = {name.removeprefix("ema."): value for name, value in tensors.items() if name.startswith("ema.")}
+    if "training" in config:  # a training checkpoint holds the raw weights, and the averaged ones with EMA
+        part = "ema." if any(name.startswith("ema.") for name in tensors) else "model."
+        tensors = {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
     try:
         model = model_from_config(config)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{str(path)!r} has an incomplete configuration: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, MemoryError) as error:
+        raise InputError(f"{str(path)!r} has a configuration that makes no model: {error}") from error
     load_weights(model.network, tensors, path)
     return model
 
@@ -194,5 +202,8 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | 
         kinds = (("missing", missing), ("unexpected", unexpected), ("wrong shape", sorted(wrong)))
         what = "; ".join(f"{len(keys)} {kind} ({keys[0]}, ...)" for kind, keys in kinds if keys)
         raise InputError(f"{str(path)!r} does not fit {type(network).__name__}: {what}")
+    broken = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if broken:
+        raise InputError(f"{str(path)!r} holds NaN or infinity in {len(broken)} tensors ({broken[0]}, ...)")
     network.load_state_dict(dict(tensors), strict=True)
     network.eval()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.errors import InputError, unknown
+from fastdiff.errors import InputError, finite, unknown
 from fastdiff.model import Model
 
 
@@ -29,22 +29,26 @@ def by_name(weights: Mapping[str, float], class_names: Sequence[str]) -> Tensor:
     for name, weight in weights.items():
         if name not in class_names:
             raise unknown("class", name, class_names)
-        context[list(class_names).index(name)] = float(weight)
+        context[list(class_names).index(name)] = finite(f"context weight of class {name!r}", weight, -1e30, 1e30)
     return context
 
 
 def parse_context(text: str, class_names: Sequence[str]) -> Tensor:
     """The command line's form: "monster=1,spell=0.6", a class name alone for weight 1, or "1,0,0.6,0,0"."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
+    parts = [part.strip() for part in text.split(",")]
+    named = any("=" in part or part in class_names for part in parts)
     try:
-        return torch.tensor([float(part) for part in parts])
+        if not named:
+            return torch.tensor([float(part) for part in parts])
     except ValueError:
         pass
-    weights = {}
+    weights: dict[str, float] = {}
     for part in parts:
-        name, _, weight = part.partition("=")
+        name, equals, weight = (word.strip() for word in part.partition("="))
+        if name in weights:
+            raise InputError(f"context {text!r} names class {name!r} twice")
         try:
-            weights[name.strip()] = float(weight) if weight else 1.0
+            weights[name] = float(weight) if equals else 1.0
         except ValueError:
             raise InputError(f"context weight {weight!r} of class {name!r}; accepted: a number") from None
     return by_name(weights, class_names)
@@ -62,13 +66,15 @@ def resolve_context(model: Model, context: Any, n: int) -> Tensor | None:
         raise InputError("this model takes no context; leave context out")
     if isinstance(context, Mapping):
         context = by_name(context, model.class_names)
-    rows = torch.as_tensor(context, dtype=torch.float32, device="cpu")
+    try:
+        rows = torch.as_tensor(context, dtype=torch.float32, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"context = {context!r}; accepted: numbers, or a mapping of class names ({error})") from error
+    shape = tuple(rows.shape)
     rows = rows[None] if rows.ndim == 1 else rows
     width = rows.shape[-1] if width is None else width
     if rows.ndim != 2 or rows.shape[1] != width or rows.shape[0] not in (1, n):
-        raise InputError(
-            f"a context of shape {tuple(torch.as_tensor(context).shape)}; accepted: ({width},) or ({n}, {width})"
-        )
+        raise InputError(f"a context of shape {shape}; accepted: ({width},) or ({n}, {width})")
     if not torch.isfinite(rows).all():
         raise InputError("the context holds NaN or infinity; accepted: finite numbers")
     return rows

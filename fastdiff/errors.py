@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -19,3 +22,27 @@ def unknown(kind: str, value: object, accepted: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return InputError(f"unknown {kind} {value!r}; accepted: {', '.join(names)}{hint}")
+
+
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    """`value` as an int with low <= value <= high, NumPy's integers too, else an InputError that names it."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not low <= number <= high:
+        limit = high if high < 2**53 else f"2^63 - {2**63 - high}"
+        raise InputError(f"{name} = {value!r}; accepted: a whole number from {low} to {limit}")
+    return number
+
+
+def finite(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """`value` as a finite float with low <= value <= high, else an InputError that names it."""
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (math.isfinite(number) and low <= number <= high):
+        limits = f"a number from {low:g} to {high:g}" if math.isfinite(low + high) else "a finite number"
+        raise InputError(f"{name} = {value!r}; accepted: {limits}")
+    return number

@@ -13,9 +13,9 @@ from fastdiff.errors import InputError
 def check_folder(folder: str | Path) -> Path:
     """See that a file can be put into a folder that may not exist yet, leaving no trace. Raises InputError."""
     folder = Path(folder)
-    missing = [part for part in (folder, *folder.parents) if not part.exists()]
     made: list[Path] = []
     try:
+        missing = [part for part in (folder, *folder.parents) if not part.exists()]
         for part in reversed(missing):
             part.mkdir()
             made.append(part)
@@ -33,8 +33,11 @@ def check_folder(folder: str | Path) -> Path:
 def check_writable(path: str | Path) -> Path:
     """See that a file of this name can be written, before any long work. Raises InputError."""
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"cannot write {str(path)!r}: it is a folder; give a file name")
+    try:
+        if path.is_dir():
+            raise InputError(f"cannot write {str(path)!r}: it is a folder; give a file name")
+    except OSError as error:  # a name too long
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from error
     check_folder(path.parent)
     return path
 
@@ -46,7 +49,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".fastdiff-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -20,8 +20,12 @@ from fastdiff.networks.blocks import HEAD_DIM, HEADS
 from fastdiff.schedule import Schedule, make_schedule
 
 # Entries under which trainers keep weights, the averaged ones first, and prefixes that wrappers put before keys.
-WRAPPINGS = ("ema", "ema_model", "ema_state_dict", "model", "state_dict", "model_state_dict", "network", "net", "unet")
+WRAPPINGS = (
+    "ema", "ema_model", "ema_state_dict", "shadow", "model", "state_dict", "model_state_dict", "network", "net", "unet",
+)  # fmt: skip
 PREFIXES = ("module.", "_orig_mod.", "ema_model.", "model.", "network.", "net.", "unet.", "denoise_fn.")
+# What reading sizes off tensors of other shapes than expected raises.
+_ODD_SHAPES = (KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError, MemoryError)
 
 
 def load_foreign(
@@ -36,6 +40,8 @@ def load_foreign(
         try:
             return recognise(path, tensors, schedule, image_size)
         except InputError as error:
+            if "init_conv.weight" not in tensors and "time_mlp.1.weight" not in tensors and len(tensors) < 50:
+                raise
             raise InputError(
                 f"{error}; the file holds {len(tensors)} tensors: one saved without the tutorial's loop that renames "
                 "every parameter holds 114 of the network's 166, for parameters of one name overwrite each other; save "
@@ -75,17 +81,22 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     """{"model": ..., "ema": ...} and the like → the state dict inside."""
-    for _ in range(4):
-        if not isinstance(content, Mapping):
-            break
-        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-        inner = next((content[name] for name in WRAPPINGS if isinstance(content.get(name), Mapping)), None)
-        if inner is None:
-            if tensors:
-                return tensors
-            break
-        content = inner
-    raise InputError(f"{str(path)!r} holds no state dict; looked under {', '.join(WRAPPINGS)}")
+    found = _state_dict(content)
+    if found is None:
+        raise InputError(f"{str(path)!r} holds no state dict; looked under {', '.join(WRAPPINGS)}")
+    return found
+
+
+def _state_dict(content: Any) -> dict[str, Tensor] | None:
+    """The first wrapping, the averaged weights before the others, that holds weights, else the tensors here."""
+    if not isinstance(content, Mapping):
+        return None
+    for name in WRAPPINGS:
+        inner = _state_dict(content.get(name))
+        if inner is not None:
+            return inner
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    return tensors if any(name.endswith("weight") for name in tensors) else None
 
 
 def _strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -165,7 +176,9 @@ def _annotated(path: Path, tensors: Mapping[str, Tensor], schedule, image_size) 
     _refuse_other_editions(path, tensors)
     try:
         network = AnnotatedUnet(**annotated_options(tensors))
-    except KeyError as error:
+    except InputError:
+        raise
+    except _ODD_SHAPES as error:
         raise InputError(f"{str(path)!r} is no whole Annotated Diffusion U-Net: it lacks or has {error}") from error
     height, width = (image_size or 28,) * 2 if not isinstance(image_size, tuple) else image_size
     return _model(path, network, tensors, Model(
@@ -179,7 +192,9 @@ def _context(path: Path, tensors: Mapping[str, Tensor], schedule, image_size) ->
         height = 4 * tensors["up0.0.weight"].shape[2]
         shortcut = "init_conv.shortcut.weight" in tensors
         network = ContextUnet(in_channels, n_feat, tensors["contextembed1.model.0.weight"].shape[1], height, shortcut)
-    except KeyError as error:
+    except InputError:
+        raise
+    except _ODD_SHAPES as error:
         raise InputError(f"{str(path)!r} is no whole ContextUnet: it lacks {error}") from error
     if image_size not in (None, height, (height, height)):
         raise InputError(f"image_size = {image_size}; the network in {str(path)!r} takes {height}")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from fastdiff.errors import InputError
 from fastdiff.files import write_atomically
+
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+MAX_PIXELS = 200_000_000
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -24,6 +28,19 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(array if array.shape[2] in (3, 4) else array[:, :, 0])
 
 
+def grid_layout(
+    n: int, height: int, width: int, columns: int | None, scale: int | None, gap: int
+) -> tuple[int, int, int]:
+    """(columns, rows, scale) of a grid. Raises InputError where the picture would have more than MAX_PIXELS."""
+    columns = min(n, math.ceil(math.sqrt(n)) if columns is None else columns)
+    rows = math.ceil(n / columns)
+    across, down = columns * (width + gap) + gap, rows * (height + gap) + gap
+    scale = max(1, round(640 / across)) if scale is None else scale
+    if across * down * scale**2 > MAX_PIXELS:
+        raise InputError(f"a grid of {across * scale}x{down * scale} pixels; accepted: up to {MAX_PIXELS:,} pixels")
+    return columns, rows, scale
+
+
 def grid(images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = 1) -> Image.Image:
     """(n, C, H, W) in [-1, 1] → one picture, row by row.
 
@@ -32,22 +49,23 @@ def grid(images: Tensor, columns: int | None = None, scale: int | None = None, g
     """
     pixels = to_uint8(images)
     n, channels, height, width = pixels.shape
-    columns = min(n, math.ceil(math.sqrt(n)) if columns is None else columns)
-    rows = math.ceil(n / columns)
+    columns, rows, scale = grid_layout(n, height, width, columns, scale, gap)
     sheet = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
     for index in range(n):
         top = gap + index // columns * (height + gap)
         left = gap + index % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = pixels[index]
     picture = to_picture(sheet)
-    scale = max(1, round(640 / picture.width)) if scale is None else scale
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:
     """Write in the format of the path's ending."""
-    check_picture_name(path, reading=False)
-    write_atomically(path, picture.save)
+    check_picture_name(path)
+    try:
+        write_atomically(path, picture.save)
+    except (OSError, ValueError) as error:  # a format's own limits
+        raise InputError(f"cannot write {str(path)!r}, {picture.width}x{picture.height}: {error}") from error
 
 
 def save_gif(pictures: list[Image.Image], path: str | Path, milliseconds: int = 80, hold: int = 1500) -> None:
@@ -59,27 +77,36 @@ def save_gif(pictures: list[Image.Image], path: str | Path, milliseconds: int = 
     )
 
 
-def check_picture_name(path: str | Path, reading: bool) -> Path:
-    """An InputError for a file ending that Pillow does not know."""
-    Image.init()
-    known = sorted(
-        k for k, name in Image.registered_extensions().items() if name in (Image.OPEN if reading else Image.SAVE)
-    )
-    if Path(path).suffix.lower() not in known:
-        raise InputError(
-            f"picture name {str(path)!r}; accepted endings: .png, .jpg, .webp, .gif and others of Pillow's"
-        )
+def check_picture_name(path: str | Path) -> Path:
+    """An InputError for a file ending that is no picture's."""
+    if Path(path).suffix.lower() not in PICTURE_ENDINGS:
+        raise InputError(f"picture name {str(path)!r}; accepted endings: {', '.join(PICTURE_ENDINGS)}")
     return Path(path)
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """A picture file in mode L or RGB: 16-bit gray is scaled to 8 bits, transparency shown on white."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            if picture.mode.startswith("I;16"):
+                return Image.fromarray((np.asarray(picture).astype(np.uint32) * 255 // 65535).astype(np.uint8))
+            if picture.mode in ("I", "F"):
+                raise InputError(f"{str(path)!r} has {picture.mode} pixels; accepted: 8 or 16 bits a channel")
+            gray = picture.mode in ("1", "L", "LA", "La")
+            if picture.has_transparency_data:
+                colored = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", colored.size, "white"), colored)
+            return picture.convert("L" if gray else "RGB")
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read {str(path)!r} as a picture: {error}") from error
 
 
 def read_picture(path: str | Path, size: int | None = None) -> Tensor:
     """A picture file as (3, H, W) in [-1, 1]; with size, cut to its middle square and resized to size x size."""
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read {str(path)!r} as a picture: {error}") from error
-    return from_picture(picture, size).float() / 127.5 - 1
+    return from_picture(open_picture(path).convert("RGB"), size).float() / 127.5 - 1
 
 
 def from_picture(picture: Image.Image, size: int | None = None) -> Tensor:

@@ -41,6 +41,9 @@ class Model:
         shape = tuple(self.image_shape)
         if len(shape) != 3 or any(not isinstance(size, int) or size < 1 for size in shape):
             raise InputError(f"image_shape = {shape}; accepted: (channels, height, width), each at least 1")
+        width = getattr(self.network, "n_cfeat", None)
+        if self.class_names and width is not None and len(self.class_names) != width:
+            raise InputError(f"{len(self.class_names)} class names {list(self.class_names)}; the network takes {width}")
         object.__setattr__(self, "image_shape", shape)
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "clip", check_clip(self.clip))

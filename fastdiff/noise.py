@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastdiff.errors import InputError
+from fastdiff.errors import whole
 from fastdiff.kernels import philox
 
 LIMIT = 2**63
@@ -32,14 +32,7 @@ class PhiloxNoise:
     device: torch.device = torch.device("cpu")
 
     def __post_init__(self) -> None:
-        check_index("seed", self.seed)
+        object.__setattr__(self, "seed", whole("seed", self.seed, 0, LIMIT - 1))
 
     def __call__(self, draw: int, first: int, shape: tuple[int, ...]) -> Tensor:
         return philox.normals(self.seed, draw, first, tuple(shape), self.device)
-
-
-def check_index(name: str, value: object, extent: int = 0) -> int:
-    """`value` as an int with 0 <= value and value + extent < 2^63, else an InputError that names it."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LIMIT - extent:
-        raise InputError(f"{name} = {value!r}; accepted: a whole number from 0 to {LIMIT - extent - 1}")
-    return value

@@ -44,7 +44,7 @@ def check_clip(clip: object) -> Clip:
     """The clip setting in one form; False is off. Raises InputError for anything not described at `Clip`."""
     if clip is None or clip is False:
         return None
-    if isinstance(clip, (int, float)) and not isinstance(clip, bool) and 0 < clip < math.inf:
+    if isinstance(clip, (int, float, np.number)) and not isinstance(clip, bool) and 0 < clip < math.inf:
         return float(clip)
     if isinstance(clip, (tuple, list)) and len(clip) == 2 and clip[0] == "dynamic":
         quantile = clip[1]

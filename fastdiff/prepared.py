@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fastdiff.errors import InputError
 from fastdiff.networks.protocol import SeparableNetwork
 from fastdiff.table import StepTable
 
@@ -57,9 +58,11 @@ class EagerNetwork:
         self.guidance = None if guidance_scale in (None, 1) else float(guidance_scale)
         weight = next(network.parameters(), None)
         self.dtype = torch.float32 if weight is None else weight.dtype
+        # A network of the user's own may feed t to a layer as it comes; ours convert it themselves.
+        self.time_dtype = torch.float32 if self.separable else self.dtype
         device = torch.device("cpu") if weight is None else weight.device
         self.time = torch.tensor(
-            table.time, dtype=torch.int64 if integer_time else torch.float32, device=device
+            table.time, dtype=torch.int64 if integer_time else self.time_dtype, device=device
         )  # (rows,)
         self.context = None if context is None else context.to(device=device, dtype=self.dtype)
         self.time_embedding = network.embed_time(self.time) if self.separable else ()
@@ -90,6 +93,8 @@ class EagerBatch:
         else:
             t = form.time[i].expand(len(given))
             out = form.network(given, t) if self.context is None else form.network(given, t, self.context)
+        if out.shape != given.shape:
+            raise InputError(f"the network returned shape {tuple(out.shape)} for images of shape {tuple(given.shape)}")
         out = out.to(torch.float32)
         if form.guidance is not None:
             unconditional, conditional = out.chunk(2)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from fastdiff.errors import InputError, unknown
+from fastdiff.errors import InputError, finite, unknown
 from fastdiff.losses import LOSSES
 from fastdiff.prediction import PREDICTION_TYPES
 from fastdiff.schedule import Schedule, make_schedule
@@ -62,6 +62,10 @@ class Recipe:
         ):
             if value not in accepted:
                 raise unknown(name, value, accepted)
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if isinstance(value, float):
+                finite(field_.name, value)
         for name, ok, range_ in (
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("epochs", self.epochs >= 1, "at least 1"),

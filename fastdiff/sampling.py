@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastdiff.context import resolve_context
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, finite, whole
 from fastdiff.model import Model
-from fastdiff.noise import NoiseSource, PhiloxNoise, check_index
+from fastdiff.noise import LIMIT, NoiseSource, PhiloxNoise
 from fastdiff.prediction import check_clip
 from fastdiff.prepared import EagerNetwork, ieee_float32, prepare_network
 from fastdiff.step import State, advance
@@ -65,14 +65,20 @@ def sample(
 
     Raises InputError, before any long work, for values outside these.
     """
-    size = _check_counts(n, seed, first, batch_size, frames)
+    n = whole("n", n, 1, LIMIT - 1)
+    seed, first = whole("seed", seed, 0, LIMIT - 1), whole("first", first, 0, LIMIT - n)
+    size = min(n, DEFAULT_BATCH if batch_size is None else whole("batch_size", batch_size, 1, LIMIT - 1))
+    frames = None if frames is None else whole("frames", frames, 1, LIMIT - 1)
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r}; accepted: {', '.join(map(str, DTYPES))}")
     table = _table(model, sampler, steps, eta, spacing)
     bound = model.clip if clip is None else check_clip(clip)
     rows = resolve_context(model, context, n)
-    _check_guidance(guidance_scale, rows)
+    if guidance_scale is not None:
+        guidance_scale = finite("guidance_scale", guidance_scale)
+        if rows is None:
+            raise InputError(f"guidance_scale = {guidance_scale} without a context; give a context to guide towards")
     device = choose_device(device)
     source = PhiloxNoise(seed, device) if noise is None else noise
 
@@ -114,35 +120,10 @@ class _Draw:
     device: torch.device
 
     def __call__(self, draw: int) -> Tensor:
-        normals = self.source(draw, self.first, self.shape)
+        normals = torch.as_tensor(self.source(draw, self.first, self.shape))
         if tuple(normals.shape) != self.shape:
             raise InputError(f"the noise source returned shape {tuple(normals.shape)}; it was asked for {self.shape}")
         return normals.to(device=self.device, dtype=torch.float32)
-
-
-def _whole(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} = {value!r}; accepted: a whole number of at least 1")
-    return value
-
-
-def _check_counts(n: object, seed: object, first: object, batch_size: object, frames: object) -> int:
-    """The batch size to run with, once all counts are in their ranges."""
-    n = _whole("n", n)
-    check_index("seed", seed)
-    check_index("first", first, n)
-    if frames is not None:
-        _whole("frames", frames)
-    return min(n, DEFAULT_BATCH if batch_size is None else _whole("batch_size", batch_size))
-
-
-def _check_guidance(scale: float | None, context: Tensor | None) -> None:
-    if scale is None:
-        return
-    if context is None:
-        raise InputError(f"guidance_scale = {scale} without a context; give a context to guide towards")
-    if not abs(scale) < float("inf"):
-        raise InputError(f"guidance_scale = {scale}; accepted: a finite number")
 
 
 def _table(model: Model, sampler: str | StepTable, steps: int, eta: float, spacing: str) -> StepTable:
@@ -151,6 +132,12 @@ def _table(model: Model, sampler: str | StepTable, steps: int, eta: float, spaci
     if sampler.prediction_type != model.prediction_type:
         raise InputError(
             f"a table for prediction type {sampler.prediction_type!r}; the model's is {model.prediction_type!r}"
+        )
+    low, high = model.schedule.first, model.schedule.first + model.schedule.num_timesteps - 1
+    if sampler.timestep.min() < low or sampler.timestep.max() > high:
+        raise InputError(
+            f"a table with timesteps {sampler.timestep.min():g} to {sampler.timestep.max():g}; the model's schedule "
+            f"has {low} to {high}"
         )
     expected = sampler.timestep / (model.schedule.num_timesteps if model.time == "fraction" else 1)
     if not np.allclose(sampler.time, expected):
@@ -167,8 +154,10 @@ def choose_device(device: torch.device | str | None) -> torch.device:
         return best_device()
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        available = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise InputError(f"device = {device!r} cannot be used here; available: {available}") from error
-    return chosen
+        if chosen.type in ("cpu", "cuda"):
+            torch.empty(0, device=chosen)
+            return chosen
+    except (RuntimeError, AssertionError, TypeError):
+        pass
+    available = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+    raise InputError(f"device = {str(device)!r} cannot be used here; available: {available}")

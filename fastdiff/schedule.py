@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.errors import InputError, unknown
+from fastdiff.errors import InputError, finite, unknown, whole
+
+MAX_TIMESTEPS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,13 +128,13 @@ def make_schedule(name: str, timesteps: int, **params: float) -> Schedule:
     """A schedule by name.
 
     name: linear, cosine, quadratic, sigmoid, or course (system B: T + 1 linear points, timesteps 1 .. T).
-    timesteps: T >= 1.
+    timesteps: T, 1 to MAX_TIMESTEPS.
     params: beta_start, beta_end (all but cosine; defaults 1e-4 and 0.02) or s (cosine; default 0.008).
     """
     if name not in _BETAS:
         raise unknown("schedule", name, _BETAS)
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
-        raise InputError(f"timesteps = {timesteps!r}; accepted: a whole number of at least 1")
+    timesteps = whole("timesteps", timesteps, 1, MAX_TIMESTEPS)
+    params = {key: finite(key, value) for key, value in params.items()}
     try:
         betas = _BETAS[name](timesteps, **params)
     except TypeError:

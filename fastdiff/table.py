@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.errors import InputError, unknown
+from fastdiff.errors import InputError, finite, unknown, whole
 from fastdiff.prediction import PREDICTION_TYPES, coefficients
 from fastdiff.schedule import Schedule
 
@@ -92,9 +92,7 @@ def spaced(num_timesteps: int, steps: int, spacing: str) -> np.ndarray:
     trailing: round(T, T - T/n, ...) - 1; leading: multiples of T // n; linspace: round(linspace(0, T-1, n)) (Lin et
     al. 2023, table 2). course: stride T // n from T - 1 down, where n must divide T.
     """
-    t, n = num_timesteps, steps
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= t:
-        raise InputError(f"steps = {n!r}; accepted: a whole number from 1 to {t}, the schedule's timesteps")
+    t, n = num_timesteps, whole("steps", steps, 1, num_timesteps)
     if spacing == "trailing":
         return np.round(np.arange(t, 0, -t / n))[:n].astype(np.int64) - 1
     if spacing == "leading":
@@ -172,8 +170,7 @@ def ddpm(schedule: Schedule, steps: int, spacing: str = "trailing", prediction_t
 
 
 def _generalised(name, schedule, steps, eta, spacing, prediction_type, time) -> StepTable:
-    if not 0 <= eta <= 1:
-        raise InputError(f"eta = {eta}; accepted: 0 to 1")
+    eta = finite("eta", eta, 0, 1)
     path = _Path.of(schedule, steps, spacing)
     a, b, s = _ddim_coefficients(path.alpha, path.sigma, path.alpha_next, path.sigma_next, eta)
     return path.table(name, prediction_type, time, a, b, s=s)
@@ -244,7 +241,7 @@ SAMPLERS: dict[str, Callable[..., StepTable]] = {
 def make_table(sampler: str, schedule: Schedule, steps: int, eta: float = 0.0, spacing: str = "trailing",
                prediction_type: str = "epsilon", time: str = "index") -> StepTable:  # fmt: skip
     """The table of a sampler by name. eta belongs to ddim; a value other than 0 with another is an InputError."""
-    if sampler not in SAMPLERS:
+    if not isinstance(sampler, str) or sampler not in SAMPLERS:
         raise unknown("sampler", sampler, SAMPLERS)
     builder = SAMPLERS[sampler]
     options: dict[str, Any] = dict(spacing=spacing, prediction_type=prediction_type, time=time)

@@ -75,8 +75,9 @@ class Trainer:
         if init is not None:
             load_weights(network, init.network.state_dict(), "the model to start from")
         self.network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        averaging = AveragedModel(self.network, multi_avg_fn=_ema(recipe.ema_decay), use_buffers=True)
-        self.averaged = averaging if recipe.ema_decay else None
+        self.averaged: AveragedModel | None = None
+        if recipe.ema_decay:
+            self.averaged = AveragedModel(self.network, multi_avg_fn=_ema(recipe.ema_decay), use_buffers=True)
         self.schedule = recipe.make_schedule()
         self.conditional = recipe.network["name"] == "context"
         optimizer = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
@@ -183,10 +184,10 @@ class Trainer:
     def save(self, path: str | Path, extra: Mapping[str, Any]) -> None:
         """Write the whole state atomically; extra (plain values) comes back from `read_training`."""
         tensors = {f"model.{k}": v for k, v in self.network.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.model.network.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
         if self.averaged is not None:
+            tensors |= {f"ema.{k}": v for k, v in self.averaged.module.state_dict().items()}
             tensors["averaged"] = self.averaged.n_averaged
         tensors = {k: v.detach().to("cpu").clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
         training = {"recipe": self.recipe.to_dict(), "steps_done": self.steps_done, **extra}
@@ -213,6 +214,8 @@ class Trainer:
 def read_training(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, the "training" configuration) of a training checkpoint. Raises InputError for other files."""
     tensors, config = read_tensors(Path(path))
-    if not config or "training" not in config:
+    kept = config.get("training") if config else None
+    wanted = {"recipe", "steps_done", "data", "fingerprint", "command"}
+    if not isinstance(kept, dict) or not wanted <= kept.keys() or not isinstance(kept["recipe"], dict):
         raise InputError(f"{str(path)!r} is no training checkpoint; accepted: the checkpoint.safetensors of a run")
-    return tensors, config["training"]
+    return tensors, kept

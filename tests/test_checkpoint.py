@@ -147,6 +147,8 @@ def test_state_dicts_of_b(tmp_path):
     "wrap",
     [
         lambda s: {"model": s, "epoch": 3},
+        lambda s: {"model": s, "ema": {"decay": 0.999, "shadow_params": [torch.zeros(1)]}},
+        lambda s: {"model": {"x": torch.zeros(1)}, "ema": {"decay": 0.999, "shadow": s}},
         lambda s: {"step": 7, "model": {"x": torch.zeros(1)}, "ema": s},
         lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
         lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
@@ -331,13 +333,38 @@ def write(name):
         )
         return ["no whole ContextUnet"]
 
+    def odd_shapes(path):
+        torch.save({**state, "time_mlp.1.weight": torch.zeros(3)}, path)
+        return ["no whole Annotated Diffusion U-Net"]
+
+    def odd_shapes_of_b(path):
+        torch.save({**ContextReference(3, 8, 5, 16).state_dict(), "up0.0.weight": torch.zeros(3)}, path)
+        return ["no whole ContextUnet"]
+
+    def not_a_number(path):
+        torch.save({**state, "init_conv.bias": state["init_conv.bias"] * float("nan")}, path)
+        return ["holds NaN or infinity in 1 tensors (init_conv.bias"]
+
+    def a_list_for_configuration(path):
+        save_file({"a": torch.zeros(1)}, path, metadata={"fastdiff": "[1]"})
+        return ["damaged configuration"]
+
+    def wrong_configuration(path):
+        config = {"format": 1, "network": "x", "schedule": {}, "prediction_type": "epsilon", "image_shape": [1, 8, 8]}
+        save_file({"a": torch.zeros(1)}, path, metadata={"fastdiff": json.dumps(config)})
+        return ["makes no model"]
+
+    def another_protobuf(path):
+        path.write_bytes(mindspore_file({"a.weight": torch.zeros(2), "b.weight": torch.zeros(2)}))
+        return ["not a network that fastdiff knows"]
+
     def newer_format(path):
         save_file({"a": torch.zeros(1)}, path, metadata={"fastdiff": json.dumps({"format": 99})})
         return ["format 99"]
 
     def no_configuration(path):
         save_file({"a": torch.zeros(1)}, path, metadata={"fastdiff": json.dumps({"format": 1})})
-        return ["incomplete configuration"]
+        return ["makes no model"]
 
     def broken_configuration(path):
         save_file({"a": torch.zeros(1)}, path, metadata={"fastdiff": "{"})
@@ -356,7 +383,9 @@ REFUSED = [
     ("text", ".safetensors"), ("empty", ".pt"), ("some_zip", ".pt"), ("later_edition", ".pt"), ("first_edition", ".pt"),
     ("missing_key", ".pt"), ("wrong_shape", ".pt"), ("half_a_network", ".pt"), ("half_of_b", ".pt"),
     ("newer_format", ".safetensors"), ("no_configuration", ".safetensors"), ("broken_configuration", ".safetensors"),
-    ("lying_header", ".safetensors"),
+    ("lying_header", ".safetensors"), ("odd_shapes", ".pt"), ("odd_shapes_of_b", ".pt"), ("not_a_number", ".pt"),
+    ("a_list_for_configuration", ".safetensors"), ("wrong_configuration", ".safetensors"),
+    ("another_protobuf", ".ckpt"),
 ]  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def test_a_state_dict_with_its_schedule(run, models):
 
 BAD_SAMPLES = [
     (["nothing"], ["'nothing'", "fashion-mnist"]),
-    (["a.safetensors", "-n", "0"], ["n = 0", "at least 1"]),
+    (["a.safetensors", "-n", "0"], ["n = 0", "from 1"]),
     (["a.safetensors", "--steps", "31"], ["31", "1 to 30"]),
     (["a.safetensors", "--sampler", "dimm"], ["'dimm'", "did you mean 'ddim'"]),
     (["a.safetensors", "--spacing", "leadin"], ["'leadin'", "did you mean 'leading'"]),
@@ -139,6 +139,16 @@ BAD_SAMPLES = [
     (["a.safetensors", "--schedule", "cosine"], ["--schedule and --timesteps belong together"]),
     (["a.safetensors", "--image-size", "16"], ["states its own"]),
     (["trash.pt"], ["trash.pt"]),
+    (["a" * 300], ["aaa"]),
+    (["a.safetensors", "-o", "o" * 300 + ".png"], ["cannot write"]),
+    (["a.safetensors", "-o", "x.h5"], ["x.h5", ".png"]),
+    (["a.safetensors", "-o", "x.gif", "--gif", "x.gif"], ["two outputs"]),
+    (["a.safetensors", "--scale", "100000"], ["pixels"]),
+    (["a.safetensors", "-n", "10000000000000000000000000"], ["n = 1000"]),
+    (["b.safetensors", "--context", "item="], ["''", "'item'", "a number"]),
+    (["b.safetensors", "--context", "item=1,item=2"], ["'item' twice"]),
+    (["b.safetensors", "--context", "item=1e300"], ["1e+300"]),
+    (["b.safetensors", "--context", ""], ["''"]),
 ]
 
 
@@ -181,6 +191,7 @@ def test_noise(run, tmp_path):
     assert spread == sorted(spread) and spread[0] < 5 < spread[4]
     run("noise", "cat.png", "--schedule", "cosine", "--timesteps", 1000, "--at", "0,500,999", "-o", "c.png")
     run("noise", "cat.png", "--schedule", "course", "--timesteps", 10, "--at", "1,10", "-o", "c.png")
+    assert "t = 1, 2 of course" in run("noise", "cat.png", "--schedule", "course", "--timesteps", 2, "-o", "c.png")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +222,7 @@ def rows(folder):
 def test_train_leaves_a_folder_to_sample_from(run, sprites, tmp_path):
     pytest.importorskip("matplotlib")
     out = run("train", *sprites, *TINY, "--ema", 0.9, "--class-names", "a,b,c,d,e", "-o", "r")
-    assert "36 pictures 3x16x16" in out and "sample from it: fastdiff sample r" in out
+    assert "39 pictures 3x16x16" in out and "sample from it: fastdiff sample r" in out
     for name in ("checkpoint.safetensors", "model.safetensors", "log.csv", "loss.png", "samples.png", "README.md",
                  "samples/epoch-0001.png", "samples/epoch-0002.png"):  # fmt: skip
         assert (tmp_path / "r" / name).stat().st_size > 100
@@ -219,7 +230,7 @@ def test_train_leaves_a_folder_to_sample_from(run, sprites, tmp_path):
     logged = rows("r")
     assert [row["step"] for row in logged] == ["4", "8"] and float(logged[1]["val_loss"]) > 0
     card = (tmp_path / "r" / "README.md").read_text()
-    for word in ("# r", "36 pictures", "fastdiff 0.", "8 in 0 minutes", "| batch_size | `10` |", "![loss]"):
+    for word in ("# r", "39 pictures", "fastdiff 0.", "8 in 0 minutes", "| batch_size | `10` |", "![loss]"):
         assert word.replace("fastdiff 0.", "| fastdiff | 0.") in card
     assert "classes          a, b, c, d, e" in run("info", "r")
     assert "8 steps done" in run("info", "r/checkpoint.safetensors")
@@ -292,6 +303,16 @@ BAD_TRAINING = [
     (["--data", "x.npy", "-o", "taken"], ["'taken'", "--resume"]),
     (["--data", "x.npy", "-o", "x.npy/r"], ["cannot write"]),
     (["--resume", "empty"], ["checkpoint.safetensors"]),
+    (["--resume", ""], ["no run to resume"]),
+    (["--resume", "nowhere"], ["no run to resume at 'nowhere'"]),
+    (["--resume", "taken", "--ema", "0.5"], ["--resume with --ema;"]),
+    (["--data", "x.npy", "--labels", ""], ["cannot be read"]),
+    (["--data", "x.npy", "--labels", "nan.npy"], ["NaN"]),
+    (["--data", "x.npy", "--size", "8"], ["size = 8"]),
+    (["--data", "x.npy", "--p2-gamma", "inf"], ["p2_gamma = inf"]),
+    (["--data", "x.npy", "--dim", "1000000000"], ["1000000000"]),
+    (["--data", "x.npy", "--timesteps", "10000000000000"], ["timesteps = 10000000000000"]),
+    (["--data", "q" * 300], ["qqq"]),
     (["--resume", "taken", "--lr", "1"], ["--resume with --lr"]),
 ]
 
@@ -302,6 +323,7 @@ def test_bad_training(words, message, run, sprites, tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "taken" / "checkpoint.safetensors").write_bytes(b"x")
     np.save("odd.npy", np.zeros((40, 18, 18, 3), np.uint8))
+    np.save("nan.npy", np.full((40, 2), np.nan, np.float32))
     before = sorted(os.listdir())
     refused(run("train", *words, code=2), *message)
     assert sorted(os.listdir()) == before
@@ -331,6 +353,25 @@ def test_unknown_commands_and_options(run):
 def test_python_dash_m():
     done = subprocess.run([sys.executable, "-m", "fastdiff", "sample", "nothing"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("Error: unknown model") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_stop_is_saved_wherever_it_falls(after, run, sprites, monkeypatch):
+    """On the step that has just been logged too."""
+    from fastdiff.cli import run as runs
+
+    monkeypatch.setattr(runs, "LOG_EVERY", 2)
+    step = runs.Trainer.step
+
+    def stopping(self):
+        loss = step(self)
+        if self.steps_done == after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    monkeypatch.setattr(runs.Trainer, "step", stopping)
+    assert "--resume r" in run("train", *sprites, *TINY, "-o", "r", code=130)
+    assert f"{after} steps done" in run("info", "r/checkpoint.safetensors")
 
 
 def test_a_killed_run_has_saved_meanwhile(run, sprites, monkeypatch):

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiff import InputError, data
-from fastdiff.data import load_data
+from fastdiff import InputError
+from fastdiff.data import cifar, load_data
+from fastdiff.data import idx as data
 
 
-def idx(array: np.ndarray) -> bytes:
+def idx_bytes(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
@@ -23,10 +24,10 @@ def idx(array: np.ndarray) -> bytes:
 def fashion_files():
     rng = np.random.default_rng(0)
     return {
-        "train-images-idx3-ubyte": idx(rng.integers(0, 256, (20, 28, 28), dtype=np.uint8)),
-        "train-labels-idx1-ubyte": idx((np.arange(20) % 10).astype(np.uint8)),
-        "t10k-images-idx3-ubyte": idx(rng.integers(0, 256, (7, 28, 28), dtype=np.uint8)),
-        "t10k-labels-idx1-ubyte": idx((np.arange(7) % 10).astype(np.uint8)),
+        "train-images-idx3-ubyte": idx_bytes(rng.integers(0, 256, (20, 28, 28), dtype=np.uint8)),
+        "train-labels-idx1-ubyte": idx_bytes((np.arange(20) % 10).astype(np.uint8)),
+        "t10k-images-idx3-ubyte": idx_bytes(rng.integers(0, 256, (7, 28, 28), dtype=np.uint8)),
+        "t10k-labels-idx1-ubyte": idx_bytes((np.arange(7) % 10).astype(np.uint8)),
     }
 
 
@@ -82,7 +83,7 @@ def test_a_download_with_a_wrong_checksum_leaves_nothing(downloading):
     (served / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"other"))
     with pytest.raises(InputError, match="SHA-256"):
         load_data("fashion-mnist")
-    assert not list(cache.iterdir())
+    assert not cache.exists() or not list(cache.iterdir())
 
 
 def test_no_network(downloading):
@@ -152,7 +153,7 @@ def test_npy_pair(tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (2000, 4, 4, 3), dtype=np.uint8))
     np.save(tmp_path / "y.npy", np.eye(5, dtype=np.uint8)[np.arange(2000) % 5])
     found = load_data(str(tmp_path / "x.npy"), labels=str(tmp_path / "y.npy"))
-    assert found.image_shape == (3, 4, 4) and found.class_names == data.SPRITE_CLASSES
+    assert found.image_shape == (3, 4, 4) and found.class_names == ("class0", "class1", "class2", "class3", "class4")
     assert len(found.val_images) == 100 and len(found.images) == 1900  # two blocks of 50 neighbours
     named = load_data(str(tmp_path / "x.npy"), labels=str(tmp_path / "y.npy"), class_names=tuple("abcde"))
     assert named.class_names == tuple("abcde")
@@ -190,7 +191,7 @@ def test_bad_data_is_named(tmp_path):
         (dict(source="f.npy"), ["float32", "uint8"]),
         (dict(source="o.npy"), [".npy"]),
         (dict(source="x.npy", labels="x.npy"), ["(4, 4, 4)", "(4, K)"]),
-        (dict(source="x.npy", class_names=("a",)), ["1 class names", "width 0"]),
+        (dict(source="x.npy", class_names=("a",)), ["1 class names", "0 different"]),
         (dict(source="nowhere"), ["nowhere", "neither a folder"]),
         (dict(source="mixed", labels="x.npy"), ["labels", "only beside an .npy"]),
         (dict(source="x.npy", holdout=0.9), ["0.9"]),
@@ -206,4 +207,63 @@ def test_bad_data_is_named(tmp_path):
 
 def test_the_unpickler_is_closed():
     with pytest.raises(pickle.UnpicklingError):
-        data._ArraysOnly(io.BytesIO(pickle.dumps(print))).load()
+        cifar.ArraysOnly(io.BytesIO(pickle.dumps(print))).load()
+
+
+@pytest.mark.parametrize("classes, each", [(10, 10), (20, 50), (5, 10), (2, 3)])
+def test_no_class_is_lost_to_validation(classes, each, tmp_path):
+    for k in range(classes):
+        (tmp_path / f"{k:02d}").mkdir()
+        for j in range(each):
+            Image.new("L", (4, 4), j).save(tmp_path / f"{k:02d}" / f"{j}.png")
+    found = load_data(str(tmp_path))
+    kept = found.labels.sum(0)
+    assert float(kept.min()) >= 0.9 * each - 1 and len(found.val_images) >= 1
+    assert len(found.images) + len(found.val_images) == classes * each
+
+
+def test_sixteen_bit_and_transparent_pictures(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    for k in range(2):
+        Image.fromarray(ramp).save(tmp_path / f"{k}.png")
+    found = load_data(str(tmp_path))
+    assert found.image_shape == (1, 8, 8)
+    assert np.abs(found.images[0, 0].numpy().astype(int) - ramp / 257).max() <= 1
+    (tmp_path / "t").mkdir()
+    for k in range(2):
+        Image.new("RGBA", (4, 4), (1, 200, 3, 0)).save(tmp_path / "t" / f"{k}.png")
+    assert int(load_data(str(tmp_path / "t")).images.min()) == 255  # what cannot be seen is white
+    (tmp_path / "f").mkdir()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "f" / "a.tiff")
+    with pytest.raises(InputError, match="F pixels"):
+        load_data(str(tmp_path / "f"))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"train-labels-idx1-ubyte": idx_bytes(np.arange(7, dtype=np.uint8))}, ["(20, 1, 28, 28)", "7 labels"]),
+        ({"train-images-idx3-ubyte": idx_bytes(np.zeros(20, np.uint8))}, ["3 dimensions"]),
+        ({"train-images-idx3-ubyte": idx_bytes(np.zeros((0, 4, 4), np.uint8)),
+          "train-labels-idx1-ubyte": idx_bytes(np.zeros(0, np.uint8)),
+          "t10k-labels-idx1-ubyte": idx_bytes(np.zeros(7, np.uint8))}, ["(0, 1, 4, 4)", "at least one"]),
+        ({"t10k-labels-idx1-ubyte": idx_bytes(np.full(7, 25, np.uint8))}, ["label 25", "0 to 9"]),
+        ({"train-labels-idx1-ubyte.gz": gzip.compress(b"x" * 99)[:12] + b"broken",
+          "train-labels-idx1-ubyte": None}, ["IDX"]),
+    ],
+)  # fmt: skip
+def test_idx_files_that_do_not_fit_together(change, words, fashion_files, tmp_path):
+    for name, content in {**fashion_files, **change}.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_data(str(tmp_path))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_other_idx_data_is_named_by_number(fashion_files, tmp_path):
+    for name, content in fashion_files.items():
+        (tmp_path / name).write_bytes(content)
+    assert load_data(str(tmp_path)).class_names[0] == "class0"
+    assert load_data(str(tmp_path), class_names=tuple("0123456789")).class_names[9] == "9"

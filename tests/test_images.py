@@ -67,7 +67,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 def test_names_and_places(tmp_path):
     with pytest.raises(InputError, match="a.xyz"):
-        check_picture_name("a.xyz", reading=False)
+        check_picture_name("a.xyz")
     with pytest.raises(InputError, match="it is a folder"):
         check_writable(tmp_path)
     (tmp_path / "file").write_text("")

@@ -13,7 +13,8 @@ import fastdiff
 from fastdiff.bench.reference import AnnotatedLoop, AnnotatedReference, ContextReference, CourseLoop
 from fastdiff.checkpoint import SHIPPED, shipped_models, stored_info
 from fastdiff.cli import main
-from fastdiff.data import DEBIAN_FASHION, load_data
+from fastdiff.data import load_data
+from fastdiff.data.idx import DEBIAN_FASHION
 from fastdiff.recipe import PRESETS
 from fastdiff.training import Trainer
 

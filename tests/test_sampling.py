@@ -234,7 +234,7 @@ def test_no_grad_is_recorded(randomised):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(n=0), ["n = 0", "at least 1"]),
+        (dict(n=0), ["n = 0", "from 1 to 2^63 - 1"]),
         (dict(n=2.5), ["n = 2.5"]),
         (dict(steps=501), ["steps = 501", "1 to 500"]),
         (dict(sampler="dpmpp2m"), ["dpmpp2m", "did you mean 'dpmpp_2m'"]),
@@ -251,6 +251,15 @@ def test_no_grad_is_recorded(randomised):
         (dict(context=np.zeros((3, 5))), ["(3, 5)", "(2, 5)"]),
         (dict(context=[float("nan")] * 5), ["NaN"]),
         (dict(context={"aa": 1}), ["'aa'", "did you mean 'a'"]),
+        (dict(n=10**30), ["n = 1000000000000000000000000000000"]),
+        (dict(eta="x"), ["eta = 'x'"]),
+        (dict(sampler=["ddim"]), ["['ddim']"]),
+        (dict(device="meta"), ["'meta'", "available: "]),
+        (dict(context="item=1"), ["'item=1'"]),
+        (dict(context=[[1, 2], [3]]), ["[[1, 2], [3]]"]),
+        (dict(context={"a": 1e300}), ["1e+300"]),
+        (dict(context=[1.0] * 5, guidance_scale="a"), ["guidance_scale = 'a'"]),
+        (dict(sampler=make_table("ddim", make_schedule("course", 1000), 5, time="fraction")), ["1000", "1 to 500"]),
         (dict(guidance_scale=2.0), ["guidance_scale = 2.0 without a context"]),
         (dict(context=[1.0] * 5, guidance_scale=float("inf")), ["inf"]),
         (dict(noise=lambda draw, first, shape: torch.zeros(1)), ["(1,)", "(2, 3, 16, 16)"]),
@@ -300,3 +309,39 @@ def test_float32_means_tf32_off_and_the_users_setting_comes_back(randomised):
         assert seen == ["ieee"] and place.fp32_precision == "tf32"
     finally:
         place.fp32_precision = before
+
+
+def test_numpy_numbers_are_numbers(randomised):
+    model = annotated(randomised)
+    ours = sample(model, np.int64(2), steps=np.int32(3), seed=np.uint8(5), clip=np.float32(1), device="cpu")
+    assert torch.equal(ours, sample(model, 2, steps=3, seed=5, clip=1.0, device="cpu"))
+    assert sample(model, 1, steps=1, first=2**63 - 1, device="cpu").shape == (1, 1, 8, 8)  # the last sample there is
+
+
+def test_noise_from_numpy(randomised):
+    images = sample(annotated(randomised), 2, steps=2, noise=lambda draw, first, shape: np.ones(shape), device="cpu")
+    assert torch.equal(images[0], images[1])
+
+
+def test_a_network_that_returns_another_shape_is_named():
+    model = Model(AnnotatedUnet(8, channels=2, out_dim=1), make_schedule("linear", 10), image_shape=(2, 8, 8))
+    with pytest.raises(InputError, match="returned shape"):
+        sample(model, 1, steps=2, device="cpu")
+
+
+def test_a_network_of_the_users_own_in_bfloat16():
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.time = torch.nn.Linear(1, 3)
+
+        def forward(self, x, t):
+            return x + self.time(t[:, None])[:, :, None, None]
+
+    model = Model(Own(), make_schedule("course", 10), image_shape=(3, 4, 4), time="fraction")
+    assert torch.isfinite(sample(model, 2, steps=5, dtype=torch.bfloat16, device="cpu")).all()
+
+
+def test_class_names_that_do_not_fit_the_network_are_named():
+    with pytest.raises(InputError, match="2 class names .* takes 3"):
+        Model(ContextUnet(1, 8, 3, 16), make_schedule("linear", 10), class_names=("a", "b"))

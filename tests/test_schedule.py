@@ -69,7 +69,9 @@ def test_forward_process():
     "make, words",
     [
         (lambda: make_schedule("linaer", 10), ["linaer", "did you mean 'linear'"]),
-        (lambda: make_schedule("linear", 0), ["0", "at least 1"]),
+        (lambda: make_schedule("linear", 0), ["0", "from 1 to 1000000"]),
+        (lambda: make_schedule("linear", 10**13), ["10000000000000"]),
+        (lambda: make_schedule("linear", 10, beta_start="a"), ["beta_start = 'a'"]),
         (lambda: make_schedule("linear", 10, s=1), ["'s'", "beta_start"]),
         (lambda: make_schedule("linear", 10, beta_end=2.0), ["2.0"]),
         (lambda: Schedule(np.array([0.1, 1.0])), ["1.0"]),

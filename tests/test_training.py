@@ -114,7 +114,7 @@ def test_resume_is_exact(preset, ema, stop, tmp_path):
     first = Trainer(recipe, data, CPU)
     for _ in range(stop):
         first.step()
-    first.save(tmp_path / "c.safetensors", {"data": {"source": "x"}})
+    first.save(tmp_path / "c.safetensors", {"data": {"source": "x"}, "fingerprint": 1, "command": "c"})
     tensors, kept = read_training(tmp_path / "c.safetensors")
     assert kept["data"] == {"source": "x"} and Recipe(**kept["recipe"]) == recipe
     torch.manual_seed(99)  # nothing may depend on the global generator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ class Refused(click.ClickException):
 
 class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
+        warnings.showwarning = lambda message, *_: click.echo(f"note: {message}", err=True)
         try:
             return super().invoke(ctx)
         except InputError as error:

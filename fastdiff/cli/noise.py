@@ -27,18 +27,18 @@ def noise(picture: str, output: str, schedule: str, timesteps: int, at: str | No
     from fastdiff.files import check_writable
     from fastdiff.images import check_picture_name
 
-    check_picture_name(check_writable(output), reading=False)
+    check_picture_name(check_writable(output))
 
     import torch
 
-    from fastdiff.images import grid, read_picture, save_picture
+    from fastdiff.images import grid, grid_layout, read_picture, save_picture
     from fastdiff.noise import PhiloxNoise
     from fastdiff.schedule import make_schedule
 
     chosen = make_schedule(schedule, timesteps)
     first, last = chosen.first, chosen.first + chosen.num_timesteps - 1
     if at is None:
-        nodes = sorted({first, *(min(last, timesteps * k // 4) for k in (1, 2, 3)), last})
+        nodes = sorted({first, *(min(last, max(first, timesteps * k // 4)) for k in (1, 2, 3)), last})
     else:
         try:
             nodes = [int(part) for part in at.split(",")]
@@ -47,6 +47,7 @@ def noise(picture: str, output: str, schedule: str, timesteps: int, at: str | No
         for node in nodes:
             if not first <= node <= last:
                 raise InputError(f"timestep {node}; schedule {schedule!r} with T = {timesteps} has {first} to {last}")
+    grid_layout(len(nodes), size, size, columns=len(nodes), scale=1, gap=2)
     x0 = read_picture(picture, size)
     z = PhiloxNoise(seed)(0, 0, (1, *x0.shape))
     rows = [chosen.q_sample(x0[None], torch.tensor([t]), z) for t in nodes]

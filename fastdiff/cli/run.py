@@ -75,8 +75,9 @@ class Run:
                     bar.write(self._epoch_line())
                 elif not self.pending and time.monotonic() - self.saved > SAVE_SECONDS:
                     self._save()
-            if stop.asked and self.pending:
-                self._log()
+            if stop.asked:
+                if self.pending:
+                    self._log()
                 self._save()
         if trainer.steps_done < trainer.total_steps:
             done = f"stopped after {trainer.steps_done} of {trainer.total_steps} steps"
@@ -92,9 +93,8 @@ class Run:
         trainer = self.trainer
         step = trainer.steps_done
         if not abs(loss) < float("inf"):
-            raise InputError(
-                f"the loss became {loss} before step {step}; the last checkpoint is kept: try a smaller --lr"
-            )
+            kept = "the last checkpoint is kept" if self.folder.checkpoint.exists() else "nothing was written"
+            raise InputError(f"the loss became {loss} before step {step}; {kept}: try a smaller --lr")
         self.folder.add(
             step=step,
             epoch=f"{step / trainer.steps_per_epoch:.3f}",

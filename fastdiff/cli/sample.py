@@ -19,7 +19,7 @@ from fastdiff.cli.options import (
     set_threads,
     threads_option,
 )
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, whole
 
 GIF_FRAMES = 40
 
@@ -70,13 +70,7 @@ def sample(model: str, n: int, output: str, gif: str | None, npy: str | None, st
     MODEL may be a fastdiff .safetensors, the folder of a training run, a state dict of the Annotated
     Diffusion U-Net or of ContextUnet (.pt, .pth), or the MindSpore tutorial's .ckpt.
     """
-    from fastdiff.files import check_writable
-    from fastdiff.images import check_picture_name
-
-    check_picture_name(check_writable(output), reading=False)
-    for path, ending in ((gif, ".gif"), (npy, ".npy")):
-        if path and check_writable(path).suffix.lower() != ending:
-            raise InputError(f"output {path!r}; accepted: a name that ends in {ending}")
+    _check_outputs(output, gif, npy)
 
     import numpy as np
     import torch
@@ -84,8 +78,8 @@ def sample(model: str, n: int, output: str, gif: str | None, npy: str | None, st
     from fastdiff import sampling
     from fastdiff.context import parse_context
     from fastdiff.files import write_atomically
-    from fastdiff.images import grid, save_gif, save_picture
-    from fastdiff.noise import check_index
+    from fastdiff.images import grid, grid_layout, save_gif, save_picture
+    from fastdiff.noise import LIMIT
 
     set_threads(threads)
     loaded = load_model(model, schedule, timesteps, image_size)
@@ -94,9 +88,11 @@ def sample(model: str, n: int, output: str, gif: str | None, npy: str | None, st
     if len({len(row) for row in rows}) > 1:
         raise InputError(f"contexts of {sorted({len(row) for row in rows})} numbers; accepted: all of one width")
     context = None
-    if rows and n >= 1:
-        start = check_index("first", options["first"], n)
+    whole("n", n, 1, LIMIT - 1)
+    if rows:
+        start = options["first"]
         context = rows[0] if len(rows) == 1 else torch.stack([rows[(start + r) % len(rows)] for r in range(n)])
+    grid_layout(n, *loaded.image_shape[1:], columns, scale, gap=1)
     chosen = parse_device(device)
     every = max(1, -(-count // GIF_FRAMES)) if gif else None
 
@@ -123,6 +119,19 @@ def sample(model: str, n: int, output: str, gif: str | None, npy: str | None, st
     )
     for path in written:
         click.echo(f"wrote {Path(path).resolve()}")
+
+
+def _check_outputs(output: str, gif: str | None, npy: str | None) -> None:
+    from fastdiff.files import check_writable
+    from fastdiff.images import check_picture_name
+
+    check_picture_name(check_writable(output))
+    for path, ending in ((gif, ".gif"), (npy, ".npy")):
+        if path is not None and check_writable(path).suffix.lower() != ending:
+            raise InputError(f"output {path!r}; accepted: a name that ends in {ending}")
+    names = [str(Path(path).resolve()) for path in (output, gif, npy) if path is not None]
+    if len(set(names)) < len(names):
+        raise InputError(f"two outputs have the name {output!r}; accepted: a name for each")
 
 
 def _default_steps(sampler: str, timesteps: int) -> int:

@@ -104,9 +104,11 @@ def train(
 
     set_threads(threads)
     chosen = parse_device(device)
-    if resume:
+    if resume is not None:
         _refuse_changes(click.get_current_context())
         path = Path(resume)
+        if not path.exists() or not resume:
+            raise InputError(f"no run to resume at {resume!r}; accepted: the folder of a run, or its checkpoint")
         tensors, kept = read_training(path / "checkpoint.safetensors" if path.is_dir() else path)
         recipe, source, command = _recipe_from(kept["recipe"]), kept["data"], kept["command"]
         folder = runlog.RunFolder(path if path.is_dir() else path.parent, resume=True)
@@ -115,11 +117,11 @@ def train(
         source = _source(preset, data, labels, class_names, size, holdout)
         command = runlog.command_line()
         folder = runlog.RunFolder(output)
-        if init:
+        if init is not None:
             command = f"{command}  # {init}: {stored_info(init).get('trained with', 'a model from elsewhere')}"
     pictures = load_data(**source)
-    trainer = Trainer(recipe, pictures, chosen, load(init) if init else None)
-    if resume:
+    trainer = Trainer(recipe, pictures, chosen, load(init) if init is not None else None)
+    if resume is not None:
         if pictures.fingerprint() != kept["fingerprint"]:
             raise InputError(f"data {source['source']!r} has changed since the run began; a resumed run needs the same")
         trainer.restore(folder.checkpoint, tensors, kept["steps_done"])
@@ -178,7 +180,7 @@ def _source(preset: str, data: str | None, labels: str | None, class_names: str 
     names = [name.strip() for name in class_names.split(",")] if class_names else []
     return {
         "source": data if data == "fashion-mnist" else str(Path(data).resolve()),
-        "labels": str(Path(labels).resolve()) if labels else None,
+        "labels": None if labels is None else str(Path(labels).resolve()),
         "size": size,
         "class_names": names,
         "holdout": holdout,
@@ -188,9 +190,12 @@ def _source(preset: str, data: str | None, labels: str | None, class_names: str 
 def _refuse_changes(context: click.Context) -> None:
     given = click.core.ParameterSource.COMMANDLINE
     free = {"resume", "device", "threads"}
-    changed = [name for name in context.params if name not in free and context.get_parameter_source(name) == given]
-    if changed:
-        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+    flags = ", ".join(
+        option.opts[-1]
+        for option in context.command.params
+        if option.name not in free and context.get_parameter_source(str(option.name)) == given
+    )
+    if flags:
         raise InputError(f"--resume with {flags}; a resumed run keeps its own values: leave them out")
 
 
