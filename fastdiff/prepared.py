@@ -40,7 +40,7 @@ def ieee_float32() -> Iterator[None]:
 class EagerNetwork:
     """(x, row) → prediction in float32, guidance included, for one batch.
 
-    network: from prepare_network. context: (n, K) or (1, K) or None; guidance_scale g ≠ 1 evaluates the zero
+    network, device, dtype: as prepare_network made it. context: (n, K) or (1, K) or None; guidance_scale g ≠ 1 evaluates the zero
     context too and returns out_u + g (out_c - out_u) (Ho and Salimans 2022, eq. 6, with g = 1 + w).
     A network that is not a SeparableNetwork is called as network(x, t[, context]).
     """
@@ -48,6 +48,8 @@ class EagerNetwork:
     def __init__(
         self,
         network: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
         table: StepTable,
         integer_time: bool,
         context: Tensor | None,
@@ -56,15 +58,11 @@ class EagerNetwork:
         self.network = network
         self.separable = isinstance(network, SeparableNetwork)
         self.guidance = None if guidance_scale in (None, 1) else float(guidance_scale)
-        weight = next(network.parameters(), None)
-        self.dtype = torch.float32 if weight is None else weight.dtype
+        self.dtype = dtype
         # A network of the user's own may feed t to a layer as it comes; ours convert it themselves.
-        self.time_dtype = torch.float32 if self.separable else self.dtype
-        device = torch.device("cpu") if weight is None else weight.device
-        self.time = torch.tensor(
-            table.time, dtype=torch.int64 if integer_time else self.time_dtype, device=device
-        )  # (rows,)
-        self.context = None if context is None else context.to(device=device, dtype=self.dtype)
+        fraction = torch.float32 if self.separable else dtype
+        self.time = torch.tensor(table.time, dtype=torch.int64 if integer_time else fraction, device=device)  # (rows,)
+        self.context = None if context is None else context.to(device=device, dtype=dtype)
         self.time_embedding = network.embed_time(self.time) if self.separable else ()
 
     def batch(self, rows: slice, n: int) -> EagerBatch:

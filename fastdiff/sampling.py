@@ -91,7 +91,7 @@ def sample(
         tqdm(total=len(starts) * len(table), disable=not progress, unit="step", leave=False) as bar,
     ):
         network = prepare_network(model.network, device, dtype)
-        form = EagerNetwork(network, table, model.time == "index", rows, guidance_scale)
+        form = EagerNetwork(network, device, dtype, table, model.time == "index", rows, guidance_scale)
         for start in starts:
             count = min(size, n - start)
             draw = _Draw(source, first + start, (count, *model.image_shape), device)

@@ -69,9 +69,10 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, data: ImageData, device: torch.device, init: Model | None = None) -> None:
-        torch.manual_seed(generator(recipe.seed, "init", 0).initial_seed())
         self.recipe, self.data, self.device = recipe, data, device
-        network = build_network(network_for(recipe, data))
+        with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
+            torch.manual_seed(generator(recipe.seed, "init", 0).initial_seed())
+            network = build_network(network_for(recipe, data))
         if init is not None:
             load_weights(network, init.network.state_dict(), "the model to start from")
         self.network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
