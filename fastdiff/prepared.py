@@ -40,8 +40,8 @@ def ieee_float32() -> Iterator[None]:
 class EagerNetwork:
     """(x, row) → prediction in float32, guidance included, for one batch.
 
-    network, device, dtype: as prepare_network made it. context: (n, K) or (1, K) or None; guidance_scale g ≠ 1 evaluates the zero
-    context too and returns out_u + g (out_c - out_u) (Ho and Salimans 2022, eq. 6, with g = 1 + w).
+    network, device, dtype: as prepare_network made it. context: (n, K) or (1, K) or None; guidance_scale g ≠ 1
+    evaluates the zero context too and returns out_u + g (out_c - out_u) (Ho and Salimans 2022, eq. 6, g = 1 + w).
     A network that is not a SeparableNetwork is called as network(x, t[, context]).
     """
 
