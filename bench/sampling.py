@@ -45,7 +45,7 @@ def annotated_case(n: int, device: torch.device) -> dict[str, Any]:
     network = AnnotatedReference(**options).eval()
     network.load_state_dict(model.network.state_dict())
     network.to(device)
-    loop = AnnotatedLoop(torch.linspace(1e-4, 0.02, 200))
+    loop = AnnotatedLoop(torch.from_numpy(model.schedule.betas.copy()).float())
     noise = PhiloxNoise(0, device)
     shape = model.image_shape
 
