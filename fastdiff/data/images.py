@@ -56,7 +56,7 @@ def one_hot(index: Tensor, class_names: tuple[str, ...], name: str) -> Tensor:
     """(N,) int64 → (N, K) float32. Raises InputError for a label that is no class."""
     if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(class_names):
         raise InputError(
-            f"data {name!r} has label {int(index.max())}; accepted: 0 to {len(class_names) - 1}, a number for each class"
+            f"data {name!r} has label {int(index.max())}; accepted: 0 to {len(class_names) - 1}, one number a class"
         )
     return torch.nn.functional.one_hot(index, len(class_names)).float()
 
