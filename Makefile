@@ -27,6 +27,7 @@ slow: $(VENV)/.test ## run the longer tests
 
 lint: $(VENV)/.test ## ruff, and mypy on an installed wheel
 	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check .
+	rm -rf $(VENV)/wheel
 	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps -w $(VENV)/wheel $(ROOT)
 	rm -rf $(VENV)/mypy && $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(VENV)/mypy $(VENV)/wheel/*.whl
 	rm -rf $(ROOT)/build  # setuptools would pack what lies there

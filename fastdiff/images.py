@@ -87,8 +87,9 @@ def check_picture_name(path: str | Path) -> Path:
 def open_picture(path: str | Path) -> Image.Image:
     """A picture file in mode L or RGB: 16-bit gray is scaled to 8 bits, transparency shown on white."""
     try:
-        with Image.open(path) as picture:
-            picture.load()
+        with Image.open(path) as opened:
+            opened.load()
+            picture: Image.Image = opened
             if picture.mode.startswith("I;16"):
                 return Image.fromarray((np.asarray(picture).astype(np.uint32) * 255 // 65535).astype(np.uint8))
             if picture.mode in ("I", "F"):
