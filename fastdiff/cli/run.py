@@ -52,6 +52,7 @@ class Run:
     def __init__(self, trainer: Trainer, folder: RunFolder, source: dict[str, Any], command: str) -> None:
         self.trainer, self.folder, self.source, self.command = trainer, folder, source, command
         self.version = source_version()  # of the code that runs, whatever the checkout becomes meanwhile
+        self.fingerprint = trainer.data.fingerprint()  # once: it reads all pictures
         self.pending: list[torch.Tensor] = []
         self.began = time.monotonic() - folder.seconds()
         self.saved = time.monotonic()
@@ -86,7 +87,7 @@ class Run:
         click.echo(f"wrote {self.folder.model.resolve()}")
         click.echo(f"sample from it: fastdiff sample {self.folder.path}")
 
-    def _log(self, val_loss: float | None = None) -> float:
+    def _log(self) -> float:
         """Read the pending losses back, write a row, and return their mean."""
         loss = float(torch.stack(self.pending).mean())
         self.pending.clear()
@@ -128,7 +129,7 @@ class Run:
     def _save(self) -> None:
         trainer, folder = self.trainer, self.folder
         self.saved = time.monotonic()
-        kept = {"data": self.source, "fingerprint": trainer.data.fingerprint(), "command": self.command}
+        kept = {"data": self.source, "fingerprint": self.fingerprint, "command": self.command}
         trainer.save(folder.checkpoint, kept)
         data = describe_data(trainer.data)
         info = {

@@ -84,15 +84,15 @@ def sample(model: str, n: int, output: str, gif: str | None, npy: str | None, st
     set_threads(threads)
     loaded = load_model(model, schedule, timesteps, image_size)
     count = steps if steps is not None else _default_steps(options["sampler"], loaded.schedule.num_timesteps)
+    whole("n", n, 1, LIMIT - 1)
+    grid_layout(n, *loaded.image_shape[1:], columns, scale, gap=1)
     rows = [parse_context(text, loaded.class_names) for text in contexts]
     if len({len(row) for row in rows}) > 1:
         raise InputError(f"contexts of {sorted({len(row) for row in rows})} numbers; accepted: all of one width")
     context = None
-    whole("n", n, 1, LIMIT - 1)
     if rows:
         start = options["first"]
         context = rows[0] if len(rows) == 1 else torch.stack([rows[(start + r) % len(rows)] for r in range(n)])
-    grid_layout(n, *loaded.image_shape[1:], columns, scale, gap=1)
     chosen = parse_device(device)
     every = max(1, -(-count // GIF_FRAMES)) if gif else None
 
