@@ -1,12 +1,55 @@
-"""LayerNorm over the channels of an image, with a gain and no shift."""
+"""LayerNorm over the channels of an image, with a gain and no shift, and the addition of the residual."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastdiff.kernels import checks
+from fastdiff.kernels.dispatch import use_triton
 
-def channel_norm(x: Tensor, gain: Tensor, eps: float = 1e-5) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * gain over dim 1, biased variance. x: (B, C, H, W); gain: (1, C, 1, 1)."""
+MAX_CHANNELS = 4096  # a tile of the Triton form holds a row of all channels
+
+
+def channel_norm(x: Tensor, gain: Tensor, residual: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * gain + residual over dim 1, biased variance (Ba et al. 2016, without a shift).
+
+    x: (B, C, H, W), any float dtype and memory format; gain: (1, C, 1, 1); residual: None or x's shape.
+    Returns x's shape and dtype; differentiable. The Triton form computes in float32.
+    Raises ValueError for anything else.
+    """
+    checks.tensors("channel_norm", x=x, gain=gain, residual=residual)
+    checks.images("channel_norm", x)
+    checks.shape("channel_norm", "gain", gain, (1, x.shape[1], 1, 1))
+    checks.shape("channel_norm", "residual", residual, tuple(x.shape))
+    if use_triton(x) and x.shape[1] <= MAX_CHANNELS:
+        return _ChannelNorm.apply(x, gain, residual, eps)
+    return channel_norm_reference(x, gain, residual, eps)
+
+
+def channel_norm_reference(x: Tensor, gain: Tensor, residual: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """The same in plain torch."""
     var, mean = torch.var_mean(x, dim=1, unbiased=False, keepdim=True)
-    return (x - mean) * torch.rsqrt(var + eps) * gain
+    y = (x - mean) * torch.rsqrt(var + eps) * gain
+    return y if residual is None else y + residual
+
+
+class _ChannelNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, gain, residual, eps):  # type: ignore[override]
+        from fastdiff.kernels import channel_norm_triton
+
+        ctx.save_for_backward(x, gain)
+        ctx.eps, ctx.residual_dtype = eps, None if residual is None else residual.dtype
+        return channel_norm_triton.forward(x, gain, residual, eps)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
+        from fastdiff.kernels import channel_norm_triton
+
+        x, gain = ctx.saved_tensors
+        dx, dgain = channel_norm_triton.backward(dy, x, gain, ctx.eps)
+        return dx, dgain, None if ctx.residual_dtype is None else dy.to(ctx.residual_dtype), None

@@ -5,18 +5,70 @@ After Shen et al., "Efficient attention: attention with linear complexities" (20
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from fastdiff.kernels import checks
+from fastdiff.kernels.dispatch import use_triton
 
-def linear_attention(q: Tensor, k: Tensor, v: Tensor, divide_by_n: bool) -> Tensor:
-    """q, k, v: (B, heads, d, n) float. Returns (B, heads, d, n).
+MAX_HEAD_WIDTH = 128  # the Triton form keeps a head's (d, d) context in registers
 
-    q is softmaxed over its d features and scaled by d^-1/2, k over the n positions; divide_by_n divides v by n.
+
+def linear_attention(qkv: Tensor, heads: int, divide_by_n: bool) -> Tensor:
+    """softmax_d(q) d^-1/2 (softmax_n(k) v^T) for every head.
+
+    qkv: (B, 3 heads d, H, W), any float dtype and memory format: all heads' queries, then keys, then values.
+    q is softmaxed over its d features, k over the n = H W positions; divide_by_n divides v by n, as two of the
+    editions do. Returns (B, heads d, H, W) in qkv's dtype; differentiable. The Triton form keeps maxima, sums and
+    accumulators in float32 and rounds what enters a matrix product to qkv's dtype.
+    Raises ValueError for anything else.
     """
-    d, n = q.shape[-2:]
+    checks.tensors("linear_attention", qkv=qkv)
+    width = qkv.shape[1] if qkv.ndim == 4 else 0
+    if heads < 1 or width == 0 or width % (3 * heads):
+        raise ValueError(
+            f"linear_attention: qkv has shape {tuple(qkv.shape)} with heads = {heads}; "
+            "accepted: (B, 3 heads d, H, W) with heads and d at least 1"
+        )
+    checks.images("linear_attention", qkv, "qkv")
+    if use_triton(qkv) and width // (3 * heads) <= MAX_HEAD_WIDTH:
+        return _LinearAttention.apply(qkv, heads, divide_by_n)
+    return linear_attention_reference(qkv, heads, divide_by_n)
+
+
+def linear_attention_reference(qkv: Tensor, heads: int, divide_by_n: bool) -> Tensor:
+    """The same in plain torch."""
+    b, c, h, w = qkv.shape
+    d, n = c // (3 * heads), h * w
+    q, k, v = qkv.reshape(b, 3, heads, d, n).unbind(1)
     q = q.softmax(dim=-2)
     k = k.softmax(dim=-1)
     context = k @ v.transpose(-1, -2)  # (B, heads, d, d)
     # Both scalings are applied to the small context instead of to q and v.
-    context = context * (d**-0.5 / n if divide_by_n else d**-0.5)
-    return context.transpose(-1, -2) @ q
+    context = context * output_scale(d, n, divide_by_n)
+    return (context.transpose(-1, -2) @ q).reshape(b, heads * d, h, w)
+
+
+def output_scale(d: int, n: int, divide_by_n: bool) -> float:
+    return d**-0.5 / n if divide_by_n else d**-0.5
+
+
+class _LinearAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv, heads, divide_by_n):  # type: ignore[override]
+        from fastdiff.kernels import linear_attention_triton
+
+        d, n = qkv.shape[1] // (3 * heads), qkv.shape[2] * qkv.shape[3]
+        ctx.heads, ctx.scale = heads, output_scale(d, n, divide_by_n)
+        out, context, normaliser = linear_attention_triton.forward(qkv, heads, ctx.scale)
+        ctx.save_for_backward(qkv, context, normaliser)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
+        from fastdiff.kernels import linear_attention_triton
+
+        return linear_attention_triton.backward(dy, *ctx.saved_tensors, ctx.heads, ctx.scale), None, None

@@ -1,9 +1,16 @@
 """Settings and helpers of all tests."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported, which nothing above does
+
+from fastdiff.kernels.dispatch import using
 
 torch.set_num_threads(1)  # the tensors are small; more threads only wait for each other
 settings.register_profile("fastdiff", deadline=None, derandomize=True)
@@ -45,3 +52,64 @@ def rel():
 @pytest.fixture
 def randomised():
     return randomise
+
+
+@pytest.fixture
+def triton_device():
+    """Where Triton kernels run here: the CUDA device, or the CPU by Triton's interpreter.
+
+    Operators take their Triton form, and what they allocate is poisoned with NaN (torch fills uninitialised memory
+    when it is asked for deterministic algorithms), so that an element that no kernel wrote shows.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with using("triton"):
+            yield torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# Of a result against float64 arithmetic on the same inputs, by relative norm: float32 arithmetic accumulates a few of
+# its roundings (6e-8 each); a 16-bit result is rounded once at the end, by at most 2^-9 (bf16) or 2^-12 (fp16) of its
+# value, or twice that in Triton's interpreter, which cuts to bfloat16 towards zero.
+BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+
+
+def image_layouts(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same images in each memory format that a kernel may meet."""
+    b, c, h, w = x.shape
+    wide = torch.zeros(b, c + 3, h, w + 2, dtype=x.dtype, device=x.device)
+    wide[:, 1:-2, :, 1:-1] = x
+    joined = torch.cat((x, x), dim=1).to(memory_format=torch.channels_last)
+    return {
+        "contiguous": x.contiguous(),
+        "channels_last": x.contiguous(memory_format=torch.channels_last),
+        "crop": wide[:, 1:-2, :, 1:-1],  # no single stride over positions
+        "half of a concatenation": joined[:, :c],
+    }
+
+
+@pytest.fixture
+def layouts():
+    return image_layouts
+
+
+@pytest.fixture
+def agrees(rel):
+    """(value, reference) → whether a result in some dtype is within BOUNDS of the float64 one, and of that dtype."""
+
+    def check(value, reference, times: float = 1.0) -> None:
+        assert reference.dtype == torch.float64 and value.shape == reference.shape
+        assert rel(value.detach().cpu(), reference.detach().cpu()) < times * BOUNDS[value.dtype], value.dtype
+
+    return check
+
+
+@pytest.fixture
+def leaves():
+    """Fresh leaves that require gradients, in the given dtype or as they are; None stays None."""
+
+    def make(tensors, dtype=None):
+        return [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in tensors]
+
+    return make

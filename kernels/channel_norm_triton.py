@@ -1,0 +1,95 @@
+"""The Triton form of channel_norm: a tile of positions by all channels, read once."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdiff.kernels.dispatch import launch
+from fastdiff.kernels.layout import empty_images, positions, tile
+
+
+@triton.jit
+def normalise(v, mask, C: tl.constexpr, eps):
+    """xhat and 1 / standard deviation over the columns of a tile (positions, channels), in two passes, float32."""
+    off = tl.where(mask, v - (tl.sum(v, axis=1) / C)[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(off * off, axis=1) / C + eps)[:, None]
+    return off * rstd, rstd
+
+
+@triton.jit
+def channel_norm_forward(
+    x, y, gain, residual, count, x_b, x_c, x_p, y_b, y_c, y_p, r_b, r_c, r_p, eps,
+    RESIDUAL: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    per_sample = tl.cdiv(count, ROWS)
+    b = (tl.program_id(0) // per_sample).to(tl.int64)
+    p = (tl.program_id(0) % per_sample) * ROWS + tl.arange(0, ROWS)[:, None]
+    c = tl.arange(0, COLUMNS)[None, :]
+    mask = (p < count) & (c < C)
+    v = tl.load(x + b * x_b + p * x_p + c * x_c, mask, 0.0).to(tl.float32)
+    xhat, _ = normalise(v, mask, C, eps)
+    out = xhat * tl.load(gain + c, c < C, 0.0).to(tl.float32)
+    if RESIDUAL:
+        out += tl.load(residual + b * r_b + p * r_p + c * r_c, mask, 0.0).to(tl.float32)
+    tl.store(y + b * y_b + p * y_p + c * y_c, out.to(y.dtype.element_ty), mask)
+
+
+@triton.jit
+def channel_norm_backward(
+    x, dy, dx, gain, partial, tiles, count, x_b, x_c, x_p, dy_b, dy_c, dy_p, dx_b, dx_c, dx_p, eps,
+    C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """dx, and each program's part of the gain's gradient, (programs, C)."""
+    columns = tl.arange(0, COLUMNS)
+    c = columns[None, :]
+    g = tl.load(gain + c, c < C, 0.0).to(tl.float32)
+    dgain = tl.zeros((ROWS, COLUMNS), tl.float32)
+    per_sample = tl.cdiv(count, ROWS)
+    for i in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        b = (i // per_sample).to(tl.int64)
+        p = (i % per_sample) * ROWS + tl.arange(0, ROWS)[:, None]
+        mask = (p < count) & (c < C)
+        v = tl.load(x + b * x_b + p * x_p + c * x_c, mask, 0.0).to(tl.float32)
+        xhat, rstd = normalise(v, mask, C, eps)
+        d = tl.load(dy + b * dy_b + p * dy_p + c * dy_c, mask, 0.0).to(tl.float32)
+        dgain += d * xhat
+        d *= g
+        along = (tl.sum(d * xhat, axis=1) / C)[:, None]
+        d = rstd * (d - (tl.sum(d, axis=1) / C)[:, None] - xhat * along)
+        tl.store(dx + b * dx_b + p * dx_p + c * dx_c, d.to(dx.dtype.element_ty), mask)
+    tl.store(partial + tl.program_id(0) * C + columns, tl.sum(dgain, axis=0), columns < C)
+
+
+def forward(x: Tensor, gain: Tensor, residual: Tensor | None, eps: float) -> Tensor:
+    b, c, h, w = x.shape
+    y = empty_images(x)
+    rows, columns, warps = tile(c, h * w, 2048)
+    flat, into = positions(x), positions(y)
+    other = None if residual is None else positions(residual)
+    launch(
+        channel_norm_forward, (b * -(-h * w // rows),), x.device,
+        flat, into, gain.contiguous(), other,
+        h * w, *flat.stride(), *into.stride(), *((0, 0, 0) if other is None else other.stride()), eps,
+        RESIDUAL=residual is not None, C=c, ROWS=rows, COLUMNS=columns, num_warps=warps,
+    )  # fmt: skip
+    return y
+
+
+def backward(dy: Tensor, x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    b, c, h, w = x.shape
+    dx = empty_images(x)
+    rows, columns, warps = tile(c, h * w, 2048)
+    tiles = b * -(-h * w // rows)
+    programs = min(tiles, 512)  # a few for each multiprocessor; their parts are summed below
+    partial = torch.empty((programs, c), dtype=torch.float32, device=x.device)
+    flat, grad, into = positions(x), positions(dy), positions(dx)
+    launch(
+        channel_norm_backward, (programs,), x.device,
+        flat, grad, into, gain.contiguous(), partial, tiles,
+        h * w, *flat.stride(), *grad.stride(), *into.stride(), eps,
+        C=c, ROWS=rows, COLUMNS=columns, num_warps=warps,
+    )  # fmt: skip
+    return dx, partial.sum(0).view(1, c, 1, 1).to(gain.dtype)

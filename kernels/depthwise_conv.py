@@ -1,0 +1,72 @@
+"""Depthwise convolution with its bias and the block's time bias (Liu et al. 2022, ConvNeXt)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdiff.kernels import checks
+from fastdiff.kernels.dispatch import use_triton
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, time_bias: Tensor | None = None) -> Tensor:
+    """Each channel convolved with its own odd square kernel, zero padding, same size; plus bias and time_bias.
+
+    x: (B, C, H, W), any float dtype and memory format; weight: (C, 1, K, K), K odd; bias: (C,);
+    time_bias: (B or 1, C) or (B or 1, C, 1, 1). Returns x's shape and dtype; differentiable.
+    The Triton form computes in float32. Raises ValueError for anything else.
+    """
+    op = "depthwise_conv"
+    checks.tensors(op, x=x, weight=weight, bias=bias, time_bias=time_bias)
+    checks.images(op, x)
+    b, c = x.shape[:2]
+    size = weight.shape[-1]
+    if size % 2 == 0:
+        raise ValueError(f"{op}: weight has shape {tuple(weight.shape)}; accepted: an odd kernel size")
+    checks.shape(op, "weight", weight, (c, 1, size, size))
+    checks.shape(op, "bias", bias, (c,))
+    checks.per_sample(op, "time_bias", time_bias, b, c)
+    if use_triton(x):
+        return _DepthwiseConv.apply(x, weight, bias, time_bias)
+    return depthwise_conv_reference(x, weight, bias, time_bias)
+
+
+def depthwise_conv_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, time_bias: Tensor | None = None
+) -> Tensor:
+    """The same in plain torch."""
+    y = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
+    return y if time_bias is None else y + time_bias.reshape(-1, x.shape[1], 1, 1)
+
+
+class _DepthwiseConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, weight, bias, time_bias):  # type: ignore[override]
+        from fastdiff.kernels import depthwise_conv_triton
+
+        ctx.save_for_backward(x, weight, bias, time_bias)
+        return depthwise_conv_triton.forward(x, weight, bias, time_bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
+        from fastdiff.kernels import depthwise_conv_triton
+
+        x, weight, bias, time_bias = ctx.saved_tensors
+        dx = dweight = dbias = dtime = None
+        if ctx.needs_input_grad[0]:
+            # A correlation's gradient is the correlation with the kernel turned by half a turn.
+            dx = depthwise_conv_triton.forward(dy, weight.flip(2, 3), None, None).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            dweight = depthwise_conv_triton.weight_gradient(dy, x, weight)
+        if bias is not None or time_bias is not None:
+            rows = dy.sum((2, 3), dtype=torch.float32)  # (B, C)
+            if bias is not None:
+                dbias = rows.sum(0).to(bias.dtype)
+            if time_bias is not None:
+                rows = rows.sum(0, keepdim=True) if len(time_bias) == 1 else rows
+                dtime = rows.reshape(time_bias.shape).to(time_bias.dtype)
+        return dx, dweight, dbias, dtime

@@ -1,0 +1,104 @@
+"""GroupNorm with what stands around it: an activation before, a scale and shift and an activation after.
+
+Wu and He, "Group normalization" (2018). In the Annotated U-Net's ConvNeXt block GELU comes before the norm, in its
+ResNet block and in ContextUnet the activation comes after it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdiff.kernels import checks
+from fastdiff.kernels.dispatch import use_triton
+
+_FUNCTIONS = {
+    None: lambda x: x,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "relu": F.relu,
+}
+
+
+def group_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    before: str | None = None,
+    after: str | None = None,
+) -> Tensor:
+    """after((norm(before(x)) weight + bias) (scale + 1) + shift), the norm over each group's channels and positions.
+
+    x: (B, C, H, W), any float dtype and memory format; groups divides C. weight and bias: (C,), both or neither.
+    scale and shift: (B or 1, C) or (B or 1, C, 1, 1), both or neither. before, after: None, "gelu" (erf),
+    "gelu_tanh", "silu" or "relu". Returns x's shape and dtype; differentiable. The Triton form computes in float32.
+    Raises ValueError for anything else.
+    """
+    op = "group_norm"
+    checks.tensors(op, x=x, weight=weight, bias=bias, scale=scale, shift=shift)
+    checks.images(op, x)
+    b, c = x.shape[:2]
+    if groups < 1 or c % groups:
+        raise ValueError(f"{op}: groups = {groups} with {c} channels; accepted: a divisor of the channels")
+    if (weight is None) != (bias is None) or (scale is None) != (shift is None):
+        raise ValueError(f"{op}: weight and bias come together or not at all, and so do scale and shift")
+    checks.shape(op, "weight", weight, (c,))
+    checks.shape(op, "bias", bias, (c,))
+    checks.per_sample(op, "scale", scale, b, c)
+    checks.per_sample(op, "shift", shift, b, c)
+    checks.activation(op, "before", before)
+    checks.activation(op, "after", after)
+    if use_triton(x) and c <= MAX_CHANNELS:
+        return _GroupNorm.apply(x, weight, bias, scale, shift, groups, eps, before, after)
+    return group_norm_reference(x, groups, weight, bias, eps, scale=scale, shift=shift, before=before, after=after)
+
+
+MAX_CHANNELS = 4096  # a tile of the Triton form holds a row of all channels
+
+
+def group_norm_reference(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    before: str | None = None,
+    after: str | None = None,
+) -> Tensor:
+    """The same in plain torch."""
+    y = F.group_norm(_FUNCTIONS[before](x), groups, weight, bias, eps)
+    if scale is not None and shift is not None:
+        c = x.shape[1]
+        y = y * (scale.reshape(-1, c, 1, 1) + 1) + shift.reshape(-1, c, 1, 1)
+    return _FUNCTIONS[after](y)
+
+
+class _GroupNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, weight, bias, scale, shift, groups, eps, before, after):  # type: ignore[override]
+        from fastdiff.kernels import group_norm_triton
+
+        y, mean, rstd = group_norm_triton.forward(x, weight, bias, scale, shift, groups, eps, before, after)
+        ctx.save_for_backward(x, weight, bias, scale, shift, mean, rstd)
+        ctx.options = groups, before, after
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
+        from fastdiff.kernels import group_norm_triton
+
+        gradients = group_norm_triton.backward(dy, *ctx.saved_tensors, *ctx.options)
+        return (*gradients, None, None, None, None)

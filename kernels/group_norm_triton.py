@@ -1,0 +1,201 @@
+"""The Triton form of group_norm: a program for each sample, whose second reading comes from the cache.
+
+Statistics by Welford's update in every lane of a tile (positions, channels), the lanes' results combined by Chan's
+formula at the end: no difference of large sums, and no reduction across threads inside the loop.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdiff.kernels.activations import activate, activation_slope
+from fastdiff.kernels.dispatch import launch
+from fastdiff.kernels.layout import empty_images, per_sample, positions, power_of_2, tile
+
+
+@triton.jit
+def _columns(GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr):
+    """Channel, group and mask of each column; groups and the CG channels of a group are padded to powers of two."""
+    j = tl.arange(0, GP * KP)
+    g, k = j // KP, j % KP
+    return g * CG + k, g, (g < GROUPS) & (k < CG), k == 0
+
+
+@triton.jit
+def _over_group(v, GP: tl.constexpr, KP: tl.constexpr):
+    """The sum over each group's columns, given back to every one of them. (GP * KP,)"""
+    total = tl.sum(tl.reshape(v, (GP, KP)), axis=1)
+    return tl.reshape(tl.broadcast_to(total[:, None], (GP, KP)), (GP * KP,))
+
+
+@triton.jit
+def _modulation(b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE: tl.constexpr, MODULATED: tl.constexpr):
+    """weight, bias, scale + 1 and shift of each column, float32."""
+    w = tl.full(c.shape, 1.0, tl.float32)
+    o = tl.zeros(c.shape, tl.float32)
+    m, t = w, o
+    if AFFINE:
+        w = tl.load(weight + c, mask, 0.0).to(tl.float32)
+        o = tl.load(bias + c, mask, 0.0).to(tl.float32)
+    if MODULATED:
+        m = tl.load(scale + b * scale_b + c, mask, 0.0).to(tl.float32) + 1.0
+        t = tl.load(shift + b * shift_b + c, mask, 0.0).to(tl.float32)
+    return w, o, m, t
+
+
+@triton.jit
+def group_norm_forward(
+    x, y, weight, bias, scale, shift, means, rstds,
+    count, x_b, x_c, x_p, y_b, y_c, y_p, scale_b, shift_b, eps,
+    GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
+    AFFINE: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0).to(tl.int64)
+    c, g, mask, first = _columns(GROUPS, CG, GP, KP)
+    r = tl.arange(0, ROWS)
+    x += b * x_b + c[None, :] * x_c
+    y += b * y_b + c[None, :] * y_c
+
+    mean_t = tl.zeros((ROWS, GP * KP), tl.float32)
+    m2_t = tl.zeros((ROWS, GP * KP), tl.float32)
+    seen = 0.0
+    for start in range(0, count, ROWS):
+        p = start + r
+        valid = (p < count)[:, None] & mask[None, :]
+        v = activate(tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32), BEFORE)
+        seen += 1.0
+        delta = v - mean_t
+        mean_new = mean_t + delta * (1.0 / seen)
+        m2_t = tl.where(valid, m2_t + delta * (v - mean_new), m2_t)
+        mean_t = tl.where(valid, mean_new, mean_t)
+    # How many positions each row of the tile has seen.
+    n = ((count - r + ROWS - 1) // ROWS).to(tl.float32)[:, None]
+    mean_c = tl.sum(mean_t * n, axis=0) / count
+    m2_c = tl.sum(m2_t + tl.where(mask[None, :], n * (mean_t - mean_c[None, :]) * (mean_t - mean_c[None, :]), 0.0), axis=0)
+    mean = _over_group(mean_c, GP, KP) / CG
+    off = tl.where(mask, mean_c - mean, 0.0)
+    variance = _over_group(m2_c + count * off * off, GP, KP) / (count * CG)
+    rstd = tl.rsqrt(variance + eps)
+    tl.store(means + b * GROUPS + g, mean, mask & first)
+    tl.store(rstds + b * GROUPS + g, rstd, mask & first)
+
+    w, o, m, t = _modulation(b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE, MODULATED)
+    gain = rstd * w * m
+    offset = o * m + t
+    for start in range(0, count, ROWS):
+        p = start + r
+        valid = (p < count)[:, None] & mask[None, :]
+        v = activate(tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32), BEFORE)
+        v = activate((v - mean[None, :]) * gain[None, :] + offset[None, :], AFTER)
+        tl.store(y + p[:, None] * y_p, v.to(y.dtype.element_ty), valid)
+
+
+@triton.jit
+def group_norm_backward(
+    x, dy, dx, weight, bias, scale, shift, means, rstds, sums, sums_normed,
+    count, x_b, x_c, x_p, dy_b, dy_c, dy_p, dx_b, dx_c, dx_p, scale_b, shift_b,
+    GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
+    AFFINE: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
+):  # fmt: skip
+    """dx, and for each sample and channel the sums over positions of dz and of dz normed, dz = dy after'(z)."""
+    b = tl.program_id(0).to(tl.int64)
+    c, g, mask, _ = _columns(GROUPS, CG, GP, KP)
+    r = tl.arange(0, ROWS)
+    x += b * x_b + c[None, :] * x_c
+    dy += b * dy_b + c[None, :] * dy_c
+    dx += b * dx_b + c[None, :] * dx_c
+    mean = tl.load(means + b * GROUPS + g, mask, 0.0)[None, :]
+    rstd = tl.load(rstds + b * GROUPS + g, mask, 0.0)[None, :]
+    w, o, m, t = _modulation(b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE, MODULATED)
+    gain, offset = (w * m)[None, :], (o * m + t)[None, :]
+
+    sum_t = tl.zeros((ROWS, GP * KP), tl.float32)
+    normed_t = tl.zeros((ROWS, GP * KP), tl.float32)
+    for start in range(0, count, ROWS):
+        p = start + r
+        valid = (p < count)[:, None] & mask[None, :]
+        v = activate(tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32), BEFORE)
+        xhat = (v - mean) * rstd
+        dz = tl.load(dy + p[:, None] * dy_p, valid, 0.0).to(tl.float32)
+        dz = dz * activation_slope(xhat * gain + offset, AFTER)
+        sum_t += dz
+        normed_t += dz * xhat
+    s, s_normed = tl.sum(sum_t, axis=0), tl.sum(normed_t, axis=0)
+    channels: tl.constexpr = GROUPS * CG
+    tl.store(sums + b * channels + c, s, mask)
+    tl.store(sums_normed + b * channels + c, s_normed, mask)
+
+    elements = count * CG
+    shared = (_over_group(w * m * s, GP, KP) / elements)[None, :]
+    shared_normed = (_over_group(w * m * s_normed, GP, KP) / elements)[None, :]
+    for start in range(0, count, ROWS):
+        p = start + r
+        valid = (p < count)[:, None] & mask[None, :]
+        raw = tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32)
+        xhat = (activate(raw, BEFORE) - mean) * rstd
+        dz = tl.load(dy + p[:, None] * dy_p, valid, 0.0).to(tl.float32)
+        dz = dz * activation_slope(xhat * gain + offset, AFTER)
+        d = rstd * (dz * gain - shared - xhat * shared_normed) * activation_slope(raw, BEFORE)
+        tl.store(dx + p[:, None] * dx_p, d.to(dx.dtype.element_ty), valid)
+
+
+def _options(x: Tensor, groups: int, weight: Tensor | None, scale: Tensor | None, before, after) -> dict:
+    width = x.shape[1] // groups
+    gp, kp = power_of_2(groups), power_of_2(width)
+    rows, _, warps = tile(gp * kp, x.shape[2] * x.shape[3])
+    return dict(
+        GROUPS=groups, CG=width, GP=gp, KP=kp, ROWS=rows, AFFINE=weight is not None, MODULATED=scale is not None,
+        BEFORE=before or "none", AFTER=after or "none", num_warps=warps,
+    )  # fmt: skip
+
+
+def forward(x, weight, bias, scale, shift, groups, eps, before, after) -> tuple[Tensor, Tensor, Tensor]:
+    """y, and mean and 1 / standard deviation of each group, (B, groups) float32."""
+    b, c, h, w = x.shape
+    y = empty_images(x)
+    means, rstds = (torch.empty((b, groups), dtype=torch.float32, device=x.device) for _ in range(2))
+    (scale, scale_b), (shift, shift_b) = per_sample(scale, c), per_sample(shift, c)
+    flat, into = positions(x), positions(y)
+    launch(
+        group_norm_forward, (b,), x.device,
+        flat, into, weight, bias, scale, shift, means, rstds,
+        h * w, *flat.stride(), *into.stride(), scale_b, shift_b, eps,
+        **_options(x, groups, weight, scale, before, after),
+    )  # fmt: skip
+    return y, means, rstds
+
+
+def backward(dy, x, weight, bias, scale, shift, means, rstds, groups, before, after) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias, scale and shift."""
+    b, c, h, w = x.shape
+    dx = empty_images(x)
+    s, s_normed = (torch.empty((b, c), dtype=torch.float32, device=x.device) for _ in range(2))
+    (scale_rows, scale_b), (shift_rows, shift_b) = per_sample(scale, c), per_sample(shift, c)
+    flat, grad, into = positions(x), positions(dy), positions(dx)
+    launch(
+        group_norm_backward, (b,), x.device,
+        flat, grad, into, weight, bias, scale_rows, shift_rows, means, rstds, s, s_normed,
+        h * w, *flat.stride(), *grad.stride(), *into.stride(), scale_b, shift_b,
+        **_options(x, groups, weight, scale, before, after),
+    )  # fmt: skip
+    # What is left are sums over the (B, C) tensors: z = (xhat weight + bias) (scale + 1) + shift.
+    dweight = dbias = dscale = dshift = None
+    modulation = 1.0 if scale_rows is None else scale_rows.float() + 1
+    if weight is not None:
+        dweight = (s_normed * modulation).sum(0).to(weight.dtype)
+        dbias = (s * modulation).sum(0).to(bias.dtype)
+    if scale is not None:
+        ds = s_normed if weight is None else s_normed * weight.float() + s * bias.float()
+        dscale = _as(ds, scale)
+        dshift = _as(s, shift)
+    return dx, dweight, dbias, dscale, dshift
+
+
+def _as(gradient: Tensor, like: Tensor) -> Tensor:
+    """(B, C) as the gradient of a tensor that may be shared by all samples."""
+    if like.shape[0] == 1:
+        gradient = gradient.sum(0, keepdim=True)
+    return gradient.reshape(like.shape).to(like.dtype)

@@ -1,0 +1,40 @@
+"""Memory layout of images for the Triton kernels: three strides, over batch, channels and positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def positions(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (B, C, H W): a view in both usual memory formats, a copy where no single stride serves."""
+    return x.flatten(2)
+
+
+def empty_images(x: Tensor, channels: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialised images of x's size and layout (channels_last where x's channels lie side by side)."""
+    b, c, h, w = x.shape
+    c = c if channels is None else channels
+    last = x.stride(1) == 1 and x.shape[1] > 1
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty((b, c, h, w), dtype=dtype or x.dtype, device=x.device, memory_format=layout)
+
+
+def per_sample(tensor: Tensor | None, channels: int) -> tuple[Tensor | None, int]:
+    """(B or 1, C[, 1, 1]) as contiguous rows and the stride from one sample to the next, 0 where all share one row."""
+    if tensor is None:
+        return None, 0
+    rows = tensor.reshape(-1, channels).contiguous()
+    return rows, 0 if len(rows) == 1 else channels
+
+
+def tile(columns: int, rows: int, elements: int = 4096) -> tuple[int, int, int]:
+    """(rows, columns, warps) of a tile of about `elements`, powers of two, for data of that many columns and rows."""
+    width = power_of_2(columns)
+    height = max(1, min(power_of_2(rows), elements // width))
+    return height, width, max(1, min(8, width * height // 512))
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,66 @@
+"""depthwise_conv in Triton against float64: shapes, dtypes, layouts, gradients, bad input."""
+
+import pytest
+import torch
+
+from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_reference
+
+
+# Network A's first widths and sizes (7, 14, 28 rows), sizes that 7 and 4 do not divide, one pixel, 3x3 and 1x1 kernels.
+@pytest.mark.parametrize(
+    "b, c, h, w, size",
+    [(2, 18, 7, 7, 7), (1, 28, 14, 14, 7), (1, 112, 7, 7, 7), (2, 5, 9, 17, 7), (1, 70, 4, 6, 7), (2, 3, 1, 1, 7),
+     (1, 6, 10, 3, 3), (1, 4, 5, 5, 1), (1, 2, 28, 28, 5)],
+)  # fmt: skip
+def test_every_shape(triton_device, agrees, layouts, b, c, h, w, size):
+    x = torch.randn(b, c, h, w, device=triton_device)
+    weight, bias = torch.randn(c, 1, size, size, device=triton_device), torch.randn(c, device=triton_device)
+    time_bias = torch.randn(b, c, 1, 1, device=triton_device)
+    expected = depthwise_conv_reference(x.double(), weight.double(), bias.double(), time_bias.double())
+    for name, given in layouts(x).items():
+        y = depthwise_conv(given, weight, bias, time_bias)
+        agrees(y, expected)
+        if name == "channels_last":
+            assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients(triton_device, agrees, leaves, dtype, shared, bias):
+    """The parameters in float32, as under autocast; the time bias of each sample, or one for all."""
+    b, c, h, w = 3, 20, 8, 9
+    given = [
+        torch.randn(b, c, h, w, device=triton_device).to(dtype, memory_format=torch.channels_last),
+        torch.randn(c, 1, 7, 7, device=triton_device),
+        torch.randn(c, device=triton_device) if bias else None,
+        torch.randn(1 if shared else b, c, device=triton_device),
+    ]
+    dy = torch.randn(b, c, h, w, device=triton_device).to(dtype)
+
+    def run(function, inputs, dy):
+        y = function(*inputs)
+        return y, torch.autograd.grad(y, [i for i in inputs if i is not None], dy)
+
+    y, gradients = run(depthwise_conv, leaves(given), dy)
+    exact, exact_gradients = run(depthwise_conv_reference, leaves(given, torch.float64), dy.double())
+    agrees(y, exact)
+    for mine, theirs in zip(gradients, exact_gradients, strict=True):
+        agrees(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(x=torch.zeros(1, 4, 3, 3, dtype=torch.uint8)), "x is torch.uint8"),
+        (dict(x=torch.zeros(1, 5, 3, 3)), r"weight has shape \(4, 1, 7, 7\); accepted: \(5, 1, 7, 7\)"),
+        (dict(weight=torch.zeros(4, 1, 6, 6)), "accepted: an odd kernel size"),
+        (dict(weight=torch.zeros(4, 1, 5, 7)), r"accepted: \(4, 1, 7, 7\)"),
+        (dict(bias=torch.zeros(3)), "bias has shape"),
+        (dict(time_bias=torch.zeros(2, 4)), "time_bias has shape"),
+        (dict(bias=torch.zeros(4, device="meta")), "bias is on meta"),
+    ],
+)
+def test_what_it_cannot_take_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        depthwise_conv(**{"x": torch.zeros(1, 4, 3, 3), "weight": torch.zeros(4, 1, 7, 7), **change})

@@ -1,0 +1,110 @@
+"""linear_attention in Triton against float64: positions, head widths and counts, dtypes, layouts, gradients."""
+
+import pytest
+import torch
+
+from fastdiff.kernels.dispatch import using
+from fastdiff.kernels.linear_attention import linear_attention, linear_attention_reference
+
+
+def qkv(device, b, heads, d, h, w, dtype=torch.float32, spread=2.0):
+    return (torch.randn(b, 3 * heads * d, h, w, device=device) * spread).to(dtype, memory_format=torch.channels_last)
+
+
+def gradients(function, x, heads, divide, dy):
+    x = x.detach().requires_grad_()
+    y = function(x, heads, divide)
+    return y, torch.autograd.grad(y, x, dy)[0]
+
+
+# 49, 63, 196, 784 positions; widths 16, 32, 60 and ones that no power of two is near; 1 to 5 heads.
+@pytest.mark.parametrize(
+    "b, heads, d, h, w",
+    [(2, 4, 32, 7, 7), (1, 3, 16, 7, 9), (2, 2, 60, 14, 14), (1, 4, 32, 28, 28), (1, 5, 8, 1, 1), (3, 1, 33, 5, 4),
+     (1, 1, 1, 3, 3), (1, 1, 128, 4, 4)],
+)  # fmt: skip
+@pytest.mark.parametrize("divide", [False, True])
+def test_every_shape_and_its_gradient(triton_device, agrees, b, heads, d, h, w, divide):
+    x = qkv(triton_device, b, heads, d, h, w)
+    dy = torch.randn(b, heads * d, h, w, device=triton_device)
+    y, dx = gradients(linear_attention, x, heads, divide, dy)
+    exact, exact_dx = gradients(linear_attention_reference, x.double(), heads, divide, dy.double())
+    agrees(y, exact)
+    if d > 1 or h * w > 1:
+        agrees(dx, exact_dx, times=3)  # differences of near terms: one more digit is lost
+    if heads * d > 1:
+        assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("h, w", [(7, 9), (32, 40)])
+def test_every_layout(triton_device, agrees, layouts, h, w):
+    x = qkv(triton_device, 1, 2, 16, h, w)
+    expected = linear_attention_reference(x.double(), 2, True)
+    for given in layouts(x).values():
+        agrees(linear_attention(given, 2, True), expected)
+
+
+# A product's 16-bit operands are rounded as well as the result: three roundings in place of one forward, five back;
+# and Triton's interpreter cuts to bfloat16 towards zero, so that its three errors add up.
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("d", [16, 32, 60])
+def test_reduced_precision(triton_device, agrees, dtype, d):
+    x = qkv(triton_device, 1, 2, d, 14, 14, dtype)
+    dy = torch.randn(1, 2 * d, 14, 14, device=triton_device).to(dtype)
+    y, dx = gradients(linear_attention, x, 2, False, dy)
+    exact, exact_dx = gradients(linear_attention_reference, x.double(), 2, False, dy.double())
+    agrees(y, exact, times=3)
+    agrees(dx, exact_dx, times=5)
+
+
+def test_half_precision_keeps_the_division_by_n(triton_device, agrees):
+    """1 / 16,384 would leave float16's normal numbers if it met the context before the product."""
+    x = qkv(triton_device, 1, 1, 16, 128, 128, torch.float16)
+    x[:, 32:] *= 100
+    agrees(linear_attention(x, 1, True), linear_attention_reference(x.double(), 1, True), times=20)
+
+
+def test_many_positions_are_split_over_programs(triton_device, agrees):
+    """16,384 positions of one head: partial contexts, merged; and the running maximum over keys that keep growing."""
+    x = qkv(triton_device, 1, 1, 16, 128, 128)
+    x[:, 16:32] += torch.linspace(0, 60, 128 * 128, device=triton_device).view(1, 1, 128, 128)
+    dy = torch.randn(1, 16, 128, 128, device=triton_device)
+    y, dx = gradients(linear_attention, x, 1, False, dy)
+    exact, exact_dx = gradients(linear_attention_reference, x.double(), 1, False, dy.double())
+    # exp of keys of size 60: their rounding, 4e-6, is a relative error of the result.
+    agrees(y, exact, times=3)
+    agrees(dx, exact_dx, times=5)
+
+
+def test_large_keys_and_queries_do_not_overflow(triton_device, agrees):
+    x = qkv(triton_device, 1, 2, 16, 7, 7, spread=200.0)
+    y = linear_attention(x, 2, False)
+    assert torch.isfinite(y).all()
+    agrees(y, linear_attention_reference(x.double(), 2, False), times=20)  # exp of differences of some hundreds
+
+
+def test_the_reference_is_the_published_expression(rel):
+    """The tutorial's own steps: q softmaxed over features and scaled, k over positions, v divided by n."""
+    x = qkv("cpu", 2, 4, 32, 7, 5).double()
+    q, k, v = x.reshape(2, 3, 4, 32, 35).unbind(1)
+    q, k, v = q.softmax(-2) * 32**-0.5, k.softmax(-1), v / 35
+    context = torch.einsum("bhdn,bhen->bhde", k, v)
+    expected = torch.einsum("bhde,bhdn->bhen", context, q).reshape(2, 128, 7, 5)
+    with using("reference"):
+        assert rel(linear_attention(x, 4, True), expected) < 1e-14
+
+
+@pytest.mark.parametrize(
+    "given, heads, message",
+    [
+        (torch.zeros(1, 12, 3, 3, dtype=torch.int64), 2, "qkv is torch.int64"),
+        (torch.zeros(1, 0, 3, 3), 2, r"shape \(1, 0, 3, 3\) with heads = 2; .* d at least 1"),
+        (torch.zeros(1, 13, 3, 3), 2, "heads = 2"),
+        (torch.zeros(1, 12, 3, 3), 0, "heads = 0"),
+        (torch.zeros(1, 12, 9), 2, r"shape \(1, 12, 9\)"),
+        (torch.zeros(1, 12, 0, 3), 2, "none of them 0"),
+    ],
+)
+def test_what_it_cannot_take_is_named(given, heads, message):
+    with pytest.raises(ValueError, match=message):
+        linear_attention(given, heads, True)

@@ -1,0 +1,155 @@
+"""group_norm and channel_norm in Triton against float64: shapes, dtypes, layouts, gradients, stability, bad input."""
+
+import pytest
+import torch
+
+from fastdiff.kernels.channel_norm import channel_norm, channel_norm_reference
+from fastdiff.kernels.dispatch import using
+from fastdiff.kernels.group_norm import group_norm, group_norm_reference
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ACTIVATIONS = [None, "gelu", "gelu_tanh", "silu", "relu"]
+
+
+def images(device, dtype, b, c, h, w):
+    return (torch.randn(b, c, h, w, device=device) * 2 + 0.5).to(dtype)
+
+
+# Channels and positions: network A's widths at 7x7, 14x14 and 28x28, 18 of its first block, one wide group, odd ones.
+@pytest.mark.parametrize(
+    "b, c, h, w, groups",
+    [(2, 18, 9, 7, 1), (2, 28, 14, 14, 1), (1, 112, 7, 7, 1), (1, 56, 28, 28, 1), (2, 64, 8, 8, 8), (3, 12, 5, 3, 4),
+     (1, 15, 3, 11, 3), (2, 1, 1, 1, 1), (1, 200, 2, 3, 8)],
+)  # fmt: skip
+def test_group_norm_of_every_shape(triton_device, agrees, layouts, b, c, h, w, groups):
+    weight, bias = torch.randn(2, c, device=triton_device)
+    x = images(triton_device, torch.float32, b, c, h, w)
+    expected = group_norm_reference(x.double(), groups, weight.double(), bias.double())
+    for name, given in layouts(x).items():
+        y = group_norm(given, groups, weight, bias)
+        if c * h * w > 1:  # one element is its own mean: the result is the bias, up to 0 / sqrt(eps)
+            agrees(y, expected)
+        torch.testing.assert_close(y.double(), expected, atol=1e-5, rtol=1e-4)
+        if name == "channels_last" and c > 1:
+            assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("before, after", [(b, None) for b in ACTIVATIONS] + [(None, a) for a in ACTIVATIONS[1:]])
+def test_group_norm_with_everything_and_its_gradients(triton_device, agrees, leaves, dtype, before, after):
+    """scale and shift per sample; the parameters in float32, as under autocast."""
+    b, c, h, w, groups = 2, 12, 5, 7, 2
+    x = images(triton_device, dtype, b, c, h, w).to(memory_format=torch.channels_last)
+    parameters = torch.randn(2, c, device=triton_device).unbind()
+    modulation = (0.5 * torch.randn(2, b, c, 1, 1, device=triton_device)).unbind()
+    dy = torch.randn(b, c, h, w, device=triton_device).to(dtype)
+
+    def run(function, inputs, dy):
+        x, weight, bias, scale, shift = inputs
+        y = function(x, groups, weight, bias, scale=scale, shift=shift, before=before, after=after)
+        return y, torch.autograd.grad(y, inputs, dy)
+
+    given = [x, *parameters, *modulation]
+    y, gradients = run(group_norm, leaves(given), dy)
+    exact, exact_gradients = run(group_norm_reference, leaves(given, torch.float64), dy.double())
+    agrees(y, exact)
+    for mine, theirs in zip(gradients, exact_gradients, strict=True):
+        agrees(mine, theirs, times=3)  # a few more roundings: sums over the batch, and a difference of three terms
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_group_norm_shared_modulation_and_no_affine(triton_device, agrees, leaves, affine):
+    x = images(triton_device, torch.float32, 3, 10, 4, 4)
+    modulation = torch.randn(2, 1, 10, device=triton_device).unbind()
+    weights = torch.randn(2, 10, device=triton_device).unbind() if affine else (None, None)
+
+    def run(function, inputs):
+        x, scale, shift, weight, bias = inputs
+        y = function(x, 5, weight, bias, scale=scale, shift=shift)
+        return y, torch.autograd.grad(y.square().sum(), [i for i in inputs if i is not None])
+
+    y, gradients = run(group_norm, leaves([x, *modulation, *weights]))
+    exact, exact_gradients = run(group_norm_reference, leaves([x, *modulation, *weights], torch.float64))
+    agrees(y, exact)
+    for mine, theirs in zip(gradients, exact_gradients, strict=True):
+        agrees(mine, theirs, times=3)
+
+
+def test_group_norm_keeps_its_digits_far_from_zero(triton_device, rel):
+    """A mean of 1,000 with a deviation of 1: E[x^2] - E[x]^2 in float32 would leave one digit."""
+    x = 1000 + torch.randn(1, 28, 14, 14, device=triton_device)
+    exact = group_norm_reference(x.double(), 1)
+    # The mean is a float32, whose unit in the last place is 6e-5 at 1,000; it is off by two of them at most.
+    assert rel(group_norm(x, 1).cpu(), exact.cpu()) < 1.2e-4
+
+
+def test_group_norm_passes_a_nan_on(triton_device):
+    x = torch.zeros(2, 4, 2, 2, device=triton_device)
+    x[0, 0, 0, 0] = float("nan")
+    y = group_norm(x, 1, after="relu")
+    assert y[0].isnan().all() and not y[1].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("b, c, h, w", [(2, 28, 9, 7), (1, 112, 7, 7), (3, 18, 4, 4), (1, 56, 14, 14), (2, 1, 3, 3)])
+@pytest.mark.parametrize("residual", [False, True])
+def test_channel_norm_and_its_gradients(triton_device, agrees, layouts, leaves, dtype, b, c, h, w, residual):
+    x = images(triton_device, dtype, b, c, h, w)
+    gain = torch.randn(1, c, 1, 1, device=triton_device)
+    other = images(triton_device, dtype, b, c, h, w) if residual else None
+    dy = torch.randn(b, c, h, w, device=triton_device).to(dtype)
+
+    def run(function, inputs, dy):
+        y = function(*inputs)
+        return y, torch.autograd.grad(y, [i for i in inputs if i is not None], dy)
+
+    exact, exact_gradients = run(channel_norm_reference, leaves([x, gain, other], torch.float64), dy.double())
+    for given in layouts(x).values():
+        y, gradients = run(channel_norm, [given.detach().requires_grad_(), *leaves([gain, other])], dy)
+        if c == 1:  # the norm of one channel is 0, and so are its gradients, but for rounding
+            torch.testing.assert_close(y.double(), exact, atol=1e-2, rtol=1e-2)
+            continue
+        agrees(y, exact)
+        for mine, theirs in zip(gradients, exact_gradients, strict=True):
+            agrees(mine, theirs, times=3)
+
+
+def test_half_precision_operators_do_not_touch_the_references(triton_device):
+    """The same call gives torch's own result under using("reference")."""
+    x = images(triton_device, torch.float32, 1, 8, 3, 3)
+    with using("reference"):
+        assert torch.equal(group_norm(x, 2, after="silu"), group_norm_reference(x, 2, after="silu"))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(x=torch.zeros(2, 8, 3, 3, dtype=torch.int32)), "x is torch.int32"),
+        (dict(x=torch.zeros(2, 8, 9)), r"x has shape \(2, 8, 9\)"),
+        (dict(x=torch.zeros(2, 8, 0, 3)), "none of them 0"),
+        (dict(groups=3), "groups = 3 with 8 channels"),
+        (dict(groups=0), "groups = 0"),
+        (dict(weight=torch.ones(7), bias=torch.ones(7)), r"weight has shape \(7,\); accepted: \(8,\)"),
+        (dict(weight=torch.ones(8)), "weight and bias come together"),
+        (dict(scale=torch.ones(3, 8), shift=torch.ones(3, 8)), "scale has shape"),
+        (dict(before="swish"), "before = 'swish'; accepted: None, gelu"),
+        (dict(weight=torch.ones(8, device="meta"), bias=torch.ones(8)), "weight is on meta"),
+    ],
+)
+def test_group_norm_names_what_it_cannot_take(change, message):
+    with pytest.raises(ValueError, match=message):
+        group_norm(**{"x": torch.zeros(2, 8, 3, 3), "groups": 2, **change})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(x=torch.zeros(2, 8, 3, 3, dtype=torch.int64)), "x is torch.int64"),
+        (dict(gain=torch.ones(8)), r"gain has shape \(8,\); accepted: \(1, 8, 1, 1\)"),
+        (dict(residual=torch.zeros(2, 8, 3, 2)), "residual has shape"),
+        (dict(residual=torch.zeros(2, 8, 3, 3, device="meta")), "residual is on meta"),
+    ],
+)
+def test_channel_norm_names_what_it_cannot_take(change, message):
+    with pytest.raises(ValueError, match=message):
+        channel_norm(**{"x": torch.zeros(2, 8, 3, 3), "gain": torch.ones(1, 8, 1, 1), **change})
