@@ -38,10 +38,11 @@ def ieee_float32() -> Iterator[None]:
 
 
 class EagerNetwork:
-    """(x, row) → prediction in float32, guidance included, for one batch.
+    """(x, row) → the network's output for one batch, in the network's dtype.
 
-    network, device, dtype: as prepare_network made it. context: (n, K) or (1, K) or None; guidance_scale g ≠ 1
-    evaluates the zero context too and returns out_u + g (out_c - out_u) (Ho and Salimans 2022, eq. 6, g = 1 + w).
+    network, device, dtype: as prepare_network made it. context: (n, K) or (1, K) or None. A guidance_scale other than
+    1 evaluates the zero context too: the output is then (2 n, C, H, W), the n predictions without a context first,
+    and denoise_step combines them by `guidance_scale`, a float32 on the device (None where there is no guidance).
     A network that is not a SeparableNetwork is called as network(x, t[, context]).
     """
 
@@ -57,7 +58,9 @@ class EagerNetwork:
     ) -> None:
         self.network = network
         self.separable = isinstance(network, SeparableNetwork)
-        self.guidance = None if guidance_scale in (None, 1) else float(guidance_scale)
+        self.guidance_scale = (
+            None if guidance_scale in (None, 1) else torch.tensor(guidance_scale, dtype=torch.float32, device=device)
+        )
         self.dtype = dtype
         # A network of the user's own may feed t to a layer as it comes; ours convert it themselves.
         fraction = torch.float32 if self.separable else dtype
@@ -70,7 +73,7 @@ class EagerNetwork:
         context = self.context
         if context is not None:
             context = context.expand(n, -1) if len(context) == 1 else context[rows]
-            if self.guidance is not None:
+            if self.guidance_scale is not None:
                 context = torch.cat((torch.zeros_like(context), context))
         return EagerBatch(self, context)
 
@@ -83,7 +86,7 @@ class EagerBatch:
     def __call__(self, x: Tensor, i: int) -> Tensor:
         form = self.form
         given = x.to(dtype=form.dtype, memory_format=torch.channels_last)
-        if form.guidance is not None:
+        if form.guidance_scale is not None:
             given = torch.cat((given, given))
         if form.separable:
             time = tuple(e[i : i + 1] for e in form.time_embedding)
@@ -93,8 +96,4 @@ class EagerBatch:
             out = form.network(given, t) if self.context is None else form.network(given, t, self.context)
         if out.shape != given.shape:
             raise InputError(f"the network returned shape {tuple(out.shape)} for images of shape {tuple(given.shape)}")
-        out = out.to(torch.float32)
-        if form.guidance is not None:
-            unconditional, conditional = out.chunk(2)
-            out = unconditional + form.guidance * (conditional - unconditional)
         return out

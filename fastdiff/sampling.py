@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,6 @@ def sample(
         if rows is None:
             raise InputError(f"guidance_scale = {guidance_scale} without a context; give a context to guide towards")
     device = choose_device(device)
-    source = PhiloxNoise(seed, device) if noise is None else noise
 
     starts = range(0, n, size)
     images: list[Tensor] = []
@@ -94,12 +94,12 @@ def sample(
         form = EagerNetwork(network, device, dtype, table, model.time == "index", rows, guidance_scale)
         for start in starts:
             count = min(size, n - start)
-            draw = _Draw(source, first + start, (count, *model.image_shape), device)
-            state = State(draw(0), draw, bound)
+            x, source = _noise(seed if noise is None else noise, first + start, (count, *model.image_shape), device)
+            state = State(x, table, source, bound, form.guidance_scale)
             predict = form.batch(slice(start, start + count), count)
             batch_frames: list[Tensor] = []
             for i in range(len(table)):
-                advance(state, predict, table, i)
+                advance(state, predict, i)
                 if frames is not None and ((i + 1) % frames == 0 or i + 1 == len(table)):
                     batch_frames.append(state.x.to("cpu"))
                 bar.update()
@@ -110,9 +110,20 @@ def sample(
     return result if frames is None else (result, torch.cat(kept, dim=1))
 
 
+def _noise(
+    seed_or_source: int | NoiseSource, first: int, shape: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, Tensor | Callable[[int], Tensor]]:
+    """x_T, and what State.noise is: the key of the default noise, or the caller's own source."""
+    if isinstance(seed_or_source, int):
+        key = torch.tensor([seed_or_source, first], dtype=torch.int64, device=device)
+        return PhiloxNoise(seed_or_source, device)(0, first, shape), key
+    draw = _Draw(seed_or_source, first, shape, device)
+    return draw(0), draw
+
+
 @dataclass(frozen=True)
 class _Draw:
-    """A batch's noise: draw number → normals (n, C, H, W), float32 on the device, checked."""
+    """A batch's noise from the caller's source: draw number → normals (n, C, H, W), float32 on the device, checked."""
 
     source: NoiseSource
     first: int

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from fastdiff.kernels.denoise_step import denoise_step
+from fastdiff.kernels.denoise_step import denoise_step, x0_bound
 from fastdiff.prediction import Clip
 from fastdiff.table import StepTable
 
@@ -16,18 +17,41 @@ from fastdiff.table import StepTable
 class State:
     """What a batch carries from step to step.
 
-    x: (n, C, H, W) float32; x0_prev: the previous row's x0, or None before the first; noise: draw number → normals
-    of x's shape; clip: see prediction.Clip.
+    x: (n, C, H, W) float32. table: the sampler; its rows lie on x's device, and so does every row's index.
+    noise: (2,) int64 on the device, seed and first sample, for Philox; or draw number → normals of x's shape.
+    clip: see prediction.Clip. guidance_scale: None, or one float32 on the device.
     """
 
     x: Tensor
-    noise: Callable[[int], Tensor]
+    table: StepTable
+    noise: Tensor | Callable[[int], Tensor]
     clip: Clip = None
+    guidance_scale: Tensor | None = None
     x0_prev: Tensor | None = None
+    rows: Tensor = field(init=False)  # (R, 6) float32
+    index: Tensor = field(init=False)  # (R,) int64, 0 .. R - 1
+    multistep: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        rows = [self.table.row(i) for i in range(len(self.table))]
+        self.rows = torch.tensor(rows, dtype=torch.float32, device=self.x.device)
+        self.index = torch.arange(len(rows), device=self.x.device)
+        self.multistep = bool(self.table.c.any())
 
 
-def advance(state: State, network: Callable[[Tensor, int], Tensor], table: StepTable, i: int) -> None:
-    """Take the state through row i. network(x, i) is the prediction at row i, guidance included."""
+def advance(state: State, network: Callable[[Tensor, int], Tensor], i: int) -> None:
+    """Take the state through row i. network(x, i): the prediction at row i, or both of them where guided."""
     out = network(state.x, i)
-    noise = state.noise(i + 1) if table.s[i] else None
-    state.x, state.x0_prev = denoise_step(state.x, out, table.row(i), state.x0_prev, noise, state.clip)
+    index = state.index[i]
+    philox = isinstance(state.noise, Tensor)
+    noisy = bool(state.table.s[i])
+    clip = state.clip
+    if isinstance(clip, tuple):
+        clip = x0_bound(state.x, out, state.rows, index, clip[1], state.guidance_scale)
+    state.x, state.x0_prev = denoise_step(
+        state.x, out, state.rows, index,
+        state.x0_prev if state.table.c[i] else None,
+        noise=state.noise(i + 1) if noisy and not philox else None,
+        key=state.noise if noisy and philox else None,
+        clip=clip, guidance_scale=state.guidance_scale, keep_x0=state.multistep,
+    )  # fmt: skip

@@ -1,6 +1,7 @@
 """One sampler step: from the network's output to the next x.
 
-x0 = clip(p x + q out)
+out = out_u + g (out_c - out_u)      with classifier-free guidance (Ho and Salimans 2022, eq. 6, g = 1 + w)
+x0  = clip(p x + q out)
 x  <- a x + b x0 + c x0_prev + s noise
 """
 
@@ -9,44 +10,133 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastdiff.kernels import checks
+from fastdiff.kernels.dispatch import use_triton
+from fastdiff.kernels.philox import normals_reference
 
-def clip_x0(x0: Tensor, clip: None | float | tuple[str, float]) -> Tensor:
-    """Clip the predicted clean image, (n, ...) float32.
-
-    A float clamps to [-clip, clip]. ("dynamic", quantile) is dynamic thresholding (Saharia et al. 2022, Imagen,
-    section 2.3): for each sample s = max(1, quantile of |x0|), clamp to [-s, s], divide by s.
-    """
-    if clip is None:
-        return x0
-    if isinstance(clip, tuple):
-        s = torch.quantile(x0.abs().flatten(1), clip[1], dim=1).clamp(min=1.0)
-        s = s.view(-1, *[1] * (x0.ndim - 1))
-        return x0.clamp(-s, s) / s
-    return x0.clamp(-clip, clip)
+OP = "denoise_step"
 
 
 def denoise_step(
     x: Tensor,
     out: Tensor,
-    row: tuple[float, float, float, float, float, float],
+    rows: Tensor,
+    index: Tensor,
     x0_prev: Tensor | None = None,
+    *,
     noise: Tensor | None = None,
-    clip: None | float | tuple[str, float] = None,
-) -> tuple[Tensor, Tensor]:
-    """The update of one table row, in float32.
+    key: Tensor | None = None,
+    clip: None | float | Tensor = None,
+    guidance_scale: Tensor | None = None,
+    keep_x0: bool = False,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """The update of row `index` of a step table: (next x, x0 where keep_x0 else None).
 
-    x: (n, C, H, W) float32; out: the network's output, same shape, any float dtype; row: (p, q, a, b, c, s).
-    x0_prev is needed only where c != 0 and noise only where s != 0. Returns (next x, x0).
+    x: (n, C, H, W) float32, any memory format. out: the network's output in any float dtype and memory format, x's
+    shape; with guidance_scale (2 n, C, H, W), the n predictions without a context before the n with it.
+    rows: (R, 6) float32, the columns p, q, a, b, c, s; index: one int32 or int64 on the device. All that changes
+    from step to step and run to run is read from device memory, so that a captured step stays true.
+    x0_prev: x's shape, float32; read only where c is not 0, so that it may be uninitialised before that.
+    noise: x's shape, float32; or key: (2,) int64, seed and first sample, and the noise is draw index + 1 of
+    kernels.philox, which the Triton form makes in registers. Neither: as if s were 0.
+    clip: None; a bound, x0 is clamped to [-clip, clip]; or a bound s for each sample, (n,) float32, clamped to
+    [-s, s] and divided by s (dynamic thresholding, Saharia et al. 2022, Imagen, section 2.3; see x0_bound).
+    guidance_scale: one float32 on the device. inplace: x, and x0_prev where x0 is kept, are overwritten.
+    Raises ValueError for anything else. Not differentiable.
     """
-    p, q, a, b, c, s = row
-    x0 = clip_x0(x * p + out.to(x.dtype) * q, clip)
-    nxt = x * a + x0 * b
-    if c:
-        if x0_prev is None:
-            raise ValueError("the row has c != 0 and needs x0_prev")
-        nxt = nxt + x0_prev * c
-    if s:
-        if noise is None:
-            raise ValueError("the row has s != 0 and needs noise")
-        nxt = nxt + noise * s
-    return nxt, x0
+    bound = clip if isinstance(clip, Tensor) else None
+    checks.tensors(OP, x=x, out=out, rows=rows, x0_prev=x0_prev, noise=noise, guidance_scale=guidance_scale, clip=bound)
+    checks.images(OP, x)
+    n = x.shape[0]
+    factor = 1 if guidance_scale is None else 2
+    checks.shape(OP, "out", out, (factor * n, *x.shape[1:]))
+    checks.shape(OP, "x0_prev", x0_prev, tuple(x.shape))
+    checks.shape(OP, "noise", noise, tuple(x.shape))
+    checks.shape(OP, "clip", bound, (n,))
+    checks.shape(OP, "guidance_scale", guidance_scale, (), (1,))
+    if rows.ndim != 2 or rows.shape[1] != 6 or not len(rows):
+        raise ValueError(f"{OP}: rows has shape {tuple(rows.shape)}; accepted: (R, 6), R at least 1")
+    _check_integers(x, index=(index, (), (1,)), key=(key, (2,)))
+    if noise is not None and key is not None:
+        raise ValueError(f"{OP}: both noise and key were given; accepted: one of them, or neither")
+    if isinstance(clip, (int, float)) and not clip > 0:
+        raise ValueError(f"{OP}: clip = {clip}; accepted: None, a positive bound, or a bound for each sample")
+    if use_triton(x):
+        if x.dtype != torch.float32 or rows.dtype != torch.float32:
+            raise ValueError(f"{OP}: x is {x.dtype} and rows {rows.dtype}; accepted: float32")
+        from fastdiff.kernels import denoise_step_triton
+
+        return denoise_step_triton.forward(
+            x, out, rows, index, x0_prev, noise, key, clip, guidance_scale, keep_x0, inplace
+        )
+    following, x0 = denoise_step_reference(
+        x, out, rows, index, x0_prev, noise=noise, key=key, clip=clip, guidance_scale=guidance_scale
+    )
+    if inplace:
+        following = x.copy_(following)
+        x0 = x0 if x0_prev is None else x0_prev.copy_(x0)
+    return following, x0 if keep_x0 else None
+
+
+def _check_integers(x: Tensor, **given: tuple) -> None:
+    for name, (tensor, *accepted) in given.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in (torch.int64, torch.int32) or (name == "key" and tensor.dtype != torch.int64):
+            raise ValueError(f"{OP}: {name} is {tensor.dtype}; accepted: int64{', int32' * (name == 'index')}")
+        checks.shape(OP, name, tensor, *accepted)
+        if tensor.device != x.device:
+            raise ValueError(f"{OP}: {name} is on {tensor.device} and the others on {x.device}")
+
+
+def predicted_x0(x: Tensor, out: Tensor, rows: Tensor, index: Tensor, guidance_scale: Tensor | None = None) -> Tensor:
+    """p x + q out before clipping, guidance included, in plain torch."""
+    p, q = rows[index.reshape(())][:2].unbind()
+    out = out.to(x.dtype)
+    if guidance_scale is not None:
+        unconditional, conditional = out.chunk(2)
+        out = unconditional + guidance_scale * (conditional - unconditional)
+    return x * p + out * q
+
+
+def x0_bound(
+    x: Tensor, out: Tensor, rows: Tensor, index: Tensor, quantile: float, guidance_scale: Tensor | None = None
+) -> Tensor:
+    """Dynamic thresholding's bound for each sample, (n,): max(1, quantile of |x0|), interpolated linearly."""
+    size = predicted_x0(x, out, rows, index, guidance_scale).abs().flatten(1).sort(dim=1).values
+    place = quantile * (size.shape[1] - 1)  # torch.quantile would do, but takes 2^24 elements at most
+    low = int(place)
+    high = min(low + 1, size.shape[1] - 1)
+    return torch.lerp(size[:, low], size[:, high], place - low).clamp(min=1.0)
+
+
+def denoise_step_reference(
+    x: Tensor,
+    out: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    x0_prev: Tensor | None = None,
+    *,
+    noise: Tensor | None = None,
+    key: Tensor | None = None,
+    clip: None | float | Tensor = None,
+    guidance_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same in plain torch; never in place, x0 always returned."""
+    index = index.reshape(())
+    a, b, c, s = rows[index][2:].unbind()
+    x0 = predicted_x0(x, out, rows, index, guidance_scale)
+    if isinstance(clip, Tensor):
+        bound = clip.view(-1, 1, 1, 1)
+        x0 = x0.clamp(-bound, bound) / bound
+    elif clip is not None:
+        x0 = x0.clamp(-clip, clip)
+    following = x * a + x0 * b
+    if x0_prev is not None:
+        following = following + torch.where(c != 0, x0_prev * c, 0.0)
+    if key is not None:
+        noise = normals_reference(key[0], index + 1, key[1], tuple(x.shape), x.device)
+    if noise is not None:
+        following = following + noise * s
+    return following, x0

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from fastdiff.kernels.dispatch import use_triton
+
 MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # Weyl increments of the key
@@ -19,11 +21,11 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # Weyl increments of the key
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def philox4x32(counter: Words, key: tuple[int, int], rounds: int = 10) -> Words:
+def philox4x32(counter: Words, key: tuple[int | Tensor, int | Tensor], rounds: int = 10) -> Words:
     """Four 32-bit words for each counter.
 
     counter: four int64 tensors that broadcast, values in [0, 2^32), least significant first.
-    key: two integers in [0, 2^32). Returns four int64 tensors with values in [0, 2^32).
+    key: two integers (or int64 tensors) in [0, 2^32). Returns four int64 tensors with values in [0, 2^32).
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -90,14 +92,17 @@ def box_muller(words: Words) -> Words:
     return tuple(out)  # type: ignore[return-value]
 
 
-def words(seed: int, draw: int, first: int, samples: int, elements: int, device: torch.device) -> Words:
+def words(
+    seed: int | Tensor, draw: int | Tensor, first: int | Tensor, samples: int, elements: int, device: torch.device
+) -> Words:
     """The Philox words of samples first .. first + samples - 1 for one draw, each (samples, ceil(elements / 4)).
 
     Counter (element // 4, draw, sample low, sample high), key (seed low, seed high); word e % 4 is element e's.
+    seed, draw and first may be int64 tensors of one element on the device, and are then never read by the host.
     """
     sample = torch.arange(samples, dtype=torch.int64, device=device)[:, None] + first
     block = torch.arange((elements + 3) // 4, dtype=torch.int64, device=device)[None, :]
-    counter = (block, torch.full_like(block, draw), sample & MASK, sample >> 32)
+    counter = (block, torch.zeros_like(block) + draw, sample & MASK, sample >> 32)
     return philox4x32(counter, (seed & MASK, seed >> 32))
 
 
@@ -106,6 +111,20 @@ def normals(seed: int, draw: int, first: int, shape: tuple[int, ...], device: to
 
     0 <= seed, first + samples < 2^63; 0 <= draw < 2^32. Row r is a function of (seed, draw, first + r) alone.
     """
+    out = torch.empty(shape, dtype=torch.float32, device=device)
+    if out.numel() and use_triton(out):
+        from fastdiff.kernels import philox_triton
+
+        key = torch.tensor([seed, first], dtype=torch.int64, device=device)
+        philox_triton.normals(out.view(shape[0], -1), key, draw)
+        return out
+    return normals_reference(seed, draw, first, shape, device)
+
+
+def normals_reference(
+    seed: int | Tensor, draw: int | Tensor, first: int | Tensor, shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """The same in plain torch; seed, draw and first as in `words`."""
     samples, elements = shape[0], math.prod(shape[1:])
     z = box_muller(words(seed, draw, first, samples, elements, device))
     return torch.stack(z, dim=-1).reshape(samples, -1)[:, :elements].reshape(shape)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.kernels.channel_norm import channel_norm
+from fastdiff.kernels.depthwise_conv import depthwise_conv
+from fastdiff.kernels.group_norm import group_norm
 from fastdiff.kernels.linear_attention import linear_attention
 
 HEADS, HEAD_DIM = 4, 32
@@ -30,12 +32,22 @@ class Edition:
     channel_norm: bool
     divide_by_n: bool
 
+    @property
+    def gelu_name(self) -> str:
+        """The activation's name among the operators."""
+        return "gelu" if self.gelu == "none" else "gelu_tanh"
+
 
 EDITIONS = {
     "mindspore": Edition(gelu="tanh", conv_bias=False, channel_norm=True, divide_by_n=True),
     "mindspore-torch": Edition(gelu="none", conv_bias=True, channel_norm=True, divide_by_n=True),
     "hf-2022": Edition(gelu="none", conv_bias=True, channel_norm=False, divide_by_n=False),
 }
+
+
+def normed(norm: nn.GroupNorm, x: Tensor, before: str | None = None, after: str | None = None) -> Tensor:
+    """The GroupNorm module by the fused operator: after(norm(before(x)))."""
+    return group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, before=before, after=after)
 
 
 class SinusoidalPositionEmbeddings(nn.Module):
@@ -66,6 +78,7 @@ class ConvNextBlock(nn.Module):
     def __init__(self, cin: int, cout: int, *, time_dim: int | None, mult: int, edition: Edition) -> None:
         super().__init__()
         bias, gelu = edition.conv_bias, lambda: nn.GELU(approximate=edition.gelu)
+        self.gelu = edition.gelu_name
         self.mlp = TimeProjection(gelu(), nn.Linear(time_dim, cin)) if time_dim else None
         self.ds_conv = nn.Conv2d(cin, cin, 7, padding=3, groups=cin, bias=bias)
         self.net = nn.Sequential(
@@ -78,10 +91,11 @@ class ConvNextBlock(nn.Module):
         self.res_conv = nn.Conv2d(cin, cout, 1, bias=bias) if cin != cout else nn.Identity()
 
     def forward(self, x: Tensor, time_bias: Tensor | None = None) -> Tensor:
-        h = self.ds_conv(x)
-        if time_bias is not None:
-            h = h + time_bias
-        return self.net(h) + self.res_conv(x)
+        norm1, expand, _, norm2, contract = self.net
+        h = depthwise_conv(x, self.ds_conv.weight, self.ds_conv.bias, time_bias)
+        h = expand(normed(norm1, h))
+        h = contract(normed(norm2, h, before=self.gelu))
+        return h + self.res_conv(x)
 
 
 class Block(nn.Module):
@@ -93,7 +107,7 @@ class Block(nn.Module):
         self.norm = nn.GroupNorm(groups, cout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.norm(self.proj(x)))
+        return normed(self.norm, self.proj(x), after="silu")
 
 
 class ResnetBlock(nn.Module):
@@ -121,14 +135,8 @@ class ChannelNorm(nn.Module):
         super().__init__()
         self.g = nn.Parameter(torch.ones(1, channels, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return channel_norm(x, self.g)
-
-
-def _split_heads(qkv: Tensor) -> tuple[Tensor, ...]:
-    """(B, 3 heads d, H, W) → q, k, v, each (B, heads, d, H W)."""
-    b, _, h, w = qkv.shape
-    return qkv.reshape(b, 3, HEADS, HEAD_DIM, h * w).unbind(1)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return channel_norm(x, self.g, residual)
 
 
 class Attention(nn.Module):
@@ -139,11 +147,12 @@ class Attention(nn.Module):
         self.to_qkv = nn.Conv2d(channels, HEADS * HEAD_DIM * 3, 1, bias=False)
         self.to_out = nn.Conv2d(HEADS * HEAD_DIM, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         b, _, h, w = x.shape
-        q, k, v = (part.transpose(-1, -2) for part in _split_heads(self.to_qkv(x)))  # (B, heads, n, d)
+        qkv = self.to_qkv(x).reshape(b, 3, HEADS, HEAD_DIM, h * w)
+        q, k, v = (part.transpose(-1, -2) for part in qkv.unbind(1))  # (B, heads, n, d)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(out.transpose(-1, -2).reshape(b, HEADS * HEAD_DIM, h, w))
+        return self.to_out(out.transpose(-1, -2).reshape(b, HEADS * HEAD_DIM, h, w)) + residual
 
 
 class LinearAttention(nn.Module):
@@ -156,30 +165,30 @@ class LinearAttention(nn.Module):
         norm = ChannelNorm(channels) if edition.channel_norm else nn.GroupNorm(1, channels)
         self.to_out = nn.Sequential(nn.Conv2d(HEADS * HEAD_DIM, channels, 1), norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        b, _, h, w = x.shape
-        out = linear_attention(*_split_heads(self.to_qkv(x)), divide_by_n=self.divide_by_n)
-        return self.to_out(out.reshape(b, HEADS * HEAD_DIM, h, w))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        project, norm = self.to_out
+        out = project(linear_attention(self.to_qkv(x), HEADS, self.divide_by_n))
+        return norm(out, residual) if isinstance(norm, ChannelNorm) else normed(norm, out) + residual
 
 
 class PreNorm(nn.Module):
-    """fn(GroupNorm(1)(x))."""
+    """fn(GroupNorm(1)(x), residual), the residual being what fn adds to its result."""
 
     def __init__(self, channels: int, fn: nn.Module) -> None:
         super().__init__()
         self.fn = fn
         self.norm = nn.GroupNorm(1, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fn(self.norm(x))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.fn(normed(self.norm, x), residual)
 
 
 class Residual(nn.Module):
-    """fn(x) + x."""
+    """fn(x) + x; fn adds the x itself, so that it can be fused with what comes before."""
 
-    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, fn: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.fn = fn
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fn(x) + x
+        return self.fn(x, x)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.errors import InputError
+from fastdiff.networks.blocks import normed
 from fastdiff.networks.protocol import Embedding
 
 
@@ -135,10 +136,12 @@ class ContextUnet(nn.Module):
         x = self.init_conv(x)
         down1 = self.down1(x)
         down2 = self.down2(down1)
-        up1 = self.up0(self.to_vec(down2))
+        widen, norm, _ = self.up0
+        up1 = normed(norm, widen(self.to_vec(down2)), after="relu")
         up2 = self.up1(context1 * up1 + time1, down2)
         up3 = self.up2(context2 * up2 + time2, down1)
-        return self.out(torch.cat((up3, x), dim=1))
+        narrow, norm, _, last = self.out
+        return last(normed(norm, narrow(torch.cat((up3, x), dim=1)), after="relu"))
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         return self.denoise(x, self.embed_time(t), self.embed_context(context))

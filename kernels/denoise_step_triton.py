@@ -1,0 +1,127 @@
+"""The Triton form of denoise_step: one reading of x and of each prediction, one writing, the noise in registers.
+
+A program takes BLOCK groups of LANES elements that lie side by side in a picture's row-major order; a group is one or
+two Philox blocks. Where a tensor keeps its channels side by side instead, groups of the same positions are taken channel
+after channel, so that a program uses every element of the lines it reads.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdiff.kernels.dispatch import launch
+from fastdiff.kernels.layout import positions
+from fastdiff.kernels.philox_triton import four_normals
+
+
+@triton.jit
+def _clamp(x, bound):
+    x = tl.maximum(x, -bound, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(x, bound, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def denoise_step_forward(
+    x, following, out, x0_prev, x0_kept, noise, rows, index, guidance, bound, key, samples, out_b, out_c, out_p, limit,
+    E: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
+    OUT_FIRST: tl.constexpr, GUIDED: tl.constexpr, CLIP: tl.constexpr, READ_PREV: tl.constexpr, KEEP: tl.constexpr,
+    NOISE: tl.constexpr,
+):  # fmt: skip
+    """E elements a sample, C channels. CHANNELS_FIRST, OUT_FIRST: whether x, out lie in row-major order.
+
+    CLIP: "off", "limit" or "sample". NOISE: "off", "given" or "philox".
+    """
+    HW: tl.constexpr = E // C
+    GROUPS: tl.constexpr = (E + LANES - 1) // LANES
+    g = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    lane = tl.arange(0, LANES)[None, :]
+    sample = (g // GROUPS).to(tl.int64)
+    r = g % GROUPS
+    if (HW % LANES == 0) and not (CHANNELS_FIRST and OUT_FIRST):
+        channel, place = r % C, LANES * (r // C)
+        start = channel * HW + place
+        p = place + lane
+        c = channel + tl.zeros_like(lane)
+    else:
+        start = LANES * r
+        c, p = (start + lane) // HW, (start + lane) % HW
+    e = start + lane
+    mask = (sample < samples) & (e < E) if E % LANES else (sample < samples) & (lane >= 0)
+    at = sample * E + (e if CHANNELS_FIRST else p * C + c)
+    at_out = sample * out_b + (e if OUT_FIRST else c * out_c + p * out_p)
+
+    i = tl.load(index)
+    row = rows + i * 6
+    o = tl.load(out + at_out, mask, 0.0).to(tl.float32)
+    if GUIDED:
+        conditional = tl.load(out + samples.to(tl.int64) * out_b + at_out, mask, 0.0).to(tl.float32)
+        o += tl.load(guidance) * (conditional - o)
+    v = tl.load(x + at, mask, 0.0)
+    x0 = v * tl.load(row) + o * tl.load(row + 1)
+    if CLIP == "limit":
+        x0 = _clamp(x0, limit)
+    elif CLIP == "sample":
+        s_bound = tl.load(bound + sample, sample < samples, 1.0)
+        x0 = _clamp(x0, s_bound) / s_bound
+    v = v * tl.load(row + 2) + x0 * tl.load(row + 3)
+    if READ_PREV:
+        weight = tl.load(row + 4)
+        v += tl.load(x0_prev + at, mask & (weight != 0), 0.0) * weight
+    if NOISE == "given":
+        v += tl.load(noise + at, mask, 0.0) * tl.load(row + 5)
+    elif NOISE == "philox":
+        deviation = tl.load(row + 5)
+        if deviation != 0:
+            block = start // 4 + tl.arange(0, LANES // 4)[None, :]
+            z = four_normals(tl.load(key), tl.load(key + 1) + sample, (i + 1).to(tl.int32), block)
+            v += tl.reshape(z, (BLOCK, LANES)) * deviation
+    tl.store(following + at, v, mask)
+    if KEEP:
+        tl.store(x0_kept + at, x0, mask)
+
+
+def _dense(x: Tensor, like: Tensor) -> Tensor:
+    """x in the memory format of `like`, which is one of the two usual ones."""
+    first = like.is_contiguous()
+    return x.contiguous(memory_format=torch.contiguous_format if first else torch.channels_last)
+
+
+def forward(
+    x, out, rows, index, x0_prev, noise, key, clip, guidance_scale, keep_x0, inplace
+) -> tuple[Tensor, Tensor | None]:
+    n, c, h, w = x.shape
+    state = x if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+    first = state.is_contiguous()
+    flat = positions(out)
+    out_first = flat.stride(2) == 1 and (c == 1 or flat.stride(1) == h * w)
+    elements = c * h * w
+    # 16 bytes of a 16-bit prediction are eight elements, of x four.
+    lanes = 8 if out.element_size() == 2 and elements % 8 == 0 else 4
+    groups = n * -(-elements // lanes)
+    if groups >= 2**31:
+        raise ValueError(f"denoise_step: x has {n * elements} elements; accepted: fewer than {2**31 * lanes}")
+    previous = None if x0_prev is None else _dense(x0_prev, state)
+    following = state if inplace else torch.empty_like(state)
+    kept = None
+    if keep_x0:
+        kept = previous if inplace and previous is not None else torch.empty_like(state)
+    block = 1024 // lanes
+    launch(
+        denoise_step_forward, (-(-groups // block),), x.device,
+        state, following, flat, previous, kept, None if noise is None else _dense(noise, state), rows.contiguous(), index,
+        guidance_scale, clip.contiguous() if isinstance(clip, Tensor) else None, key,
+        n, *flat.stride(), 0.0 if clip is None or isinstance(clip, Tensor) else float(clip),
+        E=elements, C=c, LANES=lanes, BLOCK=block, CHANNELS_FIRST=first, OUT_FIRST=out_first,
+        GUIDED=guidance_scale is not None,
+        CLIP="off" if clip is None else "sample" if isinstance(clip, Tensor) else "limit",
+        READ_PREV=previous is not None, KEEP=keep_x0,
+        NOISE="given" if noise is not None else "philox" if key is not None else "off", num_warps=4,
+    )  # fmt: skip
+    if inplace:
+        following = x if following.data_ptr() == x.data_ptr() else x.copy_(following)
+        if keep_x0 and x0_prev is not None and kept.data_ptr() != x0_prev.data_ptr():
+            kept = x0_prev.copy_(kept)
+    return following, kept
