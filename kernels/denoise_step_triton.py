@@ -25,7 +25,7 @@ def _clamp(x, bound):
 
 @triton.jit
 def denoise_step_forward(
-    x, following, out, x0_prev, x0_kept, noise, rows, index, guidance, bound, key, samples, out_b, out_c, out_p, limit,
+    x, following, out, x0_prev, x0_kept, noise, rows, index, guidance, bound, key, samples, out_b: tl.constexpr, out_c: tl.constexpr, out_p: tl.constexpr, limit,
     E: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
     OUT_FIRST: tl.constexpr, GUIDED: tl.constexpr, CLIP: tl.constexpr, READ_PREV: tl.constexpr, KEEP: tl.constexpr,
     NOISE: tl.constexpr,
@@ -69,7 +69,8 @@ def denoise_step_forward(
     v = v * tl.load(row + 2) + x0 * tl.load(row + 3)
     if READ_PREV:
         weight = tl.load(row + 4)
-        v += tl.load(x0_prev + at, mask & (weight != 0), 0.0) * weight
+        if weight != 0:  # before that x0_prev may be uninitialised memory
+            v += tl.load(x0_prev + at, mask, 0.0) * weight
     if NOISE == "given":
         v += tl.load(noise + at, mask, 0.0) * tl.load(row + 5)
     elif NOISE == "philox":

@@ -18,8 +18,8 @@ from fastdiff.kernels.layout import empty_images, per_sample, power_of_2
 
 @triton.jit
 def depthwise_conv_forward(
-    x, y, weight, bias, time_bias, height, width, channels, row_blocks, column_blocks, channel_blocks,
-    x_b, x_c, x_h, x_w, y_b, y_c, y_h, y_w, time_b,
+    x, y, weight, bias, time_bias, height, width, channels: tl.constexpr, row_blocks, column_blocks, channel_blocks,
+    x_b: tl.constexpr, x_c: tl.constexpr, x_h: tl.constexpr, x_w: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr, y_h: tl.constexpr, y_w: tl.constexpr, time_b,
     K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
     BIAS: tl.constexpr, TIME: tl.constexpr,
 ):  # fmt: skip
@@ -67,8 +67,8 @@ def depthwise_conv_forward(
 
 @triton.jit
 def depthwise_conv_weight_gradient(
-    x, dy, partial, batch, height, width, channels, channel_blocks,
-    x_b, x_c, x_h, x_w, dy_b, dy_c, dy_h, dy_w,
+    x, dy, partial, batch, height, width, channels: tl.constexpr, channel_blocks,
+    x_b: tl.constexpr, x_c: tl.constexpr, x_h: tl.constexpr, x_w: tl.constexpr, dy_b: tl.constexpr, dy_c: tl.constexpr, dy_h: tl.constexpr, dy_w: tl.constexpr,
     K: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """partial (parts, K, K, C): a program sums one kernel row's taps over its share of the batch."""

@@ -49,7 +49,7 @@ def _modulation(b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE
 @triton.jit
 def group_norm_forward(
     x, y, weight, bias, scale, shift, means, rstds,
-    count, x_b, x_c, x_p, y_b, y_c, y_p, scale_b, shift_b, eps,
+    count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr, y_p: tl.constexpr, scale_b, shift_b, eps,
     GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
     AFFINE: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
@@ -96,7 +96,7 @@ def group_norm_forward(
 @triton.jit
 def group_norm_backward(
     x, dy, dx, weight, bias, scale, shift, means, rstds, sums, sums_normed,
-    count, x_b, x_c, x_p, dy_b, dy_c, dy_p, dx_b, dx_c, dx_p, scale_b, shift_b,
+    count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, dy_b: tl.constexpr, dy_c: tl.constexpr, dy_p: tl.constexpr, dx_b: tl.constexpr, dx_c: tl.constexpr, dx_p: tl.constexpr, scale_b, shift_b,
     GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
     AFFINE: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip

@@ -11,13 +11,15 @@ def positions(x: Tensor) -> Tensor:
     return x.flatten(2)
 
 
-def empty_images(x: Tensor, channels: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """Uninitialised images of x's size and layout (channels_last where x's channels lie side by side)."""
+def empty_images(x: Tensor, channels: int | None = None) -> Tensor:
+    """Uninitialised images of x's size and dtype, channels_last.
+
+    The kernels' results are in that layout whatever they were given: libraries' convolutions are at their fastest in
+    it, and a picture of one channel, which is in both layouts at once, would else leave a network in the other one.
+    """
     b, c, h, w = x.shape
     c = c if channels is None else channels
-    last = x.stride(1) == 1 and x.shape[1] > 1
-    layout = torch.channels_last if last else torch.contiguous_format
-    return torch.empty((b, c, h, w), dtype=dtype or x.dtype, device=x.device, memory_format=layout)
+    return torch.empty((b, c, h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def per_sample(tensor: Tensor | None, channels: int) -> tuple[Tensor | None, int]:

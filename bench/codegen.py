@@ -1,0 +1,235 @@
+"""What the compiler makes of every Triton kernel, without a GPU: python -m fastdiff.bench.codegen.
+
+The networks and the sampler's step run on meta tensors, so that each operator's own code decides what is launched and
+how; every launch is compiled for each architecture in place of being run. Printed for each: registers, shared memory,
+stack and spills, the width of the accesses to global memory, and the number of instructions. Exits with 1 where
+anything spills, uses a stack, or wants more shared memory than the chip has. Compiled kernels stay in Triton's cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fastdiff.bench.shapes import NETWORKS, evaluate, sampler_steps
+from fastdiff.files import write_atomically
+from fastdiff.kernels.dispatch import interpreted, recording
+
+# The most shared memory that one program may have, bytes (CUDA C++ programming guide, compute capabilities).
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel as an operator launched it, with the arguments that decide its code."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+
+    @property
+    def key(self) -> tuple:
+        """What Triton specialises on: types, alignment, ones, and every constexpr."""
+        kinds = [a if p.is_constexpr else _kind(a) for p, a in zip(self.kernel.params, self.args, strict=False)]
+        return (self.kernel.__name__, *kinds, *sorted(self.options.items()))
+
+    @property
+    def variant(self) -> str:
+        dtypes = [str(a.dtype).removeprefix("torch.") for a in self.args if isinstance(a, Tensor)]
+        return f"{dtypes[0]}, {', '.join(f'{k}={v}' for k, v in self.options.items())}"
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return str(value.dtype)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return 1 if value == 1 else ("int", value % 16 == 0, value >= 2**31)
+    return "float" if isinstance(value, float) else value
+
+
+@dataclass(frozen=True)
+class Compiled:
+    kernel: str
+    variant: str
+    arch: int
+    registers: int
+    shared: int
+    stack: int
+    spills: int  # instructions that load from or store to local memory
+    loads: str
+    stores: str
+    instructions: int
+
+    @property
+    def clean(self) -> bool:
+        return not self.stack and not self.spills and self.shared <= SHARED[self.arch]
+
+
+def launches(name: str, dtype: torch.dtype, train: bool) -> list[Launch]:
+    """Every distinct launch of one evaluation (with its backward pass where `train`) of a network of NETWORKS."""
+    return _recorded(partial(evaluate, NETWORKS[name], dtype, train=train))
+
+
+def step_launches() -> list[Launch]:
+    """Every distinct launch of the sampler's steps: both picture shapes, every kind of step, every dtype."""
+    return _recorded(sampler_steps)
+
+
+def _recorded(run: Callable[[], None]) -> list[Launch]:
+    found: dict[tuple, Launch] = {}
+
+    def record(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        launch = Launch(kernel, grid, args, options)
+        found.setdefault(launch.key, launch)
+
+    with recording(record):
+        run()
+    return list(found.values())
+
+
+@cache
+def suite(full: bool) -> tuple[Launch, ...]:
+    """The networks' and the sampler's launches; `full` adds float16 and float32 inference and every edition."""
+    cases = [(name, torch.bfloat16, False) for name, network in NETWORKS.items() if full or network.main]
+    cases += [(name, torch.bfloat16, True) for name, network in NETWORKS.items() if network.main]
+    if full:
+        cases += [(name, d, False) for name in NETWORKS for d in (torch.float32, torch.float16)]
+        cases += [(name, torch.float32, True) for name, network in NETWORKS.items() if network.main]
+    found = {launch.key: launch for launch in step_launches()}
+    for case in cases:
+        found.update((launch.key, launch) for launch in launches(*case))
+    return tuple(found.values())
+
+
+class _Target:
+    """Stands in for a CUDA driver: Triton compiles for the architecture that it names, and nothing is launched."""
+
+    def __init__(self, arch: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.arch, self.target = arch, GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.arch  # compiled kernels are kept by device, so each architecture is one
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+
+def compile_launch(launch: Launch, arch: int) -> Compiled:
+    from triton.runtime import driver
+
+    driver.set_active(_Target(arch))
+    built = launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.options)
+    sass = _tool("cuobjdump", "-sass", cubin=built.asm["cubin"])
+    usage = _tool("cuobjdump", "--dump-resource-usage", cubin=built.asm["cubin"])
+    numbers = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    operations = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.MULTILINE)
+    if not operations or "REG" not in numbers:
+        raise RuntimeError(f"no disassembly of {launch.kernel.__name__} for sm_{arch}")
+    return Compiled(
+        kernel=launch.kernel.__name__,
+        variant=launch.variant,
+        arch=arch,
+        registers=numbers["REG"],
+        shared=built.metadata.shared,
+        stack=numbers["STACK"],
+        spills=numbers["LOCAL"] + sum(o.startswith(("LDL", "STL")) for o in operations),
+        loads=_widths(operations, ("LDG", "LDGSTS")),
+        stores=_widths(operations, ("STG",)),
+        instructions=sum(not o.startswith("NOP") for o in operations),
+    )
+
+
+def _widths(operations: list[str], names: tuple[str, ...]) -> str:
+    """How many global accesses of each width, in bits: "8x128 2x32"."""
+    counts: Counter[int] = Counter()
+    for operation in operations:
+        first, *rest = operation.split(".")
+        if first in names:
+            width = next((int(r) for r in rest if r in ("128", "64")), 32)
+            counts[16 if {"U16", "S16"} & set(rest) else 8 if {"U8", "S8"} & set(rest) else width] += 1
+    return " ".join(f"{n}x{width}" for width, n in sorted(counts.items(), reverse=True))
+
+
+def _tool(name: str, option: str, cubin: bytes) -> str:
+    """The output of one of the CUDA tools that Triton's wheel carries."""
+    import triton
+
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([str(program), option, file.name], check=True, capture_output=True, text=True).stdout
+
+
+def _job(full: bool, index: int, arch: int) -> Compiled:
+    torch.set_num_threads(1)
+    return compile_launch(suite(full)[index], arch)
+
+
+def compile_suite(full: bool, archs: list[int], workers: int) -> Iterator[Compiled]:
+    jobs = [(index, arch) for index in range(len(suite(full))) for arch in archs]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for future in tqdm([pool.submit(_job, full, *job) for job in jobs], unit="kernel", leave=False, mininterval=1):
+            yield future.result()
+
+
+def table(rows: list[Compiled]) -> str:
+    lines = [
+        "| kernel | sm | registers | shared | stack | spills | loads (number x bits) | stores | instructions | variant |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted(rows, key=lambda r: (r.kernel, r.variant, r.arch)):
+        values = asdict(row)
+        variant = values.pop("variant")
+        lines.append(f"| {' | '.join(map(str, values.values()))} | {variant} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastdiff.bench.codegen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arch", type=int, nargs="+", default=list(SHARED), choices=list(SHARED), help="default: all")
+    parser.add_argument("--full", action="store_true", help="also float16, float32 and the other networks (slow)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    parser.add_argument("--output", type=Path, help="a Markdown file for the table, which is printed anyway")
+    given = parser.parse_args(arguments)
+    if interpreted():
+        parser.error("TRITON_INTERPRET=1 is set; the compiler is wanted here, so unset it")
+    rows = list(compile_suite(given.full, given.arch, given.workers))
+    text = table(rows)
+    print(text)
+    dirty = [row for row in rows if not row.clean]
+    print(f"\n{len(rows)} compiled, {len(dirty)} with spills, a stack, or too much shared memory")
+    if given.output is not None:
+        write_atomically(given.output, lambda p: p.write_text(text + "\n"))
+    sys.exit(1 if dirty else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The networks, pictures and steps at which kernels are compiled, counted and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.kernels.denoise_step import denoise_step
+from fastdiff.kernels.philox import normals
+from fastdiff.networks import AnnotatedUnet, ContextUnet
+from fastdiff.prepared import prepare_network
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, the shape of its pictures, and the batches at which its launches differ."""
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, int, int]
+    batches: tuple[int, ...] = (64,)
+    main: bool = False
+
+
+NETWORKS = {
+    "A, dim 28, 28x28": Network(lambda: AnnotatedUnet(28), (1, 28, 28), (1, 64), main=True),
+    "B, 64 features, 16x16": Network(lambda: ContextUnet(3, 64, 5, 16), (3, 16, 16), main=True),
+    "A, dim 64, 32x32": Network(lambda: AnnotatedUnet(64, channels=3), (3, 32, 32)),
+    "A, mindspore": Network(lambda: AnnotatedUnet(28, edition="mindspore"), (1, 28, 28)),
+    "A, hf-2022, resnet": Network(lambda: AnnotatedUnet(32, edition="hf-2022", block="resnet"), (1, 32, 32)),
+}
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """The tensor and its gradient in channels_last."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[override]
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx, dx):  # type: ignore[override]
+        return dx.contiguous(memory_format=torch.channels_last)
+
+
+def as_on_a_gpu(module: nn.Module) -> nn.Module:
+    """Have convolutions on meta tensors leave the layout that cuDNN leaves: channels_last, as their weights are."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.register_forward_pre_hook(lambda _, given: (_ChannelsLast.apply(given[0]),))
+            layer.register_forward_hook(lambda _, given, out: _ChannelsLast.apply(out))
+    return module
+
+
+def evaluate(network: Network, dtype: torch.dtype, train: bool = False, batches: tuple[int, ...] | None = None) -> None:
+    """One evaluation on meta tensors at each of the network's batches, as the sampler makes it, or one training step."""
+    with torch.device(META):
+        module = network.make()
+    module = module.to(dtype=dtype, memory_format=torch.channels_last) if train else prepare_network(module, META, dtype)
+    module = as_on_a_gpu(module)
+    for batch in batches or network.batches:
+        x = torch.empty(batch, *network.shape, dtype=dtype, device=META).to(memory_format=torch.channels_last)
+        t = torch.empty(batch if train else 1, dtype=dtype, device=META)
+        with torch.set_grad_enabled(train):
+            out = module.denoise(x, module.embed_time(t), module.embed_context(None))
+            if train:
+                out.sum().backward()
+
+
+def sampler_steps() -> None:
+    """Each kind of step on meta tensors: both systems' pictures, predictions as the network leaves them."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=META)
+
+    rows, index = empty(25, 6), empty(dtype=torch.int64)
+    key, guidance = empty(2, dtype=torch.int64), empty()
+    for shape in ((1, 28, 28), (3, 16, 16)):
+        n = 64
+        normals(0, 0, 0, (n, *shape), META)
+        x = empty(n, *shape)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            out = empty(n, *shape, dtype=dtype).to(memory_format=torch.channels_last)
+            both = empty(2 * n, *shape, dtype=dtype).to(memory_format=torch.channels_last)
+            for options in (
+                dict(out=out),  # ddim
+                dict(out=out, key=key),  # ddpm
+                dict(out=out, x0_prev=empty(n, *shape), keep_x0=True),  # dpmpp_2m
+                dict(out=both, guidance_scale=guidance, key=key, clip=1.0),
+                dict(out=both, guidance_scale=guidance, clip=empty(n), noise=empty(n, *shape)),
+            ):
+                denoise_step(x, rows=rows, index=index, **options)

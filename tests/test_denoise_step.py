@@ -1,0 +1,167 @@
+"""denoise_step in Triton against float64, its noise against kernels.philox, its reading only what it may."""
+
+import pytest
+import torch
+
+from fastdiff.kernels import philox
+from fastdiff.kernels.denoise_step import denoise_step, denoise_step_reference, x0_bound
+
+ROWS = torch.tensor(  # p, q, a, b, c, s: a first row, a middle one, a last one
+    [[1.25, -0.75, 0.5, 0.4, 0.0, 0.3], [1.1, -0.4, 0.6, 0.7, -0.2, 0.2], [1.02, -0.2, 0.1, 0.9, -0.05, 0.0]]
+)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def arguments(device, shape, dtype=torch.float32, guided=False, **more):
+    given = dict(
+        x=torch.randn(shape, device=device),
+        out=torch.randn((2 * shape[0] if guided else shape[0], *shape[1:]), device=device).to(dtype),
+        rows=ROWS.to(device),
+        index=torch.tensor(1, device=device),
+        guidance_scale=torch.tensor(2.5, device=device) if guided else None,
+    )
+    return {**given, **more}
+
+
+def expected(given):
+    """float64 throughout, of the same inputs."""
+    names = ("x", "out", "rows", "x0_prev", "noise", "clip", "guidance_scale")
+    wide = {k: v.double() if k in names and isinstance(v, torch.Tensor) else v for k, v in given.items()}
+    return denoise_step_reference(**wide)
+
+
+# Pictures of one and three channels, rows of a multiple of 8, of 4 and of no power of two, and one element.
+SHAPES = [(3, 1, 28, 28), (2, 3, 16, 16), (2, 3, 6, 6), (3, 2, 5, 7), (2, 3, 7, 7), (1, 1, 1, 1), (2, 4, 2, 3)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("guided", [False, True])
+def test_every_shape_in_every_layout(triton_device, agrees, layouts, shape, dtype, guided):
+    given = arguments(triton_device, shape, dtype, guided, x0_prev=torch.randn(shape, device=triton_device))
+    x_exact, x0_exact = expected(given)
+    for x in layouts(given["x"]).values():
+        for out in layouts(given["out"]).values():
+            following, x0 = denoise_step(**{**given, "x": x, "out": out, "keep_x0": True})
+            agrees(following, x_exact)
+            agrees(x0, x0_exact)
+
+
+@pytest.mark.parametrize("clip", ["limit", "sample"])
+def test_clipping(triton_device, agrees, clip):
+    given = arguments(triton_device, (3, 3, 8, 8))
+    bound = 0.6 if clip == "limit" else torch.tensor([1.0, 1.3, 0.5], device=triton_device)
+    following, x0 = denoise_step(**given, clip=bound, keep_x0=True)
+    x_exact, x0_exact = expected({**given, "clip": bound})
+    agrees(following, x_exact)
+    agrees(x0, x0_exact)
+    limit = torch.tensor([0.6, 0.6, 0.6]) if clip == "limit" else torch.ones(3)
+    assert (x0.abs().amax((1, 2, 3)).cpu() <= limit).all()
+
+
+@pytest.mark.parametrize("seed, first", [(0, 0), (2**63 - 1, 2**63 - 9), ((5 << 33) + 3, (1 << 32) - 2)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_noise_is_that_of_philox(triton_device, shape, seed, first, layouts):
+    """Draw index + 1 of samples first, first + 1, ..., within 2e-6, whatever the layout."""
+    device = triton_device
+    key = torch.tensor([seed, first], device=device)
+    rows = torch.tensor([[0.0] * 6, [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]], device=device)
+    exact = philox.normals_reference(seed, 2, first, shape, torch.device("cpu"))
+    for x in layouts(torch.randn(shape, device=device)).values():
+        for dtype in (torch.float32, torch.bfloat16):
+            z, _ = denoise_step(x, x.to(dtype), rows, torch.tensor(1, device=device), key=key)
+            assert float((z.cpu() - exact).abs().max()) < 2e-6
+
+
+def test_normals_of_many_samples(triton_device):
+    """The kernel that draws x_T."""
+    for shape in [(70, 1, 28, 28), (3, 3, 5, 5), (1, 1)]:
+        ours = philox.normals(7, 0, 2**40, shape, triton_device)
+        exact = philox.normals_reference(7, 0, 2**40, shape, torch.device("cpu"))
+        assert float((ours.cpu() - exact).abs().max()) < 2e-6
+
+
+def test_given_noise_and_history(triton_device, agrees):
+    shape = (2, 1, 6, 6)
+    noise, previous = torch.randn(2, *shape, device=triton_device)
+    given = arguments(triton_device, shape, noise=noise, x0_prev=previous)
+    agrees(denoise_step(**given)[0], expected(given)[0])
+
+
+def test_the_first_row_does_not_read_what_is_not_there_yet(triton_device, agrees):
+    """c = 0: x0_prev may be uninitialised memory, as it is in a captured graph's first step."""
+    nothing = torch.full((2, 1, 6, 6), float("nan"), device=triton_device)
+    given = arguments(triton_device, (2, 1, 6, 6), x0_prev=nothing, index=torch.tensor([0], device=triton_device))
+    agrees(denoise_step(**given)[0], expected({**given, "x0_prev": None})[0])
+
+
+def test_a_row_without_noise_adds_none(triton_device, agrees):
+    key = torch.tensor([3, 5], device=triton_device)
+    given = arguments(triton_device, (2, 1, 6, 6), index=torch.tensor(2, dtype=torch.int32, device=triton_device))
+    agrees(denoise_step(**given, key=key)[0], expected(given)[0])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "crop"])
+def test_in_place(triton_device, layouts, layout):
+    """The buffers of a captured step: x and x0_prev are overwritten with what a fresh call returns."""
+    given = arguments(triton_device, (2, 3, 8, 8))
+    x, previous = layouts(given["x"])[layout], layouts(torch.randn(2, 3, 8, 8, device=triton_device))[layout]
+    given = {**given, "x": x.clone(), "x0_prev": previous.clone(), "keep_x0": True}
+    fresh = denoise_step(**given)
+    mine = denoise_step(**{**given, "x": x, "x0_prev": previous}, inplace=True)
+    for a, b, c in zip(fresh, mine, (x, previous), strict=True):
+        assert b.data_ptr() == c.data_ptr() and torch.equal(a, b)
+
+
+def test_a_sample_does_not_depend_on_its_batch(triton_device):
+    device = triton_device
+    given = arguments(device, (5, 1, 7, 7))
+    whole, _ = denoise_step(**given, key=torch.tensor([1, 10], device=device))
+    alone, _ = denoise_step(
+        given["x"][3:4], given["out"][3:4], given["rows"], given["index"], key=torch.tensor([1, 13], device=device)
+    )
+    assert torch.equal(whole[3:4], alone)
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.995, 1.0])
+def test_the_dynamic_bound_is_the_quantile(quantile):
+    given = arguments("cpu", (3, 3, 9, 5), guided=True)
+    x0 = denoise_step_reference(**given)[1]
+    theirs = torch.quantile(x0.abs().flatten(1), quantile, dim=1).clamp(min=1.0)
+    given.pop("index"), given.pop("rows")
+    ours = x0_bound(given["x"], given["out"], ROWS, torch.tensor(1), quantile, given["guidance_scale"])
+    torch.testing.assert_close(ours, theirs)
+
+
+SHAPE = (2, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(x=torch.zeros(SHAPE, dtype=torch.int32)), "x is torch.int32"),
+        (dict(out=torch.zeros(2, 1, 4, 5)), "out has shape"),
+        (dict(guidance_scale=torch.tensor(2.0)), r"out has shape \(2, 1, 4, 4\); accepted: \(4, 1, 4, 4\)"),
+        (dict(guidance_scale=2.0), "guidance_scale is float"),
+        (dict(rows=torch.zeros(3, 5)), r"rows has shape \(3, 5\)"),
+        (dict(index=torch.tensor(0.0)), "index is torch.float32"),
+        (dict(index=torch.tensor([0, 1])), "index has shape"),
+        (dict(key=torch.zeros(2, dtype=torch.int32)), "key is torch.int32"),
+        (dict(key=torch.zeros(2, dtype=torch.int64, device="meta")), "key is on meta"),
+        (dict(key=torch.zeros(2, dtype=torch.int64), noise=torch.zeros(SHAPE)), "both noise and key"),
+        (dict(clip=0.0), "clip = 0.0"),
+        (dict(clip=torch.ones(3)), "clip has shape"),
+        (dict(x0_prev=torch.zeros(2, 1, 4, 5)), "x0_prev has shape"),
+        (dict(rows=torch.zeros(3, 6, device="meta")), "rows is on meta"),
+    ],
+)
+def test_what_it_cannot_take_is_named(change, message):
+    given = {**arguments("cpu", SHAPE), **change}
+    with pytest.raises(ValueError, match=message):
+        denoise_step(**given)
+
+
+def test_only_float32_is_stepped(triton_device):
+    given = arguments(triton_device, SHAPE)
+    with pytest.raises(ValueError, match="x is torch.bfloat16 and rows torch.float32; accepted: float32"):
+        denoise_step(**{**given, "x": given["x"].bfloat16()})
