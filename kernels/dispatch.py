@@ -55,16 +55,23 @@ def use_triton(x: Tensor) -> bool:
 
     Under torch.compile and in an export it never does: there the plain operations are what is wanted.
     """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return triton_for(x.device, x.dtype)
+
+
+def triton_for(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether operators run their Triton kernels for tensors of that dtype on that device."""
     wanted = form()
-    if wanted == "reference" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if wanted == "reference":
         return False
     if wanted == "auto":
-        return x.is_cuda and x.dtype in KERNEL_DTYPES and _capable(x.device)
-    if x.dtype not in KERNEL_DTYPES:
-        raise ValueError(f"a Triton kernel was asked for and the input is {x.dtype}; accepted: {_names(KERNEL_DTYPES)}")
-    if not (x.is_cuda or _recorder.get() or interpreted()):
+        return device.type == "cuda" and dtype in KERNEL_DTYPES and _capable(device)
+    if dtype not in KERNEL_DTYPES:
+        raise ValueError(f"a Triton kernel was asked for and the input is {dtype}; accepted: {_names(KERNEL_DTYPES)}")
+    if not (device.type == "cuda" or _recorder.get() or interpreted()):
         raise ValueError(
-            f"a Triton kernel was asked for on device {x.device}; accepted: CUDA, or any with TRITON_INTERPRET=1"
+            f"a Triton kernel was asked for on device {device}; accepted: CUDA, or any with TRITON_INTERPRET=1"
         )
     return True
 

@@ -47,20 +47,16 @@ def _modulation(b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE
 
 
 @triton.jit
-def group_norm_forward(
-    x, y, weight, bias, scale, shift, means, rstds,
-    count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr, y_p: tl.constexpr, scale_b, shift_b, eps,
-    GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
-    AFFINE: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
-):  # fmt: skip
-    b = tl.program_id(0).to(tl.int64)
-    c, g, mask, first = _columns(GROUPS, CG, GP, KP)
-    r = tl.arange(0, ROWS)
-    x += b * x_b + c[None, :] * x_c
-    y += b * y_b + c[None, :] * y_c
+def channel_statistics(
+    x, count, x_p: tl.constexpr, mask, BEFORE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Mean and sum of squared deviations of before(x) for each column, over `count` positions.
 
-    mean_t = tl.zeros((ROWS, GP * KP), tl.float32)
-    m2_t = tl.zeros((ROWS, GP * KP), tl.float32)
+    x: pointers (1, COLUMNS) to the first position; mask: (COLUMNS,). Both results (COLUMNS,) float32.
+    """
+    r = tl.arange(0, ROWS)
+    mean_t = tl.zeros((ROWS, COLUMNS), tl.float32)
+    m2_t = tl.zeros((ROWS, COLUMNS), tl.float32)
     seen = 0.0
     for start in range(0, count, ROWS):
         p = start + r
@@ -74,7 +70,24 @@ def group_norm_forward(
     # How many positions each row of the tile has seen.
     n = ((count - r + ROWS - 1) // ROWS).to(tl.float32)[:, None]
     mean_c = tl.sum(mean_t * n, axis=0) / count
-    m2_c = tl.sum(m2_t + tl.where(mask[None, :], n * (mean_t - mean_c[None, :]) * (mean_t - mean_c[None, :]), 0.0), axis=0)
+    off = mean_t - mean_c[None, :]
+    return mean_c, tl.sum(m2_t + n * off * off, axis=0)
+
+
+@triton.jit
+def group_norm_forward(
+    x, y, weight, bias, scale, shift, means, rstds,
+    count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr, y_p: tl.constexpr, scale_b, shift_b, eps,
+    GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
+    AFFINE: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0).to(tl.int64)
+    c, g, mask, first = _columns(GROUPS, CG, GP, KP)
+    r = tl.arange(0, ROWS)
+    x += b * x_b + c[None, :] * x_c
+    y += b * y_b + c[None, :] * y_c
+
+    mean_c, m2_c = channel_statistics(x, count, x_p, mask, BEFORE, ROWS, GP * KP)
     mean = _over_group(mean_c, GP, KP) / CG
     off = tl.where(mask, mean_c - mean, 0.0)
     variance = _over_group(m2_c + count * off * off, GP, KP) / (count * CG)

@@ -9,19 +9,25 @@ from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_refer
 # Network A's first widths and sizes (7, 14, 28 rows), sizes that 7 and 4 do not divide, one pixel, 3x3 and 1x1 kernels.
 @pytest.mark.parametrize(
     "b, c, h, w, size",
-    [(2, 18, 7, 7, 7), (1, 28, 14, 14, 7), (1, 112, 7, 7, 7), (2, 5, 9, 17, 7), (1, 70, 4, 6, 7), (2, 3, 1, 1, 7),
-     (1, 6, 10, 3, 3), (1, 4, 5, 5, 1), (1, 2, 28, 28, 5)],
+    [(1, 18, 14, 14, 7), (1, 112, 7, 7, 7), (1, 5, 9, 17, 7), (1, 70, 4, 6, 7), (2, 3, 1, 1, 7), (1, 6, 10, 3, 3),
+     (1, 4, 5, 5, 1), (1, 2, 28, 28, 5)],
 )  # fmt: skip
-def test_every_shape(triton_device, agrees, layouts, b, c, h, w, size):
+def test_every_shape(triton_device, agrees, b, c, h, w, size):
     x = torch.randn(b, c, h, w, device=triton_device)
     weight, bias = torch.randn(c, 1, size, size, device=triton_device), torch.randn(c, device=triton_device)
     time_bias = torch.randn(b, c, 1, 1, device=triton_device)
     expected = depthwise_conv_reference(x.double(), weight.double(), bias.double(), time_bias.double())
-    for name, given in layouts(x).items():
-        y = depthwise_conv(given, weight, bias, time_bias)
-        agrees(y, expected)
-        if name == "channels_last":
-            assert y.is_contiguous(memory_format=torch.channels_last)
+    y = depthwise_conv(x, weight, bias, time_bias)
+    agrees(y, expected)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_every_layout(triton_device, agrees, layouts):
+    x = torch.randn(2, 5, 6, 7, device=triton_device)
+    weight = torch.randn(5, 1, 3, 3, device=triton_device)
+    expected = depthwise_conv_reference(x.double(), weight.double())
+    for given in layouts(x).values():
+        agrees(depthwise_conv(given, weight), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -29,7 +35,7 @@ def test_every_shape(triton_device, agrees, layouts, b, c, h, w, size):
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradients(triton_device, agrees, leaves, dtype, shared, bias):
     """The parameters in float32, as under autocast; the time bias of each sample, or one for all."""
-    b, c, h, w = 3, 20, 8, 9
+    b, c, h, w = 3, 20, 4, 5
     given = [
         torch.randn(b, c, h, w, device=triton_device).to(dtype, memory_format=torch.channels_last),
         torch.randn(c, 1, 7, 7, device=triton_device),

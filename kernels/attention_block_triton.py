@@ -1,0 +1,139 @@
+"""The Triton form of attention_block, two kernels.
+
+The first, for each sample and block of key columns: the pre-norm's statistics, then xh softmax_n(W_k xh)^T with a running
+maximum over the positions. The second, for each sample and chunk of positions: everything else. x is read three
+times and written once, the later readings mostly from the cache; queries, keys and values never leave the chip.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdiff.kernels.attention_block import FoldedAttention
+from fastdiff.kernels.channel_norm_triton import normalise
+from fastdiff.kernels.dispatch import launch
+from fastdiff.kernels.group_norm_triton import channel_statistics
+from fastdiff.kernels.layout import empty_images, positions, power_of_2
+from fastdiff.kernels.linear_attention import output_scale
+from fastdiff.kernels.linear_attention_triton import FILL, softmax_features
+from fastdiff.kernels.products import dot
+
+
+@triton.jit
+def attention_block_keys(
+    x, w_k, sums, statistics, count, blocks, eps,
+    x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr,
+    C: tl.constexpr, CP: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """sums (B, C, WIDTH): xh K^T in x's dtype; statistics (B, 2): mean and 1 / standard deviation, float32."""
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    j = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    c = tl.arange(0, CP)
+    present = c < C
+    x += b * x_b + c[None, :] * x_c
+
+    mean_c, m2_c = channel_statistics(x, count, x_p, present, "none", ROWS, CP)
+    mean = tl.sum(mean_c, axis=0) / C
+    off = tl.where(present, mean_c - mean, 0.0)
+    rstd = tl.rsqrt(tl.sum(m2_c + count * off * off, axis=0) / (count * C) + eps)
+    tl.store(statistics + 2 * b, mean)
+    tl.store(statistics + 2 * b + 1, rstd)
+
+    inside = present[:, None] & (j < WIDTH)[None, :]
+    weight = tl.load(w_k + j[None, :] * C + c[:, None], inside, 0.0)  # (CP, COLUMNS)
+    top = tl.full((COLUMNS,), float("-inf"), tl.float32)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    gram = tl.zeros((CP, COLUMNS), tl.float32)
+    for start in range(0, count, N):
+        p = start + tl.arange(0, N)
+        valid = (p < count)[:, None] & present[None, :]
+        v = tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32)
+        v = tl.where(valid, (v - mean) * rstd, 0.0).to(weight.dtype)
+        keys = dot(v, weight, tl.zeros((N, COLUMNS), tl.float32))
+        keys = tl.where((p < count)[:, None], keys, float("-inf"))
+        higher = tl.maximum(top, tl.max(keys, axis=0))
+        shrink = tl.exp(top - higher)
+        keys = tl.exp(keys - higher[None, :])
+        total = total * shrink + tl.sum(keys, axis=0)
+        gram *= shrink[None, :]
+        gram = dot(tl.trans(v), keys.to(weight.dtype), gram)
+        top = higher
+    gram = gram / total[None, :]
+    tl.store(sums + (b * C + c[:, None]) * WIDTH + j[None, :], gram.to(sums.dtype.element_ty), inside)
+
+
+@triton.jit
+def attention_block_out(
+    x, y, w_q, q_bias, first, second, bias, shift, gain, sums, statistics, count, chunks, scale, eps,
+    x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr, y_p: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, N: tl.constexpr,
+    FOLDED: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    """first: A (HEADS, C, C) where FOLDED, else W_out (HEADS, C, D), with second = W_v (HEADS, D, C)."""
+    b = (tl.program_id(0) // chunks).to(tl.int64)
+    p = (tl.program_id(0) % chunks) * N + tl.arange(0, N)
+    c = tl.arange(0, CP)
+    d = tl.arange(0, DP)
+    valid = (p < count)[:, None] & (c < C)[None, :]
+    raw = tl.load(x + b * x_b + p[:, None] * x_p + c[None, :] * x_c, valid, 0.0)
+    mean = tl.load(statistics + 2 * b)
+    rstd = tl.load(statistics + 2 * b + 1)
+    v = tl.where(valid, (raw.to(tl.float32) - mean) * rstd, 0.0).to(w_q.dtype.element_ty)
+
+    tall = (c < C)[:, None] & (d < D)[None, :]  # (CP, DP)
+    out = tl.zeros((N, CP), tl.float32)
+    for h in range(HEADS):
+        weight = tl.load(w_q + (h * D + d[None, :]) * C + c[:, None], tall, 0.0)
+        queries = dot(v, weight, tl.zeros((N, DP), tl.float32))
+        queries += tl.load(q_bias + h * D + d, d < D, 0.0)[None, :]
+        queries = softmax_features(queries, d, D).to(v.dtype)
+        gram = tl.load(sums + (b * C + c[:, None]) * (HEADS * D) + h * D + d[None, :], tall, 0.0)
+        if FOLDED:
+            square = (c < C)[:, None] & (c < C)[None, :]
+            mix = tl.load(first + h * C * C + c[:, None] * C + c[None, :], square, 0.0)
+            mixed = dot(mix, gram, tl.zeros((CP, DP), tl.float32))
+        else:
+            wide = (d < D)[:, None] & (c < C)[None, :]
+            values = tl.load(second + h * D * C + d[:, None] * C + c[None, :], wide, 0.0)
+            context = dot(values, gram, tl.zeros((DP, DP), tl.float32)).to(v.dtype)
+            mix = tl.load(first + h * C * D + c[:, None] * D + d[None, :], tall, 0.0)
+            mixed = dot(mix, context, tl.zeros((CP, DP), tl.float32))
+        out = dot(queries, tl.trans(mixed.to(v.dtype)), out)
+    constant = tl.load(bias + c, c < C, 0.0) + scale * tl.load(shift + c, c < C, 0.0)
+    out = out * scale + constant[None, :]
+    if NORM:
+        xhat, _ = normalise(out, valid, C, 1e-5)
+        out = xhat * tl.load(gain + c, c < C, 0.0).to(tl.float32)[None, :] + raw.to(tl.float32)
+    tl.store(y + b * y_b + p[:, None] * y_p + c[None, :] * y_c, out.to(y.dtype.element_ty), valid)
+
+
+def forward(x: Tensor, folded: FoldedAttention) -> Tensor:
+    b, c, h, w = x.shape
+    n, width = h * w, folded.w_q.shape[0]
+    d = width // folded.heads
+    cp, dp = max(16, power_of_2(c)), max(16, power_of_2(d))
+    y = empty_images(x)
+    sums = torch.empty((b, c, width), dtype=folded.w_k.dtype, device=x.device)
+    statistics = torch.empty((b, 2), dtype=torch.float32, device=x.device)
+    flat, into = positions(x), positions(y)
+    # All key columns at once where the samples alone fill the device and the sums fit, else a block for each head.
+    columns = max(16, power_of_2(width)) if b >= FILL // 2 and cp * power_of_2(width) <= 8192 else dp
+    rows = max(16, min(64, power_of_2(n), 4096 // max(cp, columns)))
+    launch(
+        attention_block_keys, (b * -(-width // columns),), x.device,
+        flat, folded.w_k, sums, statistics, n, -(-width // columns), folded.eps, *flat.stride(),
+        C=c, CP=cp, WIDTH=width, COLUMNS=columns, N=rows, ROWS=max(1, min(power_of_2(n), 4096 // cp)), num_warps=8,
+    )  # fmt: skip
+    rows = max(16, min(64, power_of_2(n), 8192 // cp))
+    launch(
+        attention_block_out, (b * -(-n // rows),), x.device,
+        flat, into, folded.w_q, folded.q_bias, *folded.values, *((None,) if len(folded.values) == 1 else ()),
+        folded.bias, folded.shift, folded.gain, sums, statistics, n, -(-n // rows),
+        output_scale(d, n, folded.divide_by_n), folded.eps, *flat.stride(), *into.stride(),
+        HEADS=folded.heads, D=d, DP=dp, C=c, CP=cp, N=rows, FOLDED=len(folded.values) == 1,
+        NORM=folded.gain is not None, num_warps=4 if cp <= 64 else 8, num_stages=2,
+    )  # fmt: skip
+    return y

@@ -1,0 +1,132 @@
+"""Networks, training and sampling through the Triton kernels follow those through the references."""
+
+import copy
+
+import pytest
+import torch
+
+from fastdiff import AnnotatedUnet, ContextUnet, Model, load, make_schedule, sample
+from fastdiff.kernels.dispatch import launch, recording, use_triton, using
+from fastdiff.prepared import FoldedLinearAttention, prepare_network
+
+# Tiny: the interpreter takes a tenth of a millisecond for each line of a kernel and program.
+NETWORKS = {
+    "mindspore": (lambda: AnnotatedUnet(8, dim_mults=(1, 2), edition="mindspore"), (1, 2, 4)),
+    "mindspore-torch": (lambda: AnnotatedUnet(8, dim_mults=(1,), channels=3), (3, 4, 3)),
+    "hf-2022": (lambda: AnnotatedUnet(8, dim_mults=(1,), edition="hf-2022"), (1, 4, 4)),
+    "resnet": (lambda: AnnotatedUnet(8, dim_mults=(1, 2), block="resnet", resnet_groups=4), (1, 8, 8)),
+    "context": (lambda: ContextUnet(3, 8, 2, 8, shortcut=True), (3, 8, 8)),
+}
+FOLDED = {"mindspore": 3, "mindspore-torch": 1, "hf-2022": 1, "resnet": 3, "context": 0}  # linear-attention blocks
+
+
+def inputs(network, shape, device, n=2):
+    x = torch.randn(n, *shape, device=device)
+    t = torch.rand(n, device=device) if isinstance(network, ContextUnet) else torch.randint(0, 200, (n,), device=device)
+    return x, t
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_network_is_the_same_function(triton_device, randomised, rel, name):
+    """Float32 rounding of some 40 layers summed in another order: 1e-5, as between the network and the published one."""
+    make, shape = NETWORKS[name]
+    network = randomised(make()).eval().to(triton_device)
+    x, t = inputs(network, shape, triton_device)
+    prepared = prepare_network(network, triton_device, torch.float32)
+    folded = sum(isinstance(m, FoldedLinearAttention) for m in prepared.modules())
+    assert folded == FOLDED[name]
+    assert not any(isinstance(m, FoldedLinearAttention) for m in network.modules())  # the user's own stays as it was
+    with torch.no_grad():
+        with using("reference"):
+            expected = network.double()(x.double(), t)
+        network.float()
+        assert rel(network(x, t).cpu(), expected.cpu()) < 1e-5
+        assert rel(prepared(x, t).cpu(), expected.cpu()) < 1e-5
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_follows_training_through_the_references(triton_device, randomised, rel, name):
+    """Three steps of SGD on a batch: the losses and every weight's whole movement."""
+    make, shape = NETWORKS[name]
+    start = randomised(make()).train().to(triton_device)
+    x, t = inputs(start, shape, triton_device)
+    noise = torch.randn(x.shape, device=triton_device)
+
+    def run(form, dtype):
+        with using(form):
+            network = copy.deepcopy(start).to(dtype)
+            optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+            losses = []
+            for _ in range(3):
+                loss = torch.nn.functional.mse_loss(network(x.to(dtype), t), noise.to(dtype))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+            moved = [p.detach().double() - q.detach().double() for p, q in
+                     zip(network.parameters(), start.parameters(), strict=True)]  # fmt: skip
+            return losses, torch.cat([m.flatten() for m in moved]).cpu()
+
+    losses, moved = run("triton", torch.float32)
+    exact_losses, exact_moved = run("reference", torch.float64)
+    assert losses[-1] < losses[0]
+    assert losses == pytest.approx(exact_losses, rel=1e-4)
+    assert rel(moved, exact_moved) < 1e-3  # float32's own rounding, grown over the steps
+
+
+@pytest.mark.parametrize("sampler, clip", [("ddim", ("dynamic", 0.9)), ("ddpm", 1.0), ("dpmpp_2m_sde", None)])
+def test_sampling_gives_the_same_images(triton_device, randomised, sampler, clip):
+    make, shape = NETWORKS["resnet"]
+    model = Model(randomised(make()), make_schedule("linear", 20), image_shape=shape)
+    given = dict(n=2, sampler=sampler, steps=3, seed=5, first=2**33, clip=clip, device=triton_device)
+    fused = sample(model, **given)
+    with using("reference"):
+        assert torch.allclose(fused, sample(model, **given), atol=1e-4)
+
+
+def test_guided_sampling_gives_the_same_images(triton_device, randomised):
+    make, shape = NETWORKS["context"]
+    model = Model(randomised(make()), make_schedule("linear", 20), image_shape=shape, time="fraction")
+    given = dict(n=3, sampler="ddpm", steps=3, context=[1.0, 0.0], guidance_scale=2.0, device=triton_device)
+    fused = sample(model, **given)
+    with using("reference"):
+        assert torch.allclose(fused, sample(model, **given), atol=1e-4)
+
+
+def test_off_the_gpu_operators_are_their_references():
+    """No launch on the CPU unless it is asked for, with the interpreter on too."""
+    launched = []
+    with recording(lambda *given: launched.append(given)), using("auto"):
+        sample(load("sprites"), 1, steps=1, device="cpu")
+    assert not launched
+
+
+def test_a_launch_is_recorded_in_place_of_being_run():
+    launched = []
+    with recording(lambda kernel, grid, args, options: launched.append((kernel, grid, args, options))):
+        launch("kernel", (3,), torch.device("meta"), 1, 2, num_warps=4)
+    assert launched == [("kernel", (3,), (1, 2), {"num_warps": 4})]
+
+
+def test_forms_are_named():
+    with pytest.raises(ValueError, match="kernel form 'cuda'; accepted: auto, triton, reference"):
+        with using("cuda"):
+            pass
+
+
+def test_a_form_that_cannot_run_here_says_so(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with using("triton"):
+        with pytest.raises(ValueError, match="on device cpu; accepted: CUDA, or any with TRITON_INTERPRET=1"):
+            use_triton(torch.zeros(1))
+        with pytest.raises(ValueError, match="the input is torch.float64; accepted: float32, bfloat16, float16"):
+            use_triton(torch.zeros(1, dtype=torch.float64))
+
+
+def test_the_environment_chooses_a_form(monkeypatch):
+    monkeypatch.setenv("FASTDIFF_KERNELS", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert use_triton(torch.zeros(1))
+    monkeypatch.setenv("FASTDIFF_KERNELS", "fast")
+    with pytest.raises(ValueError, match="kernel form 'fast'"):
+        use_triton(torch.zeros(1))
