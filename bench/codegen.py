@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fastdiff.bench.shapes import NETWORKS, evaluate, sampler_steps
+from fastdiff.bench.shapes import NETWORKS, evaluate, on_meta, sampler_steps
 from fastdiff.files import write_atomically
 from fastdiff.kernels.dispatch import interpreted, recording
 
@@ -84,7 +84,14 @@ class Compiled:
 
 def launches(name: str, dtype: torch.dtype, train: bool) -> list[Launch]:
     """Every distinct launch of one evaluation (with its backward pass where `train`) of a network of NETWORKS."""
-    return _recorded(partial(evaluate, NETWORKS[name], dtype, train=train))
+    network = NETWORKS[name]
+
+    def run() -> None:
+        module = on_meta(network, dtype, train)
+        for batch in network.batches:
+            evaluate(module, network.shape, batch, dtype, train)
+
+    return _recorded(run)
 
 
 def step_launches() -> list[Launch]:

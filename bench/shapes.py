@@ -36,19 +36,25 @@ NETWORKS = {
 
 
 class _ChannelsLast(torch.autograd.Function):
-    """The tensor and its gradient in channels_last."""
+    """A meta tensor and its gradient in channels_last; nothing is copied, for there is nothing in them."""
 
     @staticmethod
     def forward(ctx, x):  # type: ignore[override]
-        return x.contiguous(memory_format=torch.channels_last)
+        return torch.empty_like(x, memory_format=torch.channels_last)
 
     @staticmethod
     def backward(ctx, dx):  # type: ignore[override]
-        return dx.contiguous(memory_format=torch.channels_last)
+        return torch.empty_like(dx, memory_format=torch.channels_last)
 
 
-def as_on_a_gpu(module: nn.Module) -> nn.Module:
-    """Have convolutions on meta tensors leave the layout that cuDNN leaves: channels_last, as their weights are."""
+def on_meta(network: Network, dtype: torch.dtype, train: bool = False) -> nn.Module:
+    """The module on meta tensors, prepared as the sampler prepares it, or as it is where it is to be trained.
+
+    Its convolutions leave the layout that cuDNN leaves, which the meta device does not: that of their weights.
+    """
+    with torch.device(META):
+        module = network.make()
+    module = module.to(dtype=dtype, memory_format=torch.channels_last) if train else prepare_network(module, META, dtype)
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             layer.register_forward_pre_hook(lambda _, given: (_ChannelsLast.apply(given[0]),))
@@ -56,19 +62,14 @@ def as_on_a_gpu(module: nn.Module) -> nn.Module:
     return module
 
 
-def evaluate(network: Network, dtype: torch.dtype, train: bool = False, batches: tuple[int, ...] | None = None) -> None:
-    """One evaluation on meta tensors at each of the network's batches, as the sampler makes it, or one training step."""
-    with torch.device(META):
-        module = network.make()
-    module = module.to(dtype=dtype, memory_format=torch.channels_last) if train else prepare_network(module, META, dtype)
-    module = as_on_a_gpu(module)
-    for batch in batches or network.batches:
-        x = torch.empty(batch, *network.shape, dtype=dtype, device=META).to(memory_format=torch.channels_last)
-        t = torch.empty(batch if train else 1, dtype=dtype, device=META)
-        with torch.set_grad_enabled(train):
-            out = module.denoise(x, module.embed_time(t), module.embed_context(None))
-            if train:
-                out.sum().backward()
+def evaluate(module: nn.Module, shape: tuple[int, ...], batch: int, dtype: torch.dtype, train: bool = False) -> None:
+    """One evaluation of a module made by on_meta, as the sampler makes it, or one training step."""
+    x = torch.empty(batch, *shape, dtype=dtype, device=META, memory_format=torch.channels_last)
+    t = torch.empty(batch if train else 1, dtype=dtype, device=META)
+    with torch.set_grad_enabled(train):
+        out = module.denoise(x, module.embed_time(t), module.embed_context(None))  # type: ignore[operator]
+        if train:
+            out.sum().backward()
 
 
 def sampler_steps() -> None:

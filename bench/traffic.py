@@ -1,0 +1,122 @@
+"""Bytes moved and operations done per image and evaluation, from the shapes alone: python -m fastdiff.bench.traffic.
+
+A network is evaluated on meta tensors. Each library operation counts the bytes of the tensors that it reads and writes,
+views none; each Triton launch those of its arguments, each tensor once. That is what would move if every operation read
+its inputs from device memory once, wrote its outputs once, and nothing stayed in the cache between two of them. The
+operations are two for each multiply-add of convolutions and matrix products, as torch's FlopCounterMode counts them in
+the plain network.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastdiff.bench.shapes import NETWORKS, Network, evaluate, on_meta
+from fastdiff.kernels.dispatch import recording, using
+
+BATCH = 1024  # weights then hardly count
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "_unsafe_view"}  # nothing moves
+
+
+@dataclass
+class Traffic:
+    """Bytes and calls by operation, for a whole batch."""
+
+    moved: Counter[str] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def add(self, name: str, tensors: list[Any]) -> None:
+        seen = {id(t): t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor)}
+        self.moved[name] += sum(seen.values())
+        self.calls[name] += 1
+
+    @property
+    def total(self) -> int:
+        return sum(self.moved.values())
+
+
+class _Count(TorchDispatchMode):
+    def __init__(self, traffic: Traffic) -> None:
+        super().__init__()
+        self.traffic = traffic
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if not func.is_view and name not in FREE:
+            self.traffic.add(name, [*tree_leaves((args, kwargs)), *tree_leaves(out)])
+        return out
+
+
+@contextmanager
+def form(fused: bool, record: Callable[..., None] = lambda *_: None) -> Iterator[None]:
+    """The operators through the Triton kernels, each launch handed to `record`, or through the references."""
+    with recording(record) if fused else using("reference"):
+        yield
+
+
+def network_traffic(network: Network, dtype: torch.dtype, fused: bool, batch: int = BATCH) -> Traffic:
+    """One evaluation of a batch, time embedding included (once for the batch, as the sampler has it)."""
+    traffic = Traffic()
+
+    def record(kernel: Any, grid: Any, args: tuple[Any, ...], options: Any) -> None:
+        traffic.add(kernel.__name__, list(args))
+
+    with form(fused, record):
+        module = on_meta(network, dtype)
+        with _Count(traffic):
+            evaluate(module, network.shape, batch, dtype)
+    return traffic
+
+
+def network_flop(network: Network, batch: int = BATCH) -> int:
+    """Operations of one evaluation of a batch, in the plain network."""
+    with form(fused=False):
+        module = on_meta(network, torch.float32)
+        with FlopCounterMode(display=False) as counter:
+            evaluate(module, network.shape, batch, torch.float32)
+    return counter.get_total_flops()
+
+
+def table(name: str, dtype: torch.dtype, batch: int = BATCH) -> str:
+    network = NETWORKS[name]
+    lines = [f"### {name}, {str(dtype).removeprefix('torch.')}", ""]
+    flop = network_flop(network, batch) / batch
+    forms = {name: network_traffic(network, dtype, name == "Triton", batch) for name in ("plain", "Triton")}
+    totals = ", ".join(f"{name} {traffic.total / batch / 1e6:.2f} MB" for name, traffic in forms.items())
+    lines += [f"Per image and evaluation: {flop / 1e9:.3f} GFLOP; moved: {totals}.", ""]
+    for name, traffic in forms.items():
+        lines += [f"| {name} | calls | kB an image | share |", "| --- | --- | --- | --- |"]
+        for operation, moved in traffic.moved.most_common():
+            share = moved / traffic.total
+            if share >= 0.005:
+                lines.append(f"| {operation} | {traffic.calls[operation]} | {moved / batch / 1e3:.1f} | {share:.0%} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastdiff.bench.traffic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the network (default bfloat16)")
+    given = parser.parse_args(arguments)
+    for name, network in NETWORKS.items():
+        if network.main or "64" in name:
+            print(table(name, DTYPES[given.dtype]))
+
+
+if __name__ == "__main__":
+    main()
