@@ -57,6 +57,9 @@ class _Count(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if not func.is_view and name not in FREE:
             self.traffic.add(name, [*tree_leaves((args, kwargs)), *tree_leaves(out)])
+        if name == "convolution" and args[2] is not None:
+            # torch runs cuDNN's convolution without the bias, and adds it in place with a kernel of its own.
+            self.traffic.add("convolution's bias", [args[2], out, torch.empty_like(out)])
         return out
 
 

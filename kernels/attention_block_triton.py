@@ -35,7 +35,7 @@ def attention_block_keys(
     present = c < C
     x += b * x_b + c[None, :] * x_c
 
-    mean_c, m2_c = channel_statistics(x, count, x_p, present, "none", ROWS, CP)
+    mean_c, m2_c = channel_statistics(x, 0.0, count, x_p, present, "none", ROWS, CP)
     mean = tl.sum(mean_c, axis=0) / C
     off = tl.where(present, mean_c - mean, 0.0)
     rstd = tl.rsqrt(tl.sum(m2_c + count * off * off, axis=0) / (count * C) + eps)

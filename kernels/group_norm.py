@@ -31,20 +31,21 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
+    input_bias: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     before: str | None = None,
     after: str | None = None,
 ) -> Tensor:
-    """after((norm(before(x)) weight + bias) (scale + 1) + shift), the norm over each group's channels and positions.
+    """after((norm(before(x + input_bias)) weight + bias) (scale + 1) + shift), normed over a group's channels and positions.
 
-    x: (B, C, H, W), any float dtype and memory format; groups divides C. weight and bias: (C,), both or neither.
-    scale and shift: (B or 1, C) or (B or 1, C, 1, 1), both or neither. before, after: None, "gelu" (erf),
+    x: (B, C, H, W), any float dtype and memory format; groups divides C. weight and bias: (C,), both or neither;
+    input_bias: (C,), that of the convolution before, say. scale and shift: (B or 1, C) or (B or 1, C, 1, 1), both or neither. before, after: None, "gelu" (erf),
     "gelu_tanh", "silu" or "relu". Returns x's shape and dtype; differentiable. The Triton form computes in float32.
     Raises ValueError for anything else.
     """
     op = "group_norm"
-    checks.tensors(op, x=x, weight=weight, bias=bias, scale=scale, shift=shift)
+    checks.tensors(op, x=x, weight=weight, bias=bias, input_bias=input_bias, scale=scale, shift=shift)
     checks.images(op, x)
     b, c = x.shape[:2]
     if groups < 1 or c % groups:
@@ -53,13 +54,16 @@ def group_norm(
         raise ValueError(f"{op}: weight and bias come together or not at all, and so do scale and shift")
     checks.shape(op, "weight", weight, (c,))
     checks.shape(op, "bias", bias, (c,))
+    checks.shape(op, "input_bias", input_bias, (c,))
     checks.per_sample(op, "scale", scale, b, c)
     checks.per_sample(op, "shift", shift, b, c)
     checks.activation(op, "before", before)
     checks.activation(op, "after", after)
     if use_triton(x) and c <= MAX_CHANNELS:
-        return _GroupNorm.apply(x, weight, bias, scale, shift, groups, eps, before, after)
-    return group_norm_reference(x, groups, weight, bias, eps, scale=scale, shift=shift, before=before, after=after)
+        return _GroupNorm.apply(x, weight, bias, input_bias, scale, shift, groups, eps, before, after)
+    return group_norm_reference(
+        x, groups, weight, bias, eps, input_bias=input_bias, scale=scale, shift=shift, before=before, after=after
+    )
 
 
 MAX_CHANNELS = 4096  # a tile of the Triton form holds a row of all channels
@@ -72,12 +76,15 @@ def group_norm_reference(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
+    input_bias: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     before: str | None = None,
     after: str | None = None,
 ) -> Tensor:
     """The same in plain torch."""
+    if input_bias is not None:
+        x = x + input_bias.view(-1, 1, 1)
     y = F.group_norm(_FUNCTIONS[before](x), groups, weight, bias, eps)
     if scale is not None and shift is not None:
         c = x.shape[1]
@@ -87,11 +94,12 @@ def group_norm_reference(
 
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, scale, shift, groups, eps, before, after):  # type: ignore[override]
+    def forward(ctx: Any, x, weight, bias, input_bias, scale, shift, groups, eps, before, after):  # type: ignore[override]
         from fastdiff.kernels import group_norm_triton
 
-        y, mean, rstd = group_norm_triton.forward(x, weight, bias, scale, shift, groups, eps, before, after)
-        ctx.save_for_backward(x, weight, bias, scale, shift, mean, rstd)
+        given = x, weight, bias, input_bias, scale, shift
+        y, mean, rstd = group_norm_triton.forward(*given, groups, eps, before, after)
+        ctx.save_for_backward(*given, mean, rstd)
         ctx.options = groups, before, after
         return y
 

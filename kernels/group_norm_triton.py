@@ -48,11 +48,12 @@ def _modulation(b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE
 
 @triton.jit
 def channel_statistics(
-    x, count, x_p: tl.constexpr, mask, BEFORE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    x, added, count, x_p: tl.constexpr, mask, BEFORE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Mean and sum of squared deviations of before(x) for each column, over `count` positions.
+    """Mean and sum of squared deviations of before(x + added) for each column, over `count` positions.
 
-    x: pointers (1, COLUMNS) to the first position; mask: (COLUMNS,). Both results (COLUMNS,) float32.
+    x: pointers (1, COLUMNS) to the first position; added: (1, COLUMNS) or 0; mask: (COLUMNS,). Both results (COLUMNS,)
+    float32.
     """
     r = tl.arange(0, ROWS)
     mean_t = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -61,7 +62,7 @@ def channel_statistics(
     for start in range(0, count, ROWS):
         p = start + r
         valid = (p < count)[:, None] & mask[None, :]
-        v = activate(tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32), BEFORE)
+        v = activate(tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32) + added, BEFORE)
         seen += 1.0
         delta = v - mean_t
         mean_new = mean_t + delta * (1.0 / seen)
@@ -76,18 +77,21 @@ def channel_statistics(
 
 @triton.jit
 def group_norm_forward(
-    x, y, weight, bias, scale, shift, means, rstds,
+    x, y, weight, bias, input_bias, scale, shift, means, rstds,
     count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr, y_p: tl.constexpr, scale_b, shift_b, eps,
     GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
-    AFFINE: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
+    AFFINE: tl.constexpr, ADDED: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     c, g, mask, first = _columns(GROUPS, CG, GP, KP)
     r = tl.arange(0, ROWS)
     x += b * x_b + c[None, :] * x_c
     y += b * y_b + c[None, :] * y_c
+    added = 0.0
+    if ADDED:
+        added = tl.load(input_bias + c, mask, 0.0).to(tl.float32)[None, :]
 
-    mean_c, m2_c = channel_statistics(x, count, x_p, mask, BEFORE, ROWS, GP * KP)
+    mean_c, m2_c = channel_statistics(x, added, count, x_p, mask, BEFORE, ROWS, GP * KP)
     mean = _over_group(mean_c, GP, KP) / CG
     off = tl.where(mask, mean_c - mean, 0.0)
     variance = _over_group(m2_c + count * off * off, GP, KP) / (count * CG)
@@ -101,19 +105,19 @@ def group_norm_forward(
     for start in range(0, count, ROWS):
         p = start + r
         valid = (p < count)[:, None] & mask[None, :]
-        v = activate(tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32), BEFORE)
+        v = activate(tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32) + added, BEFORE)
         v = activate((v - mean[None, :]) * gain[None, :] + offset[None, :], AFTER)
         tl.store(y + p[:, None] * y_p, v.to(y.dtype.element_ty), valid)
 
 
 @triton.jit
 def group_norm_backward(
-    x, dy, dx, weight, bias, scale, shift, means, rstds, sums, sums_normed,
+    x, dy, dx, weight, bias, input_bias, scale, shift, means, rstds, sums, sums_normed, sums_input,
     count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, dy_b: tl.constexpr, dy_c: tl.constexpr, dy_p: tl.constexpr, dx_b: tl.constexpr, dx_c: tl.constexpr, dx_p: tl.constexpr, scale_b, shift_b,
     GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
-    AFFINE: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
+    AFFINE: tl.constexpr, ADDED: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
-    """dx, and for each sample and channel the sums over positions of dz and of dz normed, dz = dy after'(z)."""
+    """dx, and for each sample and channel the sums over positions of dz, of dz normed and of dx, dz = dy after'(z)."""
     b = tl.program_id(0).to(tl.int64)
     c, g, mask, _ = _columns(GROUPS, CG, GP, KP)
     r = tl.arange(0, ROWS)
@@ -124,13 +128,16 @@ def group_norm_backward(
     rstd = tl.load(rstds + b * GROUPS + g, mask, 0.0)[None, :]
     w, o, m, t = _modulation(b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE, MODULATED)
     gain, offset = (w * m)[None, :], (o * m + t)[None, :]
+    added = 0.0
+    if ADDED:
+        added = tl.load(input_bias + c, mask, 0.0).to(tl.float32)[None, :]
 
     sum_t = tl.zeros((ROWS, GP * KP), tl.float32)
     normed_t = tl.zeros((ROWS, GP * KP), tl.float32)
     for start in range(0, count, ROWS):
         p = start + r
         valid = (p < count)[:, None] & mask[None, :]
-        v = activate(tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32), BEFORE)
+        v = activate(tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32) + added, BEFORE)
         xhat = (v - mean) * rstd
         dz = tl.load(dy + p[:, None] * dy_p, valid, 0.0).to(tl.float32)
         dz = dz * activation_slope(xhat * gain + offset, AFTER)
@@ -144,28 +151,35 @@ def group_norm_backward(
     elements = count * CG
     shared = (_over_group(w * m * s, GP, KP) / elements)[None, :]
     shared_normed = (_over_group(w * m * s_normed, GP, KP) / elements)[None, :]
+    input_t = tl.zeros((ROWS, GP * KP), tl.float32)
     for start in range(0, count, ROWS):
         p = start + r
         valid = (p < count)[:, None] & mask[None, :]
-        raw = tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32)
+        raw = tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32) + added
         xhat = (activate(raw, BEFORE) - mean) * rstd
         dz = tl.load(dy + p[:, None] * dy_p, valid, 0.0).to(tl.float32)
         dz = dz * activation_slope(xhat * gain + offset, AFTER)
         d = rstd * (dz * gain - shared - xhat * shared_normed) * activation_slope(raw, BEFORE)
         tl.store(dx + p[:, None] * dx_p, d.to(dx.dtype.element_ty), valid)
+        if ADDED:
+            input_t += tl.where(valid, d, 0.0)
+    if ADDED:  # summed before rounding: what a norm follows nearly cancels
+        tl.store(sums_input + b * channels + c, tl.sum(input_t, axis=0), mask)
 
 
-def _options(x: Tensor, groups: int, weight: Tensor | None, scale: Tensor | None, before, after) -> dict:
+def _options(x: Tensor, groups: int, weight, input_bias, scale, before, after) -> dict:
     width = x.shape[1] // groups
     gp, kp = power_of_2(groups), power_of_2(width)
     rows, _, warps = tile(gp * kp, x.shape[2] * x.shape[3])
     return dict(
-        GROUPS=groups, CG=width, GP=gp, KP=kp, ROWS=rows, AFFINE=weight is not None, MODULATED=scale is not None,
-        BEFORE=before or "none", AFTER=after or "none", num_warps=warps,
+        GROUPS=groups, CG=width, GP=gp, KP=kp, ROWS=rows, AFFINE=weight is not None, ADDED=input_bias is not None,
+        MODULATED=scale is not None, BEFORE=before or "none", AFTER=after or "none", num_warps=warps,
     )  # fmt: skip
 
 
-def forward(x, weight, bias, scale, shift, groups, eps, before, after) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    x, weight, bias, input_bias, scale, shift, groups, eps, before, after
+) -> tuple[Tensor, Tensor, Tensor]:
     """y, and mean and 1 / standard deviation of each group, (B, groups) float32."""
     b, c, h, w = x.shape
     y = empty_images(x)
@@ -174,37 +188,41 @@ def forward(x, weight, bias, scale, shift, groups, eps, before, after) -> tuple[
     flat, into = positions(x), positions(y)
     launch(
         group_norm_forward, (b,), x.device,
-        flat, into, weight, bias, scale, shift, means, rstds,
+        flat, into, weight, bias, input_bias, scale, shift, means, rstds,
         h * w, *flat.stride(), *into.stride(), scale_b, shift_b, eps,
-        **_options(x, groups, weight, scale, before, after),
+        **_options(x, groups, weight, input_bias, scale, before, after),
     )  # fmt: skip
     return y, means, rstds
 
 
-def backward(dy, x, weight, bias, scale, shift, means, rstds, groups, before, after) -> tuple[Tensor | None, ...]:
-    """Gradients of x, weight, bias, scale and shift."""
+def backward(
+    dy, x, weight, bias, input_bias, scale, shift, means, rstds, groups, before, after
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias, input_bias, scale and shift."""
     b, c, h, w = x.shape
     dx = empty_images(x)
-    s, s_normed = (torch.empty((b, c), dtype=torch.float32, device=x.device) for _ in range(2))
+    s, s_normed, s_input = (torch.empty((b, c), dtype=torch.float32, device=x.device) for _ in range(3))
     (scale_rows, scale_b), (shift_rows, shift_b) = per_sample(scale, c), per_sample(shift, c)
     flat, grad, into = positions(x), positions(dy), positions(dx)
     launch(
         group_norm_backward, (b,), x.device,
-        flat, grad, into, weight, bias, scale_rows, shift_rows, means, rstds, s, s_normed,
+        flat, grad, into, weight, bias, input_bias, scale_rows, shift_rows, means, rstds, s, s_normed, s_input,
         h * w, *flat.stride(), *grad.stride(), *into.stride(), scale_b, shift_b,
-        **_options(x, groups, weight, scale, before, after),
+        **_options(x, groups, weight, input_bias, scale, before, after),
     )  # fmt: skip
     # What is left are sums over the (B, C) tensors: z = (xhat weight + bias) (scale + 1) + shift.
-    dweight = dbias = dscale = dshift = None
+    dweight = dbias = dadded = dscale = dshift = None
     modulation = 1.0 if scale_rows is None else scale_rows.float() + 1
     if weight is not None:
         dweight = (s_normed * modulation).sum(0).to(weight.dtype)
         dbias = (s * modulation).sum(0).to(bias.dtype)
+    if input_bias is not None:
+        dadded = s_input.sum(0).to(input_bias.dtype)
     if scale is not None:
         ds = s_normed if weight is None else s_normed * weight.float() + s * bias.float()
         dscale = _as(ds, scale)
         dshift = _as(s, shift)
-    return dx, dweight, dbias, dscale, dshift
+    return dx, dweight, dbias, dadded, dscale, dshift
 
 
 def _as(gradient: Tensor, like: Tensor) -> Tensor:

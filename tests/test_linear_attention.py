@@ -44,8 +44,7 @@ def test_every_layout(triton_device, agrees, layouts, h, w):
         agrees(linear_attention(given, 2, True), expected)
 
 
-# A product's 16-bit operands are rounded as well as the result: three roundings in place of one forward, five back;
-# and Triton's interpreter cuts to bfloat16 towards zero, so that its three errors add up.
+# A product's 16-bit operands are rounded as well as the result: three roundings in place of one forward, five back.
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("d", [16, 32, 60])
 def test_reduced_precision(triton_device, agrees, dtype, d):

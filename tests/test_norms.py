@@ -1,8 +1,9 @@
-"""group_norm and channel_norm in Triton against float64: shapes, dtypes, layouts, gradients, stability, bad input."""
+"""group_norm, channel_norm and bias_add in Triton against float64: shapes, dtypes, layouts, gradients, stability, bad input."""
 
 import pytest
 import torch
 
+from fastdiff.kernels.bias_add import bias_add, bias_add_reference
 from fastdiff.kernels.channel_norm import channel_norm, channel_norm_reference
 from fastdiff.kernels.dispatch import using
 from fastdiff.kernels.group_norm import group_norm, group_norm_reference
@@ -40,13 +41,15 @@ def test_group_norm_with_everything_and_its_gradients(triton_device, agrees, lea
     """scale and shift per sample; the parameters in float32, as under autocast."""
     b, c, h, w, groups = 2, 12, 5, 7, 2
     x = images(triton_device, dtype, b, c, h, w).to(memory_format=torch.channels_last)
-    parameters = torch.randn(2, c, device=triton_device).unbind()
+    parameters = torch.randn(3, c, device=triton_device).unbind()
     modulation = (0.5 * torch.randn(2, b, c, 1, 1, device=triton_device)).unbind()
     dy = torch.randn(b, c, h, w, device=triton_device).to(dtype)
 
     def run(function, inputs, dy):
-        x, weight, bias, scale, shift = inputs
-        y = function(x, groups, weight, bias, scale=scale, shift=shift, before=before, after=after)
+        x, weight, bias, added, scale, shift = inputs
+        y = function(
+            x, groups, weight, bias, input_bias=added, scale=scale, shift=shift, before=before, after=after
+        )
         return y, torch.autograd.grad(y, inputs, dy)
 
     given = [x, *parameters, *modulation]
@@ -114,6 +117,26 @@ def test_channel_norm_and_its_gradients(triton_device, agrees, layouts, leaves, 
             agrees(mine, theirs, times=3)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("b, c, h, w", [(2, 28, 3, 7), (1, 300, 2, 5), (2, 1, 2, 2)])
+@pytest.mark.parametrize("biases", [(False, False), (True, False), (True, True)])
+def test_bias_add_and_its_gradients(triton_device, agrees, layouts, leaves, dtype, b, c, h, w, biases):
+    x, residual = (images(triton_device, dtype, b, c, h, w) for _ in range(2))
+    given = [torch.randn(c, device=triton_device) if present else None for present in biases]
+    dy = torch.randn(b, c, h, w, device=triton_device).to(dtype)
+
+    def run(function, inputs, dy):
+        y = function(*inputs)
+        return y, torch.autograd.grad(y, [i for i in inputs if i is not None], dy)
+
+    exact, exact_gradients = run(bias_add_reference, leaves([x, residual, *given], torch.float64), dy.double())
+    for one in layouts(x).values():
+        y, gradients = run(bias_add, [one.detach().requires_grad_(), *leaves([residual, *given])], dy)
+        agrees(y, exact)
+        for mine, theirs in zip(gradients, exact_gradients, strict=True):
+            agrees(mine, theirs)
+
+
 def test_half_precision_operators_do_not_touch_the_references(triton_device):
     """The same call gives torch's own result under using("reference")."""
     x = images(triton_device, torch.float32, 1, 8, 3, 3)
@@ -131,6 +154,7 @@ def test_half_precision_operators_do_not_touch_the_references(triton_device):
         (dict(groups=0), "groups = 0"),
         (dict(weight=torch.ones(7), bias=torch.ones(7)), r"weight has shape \(7,\); accepted: \(8,\)"),
         (dict(weight=torch.ones(8)), "weight and bias come together"),
+        (dict(input_bias=torch.ones(4)), "input_bias has shape"),
         (dict(scale=torch.ones(3, 8), shift=torch.ones(3, 8)), "scale has shape"),
         (dict(before="swish"), "before = 'swish'; accepted: None, gelu"),
         (dict(weight=torch.ones(8, device="meta"), bias=torch.ones(8)), "weight is on meta"),
@@ -153,3 +177,17 @@ def test_group_norm_names_what_it_cannot_take(change, message):
 def test_channel_norm_names_what_it_cannot_take(change, message):
     with pytest.raises(ValueError, match=message):
         channel_norm(**{"x": torch.zeros(2, 8, 3, 3), "gain": torch.ones(1, 8, 1, 1), **change})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(x=torch.zeros(2, 8, 3, 3, dtype=torch.int64)), "x is torch.int64"),
+        (dict(residual=torch.zeros(2, 8, 3, 2)), "residual has shape"),
+        (dict(bias=torch.zeros(7)), "bias has shape"),
+        (dict(residual_bias=torch.zeros(8, device="meta")), "residual_bias is on meta"),
+    ],
+)
+def test_bias_add_names_what_it_cannot_take(change, message):
+    with pytest.raises(ValueError, match=message):
+        bias_add(**{"x": torch.zeros(2, 8, 3, 3), "residual": torch.zeros(2, 8, 3, 3), **change})

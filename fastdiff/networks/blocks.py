@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.kernels.channel_norm import channel_norm
+from fastdiff.kernels.conv import conv_add, conv_norm
 from fastdiff.kernels.depthwise_conv import depthwise_conv
 from fastdiff.kernels.group_norm import group_norm
 from fastdiff.kernels.linear_attention import linear_attention
@@ -48,6 +49,22 @@ EDITIONS = {
 def normed(norm: nn.GroupNorm, x: Tensor, before: str | None = None, after: str | None = None) -> Tensor:
     """The GroupNorm module by the fused operator: after(norm(before(x)))."""
     return group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, before=before, after=after)
+
+
+def convolved_and_normed(
+    conv: nn.Conv2d, norm: nn.GroupNorm, x: Tensor, before: str | None = None, after: str | None = None
+) -> Tensor:
+    """after(norm(before(conv(x)))) by the fused operator."""
+    return conv_norm(
+        x, conv.weight, conv.bias, norm.num_groups, norm.weight, norm.bias, norm.eps, before=before, after=after
+    )
+
+
+def convolved_and_added(conv: nn.Conv2d, x: Tensor, residual: Tensor, shortcut: nn.Module | None = None) -> Tensor:
+    """conv(x) + shortcut(residual) by the fused operator; the shortcut is a 1x1 convolution or nothing."""
+    if isinstance(shortcut, nn.Conv2d):
+        return conv_add(x, conv.weight, conv.bias, residual, shortcut.weight, shortcut.bias)
+    return conv_add(x, conv.weight, conv.bias, residual)
 
 
 class SinusoidalPositionEmbeddings(nn.Module):
@@ -93,9 +110,8 @@ class ConvNextBlock(nn.Module):
     def forward(self, x: Tensor, time_bias: Tensor | None = None) -> Tensor:
         norm1, expand, _, norm2, contract = self.net
         h = depthwise_conv(x, self.ds_conv.weight, self.ds_conv.bias, time_bias)
-        h = expand(normed(norm1, h))
-        h = contract(normed(norm2, h, before=self.gelu))
-        return h + self.res_conv(x)
+        h = convolved_and_normed(expand, norm2, normed(norm1, h), before=self.gelu)
+        return convolved_and_added(contract, h, x, self.res_conv)
 
 
 class Block(nn.Module):
@@ -107,7 +123,7 @@ class Block(nn.Module):
         self.norm = nn.GroupNorm(groups, cout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return normed(self.norm, self.proj(x), after="silu")
+        return convolved_and_normed(self.proj, self.norm, x, after="silu")
 
 
 class ResnetBlock(nn.Module):
@@ -125,7 +141,7 @@ class ResnetBlock(nn.Module):
         h = self.block1(x)
         if time_bias is not None:
             h = h + time_bias
-        return self.block2(h) + self.res_conv(x)
+        return self.block2(h) + self.res_conv(x)  # nothing to fuse: SiLU stands before the addition
 
 
 class ChannelNorm(nn.Module):
@@ -152,7 +168,8 @@ class Attention(nn.Module):
         qkv = self.to_qkv(x).reshape(b, 3, HEADS, HEAD_DIM, h * w)
         q, k, v = (part.transpose(-1, -2) for part in qkv.unbind(1))  # (B, heads, n, d)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(out.transpose(-1, -2).reshape(b, HEADS * HEAD_DIM, h, w)) + residual
+        out = out.transpose(-1, -2).reshape(b, HEADS * HEAD_DIM, h, w)
+        return convolved_and_added(self.to_out, out, residual)
 
 
 class LinearAttention(nn.Module):

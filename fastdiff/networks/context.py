@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.errors import InputError
-from fastdiff.networks.blocks import normed
+from fastdiff.networks.blocks import convolved_and_normed, normed
 from fastdiff.networks.protocol import Embedding
 
 
@@ -141,7 +141,7 @@ class ContextUnet(nn.Module):
         up2 = self.up1(context1 * up1 + time1, down2)
         up3 = self.up2(context2 * up2 + time2, down1)
         narrow, norm, _, last = self.out
-        return last(normed(norm, narrow(torch.cat((up3, x), dim=1)), after="relu"))
+        return last(convolved_and_normed(narrow, norm, torch.cat((up3, x), dim=1), after="relu"))
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         return self.denoise(x, self.embed_time(t), self.embed_context(context))

@@ -1,0 +1,59 @@
+"""The end of a residual block: the last convolution's bias, the shortcut's bias and the addition, in one pass.
+
+torch runs cuDNN's convolutions without their bias and adds it with a kernel of its own, a reading and a writing of
+the whole result; here the bias joins the addition that follows anyway.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.kernels import checks
+from fastdiff.kernels.dispatch import use_triton
+
+OP = "bias_add"
+
+
+def bias_add(x: Tensor, residual: Tensor, bias: Tensor | None = None, residual_bias: Tensor | None = None) -> Tensor:
+    """x + bias + residual + residual_bias, the biases (C,) over dim 1.
+
+    x: (B, C, H, W), any float dtype and memory format; residual: x's shape. Returns x's shape and dtype; differentiable.
+    The Triton form computes in float32. Raises ValueError for anything else.
+    """
+    checks.tensors(OP, x=x, residual=residual, bias=bias, residual_bias=residual_bias)
+    checks.images(OP, x)
+    checks.shape(OP, "residual", residual, tuple(x.shape))
+    checks.shape(OP, "bias", bias, (x.shape[1],))
+    checks.shape(OP, "residual_bias", residual_bias, (x.shape[1],))
+    if use_triton(x):
+        return _BiasAdd.apply(x, residual, bias, residual_bias)
+    return bias_add_reference(x, residual, bias, residual_bias)
+
+
+def bias_add_reference(
+    x: Tensor, residual: Tensor, bias: Tensor | None = None, residual_bias: Tensor | None = None
+) -> Tensor:
+    """The same in plain torch."""
+    for one in (bias, residual_bias):
+        if one is not None:
+            x = x + one.view(-1, 1, 1)
+    return x + residual
+
+
+class _BiasAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, residual, bias, residual_bias):  # type: ignore[override]
+        from fastdiff.kernels import bias_add_triton
+
+        ctx.dtypes = [None if t is None else t.dtype for t in (x, residual, bias, residual_bias)]
+        return bias_add_triton.forward(x, residual, bias, residual_bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
+        total = dy.sum((0, 2, 3), dtype=torch.float32) if any(ctx.dtypes[2:]) else None
+        given = (dy, dy, total, total)
+        return tuple(None if d is None else t.to(d) for t, d in zip(given, ctx.dtypes, strict=True))

@@ -1,0 +1,61 @@
+"""Convolutions by the library, their bias and what follows by the kernels.
+
+The convolution itself stays torch's (cuDNN's on a GPU). Where the Triton kernels run it is called without its bias,
+which the kernel that reads its result adds; elsewhere with it.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdiff.kernels.bias_add import bias_add
+from fastdiff.kernels.dispatch import use_triton
+from fastdiff.kernels.group_norm import group_norm
+
+
+def conv_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    before: str | None = None,
+    after: str | None = None,
+) -> Tensor:
+    """after(group_norm(before(conv2d(x, weight, bias)))), the convolution keeping the picture's size.
+
+    x: (B, C, H, W); weight: (O, C, K, K), K odd; bias: (O,) or None; the rest as in group_norm, on O channels.
+    Returns (B, O, H, W). Differentiable.
+    """
+    padding = weight.shape[-1] // 2
+    if use_triton(x):
+        y, later = F.conv2d(x, weight, padding=padding), bias
+    else:
+        y, later = F.conv2d(x, weight, bias, padding=padding), None
+    return group_norm(y, groups, norm_weight, norm_bias, eps, input_bias=later, before=before, after=after)
+
+
+def conv_add(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    residual_weight: Tensor | None = None,
+    residual_bias: Tensor | None = None,
+) -> Tensor:
+    """conv2d(x, weight, bias) + residual, or + conv2d(residual, residual_weight, residual_bias), sizes kept.
+
+    x: (B, C, H, W); weight: (O, C, K, K), K odd; residual: (B, O, H, W), or with a residual_weight (O, R, 1, 1)
+    (B, R, H, W). Returns (B, O, H, W). Differentiable.
+    """
+    padding = weight.shape[-1] // 2
+    fused = use_triton(x)
+    if residual_weight is not None:
+        residual = F.conv2d(residual, residual_weight, None if fused else residual_bias)
+    if fused:
+        return bias_add(F.conv2d(x, weight, padding=padding), residual, bias, residual_bias)
+    return F.conv2d(x, weight, bias, padding=padding) + residual
