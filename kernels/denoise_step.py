@@ -90,9 +90,14 @@ def _check_integers(x: Tensor, **given: tuple) -> None:
             raise ValueError(f"{OP}: {name} is on {tensor.device} and the others on {x.device}")
 
 
+def _row(rows: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+    """p, q, a, b, c, s as tensors; rows[index] would have the host read the index."""
+    return rows.index_select(0, index.reshape(1))[0].unbind()
+
+
 def predicted_x0(x: Tensor, out: Tensor, rows: Tensor, index: Tensor, guidance_scale: Tensor | None = None) -> Tensor:
     """p x + q out before clipping, guidance included, in plain torch."""
-    p, q = rows[index.reshape(())][:2].unbind()
+    p, q = _row(rows, index)[:2]
     out = out.to(x.dtype)
     if guidance_scale is not None:
         unconditional, conditional = out.chunk(2)
@@ -124,8 +129,7 @@ def denoise_step_reference(
     guidance_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same in plain torch; never in place, x0 always returned."""
-    index = index.reshape(())
-    a, b, c, s = rows[index][2:].unbind()
+    a, b, c, s = _row(rows, index)[2:]
     x0 = predicted_x0(x, out, rows, index, guidance_scale)
     if isinstance(clip, Tensor):
         bound = clip.view(-1, 1, 1, 1)
@@ -136,7 +140,7 @@ def denoise_step_reference(
     if x0_prev is not None:
         following = following + torch.where(c != 0, x0_prev * c, 0.0)
     if key is not None:
-        noise = normals_reference(key[0], index + 1, key[1], tuple(x.shape), x.device)
+        noise = normals_reference(key[0], index.reshape(()) + 1, key[1], tuple(x.shape), x.device)
     if noise is not None:
         following = following + noise * s
     return following, x0
