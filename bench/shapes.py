@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fastdiff.kernels.denoise_step import denoise_step
 from fastdiff.kernels.philox import normals
@@ -47,26 +49,27 @@ class _ChannelsLast(torch.autograd.Function):
         return torch.empty_like(dx, memory_format=torch.channels_last)
 
 
-def on_meta(network: Network, dtype: torch.dtype, train: bool = False) -> nn.Module:
-    """The module on meta tensors, prepared as the sampler prepares it, or as it is where it is to be trained.
+class _AsOnAGpu(TorchFunctionMode):
+    """Convolutions on meta tensors leave the layout that cuDNN leaves, which the meta device does not: channels_last."""
 
-    Its convolutions leave the layout that cuDNN leaves, which the meta device does not: that of their weights.
-    """
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
+        if func not in (F.conv2d, F.conv_transpose2d):
+            return func(*args, **(kwargs or {}))
+        return _ChannelsLast.apply(func(_ChannelsLast.apply(args[0]), *args[1:], **(kwargs or {})))
+
+
+def on_meta(network: Network, dtype: torch.dtype, train: bool = False) -> nn.Module:
+    """The module on meta tensors, prepared as the sampler prepares it, or as it is where it is to be trained."""
     with torch.device(META):
         module = network.make()
-    module = module.to(dtype=dtype, memory_format=torch.channels_last) if train else prepare_network(module, META, dtype)
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            layer.register_forward_pre_hook(lambda _, given: (_ChannelsLast.apply(given[0]),))
-            layer.register_forward_hook(lambda _, given, out: _ChannelsLast.apply(out))
-    return module
+    return module.to(dtype=dtype, memory_format=torch.channels_last) if train else prepare_network(module, META, dtype)
 
 
 def evaluate(module: nn.Module, shape: tuple[int, ...], batch: int, dtype: torch.dtype, train: bool = False) -> None:
     """One evaluation of a module made by on_meta, as the sampler makes it, or one training step."""
     x = torch.empty(batch, *shape, dtype=dtype, device=META, memory_format=torch.channels_last)
     t = torch.empty(batch if train else 1, dtype=dtype, device=META)
-    with torch.set_grad_enabled(train):
+    with torch.set_grad_enabled(train), _AsOnAGpu():
         out = module.denoise(x, module.embed_time(t), module.embed_context(None))  # type: ignore[operator]
         if train:
             out.sum().backward()
