@@ -9,18 +9,21 @@ VENV ?= $(ROOT)/.venv
 BIN := $(VENV)/bin
 OUT ?= $(ROOT)/out
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(ROOT)/constraints.txt
+# What runs on a GPU too; without one the kernels' tests run in Triton's interpreter.
+GPU_TESTS := tests/test_gpu.py tests/test_norms.py tests/test_depthwise_conv.py tests/test_linear_attention.py \
+	tests/test_attention_block.py tests/test_denoise_step.py tests/test_fused_networks.py
 DECLARED := $(ROOT)/pyproject.toml $(ROOT)/constraints.txt
 
-.PHONY: help sample test slow lint bench gpu clean
+.PHONY: help sample test slow lint bench kernels traffic gpu gpu-test gpu-operators gpu-profile gpu-sampling clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(ROOT)/Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(ROOT)/Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 sample: $(VENV)/.installed ## sample 64 garments from the shipped model into out/
 	$(BIN)/fastdiff sample fashion-mnist -n 64 -o $(OUT)/fashion-mnist.png --gif $(OUT)/fashion-mnist.gif
 
 test: $(VENV)/.test ## run the tests (under 10 minutes on 2 cores)
-	cd $(ROOT) && $(BIN)/python -m pytest -m "not slow and not gpu"
+	cd $(ROOT) && $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 8
 
 slow: $(VENV)/.test ## run the longer tests
 	cd $(ROOT) && $(BIN)/python -m pytest -m slow
@@ -36,9 +39,29 @@ lint: $(VENV)/.test ## ruff, and mypy on an installed wheel
 bench: $(VENV)/.test ## measure sampling against the published loops; updates bench/results and the README
 	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.sampling
 
-gpu: ## on a machine with a GPU and torch, into the Python that is there: the tests on the device, and a report
+kernels: $(VENV)/.test ## compile every kernel for sm_80, sm_90 and sm_100, no GPU needed; writes bench/results/kernels.md
+	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.codegen --output $(ROOT)/bench/results/kernels.md
+
+traffic: $(VENV)/.installed ## bytes moved by each operation of an evaluation, from the shapes; writes bench/results/traffic.md
+	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.traffic --output $(ROOT)/bench/results/traffic.md
+
+gpu: ## on a machine with a GPU and torch, into the Python that is there: every test and report of the GPU, into OUT
 	cd $(ROOT) && $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
-	cd $(ROOT) && $(PYTHON) -m pytest -m gpu tests/test_gpu.py
+	mkdir -p $(OUT)
+	failed=; for part in gpu-test gpu-operators gpu-profile gpu-sampling; do \
+		$(MAKE) -f $(ROOT)/Makefile $$part || failed="$$failed $$part"; done; \
+		test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+gpu-test: ## of gpu: the operators' numerics and the sampler's images on the device
+	cd $(ROOT) && $(PYTHON) -m pytest -m "not slow" -n 8 $(GPU_TESTS)
+
+gpu-operators: ## of gpu: each operator against its plain form, torch.compile and the bandwidth
+	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.operators --output $(OUT)/operators-cuda.json
+
+gpu-profile: ## of gpu: network A at batches 64 and 1024, against torch.compile and the floor, its kernels by time
+	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.profiling --output $(OUT)/profile-cuda.json
+
+gpu-sampling: ## of gpu: sampling against the published loops
 	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.sampling --device cuda --threads 1 --output $(OUT)/sampling-cuda.json
 
 clean: ## remove the virtual environment and what the commands wrote

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from fastdiff.bench.shapes import NETWORKS, evaluate, on_meta, sampler_steps
 from fastdiff.files import write_atomically
 from fastdiff.kernels.dispatch import interpreted, recording
+from fastdiff.runlog import source_version
 
 # The most shared memory that one program may have, bytes (CUDA C++ programming guide, compute capabilities).
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -111,12 +112,24 @@ def _recorded(run: Callable[[], None]) -> list[Launch]:
     return list(found.values())
 
 
+SIZES = {
+    "quick": "the first launch of each kernel",
+    "main": "networks A and B in bfloat16, inference and training (default)",
+    "full": "also float16 and float32, and the other networks",
+}
+
+
 @cache
-def suite(full: bool) -> tuple[Launch, ...]:
-    """The networks' and the sampler's launches; `full` adds float16 and float32 inference and every edition."""
-    cases = [(name, torch.bfloat16, False) for name, network in NETWORKS.items() if full or network.main]
+def suite(size: str) -> tuple[Launch, ...]:
+    """The distinct launches of the sampler's steps and the networks; size: see SIZES."""
+    if size == "quick":
+        first: dict[str, Launch] = {}
+        for launch in suite("main"):
+            first.setdefault(launch.kernel.__name__, launch)
+        return tuple(first.values())
+    cases = [(name, torch.bfloat16, False) for name, network in NETWORKS.items() if size == "full" or network.main]
     cases += [(name, torch.bfloat16, True) for name, network in NETWORKS.items() if network.main]
-    if full:
+    if size == "full":
         cases += [(name, d, False) for name in NETWORKS for d in (torch.float32, torch.float16)]
         cases += [(name, torch.float32, True) for name, network in NETWORKS.items() if network.main]
     found = {launch.key: launch for launch in step_launches()}
@@ -193,21 +206,21 @@ def _tool(name: str, option: str, cubin: bytes) -> str:
         return subprocess.run([str(program), option, file.name], check=True, capture_output=True, text=True).stdout
 
 
-def _job(full: bool, index: int, arch: int) -> Compiled:
+def _job(size: str, index: int, arch: int) -> Compiled:
     torch.set_num_threads(1)
-    return compile_launch(suite(full)[index], arch)
+    return compile_launch(suite(size)[index], arch)
 
 
-def compile_suite(full: bool, archs: list[int], workers: int) -> Iterator[Compiled]:
-    jobs = [(index, arch) for index in range(len(suite(full))) for arch in archs]
+def compile_suite(size: str, archs: list[int], workers: int) -> Iterator[Compiled]:
+    jobs = [(index, arch) for index in range(len(suite(size))) for arch in archs]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in tqdm([pool.submit(_job, full, *job) for job in jobs], unit="kernel", leave=False, mininterval=1):
+        for future in tqdm([pool.submit(_job, size, *job) for job in jobs], unit="kernel", leave=False, mininterval=1):
             yield future.result()
 
 
 def table(rows: list[Compiled]) -> str:
     lines = [
-        "| kernel | sm | registers | shared | stack | spills | loads (number x bits) | stores | instructions | variant |",
+        "| kernel | sm | registers | shared | stack | spills | loads (n x bits) | stores | instructions | variant |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in sorted(rows, key=lambda r: (r.kernel, r.variant, r.arch)):
@@ -219,20 +232,24 @@ def table(rows: list[Compiled]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m fastdiff.bench.codegen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m fastdiff.bench.codegen",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--arch", type=int, nargs="+", default=list(SHARED), choices=list(SHARED), help="default: all")
-    parser.add_argument("--full", action="store_true", help="also float16, float32 and the other networks (slow)")
+    parser.add_argument("--size", choices=SIZES, default="main", help="; ".join(f"{k}: {v}" for k, v in SIZES.items()))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--output", type=Path, help="a Markdown file for the table, which is printed anyway")
     given = parser.parse_args(arguments)
     if interpreted():
         parser.error("TRITON_INTERPRET=1 is set; the compiler is wanted here, so unset it")
-    rows = list(compile_suite(given.full, given.arch, given.workers))
-    text = table(rows)
-    print(text)
+    rows = list(compile_suite(given.size, given.arch, given.workers))
     dirty = [row for row in rows if not row.clean]
-    print(f"\n{len(rows)} compiled, {len(dirty)} with spills, a stack, or too much shared memory")
+    text = (
+        f"Triton {__import__('triton').__version__}; fastdiff {source_version()}; no GPU. {len(rows)} compiled, "
+        f"{len(dirty)} with spills, a stack, or too much shared memory.\n\n{table(rows)}"
+    )
+    print(text)
     if given.output is not None:
         write_atomically(given.output, lambda p: p.write_text(text + "\n"))
     sys.exit(1 if dirty else 0)

@@ -1,4 +1,4 @@
-"""Each operator against its plain form, torch.compile of that, and the device's bandwidth: python -m fastdiff.bench.operators.
+"""Operators against their plain forms, torch.compile and the bandwidth: python -m fastdiff.bench.operators.
 
 On a CUDA device. The contenders of a row are timed in turn, in rounds, each as a captured graph over several sets of
 inputs that together exceed the cache, so that neither launches nor cached data are measured. A row is timed only after
@@ -326,7 +326,9 @@ def table(report: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m fastdiff.bench.operators", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m fastdiff.bench.operators",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--device", default="cuda", help="cuda (default), or cpu in Triton's interpreter")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the network (default bfloat16)")
@@ -336,7 +338,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=(), metavar="OPERATOR", help="these operators (default all)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, to see that the script runs")
-    parser.add_argument("--output", type=Path, default=Path("operators.json"), help="the report; its table lies beside it")
+    parser.add_argument(
+        "--output", type=Path, default=Path("operators.json"), help="the report; its table lies beside it"
+    )
     given = parser.parse_args(arguments)
     device, dtype = torch.device(given.device), DTYPES[given.dtype]
     torch.manual_seed(0)

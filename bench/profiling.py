@@ -1,11 +1,11 @@
 """Where the time of one evaluation goes, and the floor: python -m fastdiff.bench.profiling.
 
-Network A on a CUDA device, in the sampler's layout and dtype, in three forms: through the operators' references ("plain"),
-through the Triton kernels ("fused"), and the plain form compiled. Each is timed as a captured graph, in interleaved
-rounds, after its output has been compared with the plain one; plain and fused are then profiled, and their kernels listed
-by time. The floor is the larger of the bytes that fastdiff.bench.traffic counts over the rate of a large copy and the
-operations over that of a large matrix product, both measured in the same run. With TRITON_INTERPRET=1 and --device cpu
---smoke the script runs on a tiny network without a GPU, to show that it works.
+Network A on a CUDA device, in the sampler's layout and dtype, in three forms: through the operators' references
+("plain"), through the Triton kernels ("fused"), and the plain form compiled. Each is timed as a captured graph, in
+interleaved rounds, after its output has been compared with the plain one; plain and fused are then profiled, and their
+kernels listed by time. The floor is the larger of the bytes that fastdiff.bench.traffic counts over the rate of a large
+copy and the operations over that of a large matrix product, both measured in the same run. With TRITON_INTERPRET=1 and
+--device cpu --smoke the script runs on a tiny network without a GPU, to show that it works.
 """
 
 from __future__ import annotations
@@ -85,7 +85,13 @@ def kernel_times(call: Callable[[Tensor], Tensor], x: Tensor, device: torch.devi
 
 
 def measure(
-    network: Network, batch: int, device: torch.device, dtype: torch.dtype, rates: dict[str, float], rounds: int, compile: bool
+    network: Network,
+    batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    rates: dict[str, float],
+    rounds: int,
+    compile: bool,
 ) -> dict[str, Any]:
     calls = forms(network, device, dtype)
     if not compile:
@@ -147,13 +153,17 @@ def table(report: dict[str, Any]) -> str:
                       "| --- | --- | --- | --- |"]  # fmt: skip
             for k in kernels[:12]:
                 label = k["kernel"].replace("|", "/")[:90]
-                lines.append(f"| {label} | {k['calls']:g} | {k['microseconds']:.1f} | {k['microseconds'] / total:.0%} |")
+                lines.append(
+                    f"| {label} | {k['calls']:g} | {k['microseconds']:.1f} | {k['microseconds'] / total:.0%} |"
+                )
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m fastdiff.bench.profiling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m fastdiff.bench.profiling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--device", default="cuda", help="cuda (default), or cpu in Triton's interpreter")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the network (default bfloat16)")
@@ -162,7 +172,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default 15)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--smoke", action="store_true", help="a tiny network, to see that the script runs")
-    parser.add_argument("--output", type=Path, default=Path("profile.json"), help="the report; its table lies beside it")
+    parser.add_argument(
+        "--output", type=Path, default=Path("profile.json"), help="the report; its table lies beside it"
+    )
     given = parser.parse_args(arguments)
     device, dtype = torch.device(given.device), DTYPES[given.dtype]
     torch.backends.cudnn.benchmark = True

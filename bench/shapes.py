@@ -50,7 +50,7 @@ class _ChannelsLast(torch.autograd.Function):
 
 
 class _AsOnAGpu(TorchFunctionMode):
-    """Convolutions on meta tensors leave the layout that cuDNN leaves, which the meta device does not: channels_last."""
+    """Convolutions on meta tensors leave channels_last, as cuDNN's do and those of the meta device do not."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
         if func not in (F.conv2d, F.conv_transpose2d):

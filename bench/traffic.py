@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +24,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastdiff.bench.shapes import NETWORKS, Network, evaluate, on_meta
+from fastdiff.files import write_atomically
 from fastdiff.kernels.dispatch import recording, using
 
 BATCH = 1024  # weights then hardly count
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+INTRODUCTION = (
+    "Counted from the shapes by `make traffic`, nothing measured: bytes that each operation of one evaluation reads "
+    f"and writes, an image of a batch of {BATCH}."
+)
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "_unsafe_view"}  # nothing moves
 
 
@@ -112,13 +118,18 @@ def table(name: str, dtype: torch.dtype, batch: int = BATCH) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m fastdiff.bench.traffic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m fastdiff.bench.traffic",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the network (default bfloat16)")
+    parser.add_argument("--output", type=Path, help="a Markdown file for the tables, which are printed anyway")
     given = parser.parse_args(arguments)
-    for name, network in NETWORKS.items():
-        if network.main or "64" in name:
-            print(table(name, DTYPES[given.dtype]))
+    names = [name for name, network in NETWORKS.items() if network.main or "64" in name]
+    text = "\n".join([INTRODUCTION, "", *(table(name, DTYPES[given.dtype]) for name in names)])
+    print(text)
+    if given.output is not None:
+        write_atomically(given.output, lambda p: p.write_text(text))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ With xh the normed input before its affine part, K = softmax_n(W_k xh), Q = soft
 
 The value projection moves behind the sum over positions and meets the output projection there: exactly the same
 function, without values and head outputs at every position. Of the pre-norm's affine part the gain goes into the
-weights; its shift is a constant of the keys, which their softmax over positions does not see, a bias of the queries, and
-through the values a constant of the output, for a column of K and one of Q each sum to 1.
+weights; its shift is a constant of the keys, which their softmax over positions does not see, a bias of the queries,
+and through the values a constant of the output, for a column of K and one of Q each sum to 1.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ MAX_CHANNELS = 256  # the Triton form keeps a tile (channels, head width) of sum
 
 
 class FoldedAttention(NamedTuple):
-    """A block's weights, made by `fold`. w_q, w_k: (heads d, C); values: (A,) with A (heads, C, C), or where that costs
-    more operations (W_out, W_v), (heads, C, d) and (heads, d, C): all in the network's dtype. q_bias (heads d,), bias
-    (C,), shift (C,): float32 at least; shift is what the pre-norm's own shift adds to the output, times s. gain: (1, C, 1, 1), or
-    None where the block ends in another norm, which is then left to the caller, with the addition.
+    """A block's weights, made by `fold`, on one device.
+
+    w_q, w_k: (heads d, C); values: (A,) with A (heads, C, C), or where that costs more operations (W_out, W_v),
+    (heads, C, d) and (heads, d, C): all in the network's dtype. q_bias (heads d,), bias (C,), shift (C,): float32 at
+    least; shift, times s, is what the pre-norm's own shift adds to the output. gain: (1, C, 1, 1), or None where the
+    block ends in another norm, which is then left to the caller, with the addition. eps: the pre-norm's.
     """
 
     w_q: Tensor

@@ -1,8 +1,8 @@
 """The Triton form of attention_block, two kernels.
 
-The first, for each sample and block of key columns: the pre-norm's statistics, then xh softmax_n(W_k xh)^T with a running
-maximum over the positions. The second, for each sample and chunk of positions: everything else. x is read three
-times and written once, the later readings mostly from the cache; queries, keys and values never leave the chip.
+The first, for each sample and block of key columns: the pre-norm's statistics, then xh softmax_n(W_k xh)^T with a
+running maximum over the positions. The second, for each sample and chunk of positions: everything else. x is read
+three times and written once; queries, keys and values never leave the chip.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def attention_block_keys(
 
 @triton.jit
 def attention_block_out(
-    x, y, w_q, q_bias, first, second, bias, shift, gain, sums, statistics, count, chunks, scale, eps,
+    x, y, w_q, q_bias, first, second, bias, shift, gain, sums, statistics, count, chunks, scale,
     x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr, y_p: tl.constexpr,
     HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, N: tl.constexpr,
     FOLDED: tl.constexpr, NORM: tl.constexpr,
@@ -105,7 +105,7 @@ def attention_block_out(
     constant = tl.load(bias + c, c < C, 0.0) + scale * tl.load(shift + c, c < C, 0.0)
     out = out * scale + constant[None, :]
     if NORM:
-        xhat, _ = normalise(out, valid, C, 1e-5)
+        xhat, _ = normalise(out, valid, C, 1e-5)  # channel_norm's eps
         out = xhat * tl.load(gain + c, c < C, 0.0).to(tl.float32)[None, :] + raw.to(tl.float32)
     tl.store(y + b * y_b + p[:, None] * y_p + c[None, :] * y_c, out.to(y.dtype.element_ty), valid)
 
@@ -132,7 +132,7 @@ def forward(x: Tensor, folded: FoldedAttention) -> Tensor:
         attention_block_out, (b * -(-n // rows),), x.device,
         flat, into, folded.w_q, folded.q_bias, *folded.values, *((None,) if len(folded.values) == 1 else ()),
         folded.bias, folded.shift, folded.gain, sums, statistics, n, -(-n // rows),
-        output_scale(d, n, folded.divide_by_n), folded.eps, *flat.stride(), *into.stride(),
+        output_scale(d, n, folded.divide_by_n), *flat.stride(), *into.stride(),
         HEADS=folded.heads, D=d, DP=dp, C=c, CP=cp, N=rows, FOLDED=len(folded.values) == 1,
         NORM=folded.gain is not None, num_warps=4 if cp <= 64 else 8, num_stages=2,
     )  # fmt: skip

@@ -21,7 +21,8 @@ def normalise(v, mask, C: tl.constexpr, eps):
 
 @triton.jit
 def channel_norm_forward(
-    x, y, gain, residual, count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr, y_p: tl.constexpr, r_b: tl.constexpr, r_c: tl.constexpr, r_p: tl.constexpr, eps,
+    x, y, gain, residual, count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr,
+    y_c: tl.constexpr, y_p: tl.constexpr, r_b: tl.constexpr, r_c: tl.constexpr, r_p: tl.constexpr, eps,
     RESIDUAL: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     per_sample = tl.cdiv(count, ROWS)
@@ -39,7 +40,9 @@ def channel_norm_forward(
 
 @triton.jit
 def channel_norm_backward(
-    x, dy, dx, gain, partial, tiles, count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, dy_b: tl.constexpr, dy_c: tl.constexpr, dy_p: tl.constexpr, dx_b: tl.constexpr, dx_c: tl.constexpr, dx_p: tl.constexpr, eps,
+    x, dy, dx, gain, partial, tiles, count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr,
+    dy_b: tl.constexpr, dy_c: tl.constexpr, dy_p: tl.constexpr, dx_b: tl.constexpr, dx_c: tl.constexpr,
+    dx_p: tl.constexpr, eps,
     C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """dx, and each program's part of the gain's gradient, (programs, C)."""

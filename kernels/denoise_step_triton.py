@@ -1,8 +1,8 @@
 """The Triton form of denoise_step: one reading of x and of each prediction, one writing, the noise in registers.
 
 A program takes BLOCK groups of LANES elements that lie side by side in a picture's row-major order; a group is one or
-two Philox blocks. Where a tensor keeps its channels side by side instead, groups of the same positions are taken channel
-after channel, so that a program uses every element of the lines it reads.
+two Philox blocks. Where a tensor keeps its channels side by side instead, groups of the same positions are taken
+channel after channel, so that a program uses every element of the lines it reads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def _clamp(x, bound):
 
 @triton.jit
 def denoise_step_forward(
-    x, following, out, x0_prev, x0_kept, noise, rows, index, guidance, bound, key, samples, out_b: tl.constexpr, out_c: tl.constexpr, out_p: tl.constexpr, limit,
+    x, following, out, x0_prev, x0_kept, noise, rows, index, guidance, bound, key, samples, out_b: tl.constexpr,
+    out_c: tl.constexpr, out_p: tl.constexpr, limit,
     E: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
     OUT_FIRST: tl.constexpr, GUIDED: tl.constexpr, CLIP: tl.constexpr, READ_PREV: tl.constexpr, KEEP: tl.constexpr,
     NOISE: tl.constexpr,
@@ -112,8 +113,8 @@ def forward(
     block = 1024 // lanes
     launch(
         denoise_step_forward, (-(-groups // block),), x.device,
-        state, following, flat, previous, kept, None if noise is None else _dense(noise, state), rows.contiguous(), index,
-        guidance_scale, clip.contiguous() if isinstance(clip, Tensor) else None, key,
+        state, following, flat, previous, kept, None if noise is None else _dense(noise, state), rows.contiguous(),
+        index, guidance_scale, clip.contiguous() if isinstance(clip, Tensor) else None, key,
         n, *flat.stride(), 0.0 if clip is None or isinstance(clip, Tensor) else float(clip),
         E=elements, C=c, LANES=lanes, BLOCK=block, CHANNELS_FIRST=first, OUT_FIRST=out_first,
         GUIDED=guidance_scale is not None,

@@ -19,7 +19,8 @@ from fastdiff.kernels.layout import empty_images, per_sample, power_of_2
 @triton.jit
 def depthwise_conv_forward(
     x, y, weight, bias, time_bias, height, width, channels: tl.constexpr, row_blocks, column_blocks, channel_blocks,
-    x_b: tl.constexpr, x_c: tl.constexpr, x_h: tl.constexpr, x_w: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr, y_h: tl.constexpr, y_w: tl.constexpr, time_b,
+    x_b: tl.constexpr, x_c: tl.constexpr, x_h: tl.constexpr, x_w: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr,
+    y_h: tl.constexpr, y_w: tl.constexpr, time_b,
     K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
     BIAS: tl.constexpr, TIME: tl.constexpr,
 ):  # fmt: skip
@@ -68,7 +69,8 @@ def depthwise_conv_forward(
 @triton.jit
 def depthwise_conv_weight_gradient(
     x, dy, partial, batch, height, width, channels: tl.constexpr, channel_blocks,
-    x_b: tl.constexpr, x_c: tl.constexpr, x_h: tl.constexpr, x_w: tl.constexpr, dy_b: tl.constexpr, dy_c: tl.constexpr, dy_h: tl.constexpr, dy_w: tl.constexpr,
+    x_b: tl.constexpr, x_c: tl.constexpr, x_h: tl.constexpr, x_w: tl.constexpr, dy_b: tl.constexpr,
+    dy_c: tl.constexpr, dy_h: tl.constexpr, dy_w: tl.constexpr,
     K: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """partial (parts, K, K, C): a program sums one kernel row's taps over its share of the batch."""
@@ -105,13 +107,14 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, time_bias: Tensor | 
     time_rows, time_b = per_sample(time_bias, c)
     taps = weight[:, 0].permute(1, 2, 0).contiguous().float()
     rows = 7 if h % 7 == 0 else 4  # 7 divides the sizes of network A on 28x28 pictures, 4 those of powers of two
-    width, lanes = min(16, power_of_2(w)), min(64, power_of_2(c))
+    lanes = min(64, power_of_2(c))
+    width = min(512 // lanes, 16, power_of_2(w))  # four elements a thread: more would cost occupancy
     blocks = -(-h // rows), -(-w // width), -(-c // lanes)
     launch(
         depthwise_conv_forward, (b * blocks[0] * blocks[1] * blocks[2],), x.device,
         x, y, taps, bias, time_rows, h, w, c, *blocks, *x.stride(), *y.stride(), time_b,
         K=size, ROWS=rows, COLUMNS=width, CHANNELS=lanes, BIAS=bias is not None, TIME=time_bias is not None,
-        num_warps=max(1, min(4, width * lanes // 128)),
+        num_warps=max(1, min(4, width * lanes // 128)), maxnreg=128,
     )  # fmt: skip
     return y
 
@@ -130,4 +133,3 @@ def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         K=size, POSITIONS=span, CHANNELS=lanes, num_warps=4,
     )  # fmt: skip
     return partial.sum(0).permute(2, 0, 1).unsqueeze(1).to(weight.dtype)
-

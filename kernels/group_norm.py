@@ -37,11 +37,12 @@ def group_norm(
     before: str | None = None,
     after: str | None = None,
 ) -> Tensor:
-    """after((norm(before(x + input_bias)) weight + bias) (scale + 1) + shift), normed over a group's channels and positions.
+    """after((norm(before(x + input_bias)) weight + bias) (scale + 1) + shift), over a group's channels and positions.
 
     x: (B, C, H, W), any float dtype and memory format; groups divides C. weight and bias: (C,), both or neither;
-    input_bias: (C,), that of the convolution before, say. scale and shift: (B or 1, C) or (B or 1, C, 1, 1), both or neither. before, after: None, "gelu" (erf),
-    "gelu_tanh", "silu" or "relu". Returns x's shape and dtype; differentiable. The Triton form computes in float32.
+    input_bias: (C,), that of the convolution before, say. scale and shift: (B or 1, C) or (B or 1, C, 1, 1), both or
+    neither. before, after: None, "gelu" (erf), "gelu_tanh", "silu" or "relu". Returns x's shape and dtype;
+    differentiable. The Triton form computes in float32.
     Raises ValueError for anything else.
     """
     op = "group_norm"

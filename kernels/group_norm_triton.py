@@ -32,7 +32,9 @@ def _over_group(v, GP: tl.constexpr, KP: tl.constexpr):
 
 
 @triton.jit
-def _modulation(b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE: tl.constexpr, MODULATED: tl.constexpr):
+def _modulation(
+    b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE: tl.constexpr, MODULATED: tl.constexpr
+):
     """weight, bias, scale + 1 and shift of each column, float32."""
     w = tl.full(c.shape, 1.0, tl.float32)
     o = tl.zeros(c.shape, tl.float32)
@@ -78,7 +80,8 @@ def channel_statistics(
 @triton.jit
 def group_norm_forward(
     x, y, weight, bias, input_bias, scale, shift, means, rstds,
-    count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr, y_p: tl.constexpr, scale_b, shift_b, eps,
+    count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr,
+    y_p: tl.constexpr, scale_b, shift_b, eps,
     GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
     AFFINE: tl.constexpr, ADDED: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
@@ -113,7 +116,8 @@ def group_norm_forward(
 @triton.jit
 def group_norm_backward(
     x, dy, dx, weight, bias, input_bias, scale, shift, means, rstds, sums, sums_normed, sums_input,
-    count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, dy_b: tl.constexpr, dy_c: tl.constexpr, dy_p: tl.constexpr, dx_b: tl.constexpr, dx_c: tl.constexpr, dx_p: tl.constexpr, scale_b, shift_b,
+    count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, dy_b: tl.constexpr, dy_c: tl.constexpr,
+    dy_p: tl.constexpr, dx_b: tl.constexpr, dx_c: tl.constexpr, dx_p: tl.constexpr, scale_b, shift_b,
     GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
     AFFINE: tl.constexpr, ADDED: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
 ):  # fmt: skip
@@ -177,9 +181,7 @@ def _options(x: Tensor, groups: int, weight, input_bias, scale, before, after) -
     )  # fmt: skip
 
 
-def forward(
-    x, weight, bias, input_bias, scale, shift, groups, eps, before, after
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(x, weight, bias, input_bias, scale, shift, groups, eps, before, after) -> tuple[Tensor, Tensor, Tensor]:
     """y, and mean and 1 / standard deviation of each group, (B, groups) float32."""
     b, c, h, w = x.shape
     y = empty_images(x)

@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported, which nothing above does
 
 from fastdiff.kernels.dispatch import using
+from fastdiff.prepared import ieee_float32
 
 torch.set_num_threads(1)  # the tensors are small; more threads only wait for each other
 settings.register_profile("fastdiff", deadline=None, derandomize=True)
@@ -63,7 +64,7 @@ def triton_device():
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with using("triton"):
+        with using("triton"), ieee_float32():
             yield torch.device("cuda" if torch.cuda.is_available() else "cpu")
     finally:
         torch.use_deterministic_algorithms(False)

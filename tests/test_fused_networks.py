@@ -28,7 +28,7 @@ def inputs(network, shape, device, n=2):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_network_is_the_same_function(triton_device, randomised, rel, name):
-    """Float32 rounding of some 40 layers summed in another order: 1e-5, as between the network and the published one."""
+    """Float32 rounding of some 40 layers summed in another order: 1e-5, as against the published network."""
     make, shape = NETWORKS[name]
     network = randomised(make()).eval().to(triton_device)
     x, t = inputs(network, shape, triton_device)

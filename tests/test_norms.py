@@ -1,4 +1,4 @@
-"""group_norm, channel_norm and bias_add in Triton against float64: shapes, dtypes, layouts, gradients, stability, bad input."""
+"""group_norm, channel_norm and bias_add in Triton against float64: shapes, layouts, gradients, stability, bad input."""
 
 import pytest
 import torch
@@ -47,9 +47,7 @@ def test_group_norm_with_everything_and_its_gradients(triton_device, agrees, lea
 
     def run(function, inputs, dy):
         x, weight, bias, added, scale, shift = inputs
-        y = function(
-            x, groups, weight, bias, input_bias=added, scale=scale, shift=shift, before=before, after=after
-        )
+        y = function(x, groups, weight, bias, input_bias=added, scale=scale, shift=shift, before=before, after=after)
         return y, torch.autograd.grad(y, inputs, dy)
 
     given = [x, *parameters, *modulation]

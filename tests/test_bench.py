@@ -1,0 +1,93 @@
+"""The GPU's reports run without one, tiny, in Triton's interpreter; their parity gates hold; bytes are counted."""
+
+import json
+
+import pytest
+import torch
+
+from fastdiff.bench import operators, profiling
+from fastdiff.bench.shapes import NETWORKS, Network
+from fastdiff.bench.traffic import network_flop, network_traffic
+from fastdiff.kernels import bias_add_triton
+
+TINY = ["--device", "cpu", "--smoke", "--rounds", "2", "--no-compile"]
+
+
+def test_the_operators_report(tmp_path, capsys):
+    output = tmp_path / "new" / "operators.json"
+    operators.main([*TINY, "--batch", "2", "--step-batch", "3", "--output", str(output)])
+    report = json.loads(output.read_text())
+    assert {row["operator"] for row in report["rows"]} == {
+        "depthwise_conv", "group_norm", "conv_norm", "conv_add", "bias_add", "channel_norm", "linear_attention",
+        "attention_block", "denoise_step",
+    }  # fmt: skip
+    for row in report["rows"]:
+        assert row["note"] == "" and row["error"] < 2e-2 and row["microseconds"].keys() == {"plain", "fused"}
+        assert row["against_plain"][0] > 0
+    assert "Triton's interpreter: the times mean nothing" in output.with_suffix(".md").read_text()
+    # x and the prediction read, x written: 4 + 2 + 4 bytes an element.
+    step = next(row for row in report["rows"] if row["case"] == "1x4x4, no noise")
+    assert step["megabytes"] == pytest.approx(3 * 16 * 10 / 1e6)
+
+
+def test_an_operator_that_is_wrong_is_not_timed(tmp_path, monkeypatch):
+    right = bias_add_triton.forward
+    monkeypatch.setattr(bias_add_triton, "forward", lambda x, *more: right(x, *more) * 1.05)
+    output = tmp_path / "operators.json"
+    operators.main([*TINY, "--batch", "2", "--only", "bias_add", "channel_norm", "--output", str(output)])
+    notes = {row["operator"]: (row["note"], row["microseconds"]) for row in json.loads(output.read_text())["rows"]}
+    assert notes["bias_add"][0].startswith("not timed: the error exceeds") and not notes["bias_add"][1]
+    assert notes["channel_norm"][0] == "" and notes["channel_norm"][1]
+
+
+def test_an_unknown_operator_is_named(capsys):
+    with pytest.raises(SystemExit):
+        operators.main([*TINY, "--only", "softmax"])
+    assert "no operator softmax; there are" in capsys.readouterr().err
+
+
+def test_the_profile(tmp_path):
+    output = tmp_path / "profile.json"
+    profiling.main([*TINY, "--batch", "1", "--output", str(output)])
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["error"] < 3e-2 and row["milliseconds"].keys() == {"plain", "fused"}
+    assert row["kernels"]["plain"] and row["kernels"]["fused"] and row["floor_milliseconds"]["fused"] > 0
+    assert "kernels by time" in output.with_suffix(".md").read_text()
+
+
+def test_operations_are_those_of_the_specification():
+    """measuring.md: 0.560 GFLOP an image for network A at dim 28, 3.45 at dim 64 and 32x32."""
+    assert network_flop(NETWORKS["A, dim 28, 28x28"]) / 1024 == pytest.approx(0.560e9, rel=2e-3)
+    assert network_flop(NETWORKS["A, dim 64, 32x32"]) / 1024 == pytest.approx(3.45e9, rel=2e-3)
+
+
+class _One(torch.nn.Module):
+    """A convolution with a bias and a GELU, shaped like a network."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(2, 3, 3, padding=1)
+
+    def embed_time(self, t):
+        return ()
+
+    def embed_context(self, context):
+        return ()
+
+    def denoise(self, x, time, context):
+        return torch.nn.functional.gelu(self.conv(x))
+
+
+def test_bytes_are_counted_as_by_hand():
+    moved = network_traffic(Network(_One, (2, 4, 4)), torch.bfloat16, fused=False, batch=5).moved
+    x, w, y = 5 * 2 * 16 * 2, 3 * 2 * 9 * 2, 5 * 3 * 16 * 2
+    assert moved["convolution"] == x + w + 3 * 2 + y
+    assert moved["convolution's bias"] == 2 * y + 3 * 2
+    assert moved["gelu"] == 2 * y
+    assert sum(moved.values()) == moved["convolution"] + moved["convolution's bias"] + moved["gelu"]
+
+
+def test_the_kernels_move_less_than_half():
+    network = NETWORKS["A, dim 28, 28x28"]
+    plain, fused = (network_traffic(network, torch.bfloat16, form).total for form in (False, True))
+    assert fused < 0.5 * plain
