@@ -92,15 +92,16 @@ def launches(name: str, dtype: torch.dtype, train: bool) -> list[Launch]:
         for batch in network.batches:
             evaluate(module, network.shape, batch, dtype, train)
 
-    return _recorded(run)
+    return recorded(run)
 
 
 def step_launches() -> list[Launch]:
     """Every distinct launch of the sampler's steps: both picture shapes, every kind of step, every dtype."""
-    return _recorded(sampler_steps)
+    return recorded(sampler_steps)
 
 
-def _recorded(run: Callable[[], None]) -> list[Launch]:
+def recorded(run: Callable[[], None]) -> list[Launch]:
+    """Every distinct launch of operators on meta tensors within `run`."""
     found: dict[tuple, Launch] = {}
 
     def record(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -223,7 +224,7 @@ def table(rows: list[Compiled]) -> str:
         "| kernel | sm | registers | shared | stack | spills | loads (n x bits) | stores | instructions | variant |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in sorted(rows, key=lambda r: (r.kernel, r.variant, r.arch)):
+    for row in sorted(set(rows), key=lambda r: (r.kernel, r.variant, r.arch)):
         values = asdict(row)
         variant = values.pop("variant")
         lines.append(f"| {' | '.join(map(str, values.values()))} | {variant} |")

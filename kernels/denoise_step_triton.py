@@ -25,8 +25,8 @@ def _clamp(x, bound):
 
 @triton.jit
 def denoise_step_forward(
-    x, following, out, x0_prev, x0_kept, noise, rows, index, guidance, bound, key, samples, out_b: tl.constexpr,
-    out_c: tl.constexpr, out_p: tl.constexpr, limit,
+    x, following, out, conditional, x0_prev, x0_kept, noise, rows, index, guidance, bound, key, samples, limit,
+    out_b: tl.constexpr, out_c: tl.constexpr, out_p: tl.constexpr,
     E: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
     OUT_FIRST: tl.constexpr, GUIDED: tl.constexpr, CLIP: tl.constexpr, READ_PREV: tl.constexpr, KEEP: tl.constexpr,
     NOISE: tl.constexpr,
@@ -58,8 +58,7 @@ def denoise_step_forward(
     row = rows + i * 6
     o = tl.load(out + at_out, mask, 0.0).to(tl.float32)
     if GUIDED:
-        conditional = tl.load(out + samples.to(tl.int64) * out_b + at_out, mask, 0.0).to(tl.float32)
-        o += tl.load(guidance) * (conditional - o)
+        o += tl.load(guidance) * (tl.load(conditional + at_out, mask, 0.0).to(tl.float32) - o)
     v = tl.load(x + at, mask, 0.0)
     x0 = v * tl.load(row) + o * tl.load(row + 1)
     if CLIP == "limit":
@@ -111,14 +110,16 @@ def forward(
     if keep_x0:
         kept = previous if inplace and previous is not None else torch.empty_like(state)
     block = 1024 // lanes
+    per_sample = clip if isinstance(clip, Tensor) else None
     launch(
         denoise_step_forward, (-(-groups // block),), x.device,
-        state, following, flat, previous, kept, None if noise is None else _dense(noise, state), rows.contiguous(),
-        index, guidance_scale, clip.contiguous() if isinstance(clip, Tensor) else None, key,
-        n, *flat.stride(), 0.0 if clip is None or isinstance(clip, Tensor) else float(clip),
+        state, following, flat, None if guidance_scale is None else flat[n:], previous, kept,
+        None if noise is None else _dense(noise, state), rows.contiguous(), index, guidance_scale,
+        None if per_sample is None else per_sample.contiguous(), key,
+        n, 0.0 if clip is None or per_sample is not None else float(clip), *flat.stride(),
         E=elements, C=c, LANES=lanes, BLOCK=block, CHANNELS_FIRST=first, OUT_FIRST=out_first,
         GUIDED=guidance_scale is not None,
-        CLIP="off" if clip is None else "sample" if isinstance(clip, Tensor) else "limit",
+        CLIP="off" if clip is None else "limit" if per_sample is None else "sample",
         READ_PREV=previous is not None, KEEP=keep_x0,
         NOISE="given" if noise is not None else "philox" if key is not None else "off", num_warps=4,
     )  # fmt: skip

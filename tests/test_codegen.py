@@ -47,6 +47,49 @@ def test_every_launch_compiles_clean(size):
     assert done.returncode == 0, done.stdout[:2000] + done.stderr[-2000:]
 
 
+ONES = """
+import torch
+from fastdiff.bench.codegen import compile_launch, recorded
+from fastdiff.kernels import philox
+from fastdiff.kernels.attention_block import attention_block, fold
+from fastdiff.kernels.bias_add import bias_add
+from fastdiff.kernels.channel_norm import channel_norm
+from fastdiff.kernels.denoise_step import denoise_step
+from fastdiff.kernels.depthwise_conv import depthwise_conv
+from fastdiff.kernels.group_norm import group_norm
+from fastdiff.kernels.linear_attention import linear_attention
+
+def one(*shape, **options):
+    return torch.ones(shape, device="meta", **options)
+
+def run():
+    x = one(1, 1, 1, 1).requires_grad_()
+    v = one(1).requires_grad_()
+    for y in (
+        group_norm(x, 1, v, v, input_bias=v, scale=v[None], shift=v[None]), channel_norm(x, one(1, 1, 1, 1), x),
+        bias_add(x, x, v, v), depthwise_conv(x, one(1, 1, 7, 7).requires_grad_(), v, v[None]),
+        linear_attention(one(1, 3, 1, 1).requires_grad_(), 1, True),
+    ):
+        y.sum().backward()
+    attention_block(x.detach(), fold(one(1), one(1), one(3, 1), one(1, 1), one(1), one(1, 1, 1, 1), 1, True))
+    out = one(2, 1, 1, 1).to(torch.bfloat16)
+    denoise_step(x.detach(), out, one(1, 6), one(dtype=torch.int64), x.detach(), key=one(2, dtype=torch.int64),
+                 guidance_scale=one(), clip=one(1), keep_x0=True)
+    philox.normals(1, 1, 1, (1, 1), torch.device("meta"))
+
+found = recorded(run)
+for launch in found:
+    assert compile_launch(launch, 90).clean
+print(len({launch.kernel.__name__ for launch in found}))
+"""
+
+
+def test_sizes_of_one_compile():
+    """Triton makes arguments equal to 1 constants, which the interpreter does not: code may then no longer compile."""
+    done = compiler("-c", ONES)
+    assert int(done.stdout or 0) >= 13, done.stdout + done.stderr[-3000:]
+
+
 SPILLING = """
 import dataclasses
 from fastdiff.bench.codegen import compile_launch, suite
