@@ -231,6 +231,21 @@ def table(rows: list[Compiled]) -> str:
     return "\n".join(lines)
 
 
+def noise_cost(rows: list[Compiled]) -> str:
+    """How many instructions a thread spends on an element's noise: those of the step with it less those without."""
+    count = {(r.arch, r.variant): r.instructions for r in rows if r.kernel == "denoise_step_forward"}
+    costs = []
+    for arch in sorted({arch for arch, _ in count}):
+        each = [
+            (n - count[arch, variant.replace("NOISE=philox", "NOISE=off")]) / 8  # 1,024 elements, 128 threads
+            for (a, variant), n in count.items()
+            if a == arch and (arch, variant.replace("NOISE=philox", "NOISE=off")) in count and "NOISE=philox" in variant
+        ]
+        if each:
+            costs.append(f"sm_{arch} {min(each):.0f} to {max(each):.0f}")
+    return f"Instructions for an element's Philox noise in denoise_step: {', '.join(costs)}." if costs else ""
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fastdiff.bench.codegen",
@@ -248,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
     dirty = [row for row in rows if not row.clean]
     text = (
         f"Triton {__import__('triton').__version__}; fastdiff {source_version()}; no GPU. {len(rows)} compiled, "
-        f"{len(dirty)} with spills, a stack, or too much shared memory.\n\n{table(rows)}"
+        f"{len(dirty)} with spills, a stack, or too much shared memory. {noise_cost(rows)}\n\n{table(rows)}"
     )
     print(text)
     if given.output is not None:

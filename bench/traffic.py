@@ -116,6 +116,11 @@ def table(name: str, dtype: torch.dtype, batch: int = BATCH) -> str:
     return "\n".join(lines)
 
 
+def report(dtype: torch.dtype) -> str:
+    names = [name for name, network in NETWORKS.items() if network.main or "64" in name]
+    return "\n".join([INTRODUCTION, "", *(table(name, dtype) for name in names)])
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fastdiff.bench.traffic",
@@ -125,8 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the network (default bfloat16)")
     parser.add_argument("--output", type=Path, help="a Markdown file for the tables, which are printed anyway")
     given = parser.parse_args(arguments)
-    names = [name for name, network in NETWORKS.items() if network.main or "64" in name]
-    text = "\n".join([INTRODUCTION, "", *(table(name, DTYPES[given.dtype]) for name in names)])
+    text = report(DTYPES[given.dtype])
     print(text)
     if given.output is not None:
         write_atomically(given.output, lambda p: p.write_text(text))

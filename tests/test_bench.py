@@ -1,15 +1,17 @@
 """The GPU's reports run without one, tiny, in Triton's interpreter; their parity gates hold; bytes are counted."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastdiff.bench import operators, profiling
 from fastdiff.bench.shapes import NETWORKS, Network
-from fastdiff.bench.traffic import network_flop, network_traffic
+from fastdiff.bench.traffic import network_flop, network_traffic, report
 from fastdiff.kernels import bias_add_triton
 
+ROOT = Path(__file__).parent.parent
 TINY = ["--device", "cpu", "--smoke", "--rounds", "2", "--no-compile"]
 
 
@@ -87,7 +89,18 @@ def test_bytes_are_counted_as_by_hand():
     assert sum(moved.values()) == moved["convolution"] + moved["convolution's bias"] + moved["gelu"]
 
 
-def test_the_kernels_move_less_than_half():
+def test_the_committed_count_and_the_readme_are_what_the_code_counts():
     network = NETWORKS["A, dim 28, 28x28"]
-    plain, fused = (network_traffic(network, torch.bfloat16, form).total for form in (False, True))
+    plain, fused = (network_traffic(network, torch.bfloat16, form).total / 1024 / 1e6 for form in (False, True))
     assert fused < 0.5 * plain
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"moves {fused:.1f} MB an image through them, against {plain:.1f} MB in plain torch" in readme
+    assert (ROOT / "bench/results/traffic.md").read_text() == report(torch.bfloat16)
+
+
+def test_the_committed_code_generation_is_clean_and_whole():
+    text = (ROOT / "bench/results/kernels.md").read_text()
+    assert " 0 with spills, a stack, or too much shared memory" in text
+    for kernel in ("denoise_step_forward", "linear_attention_whole", "attention_block_out", "group_norm_backward"):
+        for arch in (80, 90, 100):
+            assert f"| {kernel} | {arch} |" in text
