@@ -44,7 +44,7 @@ class FoldedLinearAttention(nn.Module):
             and isinstance(module.fn.fn, LinearAttention)
         )
 
-    def __init__(self, block: Residual) -> None:
+    def __init__(self, block: nn.Module) -> None:
         super().__init__()
         norm, attention = block.fn.norm, block.fn.fn
         project, last = attention.to_out

@@ -43,15 +43,19 @@ def advance(state: State, network: Callable[[Tensor, int], Tensor], i: int) -> N
     """Take the state through row i. network(x, i): the prediction at row i, or both of them where guided."""
     out = network(state.x, i)
     index = state.index[i]
-    philox = isinstance(state.noise, Tensor)
-    noisy = bool(state.table.s[i])
-    clip = state.clip
-    if isinstance(clip, tuple):
-        clip = x0_bound(state.x, out, state.rows, index, clip[1], state.guidance_scale)
+    key = noise = None
+    if state.table.s[i]:
+        if isinstance(state.noise, Tensor):
+            key = state.noise
+        else:
+            noise = state.noise(i + 1)
+    clip: None | float | Tensor
+    if isinstance(state.clip, tuple):
+        clip = x0_bound(state.x, out, state.rows, index, state.clip[1], state.guidance_scale)
+    else:
+        clip = state.clip
+    previous = state.x0_prev if state.table.c[i] else None
     state.x, state.x0_prev = denoise_step(
-        state.x, out, state.rows, index,
-        state.x0_prev if state.table.c[i] else None,
-        noise=state.noise(i + 1) if noisy and not philox else None,
-        key=state.noise if noisy and philox else None,
-        clip=clip, guidance_scale=state.guidance_scale, keep_x0=state.multistep,
+        state.x, out, state.rows, index, previous, noise=noise, key=key, clip=clip,
+        guidance_scale=state.guidance_scale, keep_x0=state.multistep,
     )  # fmt: skip

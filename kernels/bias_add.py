@@ -56,4 +56,4 @@ class _BiasAdd(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
         total = dy.sum((0, 2, 3), dtype=torch.float32) if any(ctx.dtypes[2:]) else None
         given = (dy, dy, total, total)
-        return tuple(None if d is None else t.to(d) for t, d in zip(given, ctx.dtypes, strict=True))
+        return tuple(None if t is None or d is None else t.to(d) for t, d in zip(given, ctx.dtypes, strict=True))

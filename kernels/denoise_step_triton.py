@@ -125,6 +125,6 @@ def forward(
     )  # fmt: skip
     if inplace:
         following = x if following.data_ptr() == x.data_ptr() else x.copy_(following)
-        if keep_x0 and x0_prev is not None and kept.data_ptr() != x0_prev.data_ptr():
+        if kept is not None and x0_prev is not None and kept.data_ptr() != x0_prev.data_ptr():
             kept = x0_prev.copy_(kept)
     return following, kept

@@ -71,4 +71,5 @@ class _LinearAttention(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
         from fastdiff.kernels import linear_attention_triton
 
-        return linear_attention_triton.backward(dy, *ctx.saved_tensors, ctx.heads, ctx.scale), None, None
+        qkv, context, normaliser = ctx.saved_tensors
+        return linear_attention_triton.backward(dy, qkv, context, normaliser, ctx.heads, ctx.scale), None, None
