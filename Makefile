@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 OUT ?= $(ROOT)/out
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(ROOT)/constraints.txt
 # What runs on a GPU too; without one the kernels' tests run in Triton's interpreter.
-GPU_TESTS := tests/test_gpu.py tests/test_norms.py tests/test_depthwise_conv.py tests/test_linear_attention.py \
+GPU_TESTS := tests/test_gpu.py tests/test_noise.py tests/test_norms.py tests/test_depthwise_conv.py tests/test_linear_attention.py \
 	tests/test_attention_block.py tests/test_denoise_step.py tests/test_fused_networks.py
 DECLARED := $(ROOT)/pyproject.toml $(ROOT)/constraints.txt
 
@@ -57,6 +57,8 @@ gpu-test: ## of gpu: the operators' numerics and the sampler's images on the dev
 
 gpu-operators: ## of gpu: each operator against its plain form, torch.compile and the bandwidth
 	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.operators --output $(OUT)/operators-cuda.json
+	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.operators --batch 64 --dtype float32 --no-compile \
+		--output $(OUT)/operators-cuda-float32.json
 
 gpu-profile: ## of gpu: network A at batches 64 and 1024, against torch.compile and the floor, its kernels by time
 	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.profiling --output $(OUT)/profile-cuda.json

@@ -115,8 +115,8 @@ def recorded(run: Callable[[], None]) -> list[Launch]:
 
 SIZES = {
     "quick": "the first launch of each kernel",
-    "main": "networks A and B in bfloat16, inference and training (default)",
-    "full": "also float16 and float32, and the other networks",
+    "main": "networks A and B in bfloat16 and float32, inference and training (default)",
+    "full": "also float16, and the other networks",
 }
 
 
@@ -128,11 +128,11 @@ def suite(size: str) -> tuple[Launch, ...]:
         for launch in suite("main"):
             first.setdefault(launch.kernel.__name__, launch)
         return tuple(first.values())
-    cases = [(name, torch.bfloat16, False) for name, network in NETWORKS.items() if size == "full" or network.main]
-    cases += [(name, torch.bfloat16, True) for name, network in NETWORKS.items() if network.main]
+    kinds = [(torch.bfloat16, False), (torch.float32, False), (torch.bfloat16, True), (torch.float32, True)]
+    cases = [(name, *kind) for name, network in NETWORKS.items() if network.main for kind in kinds]
     if size == "full":
-        cases += [(name, d, False) for name in NETWORKS for d in (torch.float32, torch.float16)]
-        cases += [(name, torch.float32, True) for name, network in NETWORKS.items() if network.main]
+        cases += [(name, *kind) for name, network in NETWORKS.items() if not network.main for kind in kinds[:2]]
+        cases += [(name, torch.float16, False) for name in NETWORKS]
     found = {launch.key: launch for launch in step_launches()}
     for case in cases:
         found.update((launch.key, launch) for launch in launches(*case))

@@ -5,7 +5,7 @@ inputs that together exceed the cache, so that neither launches nor cached data 
 its result has been compared with the plain form in float64 on the same inputs; where that fails it says so instead. The
 bytes of a row are those of its inputs, read once, and of its result, written once; its share is of a large copy in the
 same run. With TRITON_INTERPRET=1 and --device cpu --smoke the whole script runs on tiny shapes without a GPU, to show
-that it works; its times then mean nothing.
+that it works; its times then mean nothing. Exits with 1 where a row could not be measured.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class Timer:
     def __init__(self, call: Callable[..., Tensor], sets: list[tuple[Any, ...]], device: torch.device) -> None:
         self.call, self.sets, self.device = call, sets, device
         self.graph: Any = None
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: a graph's own tensors are written to at its replay, outside of it
             for given in sets[:2]:
                 call(*given)  # compiles, chooses algorithms
             if device.type == "cuda":
@@ -226,7 +226,7 @@ class Timer:
     def __call__(self) -> float:
         if self.graph is None:
             began = time.perf_counter()
-            with torch.inference_mode():
+            with torch.no_grad():
                 for given in self.sets:
                     self.call(*given)
             return (time.perf_counter() - began) / len(self.sets)
@@ -243,6 +243,10 @@ def ratio(slow: list[float], fast: list[float]) -> list[float]:
     return [round(r, 3) for r in (statistics.median(ratios), min(ratios), max(ratios))]
 
 
+def failure(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0][:120]}"
+
+
 def size_of(tensors: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
 
@@ -253,7 +257,7 @@ def measure(
     inputs = case.inputs(batch)
     error = parity(case, inputs)
     name = str(dtype).removeprefix("torch.")
-    with torch.inference_mode():
+    with torch.no_grad():
         moved = size_of(inputs) + size_of([fused(case)(*inputs)])
     row = Row(case.operator, case.label, name, batch, error, moved / 1e6, {}, [], [], None)
     bound = BOUNDS[torch.float32 if case.wide else dtype]
@@ -273,7 +277,7 @@ def measure(
         try:
             timers[contender] = Timer(call, sets, device)
         except Exception as problem:  # a contender that fails is a row that says so
-            row.note = f"{contender}: {type(problem).__name__}: {str(problem).splitlines()[0][:120]}"
+            row.note = f"{contender}: {failure(problem)}"
     times: dict[str, list[float]] = {contender: [] for contender in timers}
     for turn in range(rounds):
         for contender in sorted(timers, reverse=turn % 2 == 1):
@@ -354,8 +358,14 @@ def main(arguments: list[str] | None = None) -> None:
     with ieee_float32():
         rate = copy_rate(device, given.smoke)
         for case, batch in tqdm([c for c in chosen if not given.only or c[0].operator in given.only], unit="case"):
-            rows.append(measure(case, batch, device, dtype, rate, given.rounds, not given.no_compile))
-    report = {
+            try:
+                row = measure(case, batch, device, dtype, rate, given.rounds, not given.no_compile)
+            except Exception as problem:  # one case must not lose the others
+                row = Row(
+                    case.operator, case.label, given.dtype, batch, math.nan, 0.0, {}, [], [], None, failure(problem)
+                )
+            rows.append(row)
+    report: dict[str, Any] = {
         "machine": machine(device),
         "versions": f"{versions()}, triton {__import__('triton').__version__}",
         "fastdiff": source_version(),
@@ -371,6 +381,7 @@ def main(arguments: list[str] | None = None) -> None:
     write_atomically(given.output.with_suffix(".md"), lambda p: p.write_text(text + "\n"))
     print(text)
     print(f"wrote {given.output} and {given.output.with_suffix('.md').name}")
+    sys.exit(1 if any(row.note for row in rows) else 0)
 
 
 if __name__ == "__main__":

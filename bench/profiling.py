@@ -5,16 +5,20 @@ Network A on a CUDA device, in the sampler's layout and dtype, in three forms: t
 interleaved rounds, after its output has been compared with the plain one; plain and fused are then profiled, and their
 kernels listed by time. The floor is the larger of the bytes that fastdiff.bench.traffic counts over the rate of a large
 copy and the operations over that of a large matrix product, both measured in the same run. With TRITON_INTERPRET=1 and
---device cpu --smoke the script runs on a tiny network without a GPU, to show that it works.
+--device cpu --smoke the script runs on a tiny network without a GPU, to show that it works. A training step's forward
+and backward pass is timed too, by the clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import math
 import shlex
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.bench.operators import DTYPES, Timer, copy_rate, interpreted_note, ratio
+from fastdiff.bench.operators import DTYPES, Timer, copy_rate, failure, interpreted_note, ratio
 from fastdiff.bench.shapes import NETWORKS, Network
 from fastdiff.bench.traffic import network_flop, network_traffic
 from fastdiff.files import write_atomically
@@ -33,6 +37,7 @@ from fastdiff.prepared import ieee_float32, prepare_network
 from fastdiff.runlog import machine, source_version, versions
 
 BOUND = 3e-2  # relative, between two 16-bit evaluations of some 60 layers
+TRAINING_BOUND = 6e-2  # of all gradients together, each form rounding to 16 bits at its own places
 SMOKE = Network(lambda: AnnotatedUnet(8, dim_mults=(1,)), (1, 4, 4))
 
 
@@ -42,7 +47,7 @@ def forms(network: Network, device: torch.device, dtype: torch.dtype) -> dict[st
     module = network.make()
     made: dict[str, Callable[[Tensor], Tensor]] = {}
     for name, form in (("plain", "reference"), ("fused", "triton")):
-        with using(form), torch.inference_mode():
+        with using(form), torch.no_grad():
             prepared: Any = prepare_network(module, device, dtype)
             time = prepared.embed_time(torch.full((1,), 7, device=device))
 
@@ -69,7 +74,7 @@ def kernel_times(call: Callable[[Tensor], Tensor], x: Tensor, device: torch.devi
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = device.type == "cuda"
-    with torch.inference_mode():
+    with torch.no_grad():
         call(x)
         with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
             for _ in range(repeats):
@@ -97,7 +102,7 @@ def measure(
     if not compile:
         del calls["compiled"]
     x = torch.randn(batch, *network.shape, device=device).to(dtype, memory_format=torch.channels_last)
-    with torch.inference_mode():
+    with torch.no_grad():
         plain, fused = calls["plain"](x).double(), calls["fused"](x).double()
     row: dict[str, Any] = {"batch": batch, "error": float((plain - fused).norm() / plain.norm()), "milliseconds": {}}
     if not row["error"] <= BOUND:
@@ -107,7 +112,7 @@ def measure(
         try:
             timers[name] = Timer(call, [(x,)], device)
         except Exception as problem:  # a contender that fails is a row that says so
-            row["note"] = f"{name}: {type(problem).__name__}: {str(problem).splitlines()[0][:120]}"
+            row["note"] = f"{name}: {failure(problem)}"
     times: dict[str, list[float]] = {name: [] for name in timers}
     for turn in range(rounds):
         for name in sorted(timers, reverse=turn % 2 == 1):
@@ -124,6 +129,51 @@ def measure(
     return row
 
 
+def measure_training(
+    network: Network, batch: int, device: torch.device, dtype: torch.dtype, rounds: int, compile: bool
+) -> dict[str, Any]:
+    """Forward and backward of a training step under autocast: milliseconds by form, gradients compared first."""
+    torch.manual_seed(0)
+    start = network.make().to(device, memory_format=torch.channels_last).train()
+    x = torch.randn(batch, *network.shape, device=device).contiguous(memory_format=torch.channels_last)
+    t = torch.arange(batch, device=device) % 200
+    steps: dict[str, Callable[[], list[Tensor]]] = {}
+    contenders = [("plain", "reference", False), ("fused", "triton", False), ("compiled", "reference", True)]
+    for name, form, compiled in contenders[: 3 if compile else 2]:
+        module: Any = copy.deepcopy(start)
+        parameters = list(module.parameters())
+        run = torch.compile(module, dynamic=False) if compiled else module
+
+        def step(run: Any = run, parameters: Any = parameters, form: str = form) -> list[Tensor]:
+            with using(form), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = (run(x, t).float() - x).square().mean()
+            return list(torch.autograd.grad(loss, parameters))
+
+        steps[name] = step
+    plain, fused = (torch.cat([g.flatten().double() for g in steps[name]()]) for name in ("plain", "fused"))
+    row: dict[str, Any] = {"batch": batch, "error": float((plain - fused).norm() / plain.norm()), "milliseconds": {}}
+    if not row["error"] <= TRAINING_BOUND:
+        return {**row, "note": f"not timed: the gradients' error exceeds {TRAINING_BOUND:.0e}"}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(-2, rounds):  # two to warm up
+        for name in sorted(steps, reverse=turn % 2 == 1):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            steps[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn >= 0:
+                times[name].append(time.perf_counter() - began)
+    row["milliseconds"] = {name: statistics.median(taken) * 1e3 for name, taken in times.items()}
+    row["fused_against"] = {n: ratio(taken, times["fused"]) for n, taken in times.items() if n != "fused"}
+    return row
+
+
+def _failed(batch: int, problem: Exception) -> dict[str, Any]:
+    return {"batch": batch, "error": math.nan, "milliseconds": {}, "note": failure(problem)}
+
+
 def table(report: dict[str, Any]) -> str:
     lines = [
         f"{report['machine']}; {report['versions']}; fastdiff {report['fastdiff']}; `{report['command']}`",
@@ -135,17 +185,24 @@ def table(report: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in report["rows"]:
-        for name, time in row["milliseconds"].items():
+        for name, taken in row["milliseconds"].items():
             floor = row["floor_milliseconds"].get(name)
             against = row["fused_against"].get(name)
             lines.append(
-                f"| {row['batch']} | {name} | {time:.3f} | {'' if floor is None else f'{floor:.3f}'} | "
-                f"{'' if floor is None else f'{floor / time:.0%}'} | "
+                f"| {row['batch']} | {name} | {taken:.3f} | {'' if floor is None else f'{floor:.3f}'} | "
+                f"{'' if floor is None else f'{floor / taken:.0%}'} | "
                 f"{f'{against[0]:.2f}x ({against[1]:.2f} to {against[2]:.2f})' if against else ''} | "
                 f"{row['error']:.1e} |"
             )
         if "note" in row:
             lines.append(f"| {row['batch']} | {row['note']} | | | | | {row['error']:.1e} |")
+    training = report["training"]
+    lines += ["", f"Forward and backward of a training step, batch {training['batch']}, under autocast; gradients "
+              f"{training['error']:.1e} apart. {training.get('note', '')}", "",
+              "| form | ms | fused against it |", "| --- | --- | --- |"]  # fmt: skip
+    for name, taken in training["milliseconds"].items():
+        against = training["fused_against"].get(name)
+        lines.append(f"| {name} | {taken:.2f} | {f'{against[0]:.2f}x' if against else ''} |")
     for row in report["rows"]:
         for name, kernels in row.get("kernels", {}).items():
             total = sum(k["microseconds"] for k in kernels)
@@ -181,9 +238,17 @@ def main(arguments: list[str] | None = None) -> None:
     network = SMOKE if given.smoke else NETWORKS[given.network]
     with ieee_float32() if dtype == torch.float32 else nullcontext():
         rates = {"copy": copy_rate(device, given.smoke), "matmul": matmul_rate(device, dtype, given.smoke)}
-        rows = [
-            measure(network, batch, device, dtype, rates, given.rounds, not given.no_compile) for batch in given.batch
-        ]
+        rows = []
+        for batch in given.batch:
+            try:
+                rows.append(measure(network, batch, device, dtype, rates, given.rounds, not given.no_compile))
+            except Exception as problem:  # one batch must not lose the others
+                rows.append(_failed(batch, problem))
+        batch = 2 if given.smoke else 128
+        try:
+            training = measure_training(network, batch, device, dtype, given.rounds, not given.no_compile)
+        except Exception as problem:
+            training = _failed(batch, problem)
     report = {
         "machine": machine(device),
         "versions": versions(),
@@ -194,6 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
         "dtype": given.dtype,
         "rates": rates,
         "rows": rows,
+        "training": training,
     }
     text = table(report)
     given.output.parent.mkdir(parents=True, exist_ok=True)
@@ -201,6 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     write_atomically(given.output.with_suffix(".md"), lambda p: p.write_text(text + "\n"))
     print(text)
     print(f"wrote {given.output} and {given.output.with_suffix('.md').name}")
+    sys.exit(1 if any("note" in row for row in [*rows, training]) else 0)
 
 
 if __name__ == "__main__":

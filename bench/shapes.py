@@ -24,12 +24,12 @@ class Network:
 
     make: Callable[[], nn.Module]
     shape: tuple[int, int, int]
-    batches: tuple[int, ...] = (64,)
+    batches: tuple[int, ...] = (64, 1024)
     main: bool = False
 
 
 NETWORKS = {
-    "A, dim 28, 28x28": Network(lambda: AnnotatedUnet(28), (1, 28, 28), (1, 64), main=True),
+    "A, dim 28, 28x28": Network(lambda: AnnotatedUnet(28), (1, 28, 28), (1, 64, 1024), main=True),
     "B, 64 features, 16x16": Network(lambda: ContextUnet(3, 64, 5, 16), (3, 16, 16), main=True),
     "A, dim 64, 32x32": Network(lambda: AnnotatedUnet(64, channels=3), (3, 32, 32)),
     "A, mindspore": Network(lambda: AnnotatedUnet(28, edition="mindspore"), (1, 28, 28)),

@@ -20,10 +20,12 @@ from torch import Tensor
 from fastdiff.kernels import checks
 from fastdiff.kernels.channel_norm import channel_norm_reference
 from fastdiff.kernels.dispatch import use_triton
-from fastdiff.kernels.linear_attention import MAX_HEAD_WIDTH, output_scale
+from fastdiff.kernels.linear_attention import output_scale
 
 OP = "attention_block"
-MAX_CHANNELS = 256  # the Triton form keeps a tile (channels, head width) of sums in registers
+# The Triton form keeps tiles (channels, head width) in registers and shared memory: more than these, or four bytes for
+# an element, and they spill, or exceed the 99 KB of smaller GPUs.
+MAX_CHANNELS, MAX_HEAD_WIDTH = 128, 64
 
 
 class FoldedAttention(NamedTuple):
@@ -68,6 +70,11 @@ def fold(
     width = w_qkv.shape[0]
     if heads < 1 or width == 0 or width % (3 * heads):
         raise ValueError(f"{OP}: w_qkv has shape {tuple(w_qkv.shape)} with heads = {heads}; accepted: (3 heads d, C)")
+    given = dict(norm_weight=norm_weight, norm_bias=norm_bias, w_qkv=w_qkv, w_out=w_out, b_out=b_out, gain=gain)
+    checks.tensors(OP, **given)
+    for name in ("norm_weight", "norm_bias", "b_out"):
+        checks.shape(OP, name, given[name], (c,))
+    checks.shape(OP, "gain", gain, (1, c, 1, 1))
     checks.shape(OP, "w_qkv", w_qkv, (width, c), (width, c, 1, 1))
     checks.shape(OP, "w_out", w_out, (c, width // 3), (c, width // 3, 1, 1))
     dtype, d = w_qkv.dtype, width // (3 * heads)
@@ -83,28 +90,34 @@ def fold(
         w_k=(k * scale).to(dtype).contiguous(),
         q_bias=(q @ shift).to(wide),
         values=tuple(m.to(dtype).contiguous() for m in values),
-        bias=b_out.detach().to(wide),
+        bias=b_out.detach().to(wide).contiguous(),
         shift=(out @ (v @ shift)[..., None]).sum(0)[:, 0].to(wide),
-        gain=None if gain is None else gain.detach(),
+        gain=None if gain is None else gain.detach().contiguous(),
         heads=heads,
         divide_by_n=divide_by_n,
         eps=eps,
     )
 
 
+def fits(dtype: torch.dtype, channels: int, head_width: int) -> bool:
+    """Whether the Triton form takes such a block; the others are better left in their parts."""
+    return dtype.itemsize == 2 and channels <= MAX_CHANNELS and head_width <= MAX_HEAD_WIDTH
+
+
 def attention_block(x: Tensor, folded: FoldedAttention) -> Tensor:
     """x + channel_norm(out), or out alone where folded.gain is None; see the top of this file.
 
     x: (B, C, H, W), any float dtype and memory format; folded: from `fold`, on x's device. Returns x's shape and dtype.
-    Not differentiable. The Triton form keeps maxima, sums and accumulators in float32 and rounds what enters a
-    matrix product to x's dtype. Raises ValueError for anything else.
+    Not differentiable. The Triton form is for bfloat16 and float16 (see `fits`); it keeps maxima, sums and
+    accumulators in float32 and rounds what enters a matrix product to x's dtype. Raises ValueError for anything else.
     """
-    checks.tensors(OP, x=x, w_q=folded.w_q, gain=folded.gain)
+    tensors = {k: v for k, v in folded._asdict().items() if isinstance(v, Tensor)}
+    checks.tensors(OP, x=x, values=folded.values[0], **tensors)
     checks.images(OP, x)
-    if x.shape[1] != folded.w_q.shape[1]:
-        raise ValueError(f"{OP}: x has {x.shape[1]} channels and the weights {folded.w_q.shape[1]}")
-    fits = x.shape[1] <= MAX_CHANNELS and folded.w_q.shape[0] // folded.heads <= MAX_HEAD_WIDTH
-    if use_triton(x) and fits:
+    width, c = folded.w_q.shape
+    if x.shape[1] != c:
+        raise ValueError(f"{OP}: x has {x.shape[1]} channels and the weights {c}")
+    if use_triton(x) and fits(x.dtype, c, width // folded.heads):
         from fastdiff.kernels import attention_block_triton
 
         return attention_block_triton.forward(x, folded)

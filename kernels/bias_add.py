@@ -20,8 +20,8 @@ OP = "bias_add"
 def bias_add(x: Tensor, residual: Tensor, bias: Tensor | None = None, residual_bias: Tensor | None = None) -> Tensor:
     """x + bias + residual + residual_bias, the biases (C,) over dim 1.
 
-    x: (B, C, H, W), any float dtype and memory format; residual: x's shape. Returns x's shape and dtype;
-    differentiable. The Triton form computes in float32. Raises ValueError for anything else.
+    x: (B, C, H, W), any float dtype and memory format; residual: x's shape. Returns x's shape in the dtype that torch
+    promotes all of them to; differentiable. The Triton form computes in float32. Raises ValueError for anything else.
     """
     checks.tensors(OP, x=x, residual=residual, bias=bias, residual_bias=residual_bias)
     checks.images(OP, x)

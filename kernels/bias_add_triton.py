@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdiff.kernels.dispatch import launch
-from fastdiff.kernels.layout import empty_images, positions, tile
+from fastdiff.kernels.layout import contiguous, empty_images, positions, promoted, tile
 
 
 @triton.jit
@@ -35,7 +35,8 @@ def bias_add_forward(
 
 def forward(x: Tensor, residual: Tensor, bias: Tensor | None, residual_bias: Tensor | None) -> Tensor:
     b, c, h, w = x.shape
-    y = empty_images(x)
+    y = empty_images(x, dtype=promoted(x, residual, bias, residual_bias))
+    bias, residual_bias = contiguous(bias), contiguous(residual_bias)
     rows, columns, warps = tile(min(c, 256), h * w, 2048)
     blocks = -(-c // columns)
     flat, other, into = positions(x), positions(residual), positions(y)

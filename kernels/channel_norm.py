@@ -17,7 +17,8 @@ def channel_norm(x: Tensor, gain: Tensor, residual: Tensor | None = None, eps: f
     """(x - mean) / sqrt(var + eps) * gain + residual over dim 1, biased variance (Ba et al. 2016, without a shift).
 
     x: (B, C, H, W), any float dtype and memory format; gain: (1, C, 1, 1); residual: None or x's shape.
-    Returns x's shape and dtype; differentiable. The Triton form computes in float32.
+    Returns x's shape in the dtype that torch promotes all of them to; differentiable. The Triton form computes in
+    float32.
     Raises ValueError for anything else.
     """
     checks.tensors("channel_norm", x=x, gain=gain, residual=residual)

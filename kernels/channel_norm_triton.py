@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdiff.kernels.dispatch import launch
-from fastdiff.kernels.layout import empty_images, positions, tile
+from fastdiff.kernels.layout import empty_images, positions, promoted, tile
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def channel_norm_backward(
 
 def forward(x: Tensor, gain: Tensor, residual: Tensor | None, eps: float) -> Tensor:
     b, c, h, w = x.shape
-    y = empty_images(x)
+    y = empty_images(x, dtype=promoted(x, gain, residual))
     rows, columns, warps = tile(c, h * w, 2048)
     flat, into = positions(x), positions(y)
     other = None if residual is None else positions(residual)

@@ -9,9 +9,22 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdiff.kernels import checks
 from fastdiff.kernels.bias_add import bias_add
 from fastdiff.kernels.dispatch import use_triton
 from fastdiff.kernels.group_norm import group_norm
+
+
+def _padding(operator: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> int:
+    """What keeps the picture's size, after a look at the arguments."""
+    checks.tensors(operator, x=x, weight=weight, bias=bias)
+    checks.images(operator, x)
+    size = weight.shape[-1]
+    if size % 2 == 0:
+        raise ValueError(f"{operator}: weight has shape {tuple(weight.shape)}; accepted: an odd kernel size")
+    checks.shape(operator, "weight", weight, (weight.shape[0], x.shape[1], size, size))
+    checks.shape(operator, "bias", bias, (weight.shape[0],))
+    return size // 2
 
 
 def conv_norm(
@@ -30,8 +43,9 @@ def conv_norm(
 
     x: (B, C, H, W); weight: (O, C, K, K), K odd; bias: (O,) or None; the rest as in group_norm, on O channels.
     Returns (B, O, H, W). Differentiable.
+    Raises ValueError for anything else.
     """
-    padding = weight.shape[-1] // 2
+    padding = _padding("conv_norm", x, weight, bias)
     if use_triton(x):
         y, later = F.conv2d(x, weight, padding=padding), bias
     else:
@@ -50,9 +64,11 @@ def conv_add(
     """conv2d(x, weight, bias) + residual, or + conv2d(residual, residual_weight, residual_bias), sizes kept.
 
     x: (B, C, H, W); weight: (O, C, K, K), K odd; residual: (B, O, H, W), or with a residual_weight (O, R, 1, 1)
-    (B, R, H, W). Returns (B, O, H, W). Differentiable.
+    (B, R, H, W). Returns (B, O, H, W). Differentiable. Raises ValueError for anything else.
     """
-    padding = weight.shape[-1] // 2
+    padding = _padding("conv_add", x, weight, bias)
+    if residual_weight is not None:
+        _padding("conv_add", residual, residual_weight, residual_bias)
     fused = use_triton(x)
     if residual_weight is not None:
         residual = F.conv2d(residual, residual_weight, None if fused else residual_bias)

@@ -63,8 +63,10 @@ def denoise_step(
     if isinstance(clip, (int, float)) and not clip > 0:
         raise ValueError(f"{OP}: clip = {clip}; accepted: None, a positive bound, or a bound for each sample")
     if use_triton(x):
-        if x.dtype != torch.float32 or rows.dtype != torch.float32:
-            raise ValueError(f"{OP}: x is {x.dtype} and rows {rows.dtype}; accepted: float32")
+        states = dict(x=x, rows=rows, x0_prev=x0_prev, noise=noise, guidance_scale=guidance_scale, clip=bound)
+        for name, tensor in states.items():
+            if tensor is not None and tensor.dtype != torch.float32:
+                raise ValueError(f"{OP}: {name} is {tensor.dtype}; accepted: float32")
         from fastdiff.kernels import denoise_step_triton
 
         return denoise_step_triton.forward(
@@ -75,7 +77,8 @@ def denoise_step(
     )
     if inplace:
         following = x.copy_(following)
-        x0 = x0 if x0_prev is None else x0_prev.copy_(x0)
+        if keep_x0 and x0_prev is not None:
+            x0 = x0_prev.copy_(x0)
     return following, x0 if keep_x0 else None
 
 

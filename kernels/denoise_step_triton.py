@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdiff.kernels.dispatch import launch
-from fastdiff.kernels.layout import positions
+from fastdiff.kernels.layout import contiguous, positions
 from fastdiff.kernels.philox_triton import four_normals
 
 
@@ -23,7 +23,7 @@ def _clamp(x, bound):
     return tl.minimum(x, bound, propagate_nan=tl.PropagateNan.ALL)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["index"])  # index lies anywhere in a vector of indices
 def denoise_step_forward(
     x, following, out, conditional, x0_prev, x0_kept, noise, rows, index, guidance, bound, key, samples, limit,
     out_b: tl.constexpr, out_c: tl.constexpr, out_p: tl.constexpr,
@@ -115,7 +115,7 @@ def forward(
         denoise_step_forward, (-(-groups // block),), x.device,
         state, following, flat, None if guidance_scale is None else flat[n:], previous, kept,
         None if noise is None else _dense(noise, state), rows.contiguous(), index, guidance_scale,
-        None if per_sample is None else per_sample.contiguous(), key,
+        contiguous(per_sample), contiguous(key),
         n, 0.0 if clip is None or per_sample is not None else float(clip), *flat.stride(),
         E=elements, C=c, LANES=lanes, BLOCK=block, CHANNELS_FIRST=first, OUT_FIRST=out_first,
         GUIDED=guidance_scale is not None,

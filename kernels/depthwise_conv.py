@@ -30,6 +30,8 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, time_b
     checks.shape(op, "bias", bias, (c,))
     checks.per_sample(op, "time_bias", time_bias, b, c)
     if use_triton(x):
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # as torch's own convolutions do there
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         return _DepthwiseConv.apply(x, weight, bias, time_bias)
     return depthwise_conv_reference(x, weight, bias, time_bias)
 

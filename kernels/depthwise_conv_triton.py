@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdiff.kernels.dispatch import launch
-from fastdiff.kernels.layout import empty_images, per_sample, power_of_2
+from fastdiff.kernels.layout import contiguous, empty_images, per_sample, power_of_2
 
 
 @triton.jit
@@ -105,6 +105,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, time_bias: Tensor | 
     size = weight.shape[-1]
     y = empty_images(x)
     time_rows, time_b = per_sample(time_bias, c)
+    bias = contiguous(bias)
     taps = weight[:, 0].permute(1, 2, 0).contiguous().float()
     rows = 7 if h % 7 == 0 else 4  # 7 divides the sizes of network A on 28x28 pictures, 4 those of powers of two
     lanes = min(64, power_of_2(c))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -95,11 +98,15 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any,
 
 @cache
 def _capable(device: torch.device) -> bool:
-    try:
-        import triton  # noqa: F401
-    except ImportError:  # a dependency on Linux only
+    """CUDA of compute capability 8.0 or newer, and all that Triton needs to launch."""
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    if importlib.util.find_spec("triton") is None:  # a dependency on Linux only
+        return False
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        warnings.warn("no C compiler, which Triton needs; the operators run in plain torch", stacklevel=2)
+        return False
+    return True
 
 
 def _checked(form: str) -> str:

@@ -11,15 +11,20 @@ def positions(x: Tensor) -> Tensor:
     return x.flatten(2)
 
 
-def empty_images(x: Tensor, channels: int | None = None) -> Tensor:
-    """Uninitialised images of x's size and dtype, channels_last.
+def empty_images(x: Tensor, channels: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialised images of x's size and, unless others are given, its channels and dtype; channels_last.
 
     The kernels' results are in that layout whatever they were given: libraries' convolutions are at their fastest in
     it, and a picture of one channel, which is in both layouts at once, would else leave a network in the other one.
     """
     b, c, h, w = x.shape
     c = c if channels is None else channels
-    return torch.empty((b, c, h, w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return torch.empty((b, c, h, w), dtype=dtype or x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """For parameters, which the kernels read as rows without strides."""
+    return None if tensor is None else tensor.contiguous()
 
 
 def per_sample(tensor: Tensor | None, channels: int) -> tuple[Tensor | None, int]:
@@ -28,6 +33,15 @@ def per_sample(tensor: Tensor | None, channels: int) -> tuple[Tensor | None, int
         return None, 0
     rows = tensor.reshape(-1, channels).contiguous()
     return rows, 0 if len(rows) == 1 else channels
+
+
+def promoted(*tensors: Tensor | None) -> torch.dtype:
+    """The dtype that plain torch's sum of these tensors has."""
+    dtypes = [t.dtype for t in tensors if t is not None]
+    result = dtypes[0]
+    for dtype in dtypes[1:]:
+        result = torch.promote_types(result, dtype)
+    return result
 
 
 def tile(columns: int, rows: int, elements: int = 4096) -> tuple[int, int, int]:

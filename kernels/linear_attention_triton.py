@@ -227,11 +227,11 @@ def linear_attention_input_gradient(
     tl.store(into + 2 * step_d, grad.to(dqkv.dtype.element_ty), valid)
 
 
-def _options(d: int, n: int) -> dict[str, int]:
+def _options(d: int, n: int, dtype: torch.dtype) -> dict[str, int]:
     dp = max(16, power_of_2(d))
-    rows = max(16, min(power_of_2(n), 2048 // dp, 64))
+    rows = max(16, min(power_of_2(n), (2048 if dtype.itemsize == 2 else 1024) // dp, 64))
     # A bound on registers that is not reached: without one the assembler saves a register at the price of a spill.
-    return dict(D=d, DP=dp, N=rows, num_warps=8 if dp > 64 else 4, maxnreg=255 if dp > 64 else 168)
+    return dict(D=d, DP=dp, N=rows, num_warps=8 if dp > 32 else 4, maxnreg=168)
 
 
 def _parts(programs: int, n: int, step: int) -> tuple[int, int]:
@@ -246,7 +246,7 @@ def forward(qkv: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor, Tens
     b, c, h, w = qkv.shape
     d, n = c // (3 * heads), h * w
     out = empty_images(qkv, heads * d)
-    options = _options(d, n)
+    options = _options(d, n, qkv.dtype)
     flat, into = positions(qkv), positions(out)
 
     def empty(*shape: int) -> Tensor:
@@ -278,7 +278,7 @@ def backward(dy: Tensor, qkv: Tensor, context: Tensor, normaliser: Tensor, heads
     b, c, h, w = qkv.shape
     d, n = c // (3 * heads), h * w
     dqkv = empty_images(qkv)
-    options = _options(d, n)
+    options = _options(d, n, qkv.dtype)
     flat, grad, into = positions(qkv), positions(dy.to(qkv.dtype)), positions(dqkv)
     parts, span = _parts(b * heads, n, options["N"])
     partial = torch.empty((parts, b, heads, d, d), dtype=torch.float32, device=qkv.device)

@@ -73,7 +73,7 @@ def four_normals(seed, sample, draw, block):
     return tl.reshape(pairs, (block.shape[0], block.shape[1], 4))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["draw"])
 def philox_normals(out, key, samples, draw, E: tl.constexpr, BLOCK: tl.constexpr):
     """out (samples, E) float32; key: seed and first sample, int64, in device memory."""
     per_sample: tl.constexpr = (E + 3) // 4
@@ -88,7 +88,10 @@ def philox_normals(out, key, samples, draw, E: tl.constexpr, BLOCK: tl.constexpr
 def normals(out: Tensor, key: Tensor, draw: int) -> None:
     """Fill out (samples, elements), float32; key: (2,) int64 on its device, the seed and the first sample."""
     samples, elements = out.shape
+    blocks = samples * -(-elements // 4)
+    if blocks >= 2**31:
+        raise ValueError(f"normals: {samples} samples of {elements} elements; accepted: fewer than {2**33} in all")
     launch(
-        philox_normals, (-(-samples * -(-elements // 4) // 256),), out.device,
+        philox_normals, (-(-blocks // 256),), out.device,
         out, key, samples, draw, E=elements, BLOCK=256, num_warps=4,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fastdiff.kernels import attention_block_triton
 from fastdiff.kernels.attention_block import attention_block, attention_block_reference, fold
 from fastdiff.networks.blocks import EDITIONS, ChannelNorm, LinearAttention, PreNorm, Residual
 
@@ -35,20 +36,29 @@ def test_the_folded_reference_is_the_module(randomised, rel, c, h, w, edition):
 
 @pytest.mark.parametrize("c, h, w", [(28, 9, 7), (56, 14, 14), (112, 7, 7), (18, 28, 28), (200, 3, 5)])
 @pytest.mark.parametrize("edition", ["mindspore-torch", "hf-2022"])
-def test_every_level_in_every_layout(triton_device, randomised, agrees, layouts, c, h, w, edition):
+def test_the_kernels_in_every_layout(triton_device, randomised, agrees, layouts, c, h, w, edition):
     module = block(c, edition, randomised)
     x = torch.randn(2, c, h, w, device=triton_device) + 0.5
     expected = attention_block_reference(x.cpu().double(), folded_weights(module))
     folded = folded_weights(module, torch.float32, triton_device)
     for given in layouts(x).values():
-        agrees(attention_block(given, folded), expected, times=2)
+        agrees(attention_block_triton.forward(given, folded), expected, times=2)
 
 
 def test_many_samples_share_a_program_for_all_heads(triton_device, randomised, agrees):
     module = block(28, "mindspore", randomised)
     x = torch.randn(130, 28, 4, 4, device=triton_device)
     expected = attention_block_reference(x.cpu().double(), folded_weights(module))
-    agrees(attention_block(x, folded_weights(module, torch.float32, triton_device)), expected, times=2)
+    folded = folded_weights(module, torch.float32, triton_device)
+    agrees(attention_block_triton.forward(x, folded), expected, times=2)
+
+
+def test_four_bytes_an_element_are_left_to_the_plain_form(triton_device, randomised, rel):
+    """The Triton form would spill; see MAX_CHANNELS."""
+    module = block(28, "mindspore", randomised)
+    folded = folded_weights(module, torch.float32, triton_device)
+    x = torch.randn(2, 28, 4, 4, device=triton_device)
+    assert torch.equal(attention_block(x, folded), attention_block_reference(x, folded))
 
 
 # The normed input, the exponentials, the sums, the mixed values and the result are rounded to 16 bits.
@@ -69,12 +79,16 @@ def test_what_it_cannot_take_is_named(randomised):
         (torch.zeros(1, 27, 3, 3), "x has 27 channels and the weights 28"),
         (torch.zeros(1, 28, 3), r"x has shape \(1, 28, 3\)"),
         (torch.zeros(1, 28, 3, 3, dtype=torch.int32), "x is torch.int32"),
-        (torch.zeros(1, 28, 3, 3, device="meta"), "w_q is on cpu and the others on meta"),
+        (torch.zeros(1, 28, 3, 3, device="meta"), "values is on cpu and the others on meta"),
     ]:
         with pytest.raises(ValueError, match=message):
             attention_block(x, folded)
     weights = torch.ones(28), torch.ones(28), torch.zeros(384, 28), torch.zeros(28, 128), torch.zeros(28), None
     with pytest.raises(ValueError, match="heads = 5; accepted"):
         fold(*weights, 5, True)
+    with pytest.raises(ValueError, match="norm_bias has shape"):
+        fold(weights[0], torch.ones(1), *weights[2:], 4, True)
+    with pytest.raises(ValueError, match=r"gain has shape \(1, 1, 1, 1\); accepted: \(1, 28, 1, 1\)"):
+        fold(*weights[:5], torch.ones(1, 1, 1, 1), 4, True)
     with pytest.raises(ValueError, match="w_out has shape"):
         fold(*weights[:3], torch.zeros(28, 64), *weights[4:], 4, True)

@@ -15,9 +15,16 @@ ROOT = Path(__file__).parent.parent
 TINY = ["--device", "cpu", "--smoke", "--rounds", "2", "--no-compile"]
 
 
+def run(main, *arguments) -> int:
+    """The exit status."""
+    with pytest.raises(SystemExit) as stop:
+        main([*TINY, *map(str, arguments)])
+    return stop.value.code
+
+
 def test_the_operators_report(tmp_path, capsys):
     output = tmp_path / "new" / "operators.json"
-    operators.main([*TINY, "--batch", "2", "--step-batch", "3", "--output", str(output)])
+    assert run(operators.main, "--batch", 2, "--step-batch", 3, "--output", output) == 0
     report = json.loads(output.read_text())
     assert {row["operator"] for row in report["rows"]} == {
         "depthwise_conv", "group_norm", "conv_norm", "conv_add", "bias_add", "channel_norm", "linear_attention",
@@ -36,24 +43,36 @@ def test_an_operator_that_is_wrong_is_not_timed(tmp_path, monkeypatch):
     right = bias_add_triton.forward
     monkeypatch.setattr(bias_add_triton, "forward", lambda x, *more: right(x, *more) * 1.05)
     output = tmp_path / "operators.json"
-    operators.main([*TINY, "--batch", "2", "--only", "bias_add", "channel_norm", "--output", str(output)])
+    assert run(operators.main, "--batch", 2, "--only", "bias_add", "channel_norm", "--output", output) == 1
     notes = {row["operator"]: (row["note"], row["microseconds"]) for row in json.loads(output.read_text())["rows"]}
     assert notes["bias_add"][0].startswith("not timed: the error exceeds") and not notes["bias_add"][1]
     assert notes["channel_norm"][0] == "" and notes["channel_norm"][1]
 
 
+def test_an_operator_that_fails_is_a_row_that_says_so(tmp_path, monkeypatch):
+    def fail(*given):
+        raise RuntimeError("out of shared memory")
+
+    monkeypatch.setattr(bias_add_triton, "forward", fail)
+    output = tmp_path / "operators.json"
+    assert run(operators.main, "--batch", 2, "--only", "bias_add", "channel_norm", "--output", output) == 1
+    notes = {row["operator"]: row["note"] for row in json.loads(output.read_text())["rows"]}
+    assert notes == {"bias_add": "RuntimeError: out of shared memory", "channel_norm": ""}
+
+
 def test_an_unknown_operator_is_named(capsys):
-    with pytest.raises(SystemExit):
-        operators.main([*TINY, "--only", "softmax"])
+    assert run(operators.main, "--only", "softmax") == 2
     assert "no operator softmax; there are" in capsys.readouterr().err
 
 
 def test_the_profile(tmp_path):
     output = tmp_path / "profile.json"
-    profiling.main([*TINY, "--batch", "1", "--output", str(output)])
+    assert run(profiling.main, "--batch", 1, "--output", output) == 0
     (row,) = json.loads(output.read_text())["rows"]
     assert row["error"] < 3e-2 and row["milliseconds"].keys() == {"plain", "fused"}
     assert row["kernels"]["plain"] and row["kernels"]["fused"] and row["floor_milliseconds"]["fused"] > 0
+    training = json.loads(output.read_text())["training"]
+    assert training["error"] < 6e-2 and training["milliseconds"].keys() == {"plain", "fused"}
     assert "kernels by time" in output.with_suffix(".md").read_text()
 
 

@@ -161,7 +161,19 @@ def test_what_it_cannot_take_is_named(change, message):
         denoise_step(**given)
 
 
-def test_only_float32_is_stepped(triton_device):
-    given = arguments(triton_device, SHAPE)
-    with pytest.raises(ValueError, match="x is torch.bfloat16 and rows torch.float32; accepted: float32"):
-        denoise_step(**{**given, "x": given["x"].bfloat16()})
+@pytest.mark.parametrize("name", ["x", "rows", "x0_prev", "noise", "guidance_scale", "clip"])
+def test_only_float32_is_stepped(triton_device, name):
+    given = arguments(triton_device, SHAPE, guided=name == "guidance_scale")
+    zeros = torch.zeros(SHAPE, device=triton_device)
+    given = {**given, **dict(x0_prev=zeros, noise=zeros, clip=torch.ones(2, device=triton_device))}
+    with pytest.raises(ValueError, match=f"{name} is torch.bfloat16; accepted: float32"):
+        denoise_step(**{**given, name: given[name].bfloat16()})
+
+
+def test_without_keeping_x0_its_buffer_is_left_alone():
+    """In either form, in place or not."""
+    for inplace in (False, True):
+        given = arguments("cpu", SHAPE, x0_prev=torch.randn(SHAPE))
+        before = given["x0_prev"].clone()
+        _, kept = denoise_step(**given, inplace=inplace)
+        assert kept is None and torch.equal(given["x0_prev"], before)

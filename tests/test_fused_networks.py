@@ -7,6 +7,7 @@ import torch
 
 from fastdiff import AnnotatedUnet, ContextUnet, Model, load, make_schedule, sample
 from fastdiff.kernels.dispatch import launch, recording, use_triton, using
+from fastdiff.networks.blocks import EDITIONS, LinearAttention, PreNorm, Residual
 from fastdiff.prepared import FoldedLinearAttention, prepare_network
 
 # Tiny: the interpreter takes a tenth of a millisecond for each line of a kernel and program.
@@ -32,16 +33,51 @@ def test_the_network_is_the_same_function(triton_device, randomised, rel, name):
     make, shape = NETWORKS[name]
     network = randomised(make()).eval().to(triton_device)
     x, t = inputs(network, shape, triton_device)
-    prepared = prepare_network(network, triton_device, torch.float32)
-    folded = sum(isinstance(m, FoldedLinearAttention) for m in prepared.modules())
-    assert folded == FOLDED[name]
-    assert not any(isinstance(m, FoldedLinearAttention) for m in network.modules())  # the user's own stays as it was
+    prepared, half = (prepare_network(network, triton_device, d) for d in (torch.float32, torch.bfloat16))
+    assert folded(half) == FOLDED[name] and folded(prepared) == 0  # four bytes an element are left unfolded
+    assert folded(network) == 0  # the user's own stays as it was
     with torch.no_grad():
         with using("reference"):
             expected = network.double()(x.double(), t)
         network.float()
         assert rel(network(x, t).cpu(), expected.cpu()) < 1e-5
         assert rel(prepared(x, t).cpu(), expected.cpu()) < 1e-5
+        # Some 40 roundings to 8 bits, towards zero in the interpreter.
+        assert rel(half(x.bfloat16(), t).cpu(), expected.cpu()) < (3e-2 if triton_device.type == "cuda" else 1e-1)
+
+
+def folded(network) -> int:
+    return sum(isinstance(m, FoldedLinearAttention) for m in network.modules())
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_not_replaced():
+    class Mine(LinearAttention):
+        def forward(self, x, residual):
+            return residual
+
+    edition = EDITIONS["mindspore"]
+    assert FoldedLinearAttention.replaces(Residual(PreNorm(8, LinearAttention(8, edition=edition))))
+    assert not FoldedLinearAttention.replaces(Residual(PreNorm(8, Mine(8, edition=edition))))
+
+
+def test_autocast_gives_the_dtypes_and_gradients_of_the_references(triton_device, randomised, rel):
+    """The residual stream stays in float32 where the references keep it there."""
+    make, shape = NETWORKS["mindspore-torch"]
+    network = randomised(make()).train().to(triton_device)
+    x, t = inputs(network, shape, triton_device)
+    results = []
+    for form in ("triton", "reference"):
+        with using(form), torch.autocast(triton_device.type, torch.bfloat16):
+            seen = []
+            handles = [m.register_forward_hook(lambda _, given, out, seen=seen: seen.append(out.dtype))
+                       for m in network.modules() if isinstance(m, Residual)]  # fmt: skip
+            out = network(x, t)
+            [handle.remove() for handle in handles]
+        gradients = torch.autograd.grad(out.float().square().mean(), list(network.parameters()))
+        results.append((seen, out.dtype, torch.cat([g.flatten().double() for g in gradients])))
+    (mine, out, gradients), (theirs, expected_out, expected) = results
+    assert mine == theirs and out == expected_out
+    assert rel(gradients.cpu(), expected.cpu()) < 0.1  # each form rounds to 8 bits at its own places
 
 
 @pytest.mark.parametrize("name", NETWORKS)

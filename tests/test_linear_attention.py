@@ -21,7 +21,7 @@ def gradients(function, x, heads, divide, dy):
 @pytest.mark.parametrize(
     "b, heads, d, h, w",
     [(2, 4, 32, 7, 7), (1, 3, 16, 7, 9), (2, 2, 60, 14, 14), (1, 4, 32, 28, 28), (1, 5, 8, 1, 1), (3, 1, 33, 5, 4),
-     (1, 1, 1, 3, 3), (1, 1, 128, 4, 4)],
+     (1, 1, 1, 3, 3), (1, 1, 64, 4, 4)],
 )  # fmt: skip
 @pytest.mark.parametrize("divide", [False, True])
 def test_every_shape_and_its_gradient(triton_device, agrees, b, heads, d, h, w, divide):
@@ -34,6 +34,11 @@ def test_every_shape_and_its_gradient(triton_device, agrees, b, heads, d, h, w, 
         agrees(dx, exact_dx, times=3)  # differences of near terms: one more digit is lost
     if heads * d > 1:
         assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_wider_heads_take_the_plain_form(triton_device):
+    x = qkv(triton_device, 1, 1, 96, 3, 3)
+    assert torch.equal(linear_attention(x, 1, True), linear_attention_reference(x, 1, True))
 
 
 @pytest.mark.parametrize("h, w", [(7, 9), (32, 40)])
@@ -57,10 +62,14 @@ def test_reduced_precision(triton_device, agrees, dtype, d):
 
 
 def test_half_precision_keeps_the_division_by_n(triton_device, agrees):
-    """1 / 16,384 would leave float16's normal numbers if it met the context before the product."""
+    """1 / 16,384 would leave float16's normal numbers if it met the context before the product.
+
+    The result itself is a subnormal number there, known to 3e-8; with that, three roundings of the largest are allowed.
+    """
     x = qkv(triton_device, 1, 1, 16, 128, 128, torch.float16)
     x[:, 32:] *= 100
-    agrees(linear_attention(x, 1, True), linear_attention_reference(x.double(), 1, True), times=20)
+    y, exact = linear_attention(x, 1, True), linear_attention_reference(x.double(), 1, True)
+    assert float((y.double() - exact).abs().max()) < 2**-25 + 3 * 2**-11 * float(exact.abs().max())
 
 
 def test_many_positions_are_split_over_programs(triton_device, agrees):

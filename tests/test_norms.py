@@ -5,6 +5,8 @@ import torch
 
 from fastdiff.kernels.bias_add import bias_add, bias_add_reference
 from fastdiff.kernels.channel_norm import channel_norm, channel_norm_reference
+from fastdiff.kernels.conv import conv_add, conv_norm
+from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_reference
 from fastdiff.kernels.dispatch import using
 from fastdiff.kernels.group_norm import group_norm, group_norm_reference
 
@@ -108,7 +110,7 @@ def test_channel_norm_and_its_gradients(triton_device, agrees, layouts, leaves, 
     for given in layouts(x).values():
         y, gradients = run(channel_norm, [given.detach().requires_grad_(), *leaves([gain, other])], dy)
         if c == 1:  # the norm of one channel is 0, and so are its gradients, but for rounding
-            torch.testing.assert_close(y.double(), exact, atol=1e-2, rtol=1e-2)
+            torch.testing.assert_close(y.double(), exact, atol=1e-6, rtol=2**-7)
             continue
         agrees(y, exact)
         for mine, theirs in zip(gradients, exact_gradients, strict=True):
@@ -133,6 +135,54 @@ def test_bias_add_and_its_gradients(triton_device, agrees, layouts, leaves, dtyp
         agrees(y, exact)
         for mine, theirs in zip(gradients, exact_gradients, strict=True):
             agrees(mine, theirs)
+
+
+def test_parameters_need_not_be_contiguous(triton_device, agrees):
+    """Columns of a matrix, one number for all channels, and scalars by broadcasting."""
+    x = images(triton_device, torch.float32, 2, 6, 3, 4)
+    columns = torch.randn(6, 5, device=triton_device)
+    w, o, added = columns[:, 0], columns[:, 2], torch.randn(1, device=triton_device).expand(6)
+    exact = group_norm_reference(x.double(), 2, w.double(), o.double(), input_bias=added.double())
+    agrees(group_norm(x, 2, w, o, input_bias=added), exact)
+    agrees(bias_add(x, x, w, added), bias_add_reference(x.double(), x.double(), w.double(), added.double()))
+    taps = torch.randn(6, 1, 3, 3, device=triton_device)
+    exact = depthwise_conv_reference(x.double(), taps.double(), w.double(), o[None].double())
+    agrees(depthwise_conv(x, taps, w, o[None]), exact)
+
+
+def test_mixed_dtypes_give_what_torch_promotes_to(triton_device):
+    x = images(triton_device, torch.bfloat16, 1, 4, 2, 2)
+    wide, gain = torch.randn(1, 4, 2, 2, device=triton_device), torch.ones(1, 4, 1, 1, device=triton_device)
+    assert bias_add(x, wide).dtype == channel_norm(x, gain).dtype == torch.float32
+    assert bias_add(x, x).dtype == channel_norm(x, gain.bfloat16(), x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_convolutions_and_what_follows(triton_device, agrees, leaves, dtype):
+    """The library's convolution rounds its result to `dtype` before the kernel reads it: two roundings, five back."""
+    b, c, o, h, w = 2, 3, 6, 5, 4
+    make = lambda *shape: torch.randn(shape, device=triton_device).to(dtype)  # noqa: E731
+    x, k, bias, norm, r, rk = (
+        make(b, c, h, w),
+        make(o, c, 3, 3),
+        make(o),
+        make(2, o),
+        make(b, 2, h, w),
+        make(o, 2, 1, 1),
+    )
+    norms = [x, k, bias, *norm.unbind()]
+    adds = [x, k, bias, r, rk, bias.clone()]
+    for call, given in ((lambda x, k, b, w, o: conv_norm(x, k, b, 2, w, o, before="gelu"), norms), (conv_add, adds)):
+        dy = make(b, o, h, w)
+        mine = leaves(given)
+        y = call(*mine)
+        with using("reference"):
+            theirs = leaves(given, torch.float64)
+            exact = call(*theirs)
+        agrees(y, exact, times=2)
+        gradients = torch.autograd.grad(y, mine, dy), torch.autograd.grad(exact, theirs, dy.double())
+        for one, other in zip(*gradients, strict=True):
+            agrees(one, other, times=5)
 
 
 def test_half_precision_operators_do_not_touch_the_references(triton_device):
@@ -189,3 +239,21 @@ def test_channel_norm_names_what_it_cannot_take(change, message):
 def test_bias_add_names_what_it_cannot_take(change, message):
     with pytest.raises(ValueError, match=message):
         bias_add(**{"x": torch.zeros(2, 8, 3, 3), "residual": torch.zeros(2, 8, 3, 3), **change})
+
+
+@pytest.mark.parametrize("operator", [conv_norm, conv_add])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(weight=torch.zeros(4, 2, 4, 4)), "an odd kernel size"),
+        (dict(weight=torch.zeros(4, 2, 5, 3)), r"accepted: \(4, 2, 3, 3\)"),
+        (dict(weight=torch.zeros(4, 3, 3, 3)), r"accepted: \(4, 2, 3, 3\)"),
+        (dict(bias=torch.zeros(2)), "bias has shape"),
+        (dict(bias=torch.zeros(4, device="meta")), "bias is on meta"),
+        (dict(x=torch.zeros(1, 2, 3, 3, dtype=torch.int32)), "x is torch.int32"),
+    ],
+)
+def test_convolutions_name_what_they_cannot_take(operator, change, message):
+    given = {"x": torch.zeros(1, 2, 3, 3), "weight": torch.zeros(4, 2, 3, 3), "bias": torch.zeros(4), **change}
+    with pytest.raises(ValueError, match=message):
+        operator(*given.values(), 2 if operator is conv_norm else torch.zeros(1, 4, 3, 3))
