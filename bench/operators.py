@@ -10,38 +10,32 @@ that it works; its times then mean nothing. Exits with 1 where a row could not b
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import math
-import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fastdiff.files import write_atomically
+from fastdiff.bench import reporting
 from fastdiff.kernels.bias_add import bias_add
 from fastdiff.kernels.channel_norm import channel_norm
 from fastdiff.kernels.conv import conv_add, conv_norm
 from fastdiff.kernels.denoise_step import denoise_step
 from fastdiff.kernels.depthwise_conv import depthwise_conv
-from fastdiff.kernels.dispatch import interpreted, using
+from fastdiff.kernels.dispatch import using
 from fastdiff.kernels.group_norm import group_norm
 from fastdiff.kernels.linear_attention import linear_attention
 from fastdiff.networks.blocks import EDITIONS, LinearAttention, PreNorm, Residual
 from fastdiff.prepared import FoldedLinearAttention, ieee_float32
-from fastdiff.runlog import machine, source_version, versions
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHECKED = 16  # samples that are compared with float64
 
 
@@ -137,7 +131,7 @@ def cases(device: torch.device, dtype: torch.dtype, smoke: bool = False) -> Iter
             "linear_attention", f"4 heads of 32, {size}x{size}",
             lambda b, size=size: (image(b, 384, size),), lambda qkv: linear_attention(qkv, 4, True),
         )  # fmt: skip
-    for c, size in levels:
+    for c, size in levels if dtype.itemsize == 2 else ():  # four bytes an element are left in their parts
         block = Residual(PreNorm(c, LinearAttention(c, edition=EDITIONS["mindspore-torch"])))
         block = block.to(device, dtype, memory_format=torch.channels_last).requires_grad_(False)
         wide = {torch.float64: _as(block, torch.float64), dtype: block}
@@ -240,11 +234,7 @@ class Timer:
 
 def ratio(slow: list[float], fast: list[float]) -> list[float]:
     ratios = [a / b for a, b in zip(slow, fast, strict=True)]
-    return [round(r, 3) for r in (statistics.median(ratios), min(ratios), max(ratios))]
-
-
-def failure(problem: Exception) -> str:
-    return f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0][:120]}"
+    return [float(f"{r:.4g}") for r in (statistics.median(ratios), min(ratios), max(ratios))]
 
 
 def size_of(tensors: Any) -> int:
@@ -277,7 +267,7 @@ def measure(
         try:
             timers[contender] = Timer(call, sets, device)
         except Exception as problem:  # a contender that fails is a row that says so
-            row.note = f"{contender}: {failure(problem)}"
+            row.note = f"{contender}: {reporting.failure(problem)}"
     times: dict[str, list[float]] = {contender: [] for contender in timers}
     for turn in range(rounds):
         for contender in sorted(timers, reverse=turn % 2 == 1):
@@ -297,13 +287,9 @@ def copy_rate(device: torch.device, smoke: bool) -> float:
     return 2 * size_of([source]) / statistics.median(timer() for _ in range(9))
 
 
-def interpreted_note() -> str:
-    return " Run in Triton's interpreter: the times mean nothing." if interpreted() else ""
-
-
 def table(report: dict[str, Any]) -> str:
     lines = [
-        f"{report['machine']}; {report['versions']}; fastdiff {report['fastdiff']}; `{report['command']}`",
+        reporting.heading(report),
         "",
         f"Copy: {report['copy_gigabytes_per_second']:.0f} GB/s read plus written. Median of {report['rounds']} rounds "
         f"(lowest to highest).{report['note']}",
@@ -329,24 +315,12 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m fastdiff.bench.operators",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--device", default="cuda", help="cuda (default), or cpu in Triton's interpreter")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the network (default bfloat16)")
+    parser = reporting.parser("operators", __doc__, "operators.json")
     parser.add_argument("--batch", type=int, default=1024, help="samples of a row (default 1024)")
     parser.add_argument("--step-batch", type=int, default=32768, help="samples of a sampler's step (default 32768)")
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default 15)")
     parser.add_argument("--only", nargs="+", default=(), metavar="OPERATOR", help="these operators (default all)")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--smoke", action="store_true", help="tiny shapes, to see that the script runs")
-    parser.add_argument(
-        "--output", type=Path, default=Path("operators.json"), help="the report; its table lies beside it"
-    )
     given = parser.parse_args(arguments)
-    device, dtype = torch.device(given.device), DTYPES[given.dtype]
+    device, dtype = torch.device(given.device), reporting.DTYPES[given.dtype]
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     chosen = [(case, given.batch) for case in cases(device, dtype, given.smoke)]
@@ -361,26 +335,16 @@ def main(arguments: list[str] | None = None) -> None:
             try:
                 row = measure(case, batch, device, dtype, rate, given.rounds, not given.no_compile)
             except Exception as problem:  # one case must not lose the others
-                row = Row(
-                    case.operator, case.label, given.dtype, batch, math.nan, 0.0, {}, [], [], None, failure(problem)
-                )
+                note = reporting.failure(problem)
+                row = Row(case.operator, case.label, given.dtype, batch, math.nan, 0.0, {}, [], [], None, note)
             rows.append(row)
     report: dict[str, Any] = {
-        "machine": machine(device),
-        "versions": f"{versions()}, triton {__import__('triton').__version__}",
-        "fastdiff": source_version(),
-        "command": shlex.join(["python", "-m", "fastdiff.bench.operators", *(arguments or sys.argv[1:])]),
-        "note": interpreted_note(),
+        **reporting.provenance("operators", device, arguments),
         "rounds": given.rounds,
         "copy_gigabytes_per_second": rate / 1e9,
         "rows": [asdict(row) for row in rows],
     }
-    text = table(report)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(given.output, lambda p: p.write_text(json.dumps(report, indent=1) + "\n"))
-    write_atomically(given.output.with_suffix(".md"), lambda p: p.write_text(text + "\n"))
-    print(text)
-    print(f"wrote {given.output} and {given.output.with_suffix('.md').name}")
+    reporting.save(report, table(report), given.output)
     sys.exit(1 if any(row.note for row in rows) else 0)
 
 

@@ -11,30 +11,25 @@ and backward pass is timed too, by the clock.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import math
-import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdiff.bench.operators import DTYPES, Timer, copy_rate, failure, interpreted_note, ratio
+from fastdiff.bench import reporting
+from fastdiff.bench.operators import Timer, copy_rate, ratio
 from fastdiff.bench.shapes import NETWORKS, Network
 from fastdiff.bench.traffic import network_flop, network_traffic
-from fastdiff.files import write_atomically
 from fastdiff.kernels.dispatch import using
 from fastdiff.networks import AnnotatedUnet
 from fastdiff.prepared import ieee_float32, prepare_network
-from fastdiff.runlog import machine, source_version, versions
 
 BOUND = 3e-2  # relative, between two 16-bit evaluations of some 60 layers
 TRAINING_BOUND = 6e-2  # of all gradients together, each form rounding to 16 bits at its own places
@@ -112,7 +107,7 @@ def measure(
         try:
             timers[name] = Timer(call, [(x,)], device)
         except Exception as problem:  # a contender that fails is a row that says so
-            row["note"] = f"{name}: {failure(problem)}"
+            row["note"] = f"{name}: {reporting.failure(problem)}"
     times: dict[str, list[float]] = {name: [] for name in timers}
     for turn in range(rounds):
         for name in sorted(timers, reverse=turn % 2 == 1):
@@ -171,12 +166,12 @@ def measure_training(
 
 
 def _failed(batch: int, problem: Exception) -> dict[str, Any]:
-    return {"batch": batch, "error": math.nan, "milliseconds": {}, "note": failure(problem)}
+    return {"batch": batch, "error": math.nan, "milliseconds": {}, "note": reporting.failure(problem)}
 
 
 def table(report: dict[str, Any]) -> str:
     lines = [
-        f"{report['machine']}; {report['versions']}; fastdiff {report['fastdiff']}; `{report['command']}`",
+        reporting.heading(report),
         "",
         f"{report['network']}, {report['dtype']}. Copy {report['rates']['copy'] / 1e9:.0f} GB/s, matrix product "
         f"{report['rates']['matmul'] / 1e12:.1f} TFLOP/s.{report['note']}",
@@ -217,23 +212,12 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m fastdiff.bench.profiling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--device", default="cuda", help="cuda (default), or cpu in Triton's interpreter")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the network (default bfloat16)")
-    parser.add_argument("--network", choices=[n for n in NETWORKS if n[0] == "A"], default="A, dim 28, 28x28")
+    parser = reporting.parser("profiling", __doc__, "profile.json")
+    names = [name for name in NETWORKS if name.startswith("A")]
+    parser.add_argument("--network", choices=names, default=names[0], metavar="NAME", help=f"one of {names}")
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 1024], help="default 64 1024")
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default 15)")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--smoke", action="store_true", help="a tiny network, to see that the script runs")
-    parser.add_argument(
-        "--output", type=Path, default=Path("profile.json"), help="the report; its table lies beside it"
-    )
     given = parser.parse_args(arguments)
-    device, dtype = torch.device(given.device), DTYPES[given.dtype]
+    device, dtype = torch.device(given.device), reporting.DTYPES[given.dtype]
     torch.backends.cudnn.benchmark = True
     network = SMOKE if given.smoke else NETWORKS[given.network]
     with ieee_float32() if dtype == torch.float32 else nullcontext():
@@ -250,23 +234,14 @@ def main(arguments: list[str] | None = None) -> None:
         except Exception as problem:
             training = _failed(batch, problem)
     report = {
-        "machine": machine(device),
-        "versions": versions(),
-        "fastdiff": source_version(),
-        "command": shlex.join(["python", "-m", "fastdiff.bench.profiling", *(arguments or sys.argv[1:])]),
-        "note": interpreted_note(),
+        **reporting.provenance("profiling", device, arguments),
         "network": "a tiny network" if given.smoke else given.network,
         "dtype": given.dtype,
         "rates": rates,
         "rows": rows,
         "training": training,
     }
-    text = table(report)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(given.output, lambda p: p.write_text(json.dumps(report, indent=1) + "\n"))
-    write_atomically(given.output.with_suffix(".md"), lambda p: p.write_text(text + "\n"))
-    print(text)
-    print(f"wrote {given.output} and {given.output.with_suffix('.md').name}")
+    reporting.save(report, table(report), given.output)
     sys.exit(1 if any("note" in row for row in [*rows, training]) else 0)
 
 

@@ -23,12 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastdiff.bench.reporting import DTYPES
 from fastdiff.bench.shapes import NETWORKS, Network, evaluate, on_meta
 from fastdiff.files import write_atomically
 from fastdiff.kernels.dispatch import recording, using
 
 BATCH = 1024  # weights then hardly count
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 INTRODUCTION = (
     "Counted from the shapes by `make traffic`, nothing measured: bytes that each operation of one evaluation reads "
     f"and writes, an image of a batch of {BATCH}."
