@@ -229,7 +229,7 @@ def linear_attention_input_gradient(
 
 def _options(d: int, n: int, dtype: torch.dtype) -> dict[str, int]:
     dp = max(16, power_of_2(d))
-    rows = max(16, min(power_of_2(n), (2048 if dtype.itemsize == 2 else 1024) // dp, 64))
+    rows = max(16, min(power_of_2(n), (2048 if dtype.itemsize == 2 else 512) // dp, 64))
     # A bound on registers that is not reached: without one the assembler saves a register at the price of a spill.
     return dict(D=d, DP=dp, N=rows, num_warps=8 if dp > 32 else 4, maxnreg=168)
 
