@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdiff.kernels.dispatch import launch
-from fastdiff.kernels.layout import empty_images, positions, promoted, tile
+from fastdiff.kernels.layout import empty_images, positions, promoted, registers, tile
 
 
 @triton.jit
@@ -93,6 +93,6 @@ def backward(dy: Tensor, x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, T
         channel_norm_backward, (programs,), x.device,
         flat, grad, into, gain.contiguous(), partial, tiles,
         h * w, *flat.stride(), *grad.stride(), *into.stride(), eps,
-        C=c, ROWS=rows, COLUMNS=columns, num_warps=warps,
+        C=c, ROWS=rows, COLUMNS=columns, num_warps=warps, **registers(x, 128),
     )  # fmt: skip
     return dx, partial.sum(0).view(1, c, 1, 1).to(gain.dtype)

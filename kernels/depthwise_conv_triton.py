@@ -115,7 +115,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, time_bias: Tensor | 
         depthwise_conv_forward, (b * blocks[0] * blocks[1] * blocks[2],), x.device,
         x, y, taps, bias, time_rows, h, w, c, *blocks, *x.stride(), *y.stride(), time_b,
         K=size, ROWS=rows, COLUMNS=width, CHANNELS=lanes, BIAS=bias is not None, TIME=time_bias is not None,
-        num_warps=max(1, min(4, width * lanes // 128)), maxnreg=128,
+        num_warps=max(1, min(4, width * lanes // 128)), maxnreg=128 if x.element_size() == 2 else 168,
     )  # fmt: skip
     return y
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastdiff.kernels.activations import activate, activation_slope
 from fastdiff.kernels.dispatch import launch
-from fastdiff.kernels.layout import contiguous, empty_images, per_sample, positions, power_of_2, tile
+from fastdiff.kernels.layout import contiguous, empty_images, per_sample, positions, power_of_2, registers, tile
 
 
 @triton.jit
@@ -175,11 +175,10 @@ def _options(x: Tensor, groups: int, weight, input_bias, scale, before, after) -
     width = x.shape[1] // groups
     gp, kp = power_of_2(groups), power_of_2(width)
     rows, _, warps = tile(gp * kp, x.shape[2] * x.shape[3])
-    # A bound that is not reached: without one the assembler saves registers at the price of a spill.
-    bound = dict(maxnreg=128) if x.element_size() == 4 else {}
     return dict(
         GROUPS=groups, CG=width, GP=gp, KP=kp, ROWS=rows, AFFINE=weight is not None, ADDED=input_bias is not None,
-        MODULATED=scale is not None, BEFORE=before or "none", AFTER=after or "none", num_warps=warps, **bound,
+        MODULATED=scale is not None, BEFORE=before or "none", AFTER=after or "none",
+        num_warps=warps, **registers(x, 128),
     )  # fmt: skip
 
 

@@ -51,6 +51,14 @@ def tile(columns: int, rows: int, elements: int = 4096) -> tuple[int, int, int]:
     return height, width, max(1, min(8, width * height // 512))
 
 
+def registers(x: Tensor, four_bytes: int) -> dict[str, int]:
+    """A bound on registers for data of four bytes an element, which is hardly reached.
+
+    Without one the assembler aims at an occupancy and keeps to it at the price of a spill.
+    """
+    return dict(maxnreg=four_bytes) if x.element_size() == 4 else {}
+
+
 def power_of_2(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << max(0, n - 1).bit_length()
