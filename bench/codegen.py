@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from fastdiff.bench.shapes import NETWORKS, evaluate, on_meta, sampler_steps
 from fastdiff.files import write_atomically
 from fastdiff.kernels.dispatch import interpreted, recording
-from fastdiff.runlog import source_version
+from fastdiff.provenance import source_version
 
 # The most shared memory that one program may have, bytes (CUDA C++ programming guide, compute capabilities).
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}

@@ -33,7 +33,8 @@ from fastdiff.kernels.dispatch import using
 from fastdiff.kernels.group_norm import group_norm
 from fastdiff.kernels.linear_attention import linear_attention
 from fastdiff.networks.blocks import EDITIONS, LinearAttention, PreNorm, Residual
-from fastdiff.prepared import FoldedLinearAttention, ieee_float32
+from fastdiff.placement import ieee_float32
+from fastdiff.prepared import FoldedLinearAttention
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 CHECKED = 16  # samples that are compared with float64

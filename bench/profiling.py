@@ -29,7 +29,8 @@ from fastdiff.bench.shapes import NETWORKS, Network
 from fastdiff.bench.traffic import network_flop, network_traffic
 from fastdiff.kernels.dispatch import using
 from fastdiff.networks import AnnotatedUnet
-from fastdiff.prepared import ieee_float32, prepare_network
+from fastdiff.placement import ieee_float32
+from fastdiff.prepared import prepare_network
 
 BOUND = 3e-2  # relative, between two 16-bit evaluations of some 60 layers
 TRAINING_BOUND = 6e-2  # of all gradients together, each form rounding to 16 bits at its own places

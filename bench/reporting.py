@@ -14,7 +14,7 @@ import triton
 
 from fastdiff.files import write_atomically
 from fastdiff.kernels.dispatch import interpreted
-from fastdiff.runlog import machine, source_version, versions
+from fastdiff.provenance import machine, source_version, versions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

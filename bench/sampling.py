@@ -25,8 +25,8 @@ import fastdiff
 from fastdiff.bench.reference import AnnotatedLoop, AnnotatedReference, ContextReference, CourseLoop
 from fastdiff.files import write_atomically
 from fastdiff.noise import PhiloxNoise
-from fastdiff.prepared import ieee_float32
-from fastdiff.runlog import cpu_name, machine, source_version, versions
+from fastdiff.placement import ieee_float32
+from fastdiff.provenance import cpu_name, machine, source_version, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "AnnotatedUnet": "networks",
     "ContextUnet": "networks",
+    "Engine": "engine",
     "InputError": "errors",
     "Model": "model",
     "PhiloxNoise": "noise",
@@ -32,6 +33,7 @@ __all__ = [*_PUBLIC, "__version__"]
 if TYPE_CHECKING:
     from fastdiff.checkpoint import load as load
     from fastdiff.checkpoint import save as save
+    from fastdiff.engine import Engine as Engine
     from fastdiff.errors import InputError as InputError
     from fastdiff.model import Model as Model
     from fastdiff.networks import AnnotatedUnet as AnnotatedUnet

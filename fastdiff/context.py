@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,27 +55,56 @@ def parse_context(text: str, class_names: Sequence[str]) -> Tensor:
     return by_name(weights, class_names)
 
 
-def resolve_context(model: Model, context: Any, n: int) -> Tensor | None:
-    """What `sample` was given → (1, K) or (n, K) float32 on the CPU, or None.
+@dataclass(frozen=True)
+class Contexts:
+    """The contexts of a request: rows(first, count) is (count, width) float32 on the CPU, for samples first, ..."""
 
-    Accepts None, a mapping of class names to weights, (K,) for all samples, or (n, K), row r for sample first + r.
+    width: int
+    rows: Callable[[int, int], Tensor]
+
+
+def resolve_context(model: Model, context: Any, n: int, first: int) -> Contexts | None:
+    """What `sample` was given, for samples first .. first + n - 1, checked.
+
+    Accepts None, a mapping of class names to weights, (K,) for all samples, (n, K), row r for sample first + r, or a
+    callable (first sample, count) → (count, K).
     """
     if context is None:
         return None
     width = context_width(model)
     if width == 0:
         raise InputError("this model takes no context; leave context out")
-    if isinstance(context, Mapping):
-        context = by_name(context, model.class_names)
-    try:
-        rows = torch.as_tensor(context, dtype=torch.float32, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"context = {context!r}; accepted: numbers, or a mapping of class names ({error})") from error
+    if callable(context):
+        return _from_source(context, width, first)
+    rows = _tensor(by_name(context, model.class_names) if isinstance(context, Mapping) else context)
     shape = tuple(rows.shape)
     rows = rows[None] if rows.ndim == 1 else rows
     width = rows.shape[-1] if width is None else width
     if rows.ndim != 2 or rows.shape[1] != width or rows.shape[0] not in (1, n):
         raise InputError(f"a context of shape {shape}; accepted: ({width},) or ({n}, {width})")
+    if len(rows) == 1:
+        return Contexts(width, lambda at, count: rows.expand(count, -1))
+    return Contexts(width, lambda at, count: rows[at - first : at - first + count])
+
+
+def _from_source(source: Callable[[int, int], Any], width: int | None, first: int) -> Contexts:
+    width = _tensor(source(first, 1)).shape[-1] if width is None else width
+
+    def rows(at: int, count: int) -> Tensor:
+        made = _tensor(source(at, count))
+        if made.shape != (count, width):
+            raise InputError(f"the context source returned shape {tuple(made.shape)}; accepted: ({count}, {width})")
+        return made
+
+    rows(first, 1)  # so that a wrong one is told of before any long work
+    return Contexts(width, rows)
+
+
+def _tensor(context: Any) -> Tensor:
+    try:
+        rows = torch.as_tensor(context, dtype=torch.float32, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"context = {context!r}; accepted: numbers, or a mapping of class names ({error})") from error
     if not torch.isfinite(rows).all():
         raise InputError("the context holds NaN or infinity; accepted: finite numbers")
     return rows

@@ -1,10 +1,11 @@
-"""The eager form of a network: everything that does not depend on x is computed before the loop."""
+"""A network ready for a sampler's loop: everything that does not depend on x is computed before it.
+
+`prepare_network` copies a network into the form in which it runs; `Prediction` calls it at a table's row.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -57,77 +58,80 @@ class FoldedLinearAttention(nn.Module):
         return out if self.last is None else normed(self.last, out) + x
 
 
-@contextmanager
-def ieee_float32() -> Iterator[None]:
-    """Within it float32 means float32: cuDNN's convolutions would use TF32 (10 bits of mantissa) by default."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [place.fp32_precision for place in places]
-    try:
-        for place in places:
-            place.fp32_precision = "ieee"
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value
+class TimeInputs:
+    """What the network is given as time at each row of a table, in buffers that stay where they are.
 
-
-class EagerNetwork:
-    """(x, row) → the network's output for one batch, in the network's dtype.
-
-    network, device, dtype: as prepare_network made it. context: (n, K) or (1, K) or None. A guidance_scale other than
-    1 evaluates the zero context too: the output is then (2 n, C, H, W), the n predictions without a context first,
-    and denoise_step combines them by `guidance_scale`, a float32 on the device (None where there is no guidance).
-    A network that is not a SeparableNetwork is called as network(x, t[, context]).
+    A SeparableNetwork's time embeddings lie side by side, (capacity, their widths together), so that a row is one
+    reading; for any other network the times themselves, (capacity,). A table is loaded into the first rows.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        device: torch.device,
-        dtype: torch.dtype,
-        table: StepTable,
-        integer_time: bool,
-        context: Tensor | None,
-        guidance_scale: float | None,
-    ) -> None:
-        self.network = network
+    def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype, integer: bool) -> None:
+        self.network, self.device = network, device
         self.separable = isinstance(network, SeparableNetwork)
-        self.guidance_scale = (
-            None if guidance_scale in (None, 1) else torch.tensor(guidance_scale, dtype=torch.float32, device=device)
-        )
-        self.dtype = dtype
         # A network of the user's own may feed t to a layer as it comes; ours convert it themselves.
-        fraction = torch.float32 if self.separable else dtype
-        self.time = torch.tensor(table.time, dtype=torch.int64 if integer_time else fraction, device=device)  # (rows,)
-        self.context = None if context is None else context.to(device=device, dtype=dtype)
-        self.time_embedding = network.embed_time(self.time) if self.separable else ()
+        self.dtype = torch.int64 if integer else torch.float32 if self.separable else dtype
+        self.shapes: list[torch.Size] = []
+        self.values: Tensor | None = None  # (capacity, width), or (capacity,)
 
-    def batch(self, rows: slice, n: int) -> EagerBatch:
-        """The prediction of the samples in `rows` of the context, n of them."""
-        context = self.context
+    def load(self, table: StepTable, capacity: int) -> bool:
+        """Compute the table's rows; whether the buffer moved, being new or too small before."""
+        time = torch.tensor(table.time, dtype=self.dtype, device=self.device)
+        if self.separable:
+            embeddings = self.network.embed_time(time)
+            self.shapes = [e.shape[1:] for e in embeddings]
+            time = torch.cat([e.flatten(1) for e in embeddings], dim=1) if embeddings else time[:, None]
+        moved = self.values is None or len(self.values) < len(time)
+        if moved:
+            self.values = time.new_zeros((max(len(time), capacity), *time.shape[1:]))
+        self.values[: len(time)] = time
+        return moved
+
+    def at(self, index: Tensor, n: int) -> Tensor | tuple[Tensor, ...]:
+        """Row `index`: the embeddings, each with first dimension 1; or the time, (n,)."""
+        row = self.values.index_select(0, index.reshape(1))
+        if not self.separable:
+            return row.expand(n)
+        parts = row.split([shape.numel() for shape in self.shapes], dim=1) if self.shapes else ()
+        return tuple(part.view(1, *shape) for part, shape in zip(parts, self.shapes, strict=True))
+
+
+class Prediction:
+    """(x, index) → the network's output for a batch, in the network's dtype; with guidance that of both contexts.
+
+    network: as prepare_network made it. Guided, the network runs on twice the batch: the output is (2 B, C, H, W),
+    the B predictions without a context first, and denoise_step combines them. A network that is not a
+    SeparableNetwork is called as network(x, t[, context]).
+    """
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype, time: TimeInputs, guided: bool) -> None:
+        self.network, self.dtype, self.time, self.guided = network, dtype, time, guided
+        self.context: tuple[Tensor, ...] = ()
+
+    def load_context(self, context: Tensor | None) -> None:
+        """The batch's contexts, (B, K) or (1, K) for all, or None; later ones go where the first ones lie."""
         if context is not None:
-            context = context.expand(n, -1) if len(context) == 1 else context[rows]
-            if self.guidance_scale is not None:
+            context = context.to(device=self.time.device, dtype=self.dtype)
+            if self.guided:
                 context = torch.cat((torch.zeros_like(context), context))
-        return EagerBatch(self, context)
-
-
-class EagerBatch:
-    def __init__(self, form: EagerNetwork, context: Tensor | None) -> None:
-        self.form, self.context = form, context
-        self.context_embedding = form.network.embed_context(context) if form.separable else ()
-
-    def __call__(self, x: Tensor, i: int) -> Tensor:
-        form = self.form
-        given = x.to(dtype=form.dtype, memory_format=torch.channels_last)
-        if form.guidance_scale is not None:
-            given = torch.cat((given, given))
-        if form.separable:
-            time = tuple(e[i : i + 1] for e in form.time_embedding)
-            out = form.network.denoise(given, time, self.context_embedding)
+        if self.time.separable:
+            made = self.network.embed_context(context)
         else:
-            t = form.time[i].expand(len(given))
-            out = form.network(given, t) if self.context is None else form.network(given, t, self.context)
+            made = () if context is None else (context,)
+        if len(made) == len(self.context) and all(a.shape == b.shape for a, b in zip(made, self.context, strict=True)):
+            for place, value in zip(self.context, made, strict=True):
+                place.copy_(value)
+        else:
+            self.context = tuple(value.clone() for value in made)
+
+    def __call__(self, x: Tensor, index: Tensor) -> Tensor:
+        given = x.to(dtype=self.dtype, memory_format=torch.channels_last)
+        if self.guided:
+            given = torch.cat((given, given))
+        time = self.time.at(index, len(given))
+        if self.time.separable:
+            out = self.network.denoise(given, time, self.context)
+        else:
+            out = self.network(given, time, *self.context)
         if out.shape != given.shape:
             raise InputError(f"the network returned shape {tuple(out.shape)} for images of shape {tuple(given.shape)}")
         return out

@@ -3,58 +3,18 @@
 from __future__ import annotations
 
 import csv
-import os
-import platform
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import fastdiff
 from fastdiff.errors import InputError
 from fastdiff.files import check_folder, write_atomically
 from fastdiff.images import grid, save_picture
+from fastdiff.provenance import machine, versions
 
 COLUMNS = ("step", "epoch", "lr", "loss", "val_loss", "seconds")
-
-
-def source_version() -> str:
-    """The package's version, and the commit where it runs from a checkout ("+" where files differ from it)."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        if git("ls-files", "--error-unmatch", __file__):
-            changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/fastdiff", ":/kernels")
-            return f"{fastdiff.__version__}, commit {git('rev-parse', '--short=12', 'HEAD')}{'+' if changed else ''}"
-    except (OSError, subprocess.CalledProcessError):
-        pass
-    return fastdiff.__version__
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def machine(device: torch.device) -> str:
-    """The device in words, with no host name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{cpu_name()}, {torch.get_num_threads()} threads of {os.cpu_count()}"
-
-
-def versions() -> str:
-    return f"Python {platform.python_version()}, torch {torch.__version__}"
 
 
 class RunFolder:

@@ -3,59 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fastdiff.kernels.denoise_step import denoise_step, x0_bound
 from fastdiff.prediction import Clip
-from fastdiff.table import StepTable
 
 
-@dataclass
+@dataclass(frozen=True)
 class State:
-    """What a batch carries from step to step.
+    """What a batch carries from step to step: buffers on one device, which `advance` overwrites.
 
-    x: (n, C, H, W) float32. table: the sampler; its rows lie on x's device, and so does every row's index.
-    noise: (2,) int64 on the device, seed and first sample, for Philox; or draw number → normals of x's shape.
-    clip: see prediction.Clip. guidance_scale: None, or one float32 on the device.
+    x: (B, C, H, W) float32. rows: (R, 6) float32, a StepTable's columns p, q, a, b, c, s; R is at least its length.
+    index: () int64, the row at hand. key: (2,) int64, seed and first sample of the Philox noise; or noise: x's shape,
+    float32, which the loop fills before each step; neither, where no row draws any. x0_prev: x's shape, float32,
+    where a row looks back at the x0 before; it may be uninitialised. guidance_scale: () float32, or None.
+    clip: see prediction.Clip.
     """
 
     x: Tensor
-    table: StepTable
-    noise: Tensor | Callable[[int], Tensor]
-    clip: Clip = None
-    guidance_scale: Tensor | None = None
+    rows: Tensor
+    index: Tensor
+    key: Tensor | None = None
+    noise: Tensor | None = None
     x0_prev: Tensor | None = None
-    rows: Tensor = field(init=False)  # (R, 6) float32
-    index: Tensor = field(init=False)  # (R,) int64, 0 .. R - 1
-    multistep: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        rows = [self.table.row(i) for i in range(len(self.table))]
-        self.rows = torch.tensor(rows, dtype=torch.float32, device=self.x.device)
-        self.index = torch.arange(len(rows), device=self.x.device)
-        self.multistep = bool(self.table.c.any())
+    guidance_scale: Tensor | None = None
+    clip: Clip = None
 
 
-def advance(state: State, network: Callable[[Tensor, int], Tensor], i: int) -> None:
-    """Take the state through row i. network(x, i): the prediction at row i, or both of them where guided."""
-    out = network(state.x, i)
-    index = state.index[i]
-    key = noise = None
-    if state.table.s[i]:
-        if isinstance(state.noise, Tensor):
-            key = state.noise
-        else:
-            noise = state.noise(i + 1)
+def advance(state: State, network: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Take the state through row `index`, and the index to the next; nothing is read back by the host.
+
+    network(x, index): the prediction at that row, or both of them, (2 B, C, H, W), where guided.
+    """
+    out = network(state.x, state.index)
     clip: None | float | Tensor
     if isinstance(state.clip, tuple):
-        clip = x0_bound(state.x, out, state.rows, index, state.clip[1], state.guidance_scale)
+        clip = x0_bound(state.x, out, state.rows, state.index, state.clip[1], state.guidance_scale)
     else:
         clip = state.clip
-    previous = state.x0_prev if state.table.c[i] else None
-    state.x, state.x0_prev = denoise_step(
-        state.x, out, state.rows, index, previous, noise=noise, key=key, clip=clip,
-        guidance_scale=state.guidance_scale, keep_x0=state.multistep,
+    denoise_step(
+        state.x, out, state.rows, state.index, state.x0_prev, noise=state.noise, key=state.key, clip=clip,
+        guidance_scale=state.guidance_scale, keep_x0=state.x0_prev is not None, inplace=True,
     )  # fmt: skip
+    state.index.add_(1)

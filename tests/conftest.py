@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported, which nothing above does
 
 from fastdiff.kernels.dispatch import using
-from fastdiff.prepared import ieee_float32
+from fastdiff.placement import ieee_float32
 
 torch.set_num_threads(1)  # the tensors are small; more threads only wait for each other
 settings.register_profile("fastdiff", deadline=None, derandomize=True)

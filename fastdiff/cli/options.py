@@ -76,6 +76,6 @@ def set_threads(threads: int | None) -> None:
 
 def parse_device(text: str | None) -> torch.device:
     """Checked; raises InputError for one that is not here."""
-    from fastdiff.sampling import choose_device
+    from fastdiff.placement import choose_device
 
     return choose_device(text)

@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 from fastdiff.checkpoint import save
 from fastdiff.data import ImageData
 from fastdiff.errors import InputError
-from fastdiff.runlog import RunFolder, source_version
+from fastdiff.provenance import source_version
+from fastdiff.runlog import RunFolder
 from fastdiff.sampling import sample
 from fastdiff.training import Trainer
 

@@ -1,0 +1,310 @@
+"""The engine: prepare once, then replay. Any number of samples, streamed through batches of one size."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdiff.context import resolve_context
+from fastdiff.errors import InputError, finite, whole
+from fastdiff.forms import Form, choose_form
+from fastdiff.graphs import CapturedStep
+from fastdiff.kernels import philox
+from fastdiff.model import Model
+from fastdiff.noise import LIMIT, NoiseSource
+from fastdiff.placement import choose_device, choose_dtype, ieee_float32
+from fastdiff.prediction import check_clip
+from fastdiff.prepared import Prediction, TimeInputs
+from fastdiff.provenance import device_name, versions
+from fastdiff.step import State, advance
+from fastdiff.table import StepTable
+
+DEFAULT_BATCH = 64
+
+
+class Kind(NamedTuple):
+    """What makes one step body differ from another; all else is data that the body reads."""
+
+    guided: bool
+    context: bool
+    noise: str  # "none", "philox" or "given"
+    history: bool
+
+
+class Engine:
+    """Samples from one model, fast: `engine.sample(n)`, or `engine.stream(n)` for any number.
+
+    >>> engine = fastdiff.Engine(model, fastdiff.make_table("ddim", model.schedule, 25), batch_size=256)
+    >>> images = engine.sample(1000, seed=0)  # (1000, C, H, W) float32 on the CPU
+
+    table: the sampler; another one may be given to each call. batch_size: samples run together, 64 unless given.
+    dtype: the network's, float32 (TF32 off) unless given; x itself stays float32. device: None is the CUDA device
+    where there is one, else the CPU. clip: as in `sample`. form: how the network runs, see forms.FORMS; None is the
+    fastest there is for the device and dtype. unroll: steps in one CUDA graph.
+
+    The network is copied and prepared when the engine is made; later changes to its weights do not show. On a CUDA
+    device a step is captured when its kind (guided or not, with a context or not) first runs; the table, the number
+    of steps, the seed, eta, the guidance scale and the contexts are data of that capture, not new ones.
+
+    With one configuration (`engine.configuration()`) a sample's pixels are the same bits whatever is asked for with
+    it: sample i lies at place i % batch_size of its batch, which is always run whole. Not for concurrent use.
+
+    Raises InputError for values outside these.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        table: StepTable,
+        batch_size: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        clip: Any = None,
+        form: str | None = None,
+        unroll: int = 1,
+    ) -> None:
+        self.model, self.table = model, check_table(model, table)
+        self.batch_size = DEFAULT_BATCH if batch_size is None else whole("batch_size", batch_size, 1, LIMIT - 1)
+        self.dtype, self.device = choose_dtype(dtype), choose_device(device)
+        self.clip = model.clip if clip is None else check_clip(clip)
+        self.form: Form = choose_form(form, self.device, self.dtype)
+        self.unroll = whole("unroll", unroll, 1, 1000)
+        self.notes: list[str] = []  # what happened that a manifest should tell
+        with self._settings():
+            self.network = self.form.prepare(model.network, self.device, self.dtype)
+            self.time = TimeInputs(self.network, self.device, self.dtype, model.time == "index")
+        self._allocate()
+
+    def _allocate(self) -> None:
+        """The buffers of a batch, and no step bodies yet."""
+        shape = (self.batch_size, *self.model.image_shape)
+
+        def images() -> Tensor:
+            return torch.zeros(shape, device=self.device).contiguous(memory_format=torch.channels_last)
+
+        # None of these is made in inference mode: a captured step writes to them outside of it.
+        self.x, self.x0_prev, self.noise = images(), images(), images()
+        self.rows = torch.zeros(self.model.schedule.num_timesteps, 6, device=self.device)
+        self.index = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.key = torch.zeros(2, dtype=torch.int64, device=self.device)
+        self.guidance_scale = torch.ones((), device=self.device)
+        self.loaded: StepTable | None = None
+        self.steps: dict[Kind, tuple[Prediction, Callable[[int], None]]] = {}
+
+    def sample(
+        self, n: int, seed: int = 0, first: int = 0, context: Any = None, guidance_scale: float | None = None,
+        table: StepTable | None = None,
+    ) -> Tensor:  # fmt: skip
+        """n images, (n, C, H, W) float32 on the CPU; the arguments are those of `stream`."""
+        return torch.cat(list(self.stream(n, seed, first, context, guidance_scale, table)))
+
+    def stream(
+        self,
+        n: int,
+        seed: int = 0,
+        first: int = 0,
+        context: Any = None,
+        guidance_scale: float | None = None,
+        table: StepTable | None = None,
+        noise: NoiseSource | None = None,
+        origin: int = 0,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Iterator[Tensor]:
+        """Images of samples first .. first + n - 1 of the seed, a batch at a time, (m, C, H, W) float32 on the CPU.
+
+        The batches begin at multiples of batch_size counted from `origin`, so the first and the last may be cut
+        short; memory does not grow with n. context: (K,), (n, K) with row r for sample first + r, {class name:
+        weight}, or a callable (first sample, count) → (count, K). noise: a source in place of Philox. on_step is
+        called after each step with the row's number; the batch's x at that moment is `current()`.
+
+        The arguments are checked at the call, before the first batch is asked for; raises InputError.
+        """
+        n = whole("n", n, 1, LIMIT - 1)
+        seed, first = whole("seed", seed, 0, LIMIT - 1), whole("first", first, 0, LIMIT - n)
+        origin = whole("origin", origin, 0, first)
+        table = self.table if table is None else check_table(self.model, table)
+        contexts = resolve_context(self.model, context, n, first)
+        if guidance_scale is not None:
+            guidance_scale = finite("guidance_scale", guidance_scale)
+            if contexts is None:
+                raise InputError(
+                    f"guidance_scale = {guidance_scale} without a context; give a context to guide towards"
+                )
+        kind = Kind(
+            guided=guidance_scale not in (None, 1),
+            context=contexts is not None,
+            noise="given" if noise is not None else "philox" if self.form.captured or table.s.any() else "none",
+            history=self.form.captured or bool(table.c.any()),
+        )
+        return self._stream(n, seed, first, contexts, guidance_scale, table, noise, origin, on_step, kind)
+
+    def _stream(self, n, seed, first, contexts, guidance_scale, table, noise, origin, on_step, kind):  # type: ignore[no-untyped-def]
+        at, end = first, first + n
+        while at < end:
+            start = at - (at - origin) % self.batch_size
+            upto = min(end, start + self.batch_size)
+            try:
+                with self._settings():
+                    images = self._batch(start, at, upto, seed, contexts, guidance_scale, table, noise, on_step, kind)
+            except Exception as problem:
+                if not out_of_memory(problem) or self.batch_size == 1:
+                    raise
+                self._halve(at)
+                continue
+            yield images
+            at = upto
+
+    def _batch(self, start, at, upto, seed, contexts, guidance_scale, table, noise, on_step, kind) -> Tensor:  # type: ignore[no-untyped-def]
+        """Samples at .. upto - 1 of the batch that begins at sample `start`."""
+        used = slice(at - start, upto - start)
+        prediction, run = self._step(kind, table)
+        if contexts is not None:
+            rows = torch.zeros(self.batch_size, contexts.width)
+            rows[used] = contexts.rows(at, upto - at)
+            prediction.load_context(rows)
+        else:
+            prediction.load_context(None)
+        if isinstance(run, CapturedStep):
+            run.ready()
+        self.index.zero_()
+        if kind.guided:
+            self.guidance_scale.fill_(guidance_scale)
+        if noise is None:
+            self.key.copy_(torch.tensor([seed, start]))
+            self.x.copy_(philox.normals(seed, 0, start, tuple(self.x.shape), self.device))
+        else:
+            self.x.zero_()
+            self.x[used] = self._drawn(noise, 0, at, upto)
+        self._used = used
+        i, total = 0, len(table)
+        # With a look at every step, or noise from outside, steps cannot run several at a time.
+        together = self.unroll if on_step is None and noise is None else 1
+        while i < total:
+            if kind.noise == "given" and table.s[i]:
+                self.noise[used] = self._drawn(noise, i + 1, at, upto)
+            count = together if total - i >= together else 1
+            run(count)
+            i += count
+            if on_step is not None:
+                on_step(i - 1)
+        return self.current()
+
+    def current(self) -> Tensor:
+        """A copy on the CPU of x of the samples at hand, (m, C, H, W) float32."""
+        images = self.x[self._used]
+        return torch.empty(images.shape, pin_memory=self.device.type == "cuda").copy_(images)
+
+    def _drawn(self, noise: NoiseSource, draw: int, at: int, upto: int) -> Tensor:
+        """The caller's normals for samples at .. upto - 1, checked."""
+        shape = (upto - at, *self.model.image_shape)
+        normals = torch.as_tensor(noise(draw, at, shape))
+        if tuple(normals.shape) != shape:
+            raise InputError(f"the noise source returned shape {tuple(normals.shape)}; it was asked for {shape}")
+        return normals.to(device=self.device, dtype=torch.float32)
+
+    def _step(self, kind: Kind, table: StepTable) -> tuple[Prediction, Callable[[int], None]]:
+        """The prediction and the step body of that kind, the table loaded; captured the first time."""
+        if table is not self.loaded:
+            self._load(table)
+        if kind not in self.steps:
+            prediction = Prediction(self.network, self.dtype, self.time, kind.guided)
+            state = State(
+                self.x, self.rows, self.index,
+                key=self.key if kind.noise == "philox" else None,
+                noise=self.noise if kind.noise == "given" else None,
+                x0_prev=self.x0_prev if kind.history else None,
+                guidance_scale=self.guidance_scale if kind.guided else None,
+                clip=self.clip,
+            )  # fmt: skip
+            self.steps[kind] = prediction, self._runner(state, prediction)
+        return self.steps[kind]
+
+    def _load(self, table: StepTable) -> None:
+        rows = torch.tensor([table.row(i) for i in range(len(table))], dtype=torch.float32)
+        if len(rows) > len(self.rows):
+            self.rows = torch.zeros(len(rows), 6, device=self.device)
+            self.steps.clear()
+        self.rows[: len(rows)] = rows.to(self.device)
+        if self.time.load(table, len(self.rows)):
+            self.steps.clear()
+        self.loaded = table
+
+    def _runner(self, state: State, prediction: Prediction) -> Callable[[int], None]:
+        def body() -> None:
+            advance(state, prediction)
+
+        def eager(count: int) -> None:
+            for _ in range(count):
+                body()
+
+        if not self.form.captured:
+            return eager
+
+        def reset() -> None:
+            self.index.zero_()
+
+        return CapturedStep(body, reset, self.device, tuple(sorted({1, self.unroll})))
+
+    def _halve(self, at: int) -> None:
+        before, self.batch_size = self.batch_size, self.batch_size // 2
+        note = f"a batch of {before} did not fit in memory; batches of {self.batch_size} from sample {at} on"
+        self.notes.append(note)
+        warnings.warn(note, stacklevel=4)
+        self._allocate()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        """What holds while a batch runs, and never while the caller does."""
+        with torch.no_grad(), ieee_float32():
+            yield
+
+    def configuration(self) -> dict[str, Any]:
+        """What a sample's bits depend on besides model, table, seed, index and context; plain values for a manifest."""
+        return {
+            "batch_size": self.batch_size,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "form": self.form.name,
+            "device": self.device.type,
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
+            "clip": list(self.clip) if isinstance(self.clip, tuple) else self.clip,
+            "machine": device_name(self.device),
+            "versions": versions(),
+        }
+
+
+def check_table(model: Model, table: StepTable) -> StepTable:
+    """The table, if it is one for this model; raises InputError."""
+    if not isinstance(table, StepTable):
+        raise InputError(f"table = {table!r}; accepted: a StepTable, see make_table")
+    if table.prediction_type != model.prediction_type:
+        raise InputError(
+            f"a table for prediction type {table.prediction_type!r}; the model's is {model.prediction_type!r}"
+        )
+    low, high = model.schedule.first, model.schedule.first + model.schedule.num_timesteps - 1
+    if table.timestep.min() < low or table.timestep.max() > high:
+        raise InputError(
+            f"a table with timesteps {table.timestep.min():g} to {table.timestep.max():g}; the model's schedule "
+            f"has {low} to {high}"
+        )
+    expected = table.timestep / (model.schedule.num_timesteps if model.time == "fraction" else 1)
+    if not np.allclose(table.time, expected):
+        raise InputError(
+            f"a table that gives the network times up to {table.time.max():g}; this model's time is "
+            f"{model.time!r}: make the table with time={model.time!r}"
+        )
+    return table
+
+
+def out_of_memory(problem: Exception) -> bool:
+    """Whether an allocation failed; torch has no error of its own for that on the CPU."""
+    if isinstance(problem, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem)

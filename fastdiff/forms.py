@@ -1,0 +1,57 @@
+"""The forms in which a network can run, by name. A form is chosen for a device and a dtype; all compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fastdiff.errors import InputError, unknown
+from fastdiff.prepared import prepare_network
+
+Reason = str | None
+
+
+@dataclass(frozen=True)
+class Form:
+    """prepare: (network, device, dtype) → the copy that runs. captured: whether a step becomes a CUDA graph.
+
+    missing: (device, dtype) → why the form cannot run there, or None.
+    """
+
+    name: str
+    prepare: Callable[[nn.Module, torch.device, torch.dtype], nn.Module]
+    missing: Callable[[torch.device, torch.dtype], Reason]
+    captured: bool = False
+
+
+def _anywhere(device: torch.device, dtype: torch.dtype) -> Reason:
+    return None
+
+
+def _on_cuda(device: torch.device, dtype: torch.dtype) -> Reason:
+    return None if device.type == "cuda" else f"CUDA graphs need a CUDA device, this is {device}"
+
+
+# In the order of preference.
+FORMS = {
+    form.name: form
+    for form in (
+        Form("graph", prepare_network, _on_cuda, captured=True),
+        Form("eager", prepare_network, _anywhere),
+    )
+}
+
+
+def choose_form(name: str | None, device: torch.device, dtype: torch.dtype) -> Form:
+    """The form of that name, or the first that can run there; raises InputError for one that cannot."""
+    if name is None:
+        return next(form for form in FORMS.values() if form.missing(device, dtype) is None)
+    if name not in FORMS:
+        raise unknown("form", name, FORMS)
+    reason = FORMS[name].missing(device, dtype)
+    if reason:
+        raise InputError(f"form = {name!r} cannot be used here: {reason}")
+    return FORMS[name]

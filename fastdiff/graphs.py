@@ -1,0 +1,161 @@
+"""Steps captured as CUDA graphs: one memory pool for all of them, a cap in bytes, the least recently used go first."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+GAIN = 0.97  # a graph whose replay takes more than this share of the eager step is not worth its memory
+
+
+class Recorder(Protocol):
+    """Turns a body into something that replays it."""
+
+    def record(
+        self, body: Callable[[], None], reset: Callable[[], None], device: torch.device
+    ) -> tuple[Callable[[], None], int]:
+        """body's replay, and the bytes that it holds. reset puts the state where a body may begin."""
+        ...
+
+    def seconds(self, call: Callable[[], None], device: torch.device) -> float:
+        """How long a call takes on the device."""
+        ...
+
+
+class CudaGraphs:
+    """Recorder by torch.cuda.CUDAGraph. Graphs share a device's pool, for they never run at the same time."""
+
+    def __init__(self) -> None:
+        self.pools: dict[torch.device, tuple[int, int]] = {}
+
+    def record(
+        self, body: Callable[[], None], reset: Callable[[], None], device: torch.device
+    ) -> tuple[Callable[[], None], int]:
+        with torch.cuda.device(device):
+            pool = self.pools.setdefault(device, torch.cuda.graph_pool_handle())
+            aside = torch.cuda.Stream(device)
+            aside.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(aside):  # kernels compile and libraries choose before the capture
+                for _ in range(2):
+                    reset()
+                    body()
+                reset()
+            torch.cuda.current_stream(device).wait_stream(aside)
+            before = torch.cuda.memory_reserved(device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                body()
+            return graph.replay, max(0, torch.cuda.memory_reserved(device) - before)
+
+    def seconds(self, call: Callable[[], None], device: torch.device) -> float:
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        call()
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+
+class GraphPool:
+    """The captured steps of a process. limit: bytes that graphs may hold together before the oldest are dropped."""
+
+    def __init__(self, recorder: Recorder, limit: int = 4 << 30) -> None:
+        self.recorder, self.limit = recorder, limit
+        self.held: OrderedDict[tuple[int, int], tuple[Callable[[], None], int]] = OrderedDict()
+
+    def replay(self, owner: int, count: int) -> Callable[[], None] | None:
+        """The owner's graph of that many steps, now the most recently used; None where it is not held."""
+        if (owner, count) not in self.held:
+            return None
+        self.held.move_to_end((owner, count))
+        return self.held[owner, count][0]
+
+    def add(self, owner: int, count: int, replay: Callable[[], None], size: int) -> None:
+        self.held[owner, count] = replay, size
+        while self.bytes() > self.limit and len(self.held) > 1:
+            self.held.popitem(last=False)
+
+    def forget(self, owner: int) -> None:
+        for key in [key for key in self.held if key[0] == owner]:
+            del self.held[key]
+
+    def bytes(self) -> int:
+        return sum(size for _, size in self.held.values())
+
+
+POOL = GraphPool(CudaGraphs())
+
+
+class CapturedStep:
+    """A step body that is replayed from the pool: call ready() before a batch, then it with a number of steps.
+
+    body: one step, reading and writing fixed buffers only. reset: puts the state at a table's first row.
+    counts: the numbers of steps that one graph may hold. Where capture fails, or gains nothing over the eager body,
+    the body runs eagerly; `told` says which and why.
+    """
+
+    def __init__(
+        self,
+        body: Callable[[], None],
+        reset: Callable[[], None],
+        device: torch.device,
+        counts: tuple[int, ...] = (1,),
+        pool: GraphPool | None = None,
+    ) -> None:
+        self.body, self.reset, self.device, self.counts = body, reset, device, counts
+        self.pool = POOL if pool is None else pool
+        self.eager, self.told = False, ""
+        weakref.finalize(self, self.pool.forget, id(self))
+
+    def ready(self) -> None:
+        """Capture what the pool does not hold; the state's contents are lost."""
+        for count in self.counts:
+            if self.eager or self.pool.replay(id(self), count) is not None:
+                continue
+
+            def steps(count: int = count) -> None:
+                for _ in range(count):
+                    self.body()
+
+            try:
+                replay, size = self.pool.recorder.record(steps, self.reset, self.device)
+            except torch.OutOfMemoryError:
+                raise  # the batch is too large, eagerly too
+            except Exception as problem:
+                reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+                self.told = f"the step could not be captured as a CUDA graph and runs eagerly: {reason}"
+                warnings.warn(self.told, stacklevel=2)
+                self.eager = True
+                return
+            if not self.told:
+                self._compare(steps, replay, count)
+                if self.eager:
+                    return
+            self.pool.add(id(self), count, replay, size)
+
+    def _compare(self, steps: Callable[[], None], replay: Callable[[], None], count: int) -> None:
+        """Whether replaying is faster than launching, by the medians of interleaved runs."""
+        taken: dict[Callable[[], None], list[float]] = {steps: [], replay: []}
+        for _ in range(5):
+            for call in taken:
+                self.reset()
+                taken[call].append(self.pool.recorder.seconds(call, self.device) / count)
+        self.reset()
+        eager, replayed = (statistics.median(times) for times in taken.values())
+        self.eager = replayed > GAIN * eager
+        verb = "gains nothing and is not used" if self.eager else "is used"
+        self.told = f"capture {verb}: {replayed * 1e3:.3f} ms a step replayed, {eager * 1e3:.3f} ms launched"
+
+    def __call__(self, count: int) -> None:
+        replay = None if self.eager else self.pool.replay(id(self), count)
+        if replay is not None:
+            replay()
+        else:
+            for _ in range(count):
+                self.body()

@@ -1,0 +1,53 @@
+"""Which code, machine and versions made something."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+import fastdiff
+
+
+def source_version() -> str:
+    """The package's version, and the commit where it runs from a checkout ("+" where files differ from it)."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if git("ls-files", "--error-unmatch", __file__):
+            changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/fastdiff", ":/kernels")
+            return f"{fastdiff.__version__}, commit {git('rev-parse', '--short=12', 'HEAD')}{'+' if changed else ''}"
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return fastdiff.__version__
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """The device's model, with no host name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def machine(device: torch.device) -> str:
+    """The device in words, on a CPU with the threads in use."""
+    threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}"
+    return device_name(device) + ("" if device.type == "cuda" else threads)
+
+
+def versions() -> str:
+    return f"Python {platform.python_version()}, torch {torch.__version__}"
