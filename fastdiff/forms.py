@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from fastdiff.errors import InputError, unknown
+from fastdiff.native import make_native
+from fastdiff.native import missing as native_missing
 from fastdiff.prepared import prepare_network
 
 Reason = str | None
@@ -35,11 +37,16 @@ def _on_cuda(device: torch.device, dtype: torch.dtype) -> Reason:
     return None if device.type == "cuda" else f"CUDA graphs need a CUDA device, this is {device}"
 
 
+def _native(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    return make_native(prepare_network(network, device, dtype))
+
+
 # In the order of preference.
 FORMS = {
     form.name: form
     for form in (
         Form("graph", prepare_network, _on_cuda, captured=True),
+        Form("native", _native, native_missing),
         Form("eager", prepare_network, _anywhere),
     )
 }

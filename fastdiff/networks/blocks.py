@@ -47,7 +47,12 @@ EDITIONS = {
 
 
 def normed(norm: nn.GroupNorm, x: Tensor, before: str | None = None, after: str | None = None) -> Tensor:
-    """The GroupNorm module by the fused operator: after(norm(before(x)))."""
+    """The GroupNorm module by the fused operator: after(norm(before(x))).
+
+    A module with a `fused` of its own (see fastdiff.native) is asked to compute it; so below.
+    """
+    if hasattr(norm, "fused") and before is None:
+        return norm.fused(x, after)
     return group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, before=before, after=after)
 
 
@@ -55,6 +60,8 @@ def convolved_and_normed(
     conv: nn.Conv2d, norm: nn.GroupNorm, x: Tensor, before: str | None = None, after: str | None = None
 ) -> Tensor:
     """after(norm(before(conv(x)))) by the fused operator."""
+    if hasattr(conv, "fused"):
+        return normed(norm, conv.fused(x, before), after=after)
     return conv_norm(
         x, conv.weight, conv.bias, norm.num_groups, norm.weight, norm.bias, norm.eps, before=before, after=after
     )
@@ -62,6 +69,8 @@ def convolved_and_normed(
 
 def convolved_and_added(conv: nn.Conv2d, x: Tensor, residual: Tensor, shortcut: nn.Module | None = None) -> Tensor:
     """conv(x) + shortcut(residual) by the fused operator; the shortcut is a 1x1 convolution or nothing."""
+    if hasattr(conv, "fused"):
+        return conv.fused(x, residual=residual if shortcut is None else shortcut(residual))
     if isinstance(shortcut, nn.Conv2d):
         return conv_add(x, conv.weight, conv.bias, residual, shortcut.weight, shortcut.bias)
     return conv_add(x, conv.weight, conv.bias, residual)

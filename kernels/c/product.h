@@ -1,0 +1,48 @@
+/* C (m, n) = A (m, k) B (k, n), n a multiple of VL; A by any strides, rows of B and C side by side. */
+#pragma once
+#include "vectors.h"
+
+#if defined(__AVX512F__)
+#define ROWS 12 /* 24 sums, 2 of B: of 32 registers */
+#else
+#define ROWS 6 /* 12 sums, 2 of B and one of A: of 16 registers */
+#endif
+
+/* rows and columns are constants where it is called, so that the sums live in registers. */
+INLINE void block(const int rows, const int columns, int k, const float *a, long ra, long ca, const float *b, long rb,
+                  float *c, long rc) {
+    vf s[ROWS][2];
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < columns; j++) s[i][j] = (vf){0};
+    for (int q = 0; q < k; q++) {
+        vf b0 = load(b), b1 = columns > 1 ? load(b + VL) : b0;
+#pragma GCC unroll 12
+        for (int i = 0; i < rows; i++) {
+            vf v = all(a[i * ra]);
+            s[i][0] += v * b0;
+            if (columns > 1) s[i][1] += v * b1;
+        }
+        a += ca;
+        b += rb;
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; i++) {
+        store(c + i * rc, s[i][0]);
+        if (columns > 1) store(c + i * rc + VL, s[i][1]);
+    }
+}
+
+INLINE void strip(const int columns, int m, int k, const float *a, long ra, long ca, const float *b, long rb, float *c,
+                  long rc) {
+    for (; m >= ROWS; m -= ROWS, a += ROWS * ra, c += ROWS * rc) block(ROWS, columns, k, a, ra, ca, b, rb, c, rc);
+    if (m >= 6 && ROWS > 6) block(6, columns, k, a, ra, ca, b, rb, c, rc), m -= 6, a += 6 * ra, c += 6 * rc;
+    if (m >= 4) block(4, columns, k, a, ra, ca, b, rb, c, rc), m -= 4, a += 4 * ra, c += 4 * rc;
+    for (; m > 0; m--, a += ra, c += rc) block(1, columns, k, a, ra, ca, b, rb, c, rc);
+}
+
+static void product(int m, int n, int k, const float *a, long ra, long ca, const float *b, long rb, float *c, long rc) {
+    int j = 0;
+    for (; j + 2 * VL <= n; j += 2 * VL) strip(2, m, k, a, ra, ca, b + j, rb, c + j, rc);
+    if (j < n) strip(1, m, k, a, ra, ca, b + j, rb, c + j, rc);
+}

@@ -1,0 +1,81 @@
+/* Vectors of floats by the compiler's own extension (GCC, Clang), as wide as the processor's registers. */
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define VL 16
+#elif defined(__AVX__)
+#define VL 8
+#else
+#define VL 4
+#endif
+
+typedef float vf __attribute__((vector_size(4 * VL)));
+typedef int32_t vi __attribute__((vector_size(4 * VL)));
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vf load(const float *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+INLINE vf all(float x) { return x - (vf){0}; }
+INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+INLINE vf maximum(vf a, vf b) { return pick(a > b, a, b); }
+INLINE float sum(vf v) {
+    float s = 0;
+    for (int i = 0; i < VL; i++) s += v[i];
+    return s;
+}
+
+/* e^x by Cephes: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial; what lies outside -87 .. 88 counts as that. */
+INLINE vf exponential(vf x) {
+    vf bounded = pick(x < -87.0f, all(-87.0f), x);
+    bounded = pick(bounded > 88.0f, all(88.0f), bounded);
+    const vf magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to a whole number */
+    vf n = (bounded * 1.44269504088896341f + magic) - magic;
+    vf r = bounded - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    vf p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    vi scale = (__builtin_convertvector(n, vi) + 127) << 23;
+    return p * (vf)scale;
+}
+
+/* erf by Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7. */
+INLINE vf error_function(vf x) {
+    vi negative = x < 0.0f;
+    vf a = pick(negative, -x, x);
+    vf t = 1.0f / (a * 0.3275911f + 1.0f);
+    vf p = all(1.061405429f);
+    p = p * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    vf y = 1.0f - p * t * exponential(-a * a);
+    return pick(negative, -y, y);
+}
+
+enum activation { NONE, GELU, GELU_TANH, SILU, RELU };
+
+INLINE vf activate(vf x, const int kind) {
+    switch (kind) {
+    case GELU:
+        return x * 0.5f * (1.0f + error_function(x * 0.70710678118654752f));
+    case GELU_TANH: /* (1 + tanh u) / 2 = 1 / (1 + e^(-2 u)) */
+        return x / (1.0f + exponential(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
+    case SILU:
+        return x / (1.0f + exponential(-x));
+    case RELU:
+        return pick(x < 0.0f, all(0.0f), x);
+    default:
+        return x;
+    }
+}
