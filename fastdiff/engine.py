@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdiff import graphs
 from fastdiff.context import resolve_context
 from fastdiff.errors import InputError, finite, whole
 from fastdiff.forms import Form, choose_form
@@ -32,7 +34,7 @@ class Kind(NamedTuple):
     """What makes one step body differ from another; all else is data that the body reads."""
 
     guided: bool
-    context: bool
+    context: int | None  # the width of the contexts
     noise: str  # "none", "philox" or "given"
     history: bool
 
@@ -69,7 +71,7 @@ class Engine:
         form: str | None = None,
         unroll: int = 1,
     ) -> None:
-        self.model, self.table = model, check_table(model, table)
+        self.table = check_table(model, table)
         self.batch_size = DEFAULT_BATCH if batch_size is None else whole("batch_size", batch_size, 1, LIMIT - 1)
         self.dtype, self.device = choose_dtype(dtype), choose_device(device)
         self.clip = model.clip if clip is None else check_clip(clip)
@@ -78,6 +80,8 @@ class Engine:
         self.notes: list[str] = []  # what happened that a manifest should tell
         with self._settings():
             self.network = self.form.prepare(model.network, self.device, self.dtype)
+            # The prepared copy in the model's place, so that an engine does not keep the user's own network alive.
+            self.model = dataclasses.replace(model, network=self.network)
             self.time = TimeInputs(self.network, self.device, self.dtype, model.time == "index")
         self._allocate()
 
@@ -138,7 +142,7 @@ class Engine:
                 )
         kind = Kind(
             guided=guidance_scale not in (None, 1),
-            context=contexts is not None,
+            context=None if contexts is None else contexts.width,
             noise="given" if noise is not None else "philox" if self.form.captured or table.s.any() else "none",
             history=self.form.captured or bool(table.c.any()),
         )
@@ -246,8 +250,8 @@ class Engine:
         if not self.form.captured:
             return eager
 
-        def reset() -> None:
-            self.index.zero_()
+        def reset() -> None:  # holds the index, not the engine: a dropped engine and its graphs go at once
+            state.index.zero_()
 
         return CapturedStep(body, reset, self.device, tuple(sorted({1, self.unroll})))
 
@@ -265,6 +269,17 @@ class Engine:
         """What holds while a batch runs, and never while the caller does."""
         with torch.no_grad(), ieee_float32():
             yield
+
+    def holds(self) -> dict[str, Any]:
+        """Bytes of the batch's buffers, what became of each kind of step, and the graph pool of the whole process."""
+        buffers = (self.x, self.x0_prev, self.noise, self.rows, self.time.values)
+        steps = {kind: run for kind, (_, run) in self.steps.items() if isinstance(run, CapturedStep)}
+        return {
+            "buffers": sum(b.numel() * b.element_size() for b in buffers if b is not None),
+            "steps": {str(kind): f"{run.told}; {run.bytes()} bytes" for kind, run in steps.items()},
+            "pool": graphs.POOL.bytes(),
+            "pool_limit": graphs.POOL.limit,
+        }
 
     def configuration(self) -> dict[str, Any]:
         """What a sample's bits depend on besides model, table, seed, index and context; plain values for a manifest."""

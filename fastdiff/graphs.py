@@ -7,7 +7,8 @@ import time
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -38,16 +39,21 @@ class CudaGraphs:
     def record(
         self, body: Callable[[], None], reset: Callable[[], None], device: torch.device
     ) -> tuple[Callable[[], None], int]:
-        with torch.cuda.device(device):
+        current = torch.cuda.current_stream(device)
+        with torch.cuda.device(device), torch.cuda.stream(current):  # a capture that fails leaves its own in place
             pool = self.pools.setdefault(device, torch.cuda.graph_pool_handle())
             aside = torch.cuda.Stream(device)
-            aside.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(aside):  # kernels compile and libraries choose before the capture
-                for _ in range(2):
-                    reset()
+            aside.wait_stream(current)
+            with torch.cuda.stream(aside):
+                reset()
+                body()  # kernels compile and libraries choose before the capture
+                reset()
+                with _no_sync():
                     body()
                 reset()
-            torch.cuda.current_stream(device).wait_stream(aside)
+            current.wait_stream(aside)
+            torch.cuda.synchronize(device)
+            torch.cuda.empty_cache()  # as a capture begins with; here, so that what it frees is not counted
             before = torch.cuda.memory_reserved(device)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
@@ -60,6 +66,17 @@ class CudaGraphs:
         call()
         torch.cuda.synchronize(device)
         return time.perf_counter() - began
+
+
+@contextmanager
+def _no_sync() -> Iterator[None]:
+    """A host read raises an error that names it: within a capture it would only invalidate that."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class GraphPool:
@@ -85,8 +102,9 @@ class GraphPool:
         for key in [key for key in self.held if key[0] == owner]:
             del self.held[key]
 
-    def bytes(self) -> int:
-        return sum(size for _, size in self.held.values())
+    def bytes(self, owner: int | None = None) -> int:
+        """What all graphs hold, or those of one owner; a later graph reuses the memory of earlier ones."""
+        return sum(size for key, (_, size) in self.held.items() if owner in (None, key[0]))
 
 
 POOL = GraphPool(CudaGraphs())
@@ -151,6 +169,9 @@ class CapturedStep:
         self.eager = replayed > GAIN * eager
         verb = "gains nothing and is not used" if self.eager else "is used"
         self.told = f"capture {verb}: {replayed * 1e3:.3f} ms a step replayed, {eager * 1e3:.3f} ms launched"
+
+    def bytes(self) -> int:
+        return self.pool.bytes(id(self))
 
     def __call__(self, count: int) -> None:
         replay = None if self.eager else self.pool.replay(id(self), count)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastdiff.kernels import native, native_attention
-from fastdiff.networks.blocks import HEAD_DIM, normed
+from fastdiff.kernels import compiled, native, native_attention
+from fastdiff.kernels.depthwise_conv import depthwise_conv
+from fastdiff.networks.blocks import HEAD_DIM, ConvNextBlock, normed
 from fastdiff.prepared import FoldedLinearAttention
 
 
@@ -20,33 +21,26 @@ def make_native(network: nn.Module) -> nn.Module:
         for name, child in list(module.named_children()):
             if FoldedLinearAttention.replaces(child) and native_attention.fits(child.fn.norm.num_channels, HEAD_DIM):
                 setattr(module, name, NativeAttention(child))
-            elif type(child) is nn.Sequential:
-                _join(child)
     for module in network.modules():
         if type(module) is nn.Conv2d and NativeConv.replaces(module):
             module.__class__ = NativeConv
             module.pack()  # type: ignore[operator]
-        elif type(module) is nn.GroupNorm and module.affine and module.num_channels >= native.vector_width():
+        elif type(module) is nn.GroupNorm and module.affine and module.num_channels >= compiled.vector_width():
             module.__class__ = NativeNorm
+    for module in network.modules():
+        if type(module) is nn.Sequential:
+            _join(module)
+        elif NativeConvNext.replaces(module):
+            module.__class__ = NativeConvNext
     return network
 
 
 def _join(sequence: nn.Sequential) -> None:
-    """Convolution, BatchNorm, GELU → a convolution with the BatchNorm in its weights that ends in GELU."""
-    parts = list(sequence)
-    if [type(part) for part in parts] != [nn.Conv2d, nn.BatchNorm2d, nn.GELU]:
-        return
-    conv, norm, gelu = parts
-    if not NativeConv.replaces(conv) or norm.running_mean is None or any(map(_hooked, parts)):
-        return
-    fused = nn.utils.fuse_conv_bn_eval(conv, norm)
-    fused.__class__ = NativeConv
-    fused.pack("gelu" if gelu.approximate == "none" else "gelu_tanh")
-    sequence[0], sequence[1], sequence[2] = fused, nn.Identity(), nn.Identity()
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """A convolution and the GELU that is all that follows it → a convolution that ends in GELU."""
+    conv, *others = [part for part in sequence if type(part) is not nn.Identity] or [None]
+    if len(others) == 1 and type(conv) is NativeConv and type(others[0]) is nn.GELU and not others[0]._forward_hooks:
+        conv.activation = "gelu" if others[0].approximate == "none" else "gelu_tanh"
+        sequence[list(sequence).index(others[0])] = nn.Identity()
 
 
 class NativeConv(nn.Conv2d):
@@ -57,29 +51,59 @@ class NativeConv(nn.Conv2d):
         return (
             conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.padding_mode == "zeros"
             and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
-            and min(conv.in_channels, conv.out_channels) >= native.vector_width()
+            and min(conv.in_channels, conv.out_channels) >= compiled.vector_width()
         )  # fmt: skip
 
-    def pack(self, activation: str | None = None) -> None:
-        """activation: what the module itself ends in."""
-        self.activation = activation
+    def pack(self) -> None:
+        self.activation: str | None = None  # what the module itself ends in
         self.packed = native.winograd_weight(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fused(x, self.activation)
 
-    def fused(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
-        """activation(conv(x)) + residual."""
-        return native.winograd(x, self.packed, self.bias, self.out_channels, activation, residual)
+    def fused(
+        self,
+        x: Tensor,
+        activation: str | None = None,
+        residual: Tensor | None = None,
+        norm: NativeNorm | None = None,
+    ) -> Tensor:
+        """activation(conv(norm(x))) + residual."""
+        numbers = None if norm is None else norm.statistics(x)
+        return native.winograd(x, self.packed, self.bias, self.out_channels, activation, residual, numbers)
 
 
 class NativeNorm(nn.GroupNorm):
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm as a scale and a shift of each picture's channels."""
+        return native.norm_statistics(x, self.num_groups, self.weight, self.bias, self.eps)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.fused(x) if x.ndim == 4 else super().forward(x)
 
     def fused(self, x: Tensor, after: str | None = None) -> Tensor:
         """after(norm(x))."""
         return native.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, after)
+
+
+class NativeConvNext(ConvNextBlock):
+    """The block whose norms are no pass of their own: each convolution normalises what it reads."""
+
+    @staticmethod
+    def replaces(block: nn.Module) -> bool:
+        if type(block) is not ConvNextBlock:
+            return False
+        norm1, expand, _, norm2, contract = block.net
+        return type(norm1) is type(norm2) is NativeNorm and type(expand) is type(contract) is NativeConv
+
+    def forward(self, x: Tensor, time_bias: Tensor | None = None) -> Tensor:
+        norm1, expand, _, norm2, contract = self.net
+        bias = self.ds_conv.bias
+        if time_bias is not None and len(time_bias) == 1:  # a row of the table's: no pass of its own
+            bias, time_bias = time_bias.flatten() if bias is None else bias + time_bias.flatten(), None
+        h = depthwise_conv(x, self.ds_conv.weight, bias, time_bias)
+        h = expand.fused(h, self.gelu, norm=norm1)
+        return contract.fused(h, residual=self.res_conv(x), norm=norm2)
 
 
 class NativeAttention(FoldedLinearAttention):
@@ -98,4 +122,4 @@ def missing(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this form cannot run there, or None."""
     if device.type != "cpu" or dtype != torch.float32:
         return f"it is float32 on the CPU, this is {dtype} on {device}"
-    return native.missing()
+    return compiled.missing()

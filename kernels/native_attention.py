@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fastdiff.kernels import checks
 from fastdiff.kernels.attention_block import FoldedAttention
+from fastdiff.kernels.compiled import library, vector_width
 from fastdiff.kernels.linear_attention import output_scale
-from fastdiff.kernels.native import check, empty, library, nhwc, pointer, vector_width
+from fastdiff.kernels.native import check, empty, nhwc, pointer
 
 
 @dataclass(frozen=True)

@@ -40,31 +40,62 @@ INLINE void scale_shift(const float *x, float *y, int p, int c, const float *sca
         }
 }
 
-/* x, y (n, p, c), y another place than x; weight, bias (c); c at least VL; space: threads times 4 c floats. */
-void group_norm(const float *x, float *y, int n, int p, int c, int groups, const float *weight, const float *bias,
-                float eps, int kind, int threads, float *space) {
+/* The sum over all of a picture of its values, or of their squared distances from mean. */
+INLINE float whole_sum(const float *x, long count, const float *mean) {
+    vf s[4] = {{0}};
+    float m = mean ? *mean : 0, total;
+    long i = 0;
+    for (; i + 4 * VL <= count; i += 4 * VL)
+        for (int j = 0; j < 4; j++) {
+            vf v = load(x + i + j * VL) - m;
+            s[j] += mean ? v * v : v;
+        }
+    for (total = sum((s[0] + s[1]) + (s[2] + s[3])); i < count; i++)
+        total += mean ? (x[i] - m) * (x[i] - m) : x[i];
+    return total;
+}
+
+/* The norm of one picture as x scale + shift, scale and shift for each channel. */
+static void statistics(const float *x, int p, int c, int groups, const float *weight, const float *bias, float eps,
+                       float *scale, float *shift) {
     float count = (float)p * (c / groups);
+    if (groups == 1) {
+        float mean = whole_sum(x, (long)p * c, 0) / count, variance = whole_sum(x, (long)p * c, &mean) / count;
+        for (int i = 0; i < c; i++) shift[i] = mean, scale[i] = variance;
+    } else {
+        channel_sums(x, p, c, 0, scale);
+        group_means(scale, c, groups, count, shift);
+        channel_sums(x, p, c, shift, scale);
+        group_means(scale, c, groups, count, scale);
+    }
+    for (int i = 0; i < c; i++) {
+        scale[i] = weight[i] / __builtin_sqrtf(scale[i] + eps);
+        shift[i] = bias[i] - shift[i] * scale[i];
+    }
+}
+
+/* x (n, p, c); weight, bias (c) → scale, shift (n, c); c at least VL. */
+void norm_statistics(const float *x, int n, int p, int c, int groups, const float *weight, const float *bias,
+                     float eps, int threads, float *scale, float *shift) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int part = 0; part < threads; part++) {
-        float *sums = space + (long)part * 4 * c, *mean = sums + c, *scale = mean + c, *shift = scale + c;
-        for (long b = (long)n * part / threads; b < (long)n * (part + 1) / threads; b++) {
-            const float *from = x + b * p * c;
-            float *to = y + b * p * c;
-            channel_sums(from, p, c, 0, sums);
-            group_means(sums, c, groups, count, mean);
-            channel_sums(from, p, c, mean, sums);
-            group_means(sums, c, groups, count, scale); /* the variance, for now */
-            for (int i = 0; i < c; i++) {
-                scale[i] = weight[i] / __builtin_sqrtf(scale[i] + eps);
-                shift[i] = bias[i] - mean[i] * scale[i];
-            }
-            switch (kind) {
-            case RELU: scale_shift(from, to, p, c, scale, shift, RELU); break;
-            case SILU: scale_shift(from, to, p, c, scale, shift, SILU); break;
-            case GELU: scale_shift(from, to, p, c, scale, shift, GELU); break;
-            case GELU_TANH: scale_shift(from, to, p, c, scale, shift, GELU_TANH); break;
-            default: scale_shift(from, to, p, c, scale, shift, NONE);
-            }
+    for (int b = 0; b < n; b++)
+        statistics(x + (long)b * p * c, p, c, groups, weight, bias, eps, scale + (long)b * c, shift + (long)b * c);
+}
+
+/* y (n, p, c) = kind(norm(x)), y another place than x; the rest as above. scale, shift: space for them. */
+void group_norm(const float *x, float *y, int n, int p, int c, int groups, const float *weight, const float *bias,
+                float eps, int kind, int threads, float *scale, float *shift) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int b = 0; b < n; b++) {
+        const float *from = x + (long)b * p * c;
+        float *to = y + (long)b * p * c, *a = scale + (long)b * c, *s = shift + (long)b * c;
+        statistics(from, p, c, groups, weight, bias, eps, a, s);
+        switch (kind) {
+        case RELU: scale_shift(from, to, p, c, a, s, RELU); break;
+        case SILU: scale_shift(from, to, p, c, a, s, SILU); break;
+        case GELU: scale_shift(from, to, p, c, a, s, GELU); break;
+        case GELU_TANH: scale_shift(from, to, p, c, a, s, GELU_TANH); break;
+        default: scale_shift(from, to, p, c, a, s, NONE);
         }
     }
 }

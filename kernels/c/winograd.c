@@ -2,7 +2,15 @@
  * neural networks" (2016). A tile of 6x6 inputs gives 4x4 outputs with 36 multiplications a channel pair, not 144. */
 #include "product.h"
 
-enum { TILES = 48 }; /* at a time: their transforms stay in the second-level cache */
+/* Tiles at a time: few, so that their transforms stay in the second-level cache, but where the weights are larger than
+ * that cache more, for each block reads all of them. */
+INLINE long most_tiles(int c, int wide) { return (long)36 * c * wide * 4 > (1 << 20) ? 96 : 48; }
+
+/* The number of blocks of at most so many tiles, equal in size, and for each thread at least one if it can be. */
+INLINE long count_blocks(long tiles, long most, int threads) {
+    long blocks = (tiles + most - 1) / most;
+    return blocks < threads && tiles >= 4 * threads ? threads : blocks;
+}
 
 /* B^T d */
 INLINE void input_1d(const vf *d, int step, vf *t, int to) {
@@ -26,14 +34,17 @@ INLINE void output_1d(const vf *m, int step, vf *y, int to) {
     y[3 * to] = b + 8.0f * d + m[5 * step];
 }
 
-INLINE void input_tile(const float *x, int h, int w, int c, int top, int left, float *v, long stride) {
+/* scale, shift (c): what is done to x on the way, or 0; the padding around x stays 0. */
+INLINE void input_tile(const float *x, const float *scale, const float *shift, int h, int w, int c, int top, int left,
+                       float *v, long stride) {
     for (int i = 0; i < c; i += VL) {
         int at = i + VL <= c ? i : c - VL; /* the last vector overlaps the one before */
-        vf d[36], t[36];
+        vf d[36], t[36], a = scale ? load(scale + at) : all(1), b = scale ? load(shift + at) : all(0);
         for (int r = 0; r < 6; r++)
             for (int s = 0; s < 6; s++) {
                 int y = top + r, z = left + s;
-                d[6 * r + s] = y >= 0 && y < h && z >= 0 && z < w ? load(x + ((long)y * w + z) * c + at) : (vf){0};
+                const float *from = x + ((long)y * w + z) * c + at;
+                d[6 * r + s] = y >= 0 && y < h && z >= 0 && z < w ? load(from) * a + b : (vf){0};
             }
         for (int s = 0; s < 6; s++) input_1d(d + s, 6, t + s, 6);
         for (int r = 0; r < 6; r++) input_1d(t + 6 * r, 1, d + 6 * r, 1);
@@ -60,30 +71,32 @@ INLINE void output_tile(const float *m, long stride, int h, int w, int o, int to
     }
 }
 
-/* x (n, h, w, c); u (36, c, wide), wide being o rounded up to VL; y (n, h, w, o) = kind(conv + bias) + residual.
- * space: threads times winograd_space floats. c and o are at least VL. */
+/* y (n, h, w, o) = kind(conv(x scale + shift) + bias) + residual. x (n, h, w, c); scale, shift (n, c) or 0;
+ * u (36, c, wide), wide being o rounded up to VL; bias (o) or 0; residual like y or 0. c and o are at least VL.
+ * space: threads times winograd_space floats. */
 #define CONVOLUTION(NAME, KIND)                                                                                        \
-    static void NAME(const float *x, const float *u, const float *bias, const float *residual, float *y, int n, int h, \
-                     int w, int c, int o, int threads, float *space) {                                                 \
-        int down = (h + 3) / 4, across = (w + 3) / 4, wide = (o + VL - 1) / VL * VL;                                    \
-        long each = (long)down * across, tiles = n * each, blocks = (tiles + TILES - 1) / TILES;                       \
-        long held = (long)36 * TILES * (c + wide);                                                                     \
+    static void NAME(const float *x, const float *scale, const float *shift, const float *u, const float *bias,        \
+                     const float *residual, float *y, int n, int h, int w, int c, int o, int threads, float *space) {  \
+        int down = (h + 3) / 4, across = (w + 3) / 4, wide = (o + VL - 1) / VL * VL;                                   \
+        long each = (long)down * across, tiles = n * each, most = most_tiles(c, wide);                                 \
+        long blocks = count_blocks(tiles, most, threads), held = 36 * most * (c + wide);                               \
         _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int part = 0; part < threads; part++) { \
-            float *v = space + part * held, *m = v + (long)36 * TILES * c;                                             \
+            float *v = space + part * held, *m = v + 36 * most * c;                                                    \
             for (long b = blocks * part / threads; b < blocks * (part + 1) / threads; b++) {                           \
-                long from = b * TILES;                                                                                 \
-                int many = tiles - from < TILES ? (int)(tiles - from) : TILES;                                         \
+                long from = tiles * b / blocks;                                                                        \
+                int many = (int)(tiles * (b + 1) / blocks - from);                                                     \
                 for (int t = 0; t < many; t++) {                                                                       \
                     long g = from + t, image = g / each, place = g % each;                                             \
-                    input_tile(x + image * h * w * c, h, w, c, (int)(place / across) * 4 - 1,                          \
-                               (int)(place % across) * 4 - 1, v + (long)t * c, (long)TILES * c);                       \
+                    input_tile(x + image * h * w * c, scale ? scale + image * c : 0, scale ? shift + image * c : 0, h, \
+                               w, c, (int)(place / across) * 4 - 1, (int)(place % across) * 4 - 1, v + (long)t * c,    \
+                               most * c);                                                                              \
                 }                                                                                                      \
                 for (int f = 0; f < 36; f++)                                                                           \
-                    product(many, wide, c, v + (long)f * TILES * c, c, 1, u + (long)f * c * wide, wide,                \
-                            m + (long)f * TILES * wide, wide);                                                         \
+                    product(many, wide, c, v + f * most * c, c, 1, u + (long)f * c * wide, wide,                       \
+                            m + f * most * wide, wide);                                                                \
                 for (int t = 0; t < many; t++) {                                                                       \
                     long g = from + t, image = g / each, place = g % each, start = image * h * w * o;                  \
-                    output_tile(m + (long)t * wide, (long)TILES * wide, h, w, o, (int)(place / across) * 4,            \
+                    output_tile(m + (long)t * wide, most * wide, h, w, o, (int)(place / across) * 4,                   \
                                 (int)(place % across) * 4, bias, residual ? residual + start : 0, KIND, y + start);    \
                 }                                                                                                      \
             }                                                                                                          \
@@ -98,15 +111,20 @@ CONVOLUTION(convolution_relu, RELU)
 
 int winograd_vector(void) { return VL; }
 
-long winograd_space(int c, int o) { return (long)36 * TILES * (c + (o + VL - 1) / VL * VL); }
+long winograd_space(int c, int o) {
+    int wide = (o + VL - 1) / VL * VL;
+    return 36 * most_tiles(c, wide) * (c + wide);
+}
 
-void winograd(const float *x, const float *u, const float *bias, const float *residual, float *y, int n, int h, int w,
-              int c, int o, int kind, int threads, float *space) {
+void winograd(const float *x, const float *scale, const float *shift, const float *u, const float *bias,
+              const float *residual, float *y, int n, int h, int w, int c, int o, int kind, int threads,
+              float *space) {
+#define RUN(NAME) NAME(x, scale, shift, u, bias, residual, y, n, h, w, c, o, threads, space)
     switch (kind) {
-    case GELU: convolution_gelu(x, u, bias, residual, y, n, h, w, c, o, threads, space); break;
-    case GELU_TANH: convolution_gelu_tanh(x, u, bias, residual, y, n, h, w, c, o, threads, space); break;
-    case SILU: convolution_silu(x, u, bias, residual, y, n, h, w, c, o, threads, space); break;
-    case RELU: convolution_relu(x, u, bias, residual, y, n, h, w, c, o, threads, space); break;
-    default: convolution_none(x, u, bias, residual, y, n, h, w, c, o, threads, space);
+    case GELU: RUN(convolution_gelu); break;
+    case GELU_TANH: RUN(convolution_gelu_tanh); break;
+    case SILU: RUN(convolution_silu); break;
+    case RELU: RUN(convolution_relu); break;
+    default: RUN(convolution_none);
     }
 }

@@ -1,0 +1,128 @@
+"""The C sources of kernels/c, which the system's compiler turns into a library for this very processor.
+
+The library is compiled when it is first asked for, in about a second, and kept on disk under a key of sources,
+compiler, flags and processor: in the folder FASTDIFF_CACHE, else in fastdiff's folder of the user's cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+SOURCES = Path(__file__).parent / "c"
+FILES = ("winograd.c", "norm.c", "attention.c")
+# No -ffast-math: NaN and infinity keep their meaning. Products and sums may be fused, which only rounds less.
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared")
+
+
+class Unavailable(RuntimeError):
+    """Why there are no CPU kernels here."""
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept."""
+    given = os.environ.get("FASTDIFF_CACHE")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fastdiff"
+
+
+def missing() -> str | None:
+    """Why the kernels cannot run here, or None; compiles them."""
+    if os.environ.get("FASTDIFF_KERNELS") == "reference":
+        return "FASTDIFF_KERNELS=reference asks for plain torch"
+    problem = _load()
+    return problem if isinstance(problem, str) else None
+
+
+def library() -> ctypes.CDLL:
+    """The compiled kernels. Raises Unavailable where there are none."""
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise Unavailable(loaded)
+    return loaded
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | str:
+    compiler = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
+    if compiler is None:
+        return "no C compiler (cc, gcc or clang) was found"
+    words = shlex.split(compiler)
+    machine = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+    try:
+        about = subprocess.run([*words, "--version"], capture_output=True, text=True, check=True).stdout
+        # What "native" means differs between the machines that share a home folder.
+        native = subprocess.run(
+            [*words, machine, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError) as problem:
+        return f"the C compiler {compiler!r} does not run: {problem}"
+    texts = [path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.suffix in (".c", ".h")]
+    problem = ""
+    for threads in (_openmp(), ()):  # a compiler may have no OpenMP
+        command = [*words, *FLAGS, machine, *(str(SOURCES / name) for name in FILES), *threads, "-lm"]
+        parts = [*texts, about.encode(), native.encode(), shlex.join(command).encode()]
+        key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+        try:
+            return _opened(command, f"kernels-{key}")
+        except OSError as error:
+            problem = str(error)
+        except subprocess.CalledProcessError as error:
+            problem = (error.stderr.strip().splitlines() or ["no message"])[-1]
+    return f"the CPU kernels could not be compiled by {compiler!r}: {problem}"
+
+
+def _opened(command: list[str], key: str) -> ctypes.CDLL:
+    """The library of that key in the cache; compiled where it is not there, or not as it was written.
+
+    Its name ends in the digest of its bytes: loading a file that was cut short would end the process.
+    """
+    folder = cache_folder()
+    for path in sorted(folder.glob(f"{key}-*.so")):
+        if path.stem.endswith(_digest(path)):
+            return _declared(ctypes.CDLL(str(path)))
+        path.unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = folder if os.access(folder, os.W_OK) else None
+    except OSError:
+        place = None  # the library then lives for this process only
+    with tempfile.TemporaryDirectory(dir=place, prefix="compiling-") as temporary:
+        made = Path(temporary) / "kernels.so"
+        subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, check=True)
+        if place is not None:
+            made = made.rename(place / f"{key}-{_digest(made)}.so")
+        return _declared(ctypes.CDLL(str(made)))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    loaded.winograd_space.restype = loaded.attention_space.restype = ctypes.c_long
+    return loaded
+
+
+def _openmp() -> tuple[str, ...]:
+    """OpenMP by torch's own runtime: a second one would have threads of its own, which fight for the same cores."""
+    runtimes = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return ("-fopenmp", *map(str, runtimes[:1]))
+
+
+@functools.cache
+def vector_width() -> int:
+    """Floats in a vector of the compiled kernels; channels must be at least as many."""
+    return library().winograd_vector()

@@ -1,0 +1,270 @@
+"""The CPU kernels in C against float64, on odd shapes, and what happens where they cannot be had."""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastdiff import AnnotatedUnet, ContextUnet, InputError, Model, make_schedule, sample
+from fastdiff.forms import FORMS, choose_form
+from fastdiff.kernels import compiled, native, native_attention
+from fastdiff.kernels.attention_block import attention_block_reference, fold
+from fastdiff.kernels.group_norm import group_norm_reference
+from fastdiff.native import NativeAttention, NativeConv, NativeConvNext, make_native
+from fastdiff.prepared import prepare_network
+
+CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(compiled.missing() is not None, reason=str(compiled.missing()))
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Uninitialised memory is NaN, so that an element that no kernel wrote shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(1)
+
+
+def test_there_is_a_compiler_where_the_tests_run():
+    """The suite must not pass on a machine of ours by skipping what it is about."""
+    assert compiled.missing() is None
+
+
+CONVOLUTIONS = [
+    # batch, in, out, height, width: one pixel, a whole tile, one row more, odd, wide; widths with every kind of tail
+    (1, 16, 16, 1, 1), (2, 17, 19, 4, 4), (3, 28, 56, 5, 4), (1, 56, 28, 7, 7), (2, 33, 16, 3, 11), (5, 24, 40, 14, 14),
+    (1, 112, 224, 7, 7), (2, 64, 64, 16, 16), (70, 16, 18, 2, 3),
+]  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize("b, c, o, h, w", CONVOLUTIONS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "crop", "half of a concatenation"])
+def test_the_convolution(b, c, o, h, w, layout, layouts, rel):
+    x, weight, bias = torch.randn(b, c, h, w), torch.randn(o, c, 3, 3) / (3 * c**0.5), torch.randn(o)
+    ours = native.winograd(layouts(x)[layout], native.winograd_weight(weight), bias, o)
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    assert ours.shape == expected.shape and ours.is_contiguous(memory_format=torch.channels_last)
+    assert rel(ours, expected) < 5e-6
+    without = native.winograd(layouts(x)[layout], native.winograd_weight(weight), None, o)
+    assert rel(without, expected - bias.double().view(-1, 1, 1)) < 5e-6
+
+
+ACTIVATIONS = {
+    None: lambda x: x,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "relu": F.relu,
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("groups, normed, added", [(1, True, True), (4, True, False), (1, False, True)])
+def test_what_the_convolution_takes_along(activation, groups, normed, added, rel):
+    b, c, o, h, w = 3, 20, 24, 6, 7
+    x, weight, bias = 2 + 3 * torch.randn(b, c, h, w), torch.randn(o, c, 3, 3) / 10, torch.randn(o)
+    gain, shift, residual = torch.randn(c), torch.randn(c), torch.randn(b, o, h, w)
+    norm = native.norm_statistics(x, groups, gain, shift) if normed else None
+    ours = native.winograd(x, native.winograd_weight(weight), bias, o, activation, residual if added else None, norm)
+    given = F.group_norm(x.double(), groups, gain.double(), shift.double()) if normed else x.double()
+    expected = ACTIVATIONS[activation](F.conv2d(given, weight.double(), bias.double(), padding=1))
+    assert rel(ours, expected + residual.double() if added else expected) < 5e-6
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "b, c, groups, h, w", [(1, 16, 1, 1, 2), (2, 24, 8, 5, 3), (3, 28, 1, 28, 28), (2, 18, 3, 2, 9)]
+)
+@pytest.mark.parametrize("after", ACTIVATIONS)
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_the_norm(b, c, groups, h, w, after, mean, rel):
+    x, weight, bias = mean + torch.randn(b, c, h, w), torch.randn(c), torch.randn(c)
+    expected = group_norm_reference(x.double(), groups, weight.double(), bias.double(), after=after)
+    assert rel(native.group_norm(x, groups, weight, bias, after=after), expected) < (2e-6 if mean == 0 else 1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("c", [16, 28, 40, 112])
+@pytest.mark.parametrize("h, w", [(1, 1), (3, 5), (7, 7), (13, 9)])
+@pytest.mark.parametrize("gain, divide", [(True, True), (False, False)])
+def test_the_attention_block(c, h, w, gain, divide, rel):
+    heads, d = 4, 32
+    weights = dict(
+        norm_weight=torch.randn(c), norm_bias=torch.randn(c), w_qkv=torch.randn(3 * heads * d, c) / c**0.5,
+        w_out=torch.randn(c, heads * d) / 10, b_out=torch.randn(c), gain=torch.randn(1, c, 1, 1) if gain else None,
+    )  # fmt: skip
+    x = torch.randn(3, c, h, w)
+    ours = native_attention.attention_block(x, native_attention.pack(fold(**weights, heads=heads, divide_by_n=divide)))
+    exact = {k: None if v is None else v.double() for k, v in weights.items()}
+    expected = attention_block_reference(x.double(), fold(**exact, heads=heads, divide_by_n=divide))
+    assert rel(ours, expected) < 5e-6
+
+
+@needs_compiler
+def test_logits_of_hundreds_do_not_overflow(rel):
+    c = 16
+    weights = dict(norm_weight=torch.ones(c), norm_bias=torch.zeros(c), w_qkv=60 * torch.randn(384, c),
+                   w_out=torch.randn(c, 128) / 10, b_out=torch.randn(c), gain=torch.ones(1, c, 1, 1))  # fmt: skip
+    x = torch.randn(2, c, 4, 4)
+    ours = native_attention.attention_block(x, native_attention.pack(fold(**weights, heads=4, divide_by_n=True)))
+    exact = fold(**{k: v.double() for k, v in weights.items()}, heads=4, divide_by_n=True)
+    assert rel(ours, attention_block_reference(x.double(), exact)) < 1e-4
+
+
+@needs_compiler
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_visible(value):
+    x, c = torch.randn(2, 16, 4, 4), 16
+    x[1, 3, 2, 2] = value
+    weight = native.winograd_weight(torch.randn(c, c, 3, 3))
+    for activation in ACTIVATIONS:
+        out = native.winograd(x, weight, None, c, activation)
+        assert torch.isfinite(out[0]).all() and not torch.isfinite(out[1]).all()
+    out = native.group_norm(x, 1, torch.ones(c), torch.zeros(c))
+    assert torch.isfinite(out[0]).all() and not torch.isfinite(out[1]).any()
+
+
+@needs_compiler
+def test_bits_depend_neither_on_threads_nor_on_the_place_in_a_batch():
+    x, c, o = torch.randn(37, 24, 7, 7), 24, 40
+    weight, bias = native.winograd_weight(torch.randn(o, c, 3, 3)), torch.randn(o)
+    folded = native_attention.pack(fold(
+        torch.randn(c), torch.randn(c), torch.randn(384, c), torch.randn(c, 128), torch.randn(c),
+        torch.randn(1, c, 1, 1), 4, True,
+    ))  # fmt: skip
+    gain, shift = torch.randn(2, c)
+
+    def outputs(x):
+        return (native.winograd(x, weight, bias, o, "gelu"), native.group_norm(x, 4, gain, shift),
+                native_attention.attention_block(x, folded))  # fmt: skip
+
+    whole = outputs(x)
+    for threads, part in itertools.product((1, 2, 3, 5), (slice(0, 37), slice(5, 6), slice(11, 30))):
+        torch.set_num_threads(threads)
+        for ours, expected in zip(outputs(x[part]), whole, strict=True):
+            assert torch.equal(ours, expected[part])
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "make, kinds",
+    [
+        (lambda: AnnotatedUnet(28), {NativeConvNext: 13, NativeAttention: 5}),
+        (lambda: AnnotatedUnet(16, edition="mindspore"), {NativeAttention: 5}),
+        (lambda: AnnotatedUnet(32, edition="hf-2022", block="resnet"), {NativeAttention: 5, NativeConv: 26}),
+        (lambda: ContextUnet(3, 32, 5, 16, shortcut=True), {NativeConv: 18}),
+        (lambda: ContextUnet(1, 8, 3, 28), {}),
+    ],
+)
+def test_networks_in_the_form(make, kinds, randomised, rel):
+    network = randomised(make()).eval()
+    plain = prepare_network(network, CPU, torch.float64)
+    ours = make_native(prepare_network(network, CPU, torch.float32))
+    for kind, count in kinds.items():
+        assert sum(type(module) is kind for module in ours.modules()) == count, kind
+    size = 16 if isinstance(network, AnnotatedUnet) else network.height
+    x = torch.randn(3, getattr(network, "channels", None) or network.in_channels, size, size)
+    t = torch.tensor([3]) if isinstance(network, AnnotatedUnet) else torch.tensor([0.3])
+    with torch.no_grad():
+        assert rel(ours(x, t), plain(x.double(), t)) < 1e-5
+
+
+@needs_compiler
+def test_a_network_of_the_users_own_gets_the_kernels_and_keeps_its_hooks(rel):
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.GroupNorm(4, 32)
+            self.tail = torch.nn.Sequential(
+                torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.BatchNorm2d(32), torch.nn.GELU()
+            )
+            self.strided = torch.nn.Conv2d(32, 32, 3, padding=1, stride=2)
+            self.last = torch.nn.Conv2d(32, 3, 3, padding=1)
+
+        def forward(self, x, t):
+            h = self.tail(self.norm(self.first(x))) * self.tail[0].weight.mean()  # reads a weight from outside
+            return self.last(h + self.strided(h).mean())
+
+    seen = []
+    model = Model(Own().eval(), make_schedule("linear", 20), image_shape=(3, 8, 8))
+    model.network.norm.register_forward_hook(lambda *_: seen.append(1))
+    model.network.tail[0].register_forward_hook(lambda *_: seen.append(2))
+    options = dict(steps=4, device="cpu")
+    ours, plain = (sample(model, 2, form=form, **options) for form in ("native", "eager"))
+    assert rel(ours, plain) < 1e-5 and seen == [1, 2] * 8
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: native.winograd(torch.zeros(1, 2, 4, 4), torch.zeros(36, 2, 16), None, 16), "2 channels"),
+        (lambda: native.winograd(torch.zeros(1, 16, 4, 4), torch.zeros(36, 15, 16), None, 16), "weight"),
+        (lambda: native.winograd(torch.zeros(16, 4, 4), torch.zeros(36, 16, 16), None, 16), "x"),
+        (lambda: native.winograd(torch.zeros(1, 16, 4, 4).double(), torch.zeros(36, 16, 16), None, 16), "float64"),
+        (lambda: native.winograd(torch.zeros(1, 16, 4, 4), torch.zeros(36, 16, 16), None, 16, "tanh"), "tanh"),
+        (lambda: native.group_norm(torch.zeros(1, 16, 4, 4), 3, torch.ones(16), torch.ones(16)), "groups = 3"),
+        (lambda: native.group_norm(torch.zeros(1, 16, 4, 4), 1, torch.ones(32)[::2], torch.ones(16)), "not contiguous"),
+    ],
+)
+def test_bad_input_is_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+CHOICE = """
+import torch
+from fastdiff.forms import choose_form
+from fastdiff.kernels import compiled
+print(choose_form(None, torch.device("cpu"), torch.float32).name, compiled.missing())
+"""
+
+
+@pytest.mark.parametrize("compiler, reason", [("/bin/false", "does not run"), ("nosuchcompiler", "does not run")])
+def test_without_a_compiler_the_network_runs_in_torch(compiler, reason, tmp_path):
+    done = run(CHOICE, CC=compiler, FASTDIFF_CACHE=str(tmp_path))
+    assert done.stdout.startswith("eager ") and reason in done.stdout, done.stderr
+    asked = run(CHOICE.replace("None,", "'native',"), CC=compiler, FASTDIFF_CACHE=str(tmp_path))
+    assert "InputError: form = 'native' cannot be used here" in asked.stderr
+
+
+@needs_compiler
+def test_the_library_is_kept_and_a_broken_one_is_made_anew(tmp_path):
+    assert run(CHOICE, FASTDIFF_CACHE=str(tmp_path)).stdout == "native None\n"
+    (kept,) = tmp_path.iterdir()
+    size, made = kept.stat().st_size, kept.stat().st_mtime_ns
+    assert run(CHOICE, FASTDIFF_CACHE=str(tmp_path)).stdout == "native None\n"
+    assert kept.stat().st_mtime_ns == made
+    kept.write_bytes(kept.read_bytes()[:1000])
+    assert run(CHOICE, FASTDIFF_CACHE=str(tmp_path)).stdout == "native None\n"
+    assert [p.stat().st_size for p in tmp_path.iterdir()] == [size]
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(CHOICE, FASTDIFF_CACHE=str(tmp_path / "file" / "cache"))
+    assert done.stdout == "native None\n", done.stderr
+
+
+def test_forms_are_named():
+    with pytest.raises(InputError, match="unknown form 'nativ'; accepted: .* did you mean 'native'"):
+        choose_form("nativ", CPU, torch.float32)
+    with pytest.raises(InputError, match="'native' cannot be used here: .*bfloat16"):
+        choose_form("native", CPU, torch.bfloat16)
+    with pytest.raises(InputError, match="'graph' cannot be used here: .*cpu"):
+        choose_form("graph", CPU, torch.float32)
+    assert list(FORMS) == ["graph", "native", "eager"]
