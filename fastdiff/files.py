@@ -9,6 +9,8 @@ from pathlib import Path
 
 from fastdiff.errors import InputError
 
+TEMPORARY = ".fastdiff-"  # how names begin that only a killed process leaves
+
 
 def check_folder(folder: str | Path) -> Path:
     """See that a file can be put into a folder that may not exist yet, leaving no trace. Raises InputError."""
@@ -19,7 +21,7 @@ def check_folder(folder: str | Path) -> Path:
         for part in reversed(missing):
             part.mkdir()
             made.append(part)
-        handle, probe = tempfile.mkstemp(dir=folder)
+        handle, probe = tempfile.mkstemp(dir=folder, prefix=TEMPORARY)
         os.close(handle)
         os.unlink(probe)
     except OSError as error:
@@ -49,7 +51,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".fastdiff-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,13 +23,18 @@ from fastdiff.cli.options import (
 )
 from fastdiff.errors import InputError, whole
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 GIF_FRAMES = 40
 
 
 @click.command(short_help="Images from a model.")
 @click.argument("model")
 @click.option("-n", "--number", "n", type=int, default=64, show_default=True, help="How many images.")
-@click.option("-o", "--output", default="samples.png", show_default=True, help="Picture of all images in a grid.")
+@click.option("-o", "--output", default="samples.png", show_default=True,
+              help="Picture of all images in a grid; or a folder (out/), for any number of images.")  # fmt: skip
 @click.option("--gif", metavar="FILE", help="Also write the denoising as an animation.")
 @click.option("--npy", metavar="FILE", help="Also write the images as float32 (n, C, H, W) in [-1, 1].")
 @click.option("--sampler", default="ddim", show_default=True,
@@ -49,14 +56,14 @@ GIF_FRAMES = 40
 @click.option("--batch-size", type=int, help="Images run together.  [default: 64]")
 @click.option("--columns", type=click.IntRange(1), help="Columns of the grid.")
 @click.option("--scale", type=click.IntRange(1), help="Enlargement of the grid.")
-@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16.")
+@click.option("--format", help="Of a folder's shards: npz (uint8), npy (float32) or png.  [default: npz]")
+@click.option("--shard-size", type=int, help="Images in a shard.  [default: a multiple of the batch size near 1000]")
+@click.option("--dtype", help="float32, bfloat16 or float16.  [default: float32]")
+@click.option("--form", help="How the network runs, such as eager.  [default: the fastest for the device]")
 @device_option
 @threads_option
 @foreign_options
-def sample(model: str, n: int, output: str, gif: str | None, npy: str | None, steps: int | None, clip: str | None,
-           contexts: tuple[str, ...], columns: int | None, scale: int | None, dtype: str, device: str | None,
-           threads: int | None, schedule: str | None, timesteps: int | None, image_size: int | None,
-           **options: Any) -> None:  # fmt: skip
+def sample(model: str, output: str, **options: Any) -> None:
     """Sample images from MODEL: a shipped model's name or a checkpoint of yours.
 
     \b
@@ -69,37 +76,75 @@ def sample(model: str, n: int, output: str, gif: str | None, npy: str | None, st
 
     MODEL may be a fastdiff .safetensors, the folder of a training run, a state dict of the Annotated
     Diffusion U-Net or of ContextUnet (.pt, .pth), or the MindSpore tutorial's .ckpt.
+
+    \b
+    fastdiff sample sprites -n 50000 -o out/
+    fastdiff sample sprites -n 50000 -o out/ --format png --batch-size 256
+    torchrun --nproc-per-node=4 -m fastdiff sample sprites -n 50000 -o out/
+
+    A folder takes any number of images, in shards that are written as they finish: out/samples-00000000-00001024.npz
+    and so on, with arr_0 uint8 (m, H, W, C); or --format npy, float32 (m, C, H, W) in [-1, 1]; or png, a folder of
+    pictures for each shard. out/manifest.json tells what made them. After Ctrl-C, a crash or a kill the same command
+    goes on where it stopped, with the same bytes as a run in one piece; with a larger -n it extends the run.
+
+    torchrun splits a run over processes and machines that share the folder: on GPUs one process for each, on CPUs
+    each with the threads that a single process would take (for the same bytes), unless --threads is given.
     """
+    if output.endswith(("/", os.sep)) or (output and os.path.isdir(output)):
+        _refuse(options, "the folder", output, "gif", "npy", "columns", "scale")
+        from fastdiff.cli.folder import sample_to_folder
+
+        sample_to_folder(model, output, **options)
+    else:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            if os.environ.get("RANK", "0") != "0":
+                raise SystemExit(2)  # the first process tells
+            raise InputError(f"output {output!r} with several processes; accepted: a folder, such as -o out/")
+        _refuse(options, "the picture", output, "format", "shard_size")
+        _to_picture(model, output, **options)
+
+
+def _refuse(options: dict[str, Any], kind: str, output: str, *names: str) -> None:
+    """Options that belong to the other kind of output, out of the options."""
+    for name in names:
+        if options.pop(name) is not None:
+            other = "a picture, such as -o samples.png" if kind == "the folder" else "a folder, such as -o out/"
+            raise InputError(f"--{name.replace('_', '-')} with {kind} {output!r}; accepted: with {other}")
+
+
+def _to_picture(model: str, output: str, n: int, gif: str | None, npy: str | None, steps: int | None,
+                clip: str | None, contexts: tuple[str, ...], columns: int | None, scale: int | None,
+                dtype: str | None, form: str | None, device: str | None, threads: int | None, schedule: str | None,
+                timesteps: int | None, image_size: int | None, **options: Any) -> None:  # fmt: skip
     _check_outputs(output, gif, npy)
 
     import numpy as np
     import torch
 
     from fastdiff import sampling
-    from fastdiff.context import parse_context
     from fastdiff.files import write_atomically
+    from fastdiff.forms import choose_form
     from fastdiff.images import grid, grid_layout, save_gif, save_picture
     from fastdiff.noise import LIMIT
 
     set_threads(threads)
     loaded = load_model(model, schedule, timesteps, image_size)
-    count = steps if steps is not None else _default_steps(options["sampler"], loaded.schedule.num_timesteps)
+    count = steps if steps is not None else default_steps(options["sampler"], loaded.schedule.num_timesteps)
     whole("n", n, 1, LIMIT - 1)
     grid_layout(n, *loaded.image_shape[1:], columns, scale, gap=1)
-    rows = [parse_context(text, loaded.class_names) for text in contexts]
-    if len({len(row) for row in rows}) > 1:
-        raise InputError(f"contexts of {sorted({len(row) for row in rows})} numbers; accepted: all of one width")
+    rows = parse_contexts(contexts, loaded.class_names)
     context = None
     if rows:
         start = options["first"]
         context = rows[0] if len(rows) == 1 else torch.stack([rows[(start + r) % len(rows)] for r in range(n)])
-    chosen = parse_device(device)
+    chosen, dtype = parse_device(device), dtype or "float32"
+    form = choose_form(form, chosen, parse_dtype(dtype)).name
     every = max(1, -(-count // GIF_FRAMES)) if gif else None
 
     began = time.perf_counter()
     result = sampling.sample(
         loaded, n, steps=count, clip=parse_clip(clip), context=context, frames=every, device=chosen,
-        dtype=parse_dtype(dtype), progress=sys.stderr.isatty(), **options,
+        dtype=parse_dtype(dtype), form=form, progress=sys.stderr.isatty(), **options,
     )  # fmt: skip
     seconds = time.perf_counter() - began
     images, frames = result if isinstance(result, tuple) else (result, None)
@@ -112,10 +157,9 @@ def sample(model: str, n: int, output: str, gif: str | None, npy: str | None, st
     if npy:
         write_atomically(npy, lambda path: np.save(path, images.numpy()))
         written.append(npy)
-    where = f"{chosen.type}, {torch.get_num_threads()} threads" if chosen.type == "cpu" else str(chosen)
     click.echo(
         f"{n} images, {options['sampler']}, {count} steps, in {seconds:.2f} s: "
-        f"{n / seconds:.1f} images/s ({where}, {dtype})"
+        f"{n / seconds:.1f} images/s ({where(chosen, form, dtype)})"
     )
     for path in written:
         click.echo(f"wrote {Path(path).resolve()}")
@@ -134,6 +178,25 @@ def _check_outputs(output: str, gif: str | None, npy: str | None) -> None:
         raise InputError(f"two outputs have the name {output!r}; accepted: a name for each")
 
 
-def _default_steps(sampler: str, timesteps: int) -> int:
+def default_steps(sampler: str, timesteps: int) -> int:
     """25, and for the ddpm family, which is defined step by step, all of them."""
     return timesteps if sampler.startswith("ddpm") else min(25, timesteps)
+
+
+def parse_contexts(texts: Sequence[str], class_names: Sequence[str]) -> list[Tensor]:
+    """The contexts as typed, all of one width."""
+    from fastdiff.context import parse_context
+
+    rows = [parse_context(text, class_names) for text in texts]
+    if len({len(row) for row in rows}) > 1:
+        raise InputError(f"contexts of {sorted({len(row) for row in rows})} numbers; accepted: all of one width")
+    return rows
+
+
+def where(device: torch.device, form: str, dtype: str) -> str:
+    """How it ran, in words: "cpu, native, 2 threads, float32"."""
+    import torch
+
+    threads = torch.get_num_threads()
+    cpu = f", {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else ""
+    return f"{device}, {form}{cpu}, {dtype}"

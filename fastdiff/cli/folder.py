@@ -1,0 +1,120 @@
+"""fastdiff sample into a folder: the bar, Ctrl-C, and what is printed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm.auto import tqdm
+
+from fastdiff.cli.options import load_model, parse_clip, parse_dtype
+from fastdiff.cli.run import StopSignal
+from fastdiff.cli.sample import default_steps, parse_contexts, where
+from fastdiff.distributed import AnotherFailed, Processes
+from fastdiff.errors import InputError
+from fastdiff.manifest import Request
+from fastdiff.model import Model
+from fastdiff.shardrun import ShardRun
+
+LAST_WORDS_SECONDS = 1.0  # for the process that failed to say why, before torchrun ends all
+
+
+def sample_to_folder(model: str, output: str, *, schedule: str | None, timesteps: int | None, image_size: int | None,
+                     **options: Any) -> None:  # fmt: skip
+    """The command with a folder as its output, in each process of a run."""
+    processes = Processes(options["device"])
+
+    def prepare() -> tuple[Model, Request, dict[str, Any]]:
+        loaded = load_model(model, schedule, timesteps, image_size)
+        if options["dtype"] is not None:
+            parse_dtype(options["dtype"])
+        return loaded, _request(loaded, options), options
+
+    try:
+        loaded, request, given = _first_alone(processes, prepare)
+        with ShardRun(loaded, model, request, Path(output), given, processes) as run:
+            _to_the_end(run)
+        processes.close()
+    except AnotherFailed:
+        time.sleep(LAST_WORDS_SECONDS)
+        if processes.leads:
+            click.echo(f"stopped, for another process has; the same command goes on in {output}", err=True)
+        raise SystemExit(1) from None
+    except InputError as error:
+        processes.fail()
+        if processes.leads:
+            raise
+        raise InputError(f"{error} (process {processes.rank} of {processes.world})") from error
+    except Exception:
+        processes.fail()
+        raise
+
+
+def _first_alone(processes: Processes, make: Callable[[], Any]) -> Any:
+    """What each process makes for itself, the first before the others, so that bad input is told of once."""
+    made: list[Any] = []
+    processes.lead(lambda: made.append(make()))
+    return made[0] if made else make()
+
+
+def _request(model: Model, options: dict[str, Any]) -> Request:
+    names = ("sampler", "eta", "spacing", "seed", "first", "n", "guidance_scale")
+    steps = options.pop("steps")
+    return Request(
+        steps=default_steps(options["sampler"], model.schedule.num_timesteps) if steps is None else steps,
+        clip=parse_clip(options.pop("clip")),
+        contexts=[row.tolist() for row in parse_contexts(options.pop("contexts"), model.class_names)],
+        **{name: options.pop(name) for name in names},
+    )
+
+
+def _to_the_end(run: ShardRun) -> None:
+    ask, folder, leads = run.request, run.path.resolve(), run.processes.leads
+    began, made = time.perf_counter(), 0
+    _tell_of_crowding(run)
+
+    def progress(total: int) -> None:
+        nonlocal made
+        made = total
+        bar.update(run.images_done + total - bar.n)
+
+    # disable=None: no bar where stderr is not a terminal.
+    with (
+        StopSignal() as stop,
+        tqdm(total=ask.n, initial=run.images_done, unit="img", disable=None if leads else True) as bar,
+    ):
+        try:
+            finished = run.run(progress, lambda: stop.asked)
+        except KeyboardInterrupt:  # asked twice
+            finished = False
+    seconds = time.perf_counter() - began
+    if not finished:
+        if leads:
+            kept = sum(run.plan.shard(at).end - at for at in run.folder.done(run.plan))
+            click.echo(f"stopped: {kept:,} of {ask.n:,} images are in {folder}; the same command goes on", err=True)
+        raise SystemExit(130)  # what shells report for an interrupted command
+    if not leads:
+        return
+    if run.images_done == ask.n or run.engine is None:
+        click.echo(f"nothing left to do: all {ask.n:,} images are in {folder}")
+        return
+    engine, several = run.engine, f"{run.processes.world} processes, each " if run.processes.world > 1 else ""
+    how = where(engine.device, engine.form.name, str(engine.dtype).removeprefix("torch."))
+    click.echo(
+        f"{made:,} images, {ask.sampler}, {ask.steps} steps, in {seconds:.2f} s: {made / seconds:.1f} images/s "
+        f"({several}{how}, batches of {engine.batch_size})"
+    )
+    click.echo(f"wrote {folder}: {ask.n:,} images as {run.folder.format}, {run.folder.path.name}/manifest.json")
+
+
+def _tell_of_crowding(run: ShardRun) -> None:
+    """Each process has the threads of a run in one process, for the same bytes; together they may be too many."""
+    here, threads = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), run.manifest["configuration"]["threads"]
+    cores = os.cpu_count() or 1
+    if run.processes.leads and here > 1 and threads and here * threads > cores:
+        several = f"{here} processes of {threads} threads on {cores} cores"
+        click.echo(f"note: {several}; a new run with --threads {max(1, cores // here)} would be faster", err=True)

@@ -1,0 +1,141 @@
+"""The processes of one run: started by torchrun, by the same variables from elsewhere, or a single one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from fastdiff.errors import InputError
+from fastdiff.placement import choose_device
+
+T = TypeVar("T")
+POLL_SECONDS = 0.1
+
+
+class AnotherFailed(Exception):
+    """Another process of the run has failed, and said why, or torchrun is gone; this one only leaves."""
+
+
+def world_size() -> int:
+    """How many processes run this command together."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"WORLD_SIZE = {text!r}; accepted: a number of processes, as torchrun sets it")
+    return int(text)
+
+
+class Processes:
+    """Process `rank` of `world` that share a run; with one process nothing is communicated.
+
+    device: as the user named it; each process of several takes the CUDA device of its LOCAL_RANK. Only small objects
+    travel (by gloo, on CUDA by nccl); how far all have come is counted in the rendezvous' store, so that waiting for
+    a slower process knows no time limit.
+    """
+
+    def __init__(self, device: str | None = None) -> None:
+        self.rank, self.world, self.device = 0, world_size(), device
+        if self.world == 1:
+            self.counted = 0
+            return
+        missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise InputError(f"WORLD_SIZE = {self.world} without {', '.join(missing)}; start the processes by torchrun")
+        self.rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+        if device not in (None, "cpu", "cuda"):
+            raise InputError(f"device = {device!r} with {self.world} processes; accepted: cpu, or cuda for one each")
+        backend = "gloo"
+        if choose_device(device).type == "cuda":
+            if local >= torch.cuda.device_count():
+                raise InputError(
+                    f"process {local} of this machine has no CUDA device of its own, there are "
+                    f"{torch.cuda.device_count()}; accepted: as many processes, or --device cpu"
+                )
+            self.device, backend = f"cuda:{local}", "nccl"
+            torch.cuda.set_device(local)
+        store, _, _ = next(dist.rendezvous("env://"))
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world)
+        self.store = dist.PrefixStore("fastdiff", store)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the manifest and talks to the user."""
+        return self.rank == 0
+
+    def lead(self, make: Callable[[], T]) -> T:
+        """What the first process makes, in every process; where it raises, the others raise AnotherFailed."""
+        if self.world == 1:
+            return make()
+        box: list[Any] = [False, None]
+        if self.leads:
+            try:
+                box = [True, make()]
+            except BaseException:
+                dist.broadcast_object_list(box)
+                raise
+        dist.broadcast_object_list(box)
+        if not box[0]:
+            raise AnotherFailed
+        return box[1]
+
+    def gather(self, value: T) -> list[T]:
+        """Every process' value, in every process."""
+        values: list[Any] = [value]
+        if self.world > 1:
+            values = [None] * self.world
+            dist.all_gather_object(values, value)
+        return values
+
+    def count(self, n: int) -> int:
+        """Add n images; returns how many all processes have made. Raises AnotherFailed."""
+        if self.world == 1:
+            self.counted += n
+            return self.counted
+        try:
+            if self.store.check(["failure"]):
+                raise AnotherFailed
+            return self.store.add("images", n)
+        except dist.DistError as error:
+            raise AnotherFailed from error
+
+    def fail(self) -> None:
+        """Let the others know that this process leaves."""
+        if self.world > 1:
+            with suppress(dist.DistError):
+                self.store.set("failure", str(self.rank))
+
+    def finish(self, watch: Callable[[int], object]) -> None:
+        """Wait until every process is here; meanwhile `watch` is given the count. Raises AnotherFailed."""
+        if self.world == 1:
+            return
+        self.store.add("finished", 1)
+        while self.store.add("finished", 0) < self.world:
+            watch(self.count(0))
+            time.sleep(POLL_SECONDS)
+        watch(self.count(0))
+        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
+
+    def close(self) -> None:
+        if self.world > 1:
+            dist.destroy_process_group()
+
+
+def default_threads() -> int:
+    """The CPU threads that torch takes in a process that runs alone.
+
+    A run split over processes is to give the files of the run in one, whose bits depend on the threads; but torchrun
+    sets OMP_NUM_THREADS=1 for several processes. There another process, without that, is asked.
+    """
+    several = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
+    if not several or os.environ.get("OMP_NUM_THREADS") != "1":
+        return torch.get_num_threads()
+    alone = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    words = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    return int(subprocess.run(words, env=alone, capture_output=True, text=True, check=True).stdout)

@@ -1,0 +1,166 @@
+"""The manifest of a folder of samples: everything that makes the same files again, as plain values in JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastdiff.checkpoint import model_config
+from fastdiff.context import resolve_context
+from fastdiff.errors import InputError, whole
+from fastdiff.files import write_atomically
+from fastdiff.model import Model
+from fastdiff.noise import LIMIT
+from fastdiff.prediction import check_clip
+from fastdiff.table import StepTable, make_table
+
+NAME = "manifest.json"
+FORMAT = 1
+RESTORED = ("batch_size", "threads", "dtype", "form", "device")  # of the engine's configuration, when a run goes on
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which samples; the fields are those of `fastdiff.sample`. contexts: (K,) each, taken by the samples in turn."""
+
+    sampler: str
+    steps: int
+    eta: float
+    spacing: str
+    clip: Any
+    seed: int
+    first: int
+    n: int
+    contexts: list[list[float]]
+    guidance_scale: float | None
+
+    @property
+    def end(self) -> int:
+        return self.first + self.n
+
+    def facts(self, model: Model) -> dict[str, Any]:
+        """Checked, as plain values for the manifest; raises InputError."""
+        whole("n", self.n, 1, LIMIT - 1)
+        whole("seed", self.seed, 0, LIMIT - 1)
+        whole("first", self.first, 0, LIMIT - self.n)
+        resolve_context(model, self.context(), self.n, self.first)
+        self.table(model)
+        return {**asdict(self), "clip": model.clip if self.clip is None else check_clip(self.clip)}
+
+    def table(self, model: Model) -> StepTable:
+        return make_table(
+            self.sampler, model.schedule, self.steps, self.eta, self.spacing, model.prediction_type, model.time
+        )
+
+    def context(self) -> Any:
+        """Nothing, or a callable (first sample, count) → (count, K)."""
+        if not self.contexts:
+            return None
+        rows = torch.tensor(self.contexts)
+        return lambda at, count: rows[[(at + r) % len(rows) for r in range(count)]]
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Of the state dict's names, types, shapes and bytes, in order."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def model_facts(model: Model, name: str) -> dict[str, Any]:
+    """The model's name as the user gave it, its weights' hash, and what else makes it."""
+    return {"name": name, "sha256": weights_sha256(model.network), **model_config(model)}
+
+
+def new_manifest(
+    version: str, model: dict[str, Any], samples: dict[str, Any], files: dict[str, Any], configuration: dict[str, Any]
+) -> Manifest:
+    """configuration: Engine.configuration(). What happens in the run is added to smaller_batches and notes."""
+    return plain({
+        "format": FORMAT, "fastdiff": version, "model": model, "samples": samples, "files": files,
+        "configuration": configuration, "smaller_batches": {}, "notes": [],
+    })  # fmt: skip
+
+
+def plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The folder's manifest, None where there is none; raises InputError for another kind of file."""
+    path = folder / NAME
+    try:
+        if not path.exists():
+            return None
+        manifest = json.loads(path.read_text())
+        ours = manifest["format"] == FORMAT and {"samples", "files", "configuration", "notes"} <= manifest.keys()
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise InputError(f"{str(path)!r} is not a manifest that this version reads; accepted: another folder")
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_atomically(folder / NAME, lambda path: path.write_text(json.dumps(manifest, indent=2) + "\n"))
+
+
+def check_same(folder: Path, old: Manifest, model: dict[str, Any], samples: dict[str, Any]) -> None:
+    """Raises InputError for the first value that would make other samples; only n may have grown."""
+    for name, value in plain(model).items():
+        if name != "name" and value != old["model"].get(name):
+            raise _differs(folder, "the model's weights (sha256)" if name == "sha256" else f"the model's {name}",
+                           value, old["model"].get(name))  # fmt: skip
+    for name, value in plain(samples).items():
+        before = old["samples"].get(name)
+        if name == "n" and value < before:
+            raise InputError(f"n = {value}; the run in {str(folder)!r} has {before}: give as many, more to extend it, "
+                             "or another folder")  # fmt: skip
+        if name != "n" and value != before:
+            raise _differs(folder, name, value, before)
+
+
+def check_given(folder: Path, old: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raises InputError for an option that was given (is not None) and contradicts what the run has."""
+    for name, value in given.items():
+        if value is not None and old.get(name) is not None and value != old[name]:
+            raise _differs(folder, name, value, old[name])
+
+
+def _differs(folder: Path, name: str, value: Any, before: Any) -> InputError:
+    return InputError(
+        f"{name} = {_short(value)}; the run in {str(folder)!r} has {_short(before)}: give the same, or another folder"
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def changes(manifest: Manifest, facts: list[dict[str, Any] | None]) -> list[str]:
+    """What is not as it was when the run began though nobody asked for it: another machine, other versions.
+
+    facts: of each process, the engine's configuration and fastdiff's version; None where a process has no work.
+    """
+    before = {"fastdiff": manifest["fastdiff"], **manifest["configuration"]}
+    found = [
+        f"{name} {value!r} in place of {before.get(name)!r}"
+        for of_one in facts
+        for name, value in plain(of_one or {}).items()
+        if name not in RESTORED and value != before.get(name)
+    ]
+    return list(dict.fromkeys(found))

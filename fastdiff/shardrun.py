@@ -1,0 +1,225 @@
+"""Sampling into a folder: any number of samples, by one process or several, going on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.distributed import Processes, default_threads
+from fastdiff.engine import DEFAULT_BATCH, Engine
+from fastdiff.errors import InputError, unknown, whole
+from fastdiff.files import check_folder
+from fastdiff.manifest import (
+    RESTORED,
+    Manifest,
+    Request,
+    changes,
+    check_given,
+    check_same,
+    model_facts,
+    new_manifest,
+    read_manifest,
+    write_manifest,
+)
+from fastdiff.model import Model
+from fastdiff.noise import LIMIT
+from fastdiff.placement import choose_device
+from fastdiff.provenance import source_version
+from fastdiff.shards import (
+    ENDINGS,
+    SHORT_NAMES,
+    Plan,
+    Shard,
+    ShardFolder,
+    check_channels,
+    check_shard_size,
+    digits,
+    only_writer,
+)
+
+SHARED_SECONDS = 10.0  # for a folder of the network to show on another machine
+
+
+class ShardRun:
+    """`request` of the model into a folder: made, or continued. Every process of a split run makes one of these.
+
+    given: batch_size, threads, dtype, form, device, format and shard_size; None is left to the manifest of the run
+    that is continued, or to the defaults. Nothing is written and no file is touched before all of it is checked.
+    Raises InputError, and AnotherFailed in the processes that had no part in it.
+    """
+
+    def __init__(
+        self, model: Model, name: str, request: Request, path: Path, given: dict[str, Any], processes: Processes
+    ) -> None:
+        self.model, self.name, self.request = model, name, request
+        self.path, self.given, self.processes = path, given, processes
+        self.engine: Engine | None = None  # made where there is work
+        self.holding = ExitStack()
+
+    def __enter__(self) -> ShardRun:
+        try:
+            self._open()
+        except BaseException:
+            self.holding.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.holding.close()
+
+    def _open(self) -> None:
+        request, processes = self.request, self.processes
+        facts = model_facts(self.model, self.name)
+        self.manifest, self.done = processes.lead(lambda: self._settle(facts))
+        if facts["sha256"] != self.manifest["model"]["sha256"]:
+            raise InputError(f"model {self.name!r} has other weights here than in the first process")
+        files = self.manifest["files"]
+        self.plan = Plan(request.first, request.n, files["shard_size"])
+        self.folder = ShardFolder(self.path, files["format"], request.end, self.model.image_shape)
+        self.images_done = sum(self.plan.shard(at).end - at for at in self.done)
+        own = None
+        if next(self._mine(), None) is not None:
+            if self.engine is None:
+                configuration = self.manifest["configuration"]
+                smallest = min([configuration["batch_size"], *self.manifest["smaller_batches"].values()])
+                self.engine = self._engine({**configuration, "batch_size": smallest})
+            own = {"fastdiff": source_version(), **self.engine.configuration()}
+        everyone = processes.gather(own)
+        self.manifest = processes.lead(lambda: self._begin(everyone))
+        self._check_shared()
+
+    def _settle(self, model: dict[str, Any]) -> tuple[Manifest, set[int]]:
+        """The run's manifest and where its whole shards begin; nothing is written yet."""
+        check_folder(self.path)
+        samples = self.request.facts(self.model)
+        format, shard_size = self.given["format"], self.given["shard_size"]
+        if format is not None and format not in ENDINGS:
+            raise unknown("format", format, ENDINGS)
+        options = {name: self.given[name] for name in RESTORED}
+        manifest = read_manifest(self.path)
+        if manifest is None:
+            self._check_empty()
+            size = DEFAULT_BATCH if options["batch_size"] is None else options["batch_size"]
+            whole("batch_size", size, 1, LIMIT - 1)
+            format = check_channels(format or "npz", self.model.image_shape[0])
+            files = {"format": format, "shard_size": check_shard_size(shard_size, size)}
+            self.engine = self._engine(options)
+            manifest = new_manifest(source_version(), model, samples, files, self.engine.configuration())
+        else:
+            check_same(self.path, manifest, model, samples)
+            device = None if options["device"] is None else choose_device(options["device"]).type
+            check_given(self.path, manifest["files"], {"format": format, "shard_size": shard_size})
+            check_given(self.path, manifest["configuration"], {**options, "device": device})
+            if digits(self.request.end) != digits(self.request.first + manifest["samples"]["n"]):
+                raise InputError(f"n = {self.request.n}; the run in {str(self.path)!r} has file names for samples "
+                                 f"below {SHORT_NAMES}: extend it so far, or name another folder")  # fmt: skip
+            manifest["samples"]["n"] = self.request.n
+        folder = ShardFolder(self.path, manifest["files"]["format"], self.request.end, self.model.image_shape)
+        folder.take_notes(manifest)
+        return manifest, folder.done(Plan(self.request.first, self.request.n, manifest["files"]["shard_size"]))
+
+    def _check_empty(self) -> None:
+        found = next(ShardFolder(self.path, "npz", 0, ()).names(), None)
+        if found:
+            raise InputError(
+                f"{str(self.path)!r} holds {found[0]!r} but no manifest of its run; accepted: another folder"
+            )
+
+    def _engine(self, options: dict[str, Any]) -> Engine:
+        """By the options of the command line or of a manifest. Sets the threads, and checks the request's arguments."""
+        device = choose_device(self.processes.device)
+        if options["device"] not in (None, device.type, self.processes.device):
+            device = choose_device(options["device"])
+        if options["threads"] or device.type == "cpu":
+            torch.set_num_threads(options["threads"] or default_threads())
+        dtype = None if options["dtype"] is None else getattr(torch, options["dtype"])
+        table = self.request.table(self.model)
+        engine = Engine(self.model, table, options["batch_size"], dtype, device, self.request.clip, options["form"])
+        self._stream(engine, Shard(self.request.first, self.request.end))
+        return engine
+
+    def _stream(self, engine: Engine, shard: Shard) -> Iterator[Tensor]:
+        ask = self.request
+        count = shard.end - shard.begin
+        return engine.stream(count, ask.seed, shard.begin, ask.context(), ask.guidance_scale)
+
+    def _begin(self, facts: list[dict[str, Any] | None]) -> Manifest:
+        """Take the folder, clean it, and write the manifest, with a note where the run goes on differently."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.holding.enter_context(only_writer(self.path))
+        for stem in self.folder.tidy(self.plan):
+            self.manifest["smaller_batches"].pop(stem, None)
+        for change in changes(self.manifest, facts):
+            start = next(self._left()).begin
+            note = f"from sample {start} on: {change}"
+            warnings.warn(f"{note}; the images' last bits may differ", stacklevel=2)
+            self.manifest["notes"].append(note)
+        self._write_manifest()
+        return self.manifest
+
+    def _write_manifest(self) -> None:
+        taken = self.folder.take_notes(self.manifest)
+        write_manifest(self.path, self.manifest)
+        for file in taken:
+            file.unlink()
+
+    def _check_shared(self) -> None:
+        until = time.monotonic() + SHARED_SECONDS
+        while read_manifest(self.path) != self.manifest:
+            if time.monotonic() > until:
+                raise InputError(f"{str(self.path)!r} is not the folder that the first process writes to; "
+                                 "accepted: one that all machines share")  # fmt: skip
+            time.sleep(0.2)
+
+    def _left(self) -> Iterator[Shard]:
+        return (shard for shard in self.plan if shard.begin not in self.done)
+
+    def _mine(self) -> Iterator[Shard]:
+        """Of the missing shards, those of this process: rank, rank + world, ..."""
+        return islice(self._left(), self.processes.rank, None, self.processes.world)
+
+    def run(self, progress: Callable[[int], object], stop: Callable[[], bool]) -> bool:
+        """Make what is missing; False if stopped before. progress is given the number of images made by all."""
+
+        def count(m: int) -> None:
+            progress(self.processes.count(m))
+
+        for shard in self._mine():
+            assert self.engine is not None
+            images = None if stop() else self._draw(self.engine, shard, count, stop)
+            if images is None:
+                return False
+            if self.engine.notes or self.engine.batch_size != self.manifest["configuration"]["batch_size"]:
+                self.folder.note(shard, self.engine.batch_size, self.engine.notes)
+            self.folder.write(shard, images)
+        self.processes.finish(progress)
+        if self.processes.leads:
+            self._write_manifest()
+        return True
+
+    def _draw(
+        self, engine: Engine, shard: Shard, count: Callable[[int], None], stop: Callable[[], bool]
+    ) -> Tensor | None:
+        """The shard's images, in one batch size: where the engine had to halve it, begun again. None if stopped."""
+        while True:
+            parts: list[Tensor] = []
+            size, made = 0, 0
+            for images in self._stream(engine, shard):
+                if parts and engine.batch_size != size:
+                    count(-made)
+                    break
+                size, made = engine.batch_size, made + len(images)
+                parts.append(self.folder.encode(images))
+                count(len(images))
+                if made < shard.end - shard.begin and stop():
+                    return None
+            else:
+                return torch.cat(parts)

@@ -1,0 +1,216 @@
+"""A folder of samples in shards: which samples go where, in what format, and what is there already."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from fastdiff.errors import InputError, whole
+from fastdiff.files import TEMPORARY, write_atomically
+from fastdiff.images import to_picture, to_uint8
+from fastdiff.manifest import Manifest
+from fastdiff.noise import LIMIT
+
+ENDINGS = {"npz": ".npz", "npy": ".npy", "png": ""}
+SHARD_NAME = re.compile(r"samples-(\d+)-(\d+)(\.npz|\.npy|)")
+SHORT_NAMES = 10**8
+SHARD_IMAGES = 1000
+
+
+def digits(end: int) -> int:
+    """Of the numbers in names, so that the names sort; a run cannot be extended from the one to the other."""
+    return 8 if end <= SHORT_NAMES else 19
+
+
+class Shard(NamedTuple):
+    """Samples begin .. end - 1."""
+
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Samples first .. first + n - 1 in shards that begin at multiples of `size`; the outer two may be partial."""
+
+    first: int
+    n: int
+    size: int
+
+    def shard(self, at: int) -> Shard:
+        """The one that holds sample `at`."""
+        start = at - at % self.size
+        return Shard(max(self.first, start), min(self.first + self.n, start + self.size))
+
+    def __iter__(self) -> Iterator[Shard]:
+        at = self.first
+        while at < self.first + self.n:
+            shard = self.shard(at)
+            yield shard
+            at = shard.end
+
+
+class ShardFolder:
+    """Writes and finds whole shards. format: npz (arr_0, uint8 (m, H, W, C)), npy (float32 (m, C, H, W)) or png."""
+
+    def __init__(self, path: Path, format: str, end: int, image_shape: tuple[int, ...]) -> None:
+        self.path, self.format, self.image_shape = path, format, tuple(image_shape)
+        self.digits = digits(end)
+
+    def stem(self, shard: Shard) -> str:
+        return f"samples-{shard.begin:0{self.digits}}-{shard.end:0{self.digits}}"
+
+    def file(self, shard: Shard) -> Path:
+        return self.path / (self.stem(shard) + ENDINGS[self.format])
+
+    def encode(self, images: Tensor) -> Tensor:
+        """What is kept of a batch until its shard is whole."""
+        return images if self.format == "npy" else to_uint8(images)
+
+    def write(self, shard: Shard, images: Tensor) -> None:
+        """All of the shard or nothing, under its name; raises InputError where it cannot be written."""
+        path = self.file(shard)
+        try:
+            if self.format == "png":
+                self._write_pictures(path, shard.begin, images)
+            elif self.format == "npy":
+                write_atomically(path, lambda temporary: np.save(temporary, images.numpy()))
+            else:
+                array = images.permute(0, 2, 3, 1).contiguous().numpy()
+                write_atomically(path, lambda temporary: save_npz(temporary, array))
+        except OSError as error:
+            raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+    def _write_pictures(self, path: Path, begin: int, images: Tensor) -> None:
+        temporary = Path(tempfile.mkdtemp(dir=self.path, prefix=TEMPORARY))
+        try:
+            for index, image in enumerate(images, begin):
+                to_picture(image).save(temporary / f"{index:0{self.digits}}.png")
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o777 & ~umask)
+            shutil.rmtree(path, ignore_errors=True)  # one that is there is not whole
+            os.rename(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def is_whole(self, shard: Shard) -> bool:
+        """Whether the shard is there with all its images; their values are not read."""
+        path, m = self.file(shard), shard.end - shard.begin
+        channels, height, width = self.image_shape
+        try:
+            if self.format == "png":
+                return sum(1 for _ in os.scandir(path)) == m
+            if self.format == "npy":
+                return np.load(path, mmap_mode="r").shape == (m, channels, height, width)
+            with zipfile.ZipFile(path) as file, file.open("arr_0.npy") as array:
+                np.lib.format.read_magic(array)
+                shape = np.lib.format.read_array_header_1_0(array)[0]
+            return shape == (m, height, width, channels)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return False
+
+    def done(self, plan: Plan) -> set[int]:
+        """Where the whole shards begin."""
+        there = (Shard(begin, end) for _, begin, end in self.names() if plan.first <= begin < plan.first + plan.n)
+        return {shard.begin for shard in there if plan.shard(shard.begin) == shard and self.is_whole(shard)}
+
+    def names(self) -> Iterator[tuple[str, int, int]]:
+        """Whatever is named as a shard: (name, begin, end)."""
+        if self.path.is_dir():
+            for entry in os.scandir(self.path):
+                match = SHARD_NAME.fullmatch(entry.name)
+                if match:
+                    yield entry.name, int(match[1]), int(match[2])
+
+    def tidy(self, plan: Plan) -> list[str]:
+        """Remove what a killed process left, and the partial shard at the end of a run that now goes further.
+
+        Returns the stems of such partial shards.
+        """
+        partial = []
+        for entry in list(os.scandir(self.path)):
+            if entry.name.startswith(TEMPORARY):
+                shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+        for name, begin, end in list(self.names()):
+            if plan.first <= begin < plan.first + plan.n and plan.shard(begin).begin == begin:
+                path = self.path / name
+                if end < plan.shard(begin).end and path == self.file(Shard(begin, end)):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    partial.append(self.stem(Shard(begin, end)))
+        return partial
+
+    def note(self, shard: Shard, batch_size: int, notes: list[str]) -> None:
+        """Beside the shard, until the first process takes it into the manifest: what it was made with instead."""
+        text = json.dumps({"batch_size": batch_size, "notes": notes})
+        write_atomically(self.path / f"{self.stem(shard)}.note.json", lambda path: path.write_text(text))
+
+    def take_notes(self, manifest: Manifest) -> list[Path]:
+        """Put the shards' notes into the manifest; returns their files, to be removed once it is written."""
+        files = sorted(self.path.glob("samples-*.note.json"))
+        for file in files:
+            found = json.loads(file.read_text())
+            if found["batch_size"] < manifest["configuration"]["batch_size"]:
+                manifest["smaller_batches"][file.name.removesuffix(".note.json")] = found["batch_size"]
+            manifest["notes"] += [note for note in found["notes"] if note not in manifest["notes"]]
+        manifest["smaller_batches"] = dict(sorted(manifest["smaller_batches"].items()))
+        return files
+
+
+def save_npz(path: Path, array: np.ndarray) -> None:
+    """np.savez(path, array), the same bytes for the same array whatever the day."""
+    with zipfile.ZipFile(path, "w") as file, file.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as entry:
+        np.lib.format.write_array(entry, array, version=(1, 0), allow_pickle=False)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Refuse a folder that another run writes to; the system lets go of it however a process ends."""
+    try:
+        import fcntl
+    except ImportError:  # a system without these locks
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(f"another run writes to {str(folder)!r}; wait for it, or name another folder") from None
+    except OSError:  # a file system without them
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def check_shard_size(size: int | None, batch_size: int) -> int:
+    """A multiple of the batch, so that no batch is computed twice; near SHARD_IMAGES unless given."""
+    if size is None:
+        return max(1, round(SHARD_IMAGES / batch_size)) * batch_size
+    if whole("shard_size", size, 1, LIMIT - 1) % batch_size:
+        lower = size // batch_size * batch_size
+        near = " or ".join(str(k) for k in (lower, lower + batch_size) if k)
+        raise InputError(f"shard_size = {size}; accepted: a multiple of the batch size, {batch_size}, such as {near}")
+    return size
+
+
+def check_channels(format: str, channels: int) -> str:
+    """The format, if it shows images of so many channels."""
+    if format == "png" and channels not in (1, 3, 4):
+        raise InputError(f"format 'png' for images of {channels} channels; accepted: npz, npy")
+    return format
