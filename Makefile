@@ -14,7 +14,7 @@ GPU_TESTS := tests/test_gpu.py tests/test_noise.py tests/test_norms.py tests/tes
 	tests/test_attention_block.py tests/test_denoise_step.py tests/test_fused_networks.py
 DECLARED := $(ROOT)/pyproject.toml $(ROOT)/constraints.txt
 
-.PHONY: help sample test slow lint bench kernels traffic gpu gpu-test gpu-operators gpu-profile gpu-sampling clean
+.PHONY: help sample test slow lint bench kernels traffic evaluation gpu gpu-test gpu-operators gpu-profile gpu-sampling gpu-engine clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(ROOT)/Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,10 @@ lint: $(VENV)/.test ## ruff, and mypy on an installed wheel
 bench: $(VENV)/.test ## measure sampling against the published loops; updates bench/results and the README
 	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.sampling
 
+evaluation: $(VENV)/.test ## measure one evaluation on the CPU against eager and ONNX Runtime, and the cold start; updates bench/results
+	$(INSTALL) onnx onnxscript onnxruntime
+	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.evaluation
+
 kernels: $(VENV)/.test ## compile every kernel for sm_80, sm_90 and sm_100, no GPU needed; writes bench/results/kernels.md
 	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.codegen --output $(ROOT)/bench/results/kernels.md
 
@@ -48,7 +52,7 @@ traffic: $(VENV)/.installed ## bytes moved by each operation of an evaluation, f
 gpu: ## on a machine with a GPU and torch, into the Python that is there: every test and report of the GPU, into OUT
 	cd $(ROOT) && $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
 	mkdir -p $(OUT)
-	failed=; for part in gpu-test gpu-operators gpu-profile gpu-sampling; do \
+	failed=; for part in gpu-test gpu-operators gpu-profile gpu-sampling gpu-engine; do \
 		$(MAKE) -f $(ROOT)/Makefile $$part || failed="$$failed $$part"; done; \
 		test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
@@ -65,6 +69,9 @@ gpu-profile: ## of gpu: network A at batches 64 and 1024, against torch.compile 
 
 gpu-sampling: ## of gpu: sampling against the published loops
 	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.sampling --device cuda --threads 1 --output $(OUT)/sampling-cuda.json
+
+gpu-engine: ## of gpu: the engine's graphs against the published loop and torch.compile, and its 16-bit images
+	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.engine --output $(OUT)/engine-cuda.json
 
 clean: ## remove the virtual environment and what the commands wrote
 	rm -rf $(VENV) $(ROOT)/out

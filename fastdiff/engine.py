@@ -287,6 +287,8 @@ class Engine:
             "batch_size": self.batch_size,
             "dtype": str(self.dtype).removeprefix("torch."),
             "form": self.form.name,
+            "kernels": self.form.kernels(),
+            "cudnn_benchmark": torch.backends.cudnn.benchmark if self.device.type == "cuda" else None,
             "device": self.device.type,
             "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
             "clip": list(self.clip) if isinstance(self.clip, tuple) else self.clip,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fastdiff.errors import InputError, unknown
+from fastdiff.kernels import compiled
 from fastdiff.native import make_native
 from fastdiff.native import missing as native_missing
 from fastdiff.prepared import prepare_network
@@ -20,13 +21,14 @@ Reason = str | None
 class Form:
     """prepare: (network, device, dtype) → the copy that runs. captured: whether a step becomes a CUDA graph.
 
-    missing: (device, dtype) → why the form cannot run there, or None.
+    missing: (device, dtype) → why the form cannot run there, or None. kernels: what else its bits depend on.
     """
 
     name: str
     prepare: Callable[[nn.Module, torch.device, torch.dtype], nn.Module]
     missing: Callable[[torch.device, torch.dtype], Reason]
     captured: bool = False
+    kernels: Callable[[], str | None] = lambda: None
 
 
 def _anywhere(device: torch.device, dtype: torch.dtype) -> Reason:
@@ -46,7 +48,7 @@ FORMS = {
     form.name: form
     for form in (
         Form("graph", prepare_network, _on_cuda, captured=True),
-        Form("native", _native, native_missing),
+        Form("native", _native, native_missing, kernels=compiled.identity),
         Form("eager", prepare_network, _anywhere),
     )
 }

@@ -46,6 +46,11 @@ def missing() -> str | None:
     return problem if isinstance(problem, str) else None
 
 
+def identity() -> str:
+    """What a result's last bits depend on: the sources, and how wide the vectors are that the compiler made of them."""
+    return f"{_sources_digest()[:12]}, vectors of {vector_width()}"
+
+
 def library() -> ctypes.CDLL:
     """The compiled kernels. Raises Unavailable where there are none."""
     loaded = _load()
@@ -69,12 +74,11 @@ def _load() -> ctypes.CDLL | str:
         ).stdout
     except (OSError, subprocess.CalledProcessError) as problem:
         return f"the C compiler {compiler!r} does not run: {problem}"
-    texts = [path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.suffix in (".c", ".h")]
     problem = ""
     for threads in (_openmp(), ()):  # a compiler may have no OpenMP
         command = [*words, *FLAGS, machine, *(str(SOURCES / name) for name in FILES), *threads, "-lm"]
-        parts = [*texts, about.encode(), native.encode(), shlex.join(command).encode()]
-        key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+        parts = [_sources_digest(), about, native, shlex.join(command)]
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
         try:
             return _opened(command, f"kernels-{key}")
         except OSError as error:
@@ -82,6 +86,12 @@ def _load() -> ctypes.CDLL | str:
         except subprocess.CalledProcessError as error:
             problem = (error.stderr.strip().splitlines() or ["no message"])[-1]
     return f"the CPU kernels could not be compiled by {compiler!r}: {problem}"
+
+
+@functools.cache
+def _sources_digest() -> str:
+    paths = sorted(path for path in SOURCES.iterdir() if path.suffix in (".c", ".h"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def _opened(command: list[str], key: str) -> ctypes.CDLL:

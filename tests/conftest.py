@@ -1,6 +1,8 @@
 """Settings and helpers of all tests."""
 
+import importlib.util
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,9 +52,18 @@ def rel():
     return relative_error
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def randomised():
     return randomise
+
+
+@pytest.fixture(scope="session")
+def standin():
+    """The module tests/standin.py: with --import-mode=importlib tests cannot import a neighbour by its name."""
+    spec = importlib.util.spec_from_file_location("standin", Path(__file__).with_name("standin.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

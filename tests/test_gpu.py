@@ -1,9 +1,12 @@
-"""On a CUDA device: the same noise, the same images as on the CPU. `make gpu` runs these."""
+"""On a CUDA device: the same noise, the same images as on the CPU, captured steps. `make gpu` runs these."""
+
+import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
 
-from fastdiff import PhiloxNoise, load, sample
+from fastdiff import Engine, Model, PhiloxNoise, graphs, load, make_schedule, make_table, sample
 from fastdiff.kernels import philox
 from fastdiff.kernels.denoise_step import denoise_step, denoise_step_reference
 from fastdiff.kernels.dispatch import use_triton
@@ -88,3 +91,143 @@ def test_a_captured_step_obeys_what_lies_in_device_memory():
             )  # fmt: skip
         torch.testing.assert_close(x.cpu(), expected, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(previous.cpu(), x0, atol=1e-4, rtol=1e-4)
+
+
+# --- the engine's graphs; tests/test_graphs.py has the same by a stand-in --------------------------------------------
+
+
+@contextmanager
+def no_sync():
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """The captures made, as a list; the pool is empty and the test's own."""
+    made = []
+
+    class Counting(graphs.CudaGraphs):
+        def record(self, *given):
+            made.append(super().record(*given))
+            return made[-1]
+
+    monkeypatch.setattr(graphs, "POOL", graphs.GraphPool(Counting()))
+    return made
+
+
+def table_of(model, name="ddim", steps=25, **options):
+    return make_table(name, model.schedule, steps, prediction_type=model.prediction_type, time=model.time, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["fashion-mnist", "sprites"])
+def test_captured_steps_are_the_eager_ones(name, dtype, captures):
+    """One capture for every sampler, number of steps, seed and first; one more with guidance."""
+    model = load(name)
+    made = [table_of(model, *t) for t in (("ddim", 25), ("ddpm", 10), ("dpmpp_2m", 7), ("dpmpp_2m_sde", 12))]
+    graph, eager = (Engine(model, made[0], 8, dtype, CUDA, form=form) for form in ("graph", "eager"))
+    requests = [dict(n=11, seed=2**40 + k, first=3 * k, table=table) for k, table in enumerate(made)]
+    if name == "sprites":
+        context = torch.randn(11, 5)
+        requests = [dict(r, context=context, guidance_scale=g) for r in requests for g in (None, 2.0, 3.5)]
+    # Adding no noise and adding noise times 0 are two kernels; in 16 bits the last bit of one of them may grow.
+    bound = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}[dtype]
+    for request in requests:
+        torch.testing.assert_close(graph.sample(**request), eager.sample(**request), atol=bound, rtol=0)
+    assert len(captures) == (2 if name == "sprites" else 1)
+    assert all("capture" in run.told for _, run in graph.steps.values())
+
+
+@pytest.mark.parametrize("form", ["graph", "eager"])
+@pytest.mark.parametrize("clip", [False, ("dynamic", 0.99)])
+def test_nothing_synchronises_in_the_loop(form, clip):
+    model = load("sprites")
+    engine = Engine(model, table_of(model, "ddpm"), 16, torch.bfloat16, CUDA, clip, form)
+    engine.sample(16, context={"monster": 1}, guidance_scale=2.0)
+    ((_, run),) = engine.steps.values()
+    engine.index.zero_()
+    with engine._settings(), no_sync():
+        for _ in range(25):
+            run(1)
+    assert int(engine.index) == 25
+
+
+def test_unrolled_steps_and_given_noise(captures):
+    model = load("fashion-mnist")
+    table = table_of(model, "ddpm", 27)
+    expected = Engine(model, table, 8, device=CUDA, form="eager").sample(10, seed=3)
+    for unroll in (1, 5, 25):
+        engine = Engine(model, table, 8, device=CUDA, form="graph", unroll=unroll)
+        torch.testing.assert_close(engine.sample(10, seed=3), expected, atol=3e-4, rtol=0)
+        given = torch.cat(list(engine.stream(10, noise=PhiloxNoise(3))))
+        torch.testing.assert_close(given, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["graph", "eager"])
+def test_a_request_does_not_change_a_bit(form):
+    model = load("sprites")
+    engine = Engine(model, table_of(model, "ddpm", 10), 16, torch.bfloat16, CUDA, form=form)
+    context = torch.randn(40, 5)
+    whole = engine.sample(40, first=5, context=context, guidance_scale=2.0)
+    parts = [
+        engine.sample(b - a, first=5 + a, context=context[a:b], guidance_scale=2.0)
+        for a, b in ((0, 1), (1, 14), (14, 40))
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    again = Engine(model, engine.table, 16, torch.bfloat16, CUDA, form=form)
+    assert torch.equal(again.sample(40, first=5, context=context, guidance_scale=2.0), whole)
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "sprites"])
+def test_graphs_agree_with_the_cpu(name):
+    model = load(name)
+    there, here = (Engine(model, table_of(model), 8, device=device).sample(8, seed=1) for device in (CUDA, CPU))
+    assert float((there - here).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_full_run_in_16_bits_is_finite(dtype):
+    shipped = load("fashion-mnist")
+    model = Model(shipped.network, make_schedule("linear", 1000))
+    images = Engine(model, table_of(model, "ddpm", 1000), 16, dtype, CUDA).sample(16)
+    assert torch.isfinite(images).all()
+
+
+def test_graphs_are_dropped_and_made_again(captures):
+    models = [load("fashion-mnist"), load("sprites")]
+    engines = [Engine(model, table_of(model), 2, device=CUDA, form="graph") for model in models]
+    expected = [engine.sample(5) for engine in engines]
+    assert len(captures) == len(graphs.POOL.held) == 2 and graphs.POOL.bytes() > 0
+    for k in (0, 1, 0):
+        graphs.POOL.held.popitem(last=False)
+        assert torch.equal(engines[k].sample(5), expected[k])
+    graphs.POOL.held.clear()  # the last of a memory pool frees it
+    assert torch.equal(engines[0].sample(5), expected[0]) and len(graphs.POOL.held) == 1
+    del engines
+    assert not graphs.POOL.held
+
+
+class _Reads(torch.nn.Module):
+    def forward(self, x, t):
+        return x * float(x.abs().max().clamp(max=1)) * 0.1
+
+
+def test_a_network_that_reads_the_device_runs_eagerly_and_harms_nothing(captures):
+    model = Model(_Reads(), make_schedule("linear", 50), image_shape=(1, 8, 8))
+    stream = torch.cuda.current_stream()
+    engine = Engine(model, table_of(model, "ddpm", 10), 4, device=CUDA, form="graph")
+    with pytest.warns(UserWarning, match="could not be captured .* runs eagerly: .*synchroniz") as caught:
+        images = engine.sample(6)
+    assert len(caught) == 1 and not captures and torch.cuda.current_stream() == stream
+    expected = Engine(model, engine.table, 4, device=CPU).sample(6)
+    torch.testing.assert_close(images, expected, atol=1e-3, rtol=0)
+    with warnings.catch_warnings():  # and the next engine captures
+        warnings.filterwarnings("error", message=".*could not be captured")
+        shipped = load("fashion-mnist")
+        assert torch.isfinite(Engine(shipped, table_of(shipped), 4, device=CUDA, form="graph").sample(4)).all()
+    assert len(captures) == 1

@@ -1,0 +1,382 @@
+"""Captured steps, by the stand-in for CUDA graphs of tests/standin.py: what is frozen, what is data, what is kept."""
+
+import dataclasses
+import gc
+import warnings
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from fastdiff import AnnotatedUnet, ContextUnet, Engine, InputError, Model, PhiloxNoise, make_schedule, make_table
+from fastdiff import engine as engine_module
+from fastdiff import graphs as graphs_module
+from fastdiff.forms import FORMS
+from fastdiff.graphs import GraphPool
+from fastdiff.kernels.denoise_step import denoise_step
+
+CPU = torch.device("cpu")
+SAMPLERS = [("ddim", 3, 0.0), ("ddim", 5, 1.0), ("ddpm", 4, 0.0), ("dpmpp_2m", 4, 0.0), ("dpmpp_2m_sde", 6, 0.0)]
+CONTEXT = torch.tensor([0.0, 20, 0, 0, 5])  # large, for random weights hardly heed it
+
+
+def annotated(rand) -> Model:
+    network = rand(AnnotatedUnet(dim=8, dim_mults=(1, 2)))
+    return Model(network, make_schedule("linear", 40), image_shape=(1, 8, 8))
+
+
+def sprites(rand) -> Model:
+    network = rand(ContextUnet(3, 8, 5, 16))
+    return Model(network, make_schedule("course", 40), image_shape=(3, 16, 16), time="fraction")
+
+
+class Own(torch.nn.Module):
+    """A user's network that takes contexts of any width, or none; `look` runs in each call."""
+
+    def __init__(self, look=lambda x, t: None):
+        super().__init__()
+        self.look, self.scale = look, torch.nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x, t, context=None):
+        self.look(x, t)
+        out = self.scale * x + 0.01 * t.view(-1, 1, 1, 1)
+        return out if context is None else out + context.sum(dim=1).view(-1, 1, 1, 1)
+
+
+def own(look=lambda x, t: None) -> Model:
+    return Model(Own(look), make_schedule("cosine", 30), image_shape=(2, 3, 5))
+
+
+def tables(model: Model) -> list:
+    return [
+        make_table(name, model.schedule, steps, eta=eta, time=model.time, prediction_type=model.prediction_type)
+        for name, steps, eta in SAMPLERS
+    ]
+
+
+@pytest.fixture
+def pool(standin, monkeypatch):
+    """Engines capture by the stand-in, in a pool of their own."""
+    held = GraphPool(standin.StandIn())
+    form = dataclasses.replace(FORMS["eager"], name="graph-standin", captured=True)
+    choose = engine_module.choose_form
+    monkeypatch.setattr(graphs_module, "POOL", held)
+    monkeypatch.setattr(engine_module, "choose_form", lambda name, *more: choose(name, *more) if name else form)
+    return held
+
+
+def both(model: Model, *args, **options) -> tuple[Engine, Engine]:
+    """The captured engine, and the eager one."""
+    return Engine(model, *args, device=CPU, **options), Engine(model, *args, device=CPU, form="eager", **options)
+
+
+# --- the stand-in itself ----------------------------------------------------------------------------------------
+
+
+def replayed(standin, make, times: int = 4) -> bool:
+    """Whether replaying the body that make(x) returns does to x what running it does."""
+    seen = []
+    for captured in (False, True):
+        x = torch.zeros(3)
+        run = make(x)
+        if captured:
+            run, _ = standin.StandIn().record(run, x.zero_, CPU)
+        x.zero_()
+        for _ in range(times):
+            run()
+        seen.append(x.clone())
+    return torch.equal(*seen)
+
+
+def test_a_body_that_writes_into_its_tensors_is_replayed_rightly(standin):
+    def views_and_places(x):
+        def body():
+            part = x[1:].view(2)
+            part.add_(1)  # seen through x
+            x.copy_((x * 2).clamp(max=50) + torch.cat((part, part[:1])))
+
+        return body
+
+    assert replayed(standin, views_and_places)
+
+
+def test_what_a_graph_freezes_shows(standin):
+    def counts(x):
+        at = [0]
+
+        def body():
+            at[0] += 1
+            x.add_(at[0])
+
+        return body
+
+    def rebinds(x):
+        state = [x]
+
+        def body():
+            state[0] = state[0] + 1
+            x.copy_(state[0])
+
+        return body
+
+    def branches(x):
+        seen = []
+
+        def body():
+            x.add_(1 if len(seen) % 2 else 2)
+            seen.append(0)
+
+        return body
+
+    def keeps(x):
+        """Reads in one step what another made in memory of the graph's."""
+        kept = [torch.ones(3)]
+
+        def body():
+            before, kept[0] = kept[0], x + 1
+            x.copy_(before)
+
+        return body
+
+    for make in (counts, rebinds, branches, keeps):
+        assert not replayed(standin, make), make.__name__
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda x: x[0].item(), lambda x: bool(x.any()), lambda x: float(x.mean()), lambda x: x.nonzero(),
+        lambda x: x[x > 0], lambda x: x.masked_select(x > 0), lambda x: torch.equal(x, x), lambda x: x.unique(),
+        lambda x: torch.allclose(x, x), lambda x: f"{x[0]:.2f}", lambda x: x.numpy(), lambda x: x.tolist(),
+        lambda x: x.cpu(), lambda x: np.asarray(x), lambda x: x[torch.zeros((), dtype=torch.int64)],
+        lambda x: x + torch.tensor([1.0, 2.0, 3.0]), lambda x: x + torch.from_numpy(np.ones(3)),
+        lambda x: x + torch.as_tensor(np.ones(3)), lambda x: x.__setitem__(x > 0, 1.0), lambda x: x + torch.randn(3),
+        lambda x: x.repeat_interleave(x.long()),
+    ],
+)  # fmt: skip
+def test_what_a_graph_cannot_hold_is_refused(look, standin):
+    x = torch.ones(3)
+    with pytest.raises(standin.NotInAGraph):
+        standin.StandIn().record(lambda: look(x), lambda: None, CPU)
+
+
+# --- the engine -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip", [False, 0.5, ("dynamic", 0.9)])
+def test_sampler_steps_seed_and_first_are_data_of_one_capture(clip, pool, randomised):
+    model = annotated(randomised)
+    made = tables(model)
+    captured, eager = both(model, made[0], batch_size=3, clip=clip)
+    seen = []
+    for k, table in enumerate([*made, made[1]]):
+        request = dict(n=4, seed=2**40 * k + 1, first=5 * k, table=table)
+        seen.append(captured.sample(**request))
+        assert torch.equal(seen[-1], eager.sample(**request)), table.sampler
+    assert pool.recorder.captures == 1 and pool.recorder.replays >= 2 * sum(map(len, made))
+    assert len({float(images.double().sum()) for images in seen}) == len(seen)  # they do differ
+    assert "is used" in next(iter(captured.steps.values()))[1].told
+
+
+def test_guidance_and_contexts_are_data_of_two_captures(pool, randomised):
+    model = sprites(randomised)
+    made = tables(model)
+    captured, eager = both(model, made[0], batch_size=2)
+    each = torch.randn(3, 5) * 10
+    seen = []
+    for table in (made[0], made[4]):
+        for context in (CONTEXT, each, lambda first, n: torch.arange(first, first + n)[:, None] * torch.ones(5)):
+            for scale in (None, 1, 2.5, -1.0):
+                request = dict(n=3, first=1, context=context, guidance_scale=scale, table=table)
+                seen.append(captured.sample(**request))
+                assert torch.equal(seen[-1], eager.sample(**request))
+    assert pool.recorder.captures == 2  # guided and not
+    assert len({float(images.double().sum()) for images in seen}) == 2 * 3 * 3  # None and 1 are the same
+    assert torch.equal(captured.sample(3), eager.sample(3))
+    assert pool.recorder.captures == 3  # and without a context
+
+
+def test_contexts_of_another_width_are_not_read_where_the_first_lay(pool):
+    model = own()
+    captured, eager = both(model, tables(model)[0], batch_size=2)
+    for width in (2, 3, 2):
+        context = torch.arange(1.0, width + 1)
+        assert torch.equal(captured.sample(2, context=context), eager.sample(2, context=context))
+
+
+def test_unrolled_steps_are_the_same_steps(pool):
+    model = own()
+    table = make_table("dpmpp_2m_sde", model.schedule, 25)
+    expected = Engine(model, table, 2, device=CPU, form="eager").sample(3, seed=1)
+    for unroll, replays in ((1, 25), (3, 9), (25, 1), (26, 25)):
+        engine = Engine(model, table, 2, device=CPU, unroll=unroll)
+        first = engine.sample(2, seed=1)
+        before = pool.recorder.replays
+        assert torch.equal(torch.cat((first, engine.sample(1, seed=1, first=2))), expected)
+        assert pool.recorder.replays - before == replays
+        # Looked at every step, or fed with noise from outside, it takes one step at a time.
+        rows = []
+        watched = list(engine.stream(2, seed=1, on_step=rows.append))
+        assert rows == list(range(25)) and torch.equal(watched[0], expected[:2])
+        given = list(engine.stream(2, noise=PhiloxNoise(1)))
+        assert torch.equal(given[0], expected[:2])
+
+
+@pytest.mark.parametrize("noise", [PhiloxNoise(3), lambda draw, first, shape: np.full(shape, draw + first * 0.5)])
+def test_a_noise_source_is_read_before_each_replay(noise, pool, randomised):
+    model = annotated(randomised)
+    captured, eager = both(model, tables(model)[0], batch_size=2)
+    for table in tables(model):
+        ours, theirs = (torch.cat(list(e.stream(3, first=1, table=table, noise=noise))) for e in (captured, eager))
+        assert torch.equal(ours, theirs)
+    assert pool.recorder.captures == 1
+
+
+def test_between_replays_nothing_is_launched_allocated_or_read(pool, randomised):
+    """Nothing but replays from the first to the last of a batch, so no synchronisation either."""
+    for model, request in ((annotated(randomised), {}), (sprites(randomised), dict(context=CONTEXT, guidance_scale=3))):
+        table = tables(model)[4]
+        engine = Engine(model, table, 2, device=CPU, clip=("dynamic", 0.99))
+        engine.sample(1, **request)
+        with pool.recorder.watched() as observer:
+            engine.sample(6, **request)
+        at = [k for k, name in enumerate(observer.seen) if name == "replay"]
+        assert len(at) == 3 * len(table)
+        gaps = [b - a - 1 for a, b in zip(at, at[1:], strict=False)]
+        between_batches = [gap for gap in gaps if gap]
+        assert len(between_batches) == 2 and max(between_batches) < 400  # and a batch's preparation is a few operations
+        assert "normal_" not in observer.seen
+
+
+def test_a_network_that_reads_the_device_runs_eagerly_and_one_warning_says_why(pool):
+    model = own(lambda x, t: float(x.mean()))
+    made = tables(model)
+    captured, eager = both(model, made[0], batch_size=2)
+    with pytest.warns(UserWarning, match="could not be captured .* runs eagerly: .*_local_scalar_dense") as caught:
+        ours = [captured.sample(5, seed=k, table=table) for k, table in enumerate(made)]
+    assert len(caught) == 1 and pool.recorder.captures == 0 and pool.bytes() == 0
+    for k, table in enumerate(made):
+        assert torch.equal(ours[k], eager.sample(5, seed=k, table=table))
+    assert "_local_scalar_dense" in next(iter(captured.steps.values()))[1].told
+
+
+def test_a_capture_that_gains_nothing_is_not_used(pool, randomised):
+    pool.recorder.slower = 1.0
+    model = annotated(randomised)
+    captured, eager = both(model, tables(model)[2], batch_size=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        captured.sample(1)
+        before = pool.recorder.replays
+        assert torch.equal(captured.sample(3), eager.sample(3))
+    assert pool.recorder.replays == before and pool.recorder.captures == 1 and not pool.held
+    told = next(iter(captured.steps.values()))[1].told
+    assert "gains nothing and is not used: 1000.000 ms a step replayed, 1000.000 ms launched" in told
+
+
+def test_the_least_recently_used_graphs_go_first_and_come_back(pool, randomised):
+    models = [annotated(randomised), sprites(randomised), own()]
+    engines = [both(model, tables(model)[1], batch_size=2) for model in models]
+    expected = [eager.sample(3) for _, eager in engines]
+
+    def runs(k: int) -> int:
+        """Captures that engine k's sampling takes."""
+        before = pool.recorder.captures
+        assert torch.equal(engines[k][0].sample(3), expected[k])
+        return pool.recorder.captures - before
+
+    assert [runs(k) for k in (0, 1, 2, 0, 1, 2)] == [1, 1, 1, 0, 0, 0]
+    sizes = [size for _, size in pool.held.values()]
+    assert pool.bytes() == sum(sizes) and min(sizes) > 0
+    pool.limit = sum(sizes) - 1  # not all three together
+    assert [runs(k) for k in (2, 0)] == [0, 0]  # nothing is dropped before something is added
+    model = models[2]
+    extra = Engine(model, tables(model)[0], 2, device=CPU)
+    extra.sample(1)  # engine 1 has waited longest
+    assert pool.bytes() <= pool.limit and [runs(k) for k in (0, 2, 1)] == [0, 0, 1]
+    pool.limit = 1
+    assert [runs(k) for k in (0, 1, 0, 1)].count(1) >= 3 and len(pool.held) == 1
+
+
+def test_a_cap_below_one_engines_graphs_still_samples_rightly(pool, randomised):
+    pool.limit = 1
+    model = annotated(randomised)
+    table = make_table("ddpm", model.schedule, 7)
+    expected = Engine(model, table, 2, device=CPU, form="eager").sample(4)
+    engine = Engine(model, table, 2, device=CPU, unroll=3)
+    assert torch.equal(engine.sample(4), expected) and len(pool.held) == 1
+
+
+def test_a_dropped_engine_frees_its_graphs(pool, randomised):
+    model = annotated(randomised)
+    kept, dropped = (Engine(model, tables(model)[0], 2, device=CPU, unroll=2) for _ in range(2))
+    kept.sample(1)
+    size = pool.bytes()
+    dropped.sample(1)
+    assert pool.bytes() == 2 * size and len(pool.held) == 4
+    x = weakref.ref(dropped.x)
+    gc.disable()  # at once: memory of a device does not wait for the collector
+    try:
+        del dropped
+        assert pool.bytes() == size and len(pool.held) == 2 and x() is None
+    finally:
+        gc.enable()
+    del kept
+    assert not pool.held
+
+
+def test_a_table_longer_than_the_schedule_takes_a_new_capture(pool, randomised):
+    """A table may come back to a node; the buffers then grow, and what was captured no longer reads them."""
+    model = annotated(randomised)
+    short = tables(model)[2]
+    captured, eager = both(model, short, batch_size=2)
+    captured.sample(1)
+    columns = [f.name for f in dataclasses.fields(short) if isinstance(getattr(short, f.name), np.ndarray)]
+    long = dataclasses.replace(short, **{name: np.tile(getattr(short, name), 11) for name in columns})
+    assert len(long) > model.schedule.num_timesteps
+    for table in (long, short):
+        assert torch.equal(captured.sample(3, table=table), eager.sample(3, table=table))
+    assert pool.recorder.captures == 2 and len(pool.held) == 1
+
+
+def test_out_of_memory_while_capturing_halves_the_batch(pool, standin, monkeypatch, randomised):
+    model = annotated(randomised)
+    captured, eager = both(model, tables(model)[2], batch_size=4)
+    record, asked = standin.StandIn.record, []
+
+    def full(recorder, body, reset, device):
+        asked.append(captured.batch_size)
+        if captured.batch_size > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return record(recorder, body, reset, device)
+
+    monkeypatch.setattr(standin.StandIn, "record", full)
+    with pytest.warns(UserWarning, match="a batch of 4 did not fit in memory; batches of 2"):
+        images = captured.sample(5)
+    assert asked == [4, 2]
+    torch.testing.assert_close(images, eager.sample(5), atol=1e-5, rtol=0)
+
+
+def test_cuda_graphs_need_a_cuda_device():
+    model = own()
+    with pytest.raises(InputError, match="form = 'graph' cannot be used here: .* need a CUDA device, this is cpu"):
+        Engine(model, tables(model)[0], device=CPU, form="graph")
+
+
+def test_one_kernel_call_per_step_is_all_that_changes_x(standin):
+    """The kernel's arguments that a capture must not freeze: row, key and scale are read at replay."""
+    x, out = torch.randn(2, 1, 4, 4), torch.randn(4, 1, 4, 4)
+    rows, index = torch.randn(3, 6), torch.zeros((), dtype=torch.int64)
+    key, scale = torch.tensor([1, 0]), torch.ones(())
+    start = x.clone()
+
+    def body():
+        denoise_step(x, out, rows, index, key=key, guidance_scale=scale, inplace=True)
+
+    replay, _ = standin.StandIn().record(body, lambda: None, CPU)
+    for row, seed, g in ((0, 1, 1.0), (2, 1, 1.0), (2, 2**50, 1.0), (2, 2**50, 4.0)):
+        index.fill_(row), key[0].fill_(seed), scale.fill_(g), x.copy_(start)
+        replay()
+        expected = denoise_step(start, out, rows, index, key=key, guidance_scale=scale)[0]
+        assert torch.equal(x, expected)
