@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.kernels import compiled, native, native_attention
-from fastdiff.kernels.depthwise_conv import depthwise_conv
 from fastdiff.networks.blocks import HEAD_DIM, ConvNextBlock, normed
 from fastdiff.prepared import FoldedLinearAttention
 
@@ -22,8 +21,11 @@ def make_native(network: nn.Module) -> nn.Module:
             if FoldedLinearAttention.replaces(child) and native_attention.fits(child.fn.norm.num_channels, HEAD_DIM):
                 setattr(module, name, NativeAttention(child))
     for module in network.modules():
-        if type(module) is nn.Conv2d and NativeConv.replaces(module):
-            module.__class__ = NativeConv
+        kind = next(
+            (k for k in (NativeConv, NativeDepthwise) if type(module) is nn.Conv2d and k.replaces(module)), None
+        )
+        if kind is not None:
+            module.__class__ = kind
             module.pack()  # type: ignore[operator]
         elif type(module) is nn.GroupNorm and module.affine and module.num_channels >= compiled.vector_width():
             module.__class__ = NativeNorm
@@ -56,7 +58,7 @@ class NativeConv(nn.Conv2d):
 
     def pack(self) -> None:
         self.activation: str | None = None  # what the module itself ends in
-        self.packed = native.winograd_weight(self.weight)
+        self.packed: dict[int, Tensor] = {}  # by the tile's size, made when first used
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fused(x, self.activation)
@@ -69,14 +71,40 @@ class NativeConv(nn.Conv2d):
         norm: NativeNorm | None = None,
     ) -> Tensor:
         """activation(conv(norm(x))) + residual."""
-        numbers = None if norm is None else norm.statistics(x)
-        return native.winograd(x, self.packed, self.bias, self.out_channels, activation, residual, numbers)
+        m = native.winograd_tile(x.shape[0], x.shape[-2], x.shape[-1])
+        if m not in self.packed:
+            self.packed[m] = native.winograd_weight(self.weight, m)
+        numbers = None if norm is None else norm.numbers
+        return native.winograd(x, self.packed[m], self.bias, self.out_channels, activation, residual, numbers)
+
+
+class NativeDepthwise(nn.Conv2d):
+    """A depthwise convolution that keeps the picture's size."""
+
+    @staticmethod
+    def replaces(conv: nn.Conv2d) -> bool:
+        size = conv.kernel_size[0]
+        return (
+            conv.groups == conv.in_channels == conv.out_channels >= compiled.vector_width() and size % 2 == 1
+            and conv.kernel_size == (size, size) and conv.padding == (size // 2, size // 2)
+            and conv.padding_mode == "zeros" and conv.stride == conv.dilation == (1, 1)
+        )  # fmt: skip
+
+    def pack(self) -> None:
+        self.packed = native.depthwise_weight(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fused(x, self.bias)
+
+    def fused(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """conv(x) with another bias."""
+        return native.depthwise(x, self.packed, bias)
 
 
 class NativeNorm(nn.GroupNorm):
-    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm as a scale and a shift of each picture's channels."""
-        return native.norm_statistics(x, self.num_groups, self.weight, self.bias, self.eps)
+    @property
+    def numbers(self) -> native.Norm:
+        return self.num_groups, self.weight, self.bias, self.eps
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fused(x) if x.ndim == 4 else super().forward(x)
@@ -94,14 +122,17 @@ class NativeConvNext(ConvNextBlock):
         if type(block) is not ConvNextBlock:
             return False
         norm1, expand, _, norm2, contract = block.net
-        return type(norm1) is type(norm2) is NativeNorm and type(expand) is type(contract) is NativeConv
+        kinds = [type(module) for module in (block.ds_conv, norm1, expand, norm2, contract)]
+        return kinds == [NativeDepthwise, NativeNorm, NativeConv, NativeNorm, NativeConv]
 
     def forward(self, x: Tensor, time_bias: Tensor | None = None) -> Tensor:
         norm1, expand, _, norm2, contract = self.net
-        bias = self.ds_conv.bias
-        if time_bias is not None and len(time_bias) == 1:  # a row of the table's: no pass of its own
-            bias, time_bias = time_bias.flatten() if bias is None else bias + time_bias.flatten(), None
-        h = depthwise_conv(x, self.ds_conv.weight, bias, time_bias)
+        if time_bias is None or len(time_bias) > 1:
+            h = self.ds_conv(x)
+            h = h if time_bias is None else h + time_bias
+        else:  # a row of the table's: no pass of its own
+            bias = time_bias.flatten()
+            h = self.ds_conv.fused(x, bias if self.ds_conv.bias is None else bias + self.ds_conv.bias)
         h = expand.fused(h, self.gelu, norm=norm1)
         return contract.fused(h, residual=self.res_conv(x), norm=norm2)
 

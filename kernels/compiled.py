@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).parent / "c"
-FILES = ("winograd.c", "norm.c", "attention.c")
+FILES = ("winograd.c", "norm.c", "attention.c", "depthwise.c")
 # No -ffast-math: NaN and infinity keep their meaning. Products and sums may be fused, which only rounds less.
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared")
 
@@ -121,8 +121,25 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
+_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+_SIGNATURES = {  # pointers are written p, whole numbers i, floats f, as in the C functions
+    "winograd": "pippfppppiiiiiiiip",
+    "group_norm": "ppiiiippfiip",
+    "attention": "ppiiiiipppppppffip",
+    "depthwise": "ppppiiiiiip",
+    "winograd_space": "iiiii",
+    "attention_space": "iiiii",
+    "depthwise_space": "iiiii",
+    "vector_width": "",
+}
+
+
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    loaded.winograd_space.restype = loaded.attention_space.restype = ctypes.c_long
+    kinds = {"p": _POINTER, "i": _INT, "f": _FLOAT}
+    for name, signature in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.argtypes = [kinds[letter] for letter in signature]
+        function.restype = ctypes.c_long if name.endswith("_space") else _INT if name == "vector_width" else None
     return loaded
 
 
@@ -135,4 +152,4 @@ def _openmp() -> tuple[str, ...]:
 @functools.cache
 def vector_width() -> int:
     """Floats in a vector of the compiled kernels; channels must be at least as many."""
-    return library().winograd_vector()
+    return library().vector_width()

@@ -1,93 +1,138 @@
-"""The CPU kernels as operators: Winograd convolution and norm. Float32, computed and returned in channels_last.
+"""The CPU kernels as operators: Winograd and depthwise convolution, norm. Float32, returned in channels_last.
 
-Threads are as many as torch's, of the very OpenMP runtime that torch has loaded.
+Threads are as many as torch's, of the very OpenMP runtime that torch has loaded. At batch 1 a call's C takes 100
+microseconds, so the checks around it are few and plain; they keep a wrong shape from reading what is not the caller's.
 """
 
 from __future__ import annotations
 
-import ctypes
+import threading
 
 import torch
 from torch import Tensor
 
-from fastdiff.kernels import checks
 from fastdiff.kernels.compiled import library, vector_width
 
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4}
+# groups, weight (C,), bias (C,), eps of a GroupNorm
+Norm = tuple[int, Tensor, Tensor, float]
+
+# G of Winograd's F(m x m, 3x3), Lavin and Gray (2016), sections 4.1 and 4.3.
+_G = {
+    2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
+    4: [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
+}  # fmt: skip
 
 
-def pointer(x: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(0 if x is None else x.data_ptr())
+def pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
 
 
-def nhwc(x: Tensor) -> Tensor:
+def images(op: str, name: str, x: Tensor, *shape: int) -> Tensor:
+    """x in channels_last, checked: float32 on the CPU, of that shape, channels enough for a vector."""
+    if x.shape != shape:
+        raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}; accepted: {shape}")
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        raise ValueError(f"{op}: {name} is {x.dtype} on {x.device}; accepted: float32 on the CPU")
+    if x.shape[1] < vector_width():
+        raise ValueError(f"{op}: {x.shape[1]} channels; accepted: at least {vector_width()} on this processor")
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def empty(x: Tensor, channels: int) -> Tensor:
-    b, _, h, w = x.shape
-    return torch.empty((b, channels, h, w), memory_format=torch.channels_last)
+def dense(op: str, name: str, x: Tensor | None, *shape: int) -> Tensor | None:
+    """x checked: None, or contiguous float32 on the CPU of that shape."""
+    if x is None or (x.shape == shape and x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()):
+        return x
+    how = "" if x.is_contiguous() else ", not contiguous"
+    raise ValueError(
+        f"{op}: {name} has shape {tuple(x.shape)}, {x.dtype} on {x.device}{how}; "
+        f"accepted: {shape}, contiguous float32 on the CPU"
+    )
 
 
-# G of Winograd's F(4x4, 3x3), Lavin and Gray (2016), section 4.3.
-_G = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
-      [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]  # fmt: skip
+def activation_code(op: str, name: str, activation: str | None) -> int:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{op}: {name} = {activation!r}; accepted: {', '.join(map(repr, ACTIVATIONS))}")
+    return ACTIVATIONS[activation]
 
 
-def winograd_weight(weight: Tensor) -> Tensor:
-    """(O, C, 3, 3) → G w G^T as (36, C, O rounded up to vectors), float32, computed in float64."""
+def _norm(op: str, norm: Norm, c: int) -> Norm:
+    groups, weight, bias, _ = norm
+    if groups < 1 or c % groups:
+        raise ValueError(f"{op}: groups = {groups} with {c} channels; accepted: a divisor of the channels")
+    dense(op, "the norm's weight", weight, c)
+    dense(op, "the norm's bias", bias, c)
+    return norm
+
+
+_kept = threading.local()
+
+
+def scratch(floats: int) -> int:
+    """The address of so many floats, whose contents last until the thread's next call.
+
+    Kept between calls: memory fresh from the system costs a page fault for every 4 KB, more than the convolution.
+    """
+    if getattr(_kept, "space", None) is None or _kept.space.numel() < floats:
+        _kept.space = torch.empty(floats)
+    return _kept.space.data_ptr()
+
+
+def empty(*shape: int) -> Tensor:
+    return torch.empty(shape, memory_format=torch.channels_last)
+
+
+def winograd_tile(b: int, h: int, w: int) -> int:
+    """m of F(m x m, 3x3) for b pictures: 4, or 2 where tiles are so few that reading the weights is what takes time.
+
+    A weight becomes 36 numbers for m = 4 and 16 for m = 2, and each of them enters a product with every tile; reading
+    one takes as long as some 25 of these products (measured at the 7x7 and 14x14 maps of network A).
+    """
+    cost = {m: (m + 2) ** 2 * (25 + b * (-(-h // m)) * (-(-w // m))) for m in (4, 2)}
+    return min(cost, key=lambda m: cost[m])
+
+
+def winograd_weight(weight: Tensor, m: int) -> Tensor:
+    """(O, C, 3, 3) → G w G^T as ((m + 2)^2, C times O rounded up to vectors), float32, computed in float64.
+
+    The columns O lie in panels of two vectors, the rows C of a panel side by side (see kernels/c/product.h).
+    """
     o, c = weight.shape[:2]
-    g = torch.tensor(_G, dtype=torch.float64)
-    packed = torch.zeros(36, c, -(-o // vector_width()) * vector_width())
+    g, width = torch.tensor(_G[m], dtype=torch.float64), vector_width()
+    full = torch.zeros((m + 2) ** 2, c, -(-o // width) * width)
     flat = weight.detach().double().permute(2, 3, 1, 0).reshape(9, c * o)
-    packed[:, :, :o] = (torch.kron(g, g) @ flat).view(36, c, o)  # G w G^T, row by row
-    return packed
+    full[:, :, :o] = (torch.kron(g, g) @ flat).view(-1, c, o)  # G w G^T, row by row
+    return torch.cat([panel.flatten(1) for panel in full.split(2 * width, dim=2)], dim=1)
 
 
 def winograd(
     x: Tensor, weight: Tensor, bias: Tensor | None, channels: int, activation: str | None = None,
-    residual: Tensor | None = None, norm: tuple[Tensor, Tensor] | None = None,
+    residual: Tensor | None = None, norm: Norm | None = None,
 ) -> Tensor:  # fmt: skip
-    """activation(conv2d(x scale + shift, w, bias, padding=1)) + residual, w a 3x3 kernel, by Winograd's F(4x4, 3x3).
+    """activation(conv2d(norm(x), w, bias, padding=1)) + residual, w a 3x3 kernel, by Winograd's F(m x m, 3x3).
 
-    x: (B, C, H, W) float32 on the CPU; weight: from winograd_weight; channels: O; residual: (B, O, H, W); norm: scale
-    and shift, (B, C) each, from norm_statistics, or None. C and O are at least vector_width(). Returns (B, O, H, W) in
-    channels_last. It rounds some 3 times as much as the direct form (1e-6 relative). Raises ValueError for anything
-    else.
+    x: (B, C, H, W) float32 on the CPU; weight: from winograd_weight, which has m; channels: O; residual: (B, O, H, W);
+    norm: of x before the convolution, whose padding stays 0. C and O are at least vector_width(). Returns
+    (B, O, H, W) in channels_last. With m = 4 it rounds some 3 times as much as the direct form (1e-6 relative).
+    Raises ValueError for anything else.
     """
     op = "winograd"
-    checks.images(op, x)
-    b, c, h, w = x.shape
-    vl = vector_width()
-    scale, shift = norm or (None, None)
-    checks.shape(op, "weight", weight, (36, c, -(-channels // vl) * vl))
-    checks.shape(op, "bias", bias, (channels,))
-    checks.shape(op, "scale", scale, (b, c))
-    checks.shape(op, "shift", shift, (b, c))
-    checks.shape(op, "residual", residual, (b, channels, h, w))
-    checks.activation(op, "activation", activation)
-    check(op, x, c, channels, weight=weight, bias=bias, residual=residual, scale=scale, shift=shift)
-    x, out, threads = nhwc(x), empty(x, channels), torch.get_num_threads()
-    residual = None if residual is None else nhwc(residual)
-    space = torch.empty(threads * library().winograd_space(c, channels))
+    b, c, h, w = x.shape if x.ndim == 4 else (-1, -1, -1, -1)
+    m = 2 if len(weight) == 16 else 4
+    x = images(op, "x", x, b, c, h, w)
+    dense(op, "weight", weight, (m + 2) ** 2, c * -(-channels // vector_width()) * vector_width())
+    dense(op, "bias", bias, channels)
+    kind = activation_code(op, "activation", activation)
+    residual = None if residual is None else images(op, "residual", residual, b, channels, h, w)
+    groups, gain, offset, eps = (0, None, None, 0.0) if norm is None else _norm(op, norm, c)
+    out, threads = images(op, "the output", empty(b, channels, h, w), b, channels, h, w), torch.get_num_threads()
+    space = scratch(library().winograd_space(m, b, c, channels, threads))
     library().winograd(
-        pointer(x), pointer(scale), pointer(shift), pointer(weight), pointer(bias), pointer(residual), pointer(out),
-        b, h, w, c, channels, ACTIVATIONS[activation], threads, pointer(space),
+        pointer(x), groups, pointer(gain), pointer(offset), eps, pointer(weight), pointer(bias), pointer(residual),
+        pointer(out), m, b, h, w, c, channels, kind, threads, space,
     )  # fmt: skip
     return out
-
-
-def norm_statistics(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """scale and shift, (B, C) each, with x scale + shift = GroupNorm(x) weight + bias; arguments as in group_norm."""
-    _check_norm("norm_statistics", x, groups, weight, bias)
-    b, c, h, w = x.shape
-    x = nhwc(x)
-    scale, shift = torch.empty(2, b, c)
-    library().norm_statistics(
-        pointer(x), b, h * w, c, groups, pointer(weight), pointer(bias), ctypes.c_float(eps), torch.get_num_threads(),
-        pointer(scale), pointer(shift),
-    )  # fmt: skip
-    return scale, shift
 
 
 def group_norm(
@@ -97,33 +142,39 @@ def group_norm(
 
     x: (B, C, H, W), C at least vector_width() and a multiple of groups. Raises ValueError for anything else.
     """
-    _check_norm("group_norm", x, groups, weight, bias)
-    checks.activation("group_norm", "after", after)
-    b, c, h, w = x.shape
-    x, out = nhwc(x), empty(x, c)
-    scale, shift = torch.empty(2, b, c)
+    op = "group_norm"
+    b, c, h, w = x.shape if x.ndim == 4 else (-1, -1, -1, -1)
+    x = images(op, "x", x, b, c, h, w)
+    _norm(op, (groups, weight, bias, eps), c)
+    kind = activation_code(op, "after", after)
+    out = empty(b, c, h, w)
     library().group_norm(
-        pointer(x), pointer(out), b, h * w, c, groups, pointer(weight), pointer(bias), ctypes.c_float(eps),
-        ACTIVATIONS[after], torch.get_num_threads(), pointer(scale), pointer(shift),
+        pointer(x), pointer(out), b, h * w, c, groups, pointer(weight), pointer(bias), eps, kind,
+        torch.get_num_threads(), scratch(2 * b * c),
     )  # fmt: skip
     return out
 
 
-def _check_norm(op: str, x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> None:
-    checks.images(op, x)
-    c = x.shape[1]
-    if groups < 1 or c % groups:
-        raise ValueError(f"{op}: groups = {groups} with {c} channels; accepted: a divisor of the channels")
-    checks.shape(op, "weight", weight, (c,))
-    checks.shape(op, "bias", bias, (c,))
-    check(op, x, c, weight=weight, bias=bias)
+def depthwise_weight(weight: Tensor) -> Tensor:
+    """(C, 1, K, K) → (K, K, C)."""
+    return weight.detach()[:, 0].permute(1, 2, 0).contiguous()
 
 
-def check(op: str, x: Tensor, *channels: int, **others: Tensor | None) -> None:
-    if min(channels) < vector_width():
-        raise ValueError(f"{op}: {min(channels)} channels; accepted: at least {vector_width()} on this processor")
-    for name, tensor in {"x": x, **others}.items():
-        if tensor is not None and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
-            raise ValueError(f"{op}: {name} is {tensor.dtype} on {tensor.device}; accepted: float32 on the CPU")
-        if tensor is not None and name not in ("x", "residual") and not tensor.is_contiguous():
-            raise ValueError(f"{op}: {name} is not contiguous")
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """conv2d(x, w, bias, padding=K // 2, groups=C), float32 on the CPU, in channels_last.
+
+    x: (B, C, H, W), C at least vector_width(); weight: from depthwise_weight, K odd; bias: (C,) or None. Raises
+    ValueError for anything else.
+    """
+    op = "depthwise"
+    b, c, h, w = x.shape if x.ndim == 4 else (-1, -1, -1, -1)
+    size = weight.shape[0]
+    if size % 2 == 0:
+        raise ValueError(f"{op}: a kernel of size {size}; accepted: an odd size")
+    x = images(op, "x", x, b, c, h, w)
+    dense(op, "weight", weight, size, size, c)
+    dense(op, "bias", bias, c)
+    out, threads = empty(b, c, h, w), torch.get_num_threads()
+    space = scratch(library().depthwise_space(h, w, c, size, threads))
+    library().depthwise(pointer(x), pointer(weight), pointer(bias), pointer(out), b, h, w, c, size, threads, space)
+    return out

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fastdiff.kernels import checks
 from fastdiff.kernels.attention_block import FoldedAttention
 from fastdiff.kernels.compiled import library, vector_width
 from fastdiff.kernels.linear_attention import output_scale
-from fastdiff.kernels.native import check, empty, nhwc, pointer
+from fastdiff.kernels.native import empty, images, pointer, scratch
 
 
 @dataclass(frozen=True)
@@ -57,19 +55,17 @@ def attention_block(x: Tensor, packed: PackedAttention) -> Tensor:
 
     x: (B, C, H, W) float32 on the CPU. Returns x's shape in channels_last. Raises ValueError for anything else.
     """
-    op, folded = "attention_block", packed.folded
-    checks.images(op, x)
-    b, c, h, w = x.shape
-    checks.shape(op, "w_q", packed.w_q, (c, folded.w_q.shape[0]))
-    check(op, x, c)
-    d = folded.w_q.shape[0] // folded.heads
+    folded = packed.folded
+    (width, c), (b, _, h, w) = folded.w_q.shape, x.shape if x.ndim == 4 else (-1, -1, -1, -1)
+    x = images("attention_block", "x", x, b, c, h, w)
+    d = width // folded.heads
     scale = output_scale(d, h * w, folded.divide_by_n)
     constant = folded.bias + scale * folded.shift
-    x, out, threads = nhwc(x), empty(x, c), torch.get_num_threads()
-    space = torch.empty(threads * library().attention_space(h * w, c, folded.heads, d))
+    out, threads = empty(b, c, h, w), torch.get_num_threads()
+    space = scratch(library().attention_space(h * w, c, folded.heads, d, threads))
     library().attention(
         pointer(x), pointer(out), b, h * w, c, folded.heads, d, pointer(packed.w_q), pointer(packed.w_k),
         pointer(folded.q_bias), pointer(packed.first), pointer(packed.second), pointer(constant),
-        pointer(packed.gain), ctypes.c_float(scale), ctypes.c_float(folded.eps), threads, pointer(space),
+        pointer(packed.gain), scale, folded.eps, threads, space,
     )  # fmt: skip
     return out

@@ -42,17 +42,23 @@ CONVOLUTIONS = [
 ]  # fmt: skip
 
 
+# Relative, of one convolution: m = 4 has factors from 1/24 to 8 in its transforms, m = 2 from 1/2 to 1.
+BOUNDS = {2: 1e-6, 4: 5e-6}
+
+
 @needs_compiler
 @pytest.mark.parametrize("b, c, o, h, w", CONVOLUTIONS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "crop", "half of a concatenation"])
-def test_the_convolution(b, c, o, h, w, layout, layouts, rel):
+@pytest.mark.parametrize("m", BOUNDS)
+def test_the_convolution(b, c, o, h, w, layout, m, layouts, rel):
     x, weight, bias = torch.randn(b, c, h, w), torch.randn(o, c, 3, 3) / (3 * c**0.5), torch.randn(o)
-    ours = native.winograd(layouts(x)[layout], native.winograd_weight(weight), bias, o)
+    packed = native.winograd_weight(weight, m)
+    ours = native.winograd(layouts(x)[layout], packed, bias, o)
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
     assert ours.shape == expected.shape and ours.is_contiguous(memory_format=torch.channels_last)
-    assert rel(ours, expected) < 5e-6
-    without = native.winograd(layouts(x)[layout], native.winograd_weight(weight), None, o)
-    assert rel(without, expected - bias.double().view(-1, 1, 1)) < 5e-6
+    assert rel(ours, expected) < BOUNDS[m]
+    without = native.winograd(layouts(x)[layout], packed, None, o)
+    assert rel(without, expected - bias.double().view(-1, 1, 1)) < BOUNDS[m]
 
 
 ACTIVATIONS = {
@@ -67,12 +73,15 @@ ACTIVATIONS = {
 @needs_compiler
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("groups, normed, added", [(1, True, True), (4, True, False), (1, False, True)])
-def test_what_the_convolution_takes_along(activation, groups, normed, added, rel):
+@pytest.mark.parametrize("m", BOUNDS)
+def test_what_the_convolution_takes_along(activation, groups, normed, added, m, rel):
     b, c, o, h, w = 3, 20, 24, 6, 7
     x, weight, bias = 2 + 3 * torch.randn(b, c, h, w), torch.randn(o, c, 3, 3) / 10, torch.randn(o)
     gain, shift, residual = torch.randn(c), torch.randn(c), torch.randn(b, o, h, w)
-    norm = native.norm_statistics(x, groups, gain, shift) if normed else None
-    ours = native.winograd(x, native.winograd_weight(weight), bias, o, activation, residual if added else None, norm)
+    ours = native.winograd(
+        x, native.winograd_weight(weight, m), bias, o, activation, residual if added else None,
+        (groups, gain, shift, 1e-5) if normed else None,
+    )  # fmt: skip
     given = F.group_norm(x.double(), groups, gain.double(), shift.double()) if normed else x.double()
     expected = ACTIVATIONS[activation](F.conv2d(given, weight.double(), bias.double(), padding=1))
     assert rel(ours, expected + residual.double() if added else expected) < 5e-6
@@ -88,6 +97,25 @@ def test_the_norm(b, c, groups, h, w, after, mean, rel):
     x, weight, bias = mean + torch.randn(b, c, h, w), torch.randn(c), torch.randn(c)
     expected = group_norm_reference(x.double(), groups, weight.double(), bias.double(), after=after)
     assert rel(native.group_norm(x, groups, weight, bias, after=after), expected) < (2e-6 if mean == 0 else 1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("b, c, h, w", [(1, 16, 1, 1), (3, 28, 28, 28), (2, 18, 3, 13), (2, 40, 7, 7), (5, 112, 14, 4)])
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "crop"])
+def test_the_depthwise_convolution(b, c, h, w, size, layout, layouts, rel):
+    x, weight, bias = torch.randn(b, c, h, w), torch.randn(c, 1, size, size), torch.randn(c)
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=size // 2, groups=c)
+    packed = native.depthwise_weight(weight)
+    assert rel(native.depthwise(layouts(x)[layout], packed, bias), expected) < 2e-6
+    without = native.depthwise(layouts(x)[layout], packed, None)
+    assert rel(without, expected - bias.double().view(-1, 1, 1)) < 2e-6
+
+
+@needs_compiler
+def test_the_tile_is_small_where_reading_the_weights_takes_the_time():
+    assert native.winograd_tile(1, 7, 7) == 2 and native.winograd_tile(16, 7, 7) == 4
+    assert native.winograd_tile(1, 28, 28) == native.winograd_tile(64, 14, 14) == 4
 
 
 @needs_compiler
@@ -123,7 +151,7 @@ def test_logits_of_hundreds_do_not_overflow(rel):
 def test_what_is_not_finite_stays_visible(value):
     x, c = torch.randn(2, 16, 4, 4), 16
     x[1, 3, 2, 2] = value
-    weight = native.winograd_weight(torch.randn(c, c, 3, 3))
+    weight = native.winograd_weight(torch.randn(c, c, 3, 3), 4)
     for activation in ACTIVATIONS:
         out = native.winograd(x, weight, None, c, activation)
         assert torch.isfinite(out[0]).all() and not torch.isfinite(out[1]).all()
@@ -134,7 +162,8 @@ def test_what_is_not_finite_stays_visible(value):
 @needs_compiler
 def test_bits_depend_neither_on_threads_nor_on_the_place_in_a_batch():
     x, c, o = torch.randn(37, 24, 7, 7), 24, 40
-    weight, bias = native.winograd_weight(torch.randn(o, c, 3, 3)), torch.randn(o)
+    weights, bias = [native.winograd_weight(torch.randn(o, c, 3, 3), m) for m in (2, 4)], torch.randn(o)
+    deep = native.depthwise_weight(torch.randn(c, 1, 7, 7))
     folded = native_attention.pack(fold(
         torch.randn(c), torch.randn(c), torch.randn(384, c), torch.randn(c, 128), torch.randn(c),
         torch.randn(1, c, 1, 1), 4, True,
@@ -142,7 +171,9 @@ def test_bits_depend_neither_on_threads_nor_on_the_place_in_a_batch():
     gain, shift = torch.randn(2, c)
 
     def outputs(x):
-        return (native.winograd(x, weight, bias, o, "gelu"), native.group_norm(x, 4, gain, shift),
+        norm = (4, gain, shift, 1e-5)
+        return (*(native.winograd(x, weight, bias, o, "gelu", norm=norm) for weight in weights),
+                native.group_norm(x, 4, gain, shift), native.depthwise(x, deep, shift),
                 native_attention.attention_block(x, folded))  # fmt: skip
 
     whole = outputs(x)
@@ -205,13 +236,22 @@ def test_a_network_of_the_users_own_gets_the_kernels_and_keeps_its_hooks(rel):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: native.winograd(torch.zeros(1, 2, 4, 4), torch.zeros(36, 2, 16), None, 16), "2 channels"),
-        (lambda: native.winograd(torch.zeros(1, 16, 4, 4), torch.zeros(36, 15, 16), None, 16), "weight"),
-        (lambda: native.winograd(torch.zeros(16, 4, 4), torch.zeros(36, 16, 16), None, 16), "x"),
-        (lambda: native.winograd(torch.zeros(1, 16, 4, 4).double(), torch.zeros(36, 16, 16), None, 16), "float64"),
-        (lambda: native.winograd(torch.zeros(1, 16, 4, 4), torch.zeros(36, 16, 16), None, 16, "tanh"), "tanh"),
+        (lambda: native.winograd(torch.zeros(1, 2, 4, 4), torch.zeros(36, 2 * 16), None, 16), "2 channels"),
+        (lambda: native.winograd(torch.zeros(1, 16, 4, 4), torch.zeros(36, 15 * 16), None, 16), "weight has shape"),
+        (lambda: native.winograd(torch.zeros(16, 4, 4), torch.zeros(36, 256), None, 16), "x has shape"),
+        (lambda: native.winograd(torch.zeros(1, 16, 4, 4).double(), torch.zeros(36, 256), None, 16), "float64"),
+        (lambda: native.winograd(torch.zeros(1, 16, 4, 4), torch.zeros(36, 256), None, 16, "tanh"), "'tanh'"),
+        (lambda: native.winograd(torch.zeros(1, 16, 4, 4), torch.zeros(36, 256), torch.zeros(15), 16), "bias has"),
+        (
+            lambda: native.winograd(
+                torch.zeros(1, 16, 4, 4), torch.zeros(36, 256), None, 16, None, torch.zeros(1, 16, 4, 5)
+            ),
+            "residual has",
+        ),
         (lambda: native.group_norm(torch.zeros(1, 16, 4, 4), 3, torch.ones(16), torch.ones(16)), "groups = 3"),
-        (lambda: native.group_norm(torch.zeros(1, 16, 4, 4), 1, torch.ones(32)[::2], torch.ones(16)), "not contiguous"),
+        (lambda: native.group_norm(torch.zeros(1, 16, 4, 4), 1, torch.ones(32)[::2], torch.ones(16)), "contiguous"),
+        (lambda: native.depthwise(torch.zeros(1, 16, 4, 4), torch.zeros(2, 2, 16), None), "odd size"),
+        (lambda: native.depthwise(torch.zeros(1, 16, 4, 4), torch.zeros(3, 3, 17), None), "weight has shape"),
     ],
 )
 def test_bad_input_is_named(call, words):

@@ -5,9 +5,9 @@ enum { POSITIONS = 24 }; /* of the queries at a time */
 
 INLINE int wide(int c) { return (c + VL - 1) / VL * VL; }
 
-long attention_space(int p, int c, int heads, int d) {
+long attention_space(int p, int c, int heads, int d, int threads) {
     long hd = (long)heads * d;
-    return (long)p * c + p * hd + c * hd + hd * wide(c) + POSITIONS * (hd + wide(c)) + (long)d * d + 2 * hd + VL;
+    return threads * ((long)p * c + p * hd + c * hd + hd * wide(c) + POSITIONS * (hd + wide(c)) + (long)d * d + 2 * hd);
 }
 
 /* out = (x - mean) / sqrt(var + eps) over all of a picture. */
@@ -90,12 +90,12 @@ INLINE void channel_norm(float *v, const float *constant, const float *gain, con
 
 /* x, y (n, p, c). wq, wk (c, hd); q_bias (hd). values: first (heads, c, wide(c)), and second 0; or first (heads, c, d)
  * and second (heads, d, wide(c)): transposed, as products take them. constant, gain (c); without a gain y is the
- * attention's output alone. d is a multiple of VL, c at least VL. space: threads times attention_space floats. */
+ * attention's output alone. d is a multiple of VL, c at least VL. space: attention_space floats. */
 void attention(const float *x, float *y, int n, int p, int c, int heads, int d, const float *wq, const float *wk,
                const float *q_bias, const float *first, const float *second, const float *constant, const float *gain,
                float scale, float eps, int threads, float *space) {
     const int hd = heads * d, cw = wide(c);
-    const long held = attention_space(p, c, heads, d);
+    const long held = attention_space(p, c, heads, d, 1);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; part++) {
         float *xh = space + part * held, *k = xh + (long)p * c, *mixed = k + (long)p * hd, *m = mixed + (long)c * hd,

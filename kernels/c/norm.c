@@ -1,35 +1,5 @@
-/* GroupNorm (Wu and He 2018) of NHWC images, statistics in two passes, an activation after it. */
-#include "vectors.h"
-
-/* Sum over p rows of c values of f(value), for each channel. f: the value, or its squared distance from mean. */
-INLINE void channel_sums(const float *x, int p, int c, const float *mean, float *sums) {
-    for (int i = 0; i < c; i += VL) {
-        int at = i + VL <= c ? i : c - VL; /* the last vector overlaps the one before */
-        vf m = mean ? load(mean + at) : (vf){0}, s[4] = {{0}};
-        const float *from = x + at;
-        int q = 0;
-        for (; q + 4 <= p; q += 4)
-            for (int j = 0; j < 4; j++) {
-                vf v = load(from + (long)(q + j) * c) - m;
-                s[j] += mean ? v * v : v;
-            }
-        for (; q < p; q++) {
-            vf v = load(from + (long)q * c) - m;
-            s[0] += mean ? v * v : v;
-        }
-        store(sums + at, (s[0] + s[1]) + (s[2] + s[3]));
-    }
-}
-
-/* For each group its mean of the sums, count being a group's elements, written to each of its channels. */
-INLINE void group_means(const float *sums, int c, int groups, float count, float *means) {
-    int size = c / groups;
-    for (int g = 0; g < groups; g++) {
-        float s = 0;
-        for (int i = 0; i < size; i++) s += sums[g * size + i];
-        for (int i = 0; i < size; i++) means[g * size + i] = s / count;
-    }
-}
+/* GroupNorm of NHWC images and an activation after it. */
+#include "norm.h"
 
 INLINE void scale_shift(const float *x, float *y, int p, int c, const float *scale, const float *shift,
                         const int kind) {
@@ -40,62 +10,20 @@ INLINE void scale_shift(const float *x, float *y, int p, int c, const float *sca
         }
 }
 
-/* The sum over all of a picture of its values, or of their squared distances from mean. */
-INLINE float whole_sum(const float *x, long count, const float *mean) {
-    vf s[4] = {{0}};
-    float m = mean ? *mean : 0, total;
-    long i = 0;
-    for (; i + 4 * VL <= count; i += 4 * VL)
-        for (int j = 0; j < 4; j++) {
-            vf v = load(x + i + j * VL) - m;
-            s[j] += mean ? v * v : v;
-        }
-    for (total = sum((s[0] + s[1]) + (s[2] + s[3])); i < count; i++)
-        total += mean ? (x[i] - m) * (x[i] - m) : x[i];
-    return total;
-}
-
-/* The norm of one picture as x scale + shift, scale and shift for each channel. */
-static void statistics(const float *x, int p, int c, int groups, const float *weight, const float *bias, float eps,
-                       float *scale, float *shift) {
-    float count = (float)p * (c / groups);
-    if (groups == 1) {
-        float mean = whole_sum(x, (long)p * c, 0) / count, variance = whole_sum(x, (long)p * c, &mean) / count;
-        for (int i = 0; i < c; i++) shift[i] = mean, scale[i] = variance;
-    } else {
-        channel_sums(x, p, c, 0, scale);
-        group_means(scale, c, groups, count, shift);
-        channel_sums(x, p, c, shift, scale);
-        group_means(scale, c, groups, count, scale);
-    }
-    for (int i = 0; i < c; i++) {
-        scale[i] = weight[i] / __builtin_sqrtf(scale[i] + eps);
-        shift[i] = bias[i] - shift[i] * scale[i];
-    }
-}
-
-/* x (n, p, c); weight, bias (c) → scale, shift (n, c); c at least VL. */
-void norm_statistics(const float *x, int n, int p, int c, int groups, const float *weight, const float *bias,
-                     float eps, int threads, float *scale, float *shift) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int b = 0; b < n; b++)
-        statistics(x + (long)b * p * c, p, c, groups, weight, bias, eps, scale + (long)b * c, shift + (long)b * c);
-}
-
-/* y (n, p, c) = kind(norm(x)), y another place than x; the rest as above. scale, shift: space for them. */
+/* x, y (n, p, c), y another place than x; weight, bias (c); c at least VL. space: 2 n c floats. */
 void group_norm(const float *x, float *y, int n, int p, int c, int groups, const float *weight, const float *bias,
-                float eps, int kind, int threads, float *scale, float *shift) {
+                float eps, int kind, int threads, float *space) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int b = 0; b < n; b++) {
         const float *from = x + (long)b * p * c;
-        float *to = y + (long)b * p * c, *a = scale + (long)b * c, *s = shift + (long)b * c;
-        statistics(from, p, c, groups, weight, bias, eps, a, s);
+        float *to = y + (long)b * p * c, *scale = space + (long)2 * b * c, *shift = scale + c;
+        statistics(from, p, c, groups, weight, bias, eps, scale, shift);
         switch (kind) {
-        case RELU: scale_shift(from, to, p, c, a, s, RELU); break;
-        case SILU: scale_shift(from, to, p, c, a, s, SILU); break;
-        case GELU: scale_shift(from, to, p, c, a, s, GELU); break;
-        case GELU_TANH: scale_shift(from, to, p, c, a, s, GELU_TANH); break;
-        default: scale_shift(from, to, p, c, a, s, NONE);
+        case RELU: scale_shift(from, to, p, c, scale, shift, RELU); break;
+        case SILU: scale_shift(from, to, p, c, scale, shift, SILU); break;
+        case GELU: scale_shift(from, to, p, c, scale, shift, GELU); break;
+        case GELU_TANH: scale_shift(from, to, p, c, scale, shift, GELU_TANH); break;
+        default: scale_shift(from, to, p, c, scale, shift, NONE);
         }
     }
 }

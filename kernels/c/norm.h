@@ -1,0 +1,68 @@
+/* GroupNorm (Wu and He 2018) of one NHWC picture, p positions and c channels, as a scale and a shift of each channel. */
+#pragma once
+#include "vectors.h"
+
+/* Over all positions, for each channel, the sum of the values or of their squared distances from mean. */
+INLINE void channel_sums(const float *x, int p, int c, const float *mean, float *sums) {
+    for (int i = 0; i < c; i += VL) {
+        int at = i + VL <= c ? i : c - VL; /* the last vector overlaps the one before */
+        vf m = mean ? load(mean + at) : (vf){0}, s[4] = {{0}};
+        const float *from = x + at;
+        int q = 0;
+        for (; q + 4 <= p; q += 4)
+            for (int j = 0; j < 4; j++) {
+                vf v = load(from + (long)(q + j) * c) - m;
+                s[j] += mean ? v * v : v;
+            }
+        for (; q < p; q++) {
+            vf v = load(from + (long)q * c) - m;
+            s[0] += mean ? v * v : v;
+        }
+        store(sums + at, (s[0] + s[1]) + (s[2] + s[3]));
+    }
+}
+
+/* For each group its mean of the sums, count being a group's elements, written to each of its channels. */
+INLINE void group_means(const float *sums, int c, int groups, float count, float *means) {
+    int size = c / groups;
+    for (int g = 0; g < groups; g++) {
+        float s = 0;
+        for (int i = 0; i < size; i++) s += sums[g * size + i];
+        for (int i = 0; i < size; i++) means[g * size + i] = s / count;
+    }
+}
+
+/* The sum of all values, or of their squared distances from mean. */
+INLINE float whole_sum(const float *x, long count, const float *mean) {
+    vf s[4] = {{0}};
+    float m = mean ? *mean : 0, total;
+    long i = 0;
+    for (; i + 4 * VL <= count; i += 4 * VL)
+        for (int j = 0; j < 4; j++) {
+            vf v = load(x + i + j * VL) - m;
+            s[j] += mean ? v * v : v;
+        }
+    for (total = sum((s[0] + s[1]) + (s[2] + s[3])); i < count; i++)
+        total += mean ? (x[i] - m) * (x[i] - m) : x[i];
+    return total;
+}
+
+/* norm(x) = x scale + shift; weight, bias, scale, shift (c), c at least VL. Two passes, so that a mean far from 0 costs
+ * no digits of the variance. */
+static void statistics(const float *x, int p, int c, int groups, const float *weight, const float *bias, float eps,
+                       float *scale, float *shift) {
+    float count = (float)p * (c / groups);
+    if (groups == 1) {
+        float mean = whole_sum(x, (long)p * c, 0) / count, variance = whole_sum(x, (long)p * c, &mean) / count;
+        for (int i = 0; i < c; i++) shift[i] = mean, scale[i] = variance;
+    } else {
+        channel_sums(x, p, c, 0, scale);
+        group_means(scale, c, groups, count, shift);
+        channel_sums(x, p, c, shift, scale);
+        group_means(scale, c, groups, count, scale);
+    }
+    for (int i = 0; i < c; i++) {
+        scale[i] = weight[i] / __builtin_sqrtf(scale[i] + eps);
+        shift[i] = bias[i] - shift[i] * scale[i];
+    }
+}
