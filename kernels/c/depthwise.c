@@ -15,7 +15,7 @@ INLINE void outputs(const int many, const float *x, long row, int c, const float
             vf k = load(weight);
             const float *from = x + r * row + (long)q * c;
 #pragma GCC unroll 8
-            for (int i = 0; i < many; i++) s[i] += load(from + (long)i * c) * k;
+            for (int i = 0; i < many; i++) s[i] = fused(load(from + (long)i * c), k, s[i]);
         }
     for (int i = 0; i < many; i++) store(y + (long)i * c, s[i]);
 }

@@ -6,7 +6,7 @@ INLINE void scale_shift(const float *x, float *y, int p, int c, const float *sca
     for (int q = 0; q < p; q++, x += c, y += c)
         for (int i = 0; i < c; i += VL) {
             int at = i + VL <= c ? i : c - VL;
-            store(y + at, activate(load(x + at) * load(scale + at) + load(shift + at), kind));
+            store(y + at, activate(fused(load(x + at), load(scale + at), load(shift + at)), kind));
         }
 }
 

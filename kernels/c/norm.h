@@ -12,11 +12,11 @@ INLINE void channel_sums(const float *x, int p, int c, const float *mean, float 
         for (; q + 4 <= p; q += 4)
             for (int j = 0; j < 4; j++) {
                 vf v = load(from + (long)(q + j) * c) - m;
-                s[j] += mean ? v * v : v;
+                s[j] = mean ? fused(v, v, s[j]) : s[j] + v;
             }
         for (; q < p; q++) {
             vf v = load(from + (long)q * c) - m;
-            s[0] += mean ? v * v : v;
+            s[0] = mean ? fused(v, v, s[0]) : s[0] + v;
         }
         store(sums + at, (s[0] + s[1]) + (s[2] + s[3]));
     }
@@ -40,7 +40,7 @@ INLINE float whole_sum(const float *x, long count, const float *mean) {
     for (; i + 4 * VL <= count; i += 4 * VL)
         for (int j = 0; j < 4; j++) {
             vf v = load(x + i + j * VL) - m;
-            s[j] += mean ? v * v : v;
+            s[j] = mean ? fused(v, v, s[j]) : s[j] + v;
         }
     for (total = sum((s[0] + s[1]) + (s[2] + s[3])); i < count; i++)
         total += mean ? (x[i] - m) * (x[i] - m) : x[i];

@@ -20,8 +20,8 @@ INLINE void block(const int rows, const int columns, int k, const float *a, long
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
             vf v = all(a[i * ra]);
-            s[i][0] += v * b0;
-            if (columns > 1) s[i][1] += v * b1;
+            s[i][0] = fused(v, b0, s[i][0]);
+            if (columns > 1) s[i][1] = fused(v, b1, s[i][1]);
         }
         a += ca;
         b += rb;

@@ -2,6 +2,11 @@
 #pragma once
 #include <stdint.h>
 #include <string.h>
+#if defined(__FMA__)
+#include <immintrin.h>
+#elif defined(__ARM_FEATURE_FMA)
+#include <arm_neon.h>
+#endif
 
 #if defined(__AVX512F__)
 #define VL 16
@@ -22,6 +27,21 @@ INLINE vf load(const float *p) {
 }
 INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 INLINE vf all(float x) { return x - (vf){0}; }
+
+/* a b + c, rounded once where the processor can. The compiler may not fuse by itself (-ffp-contract=off): it would in one
+ * copy of a loop and not in another, and a sample's bits would depend on its place in the batch. */
+INLINE vf fused(vf a, vf b, vf c) {
+#if defined(__FMA__) && VL == 16
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__) && VL == 8
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_FEATURE_FMA) && VL == 4
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
 INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 INLINE vf maximum(vf a, vf b) { return pick(a > b, a, b); }
 INLINE float sum(vf v) {
@@ -35,16 +55,16 @@ INLINE vf exponential(vf x) {
     vf bounded = pick(x < -87.0f, all(-87.0f), x);
     bounded = pick(bounded > 88.0f, all(88.0f), bounded);
     const vf magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to a whole number */
-    vf n = (bounded * 1.44269504088896341f + magic) - magic;
-    vf r = bounded - n * 0.693359375f;
-    r = r - n * -2.12194440e-4f;
+    vf n = fused(bounded, all(1.44269504088896341f), magic) - magic;
+    vf r = fused(n, all(-0.693359375f), bounded);
+    r = fused(n, all(2.12194440e-4f), r);
     vf p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
+    p = fused(p, r, all(1.3981999507e-3f));
+    p = fused(p, r, all(8.3334519073e-3f));
+    p = fused(p, r, all(4.1665795894e-2f));
+    p = fused(p, r, all(1.6666665459e-1f));
+    p = fused(p, r, all(5.0000001201e-1f));
+    p = fused(p, r * r, r) + 1.0f;
     vi scale = (__builtin_convertvector(n, vi) + 127) << 23;
     return p * (vf)scale;
 }
@@ -53,12 +73,12 @@ INLINE vf exponential(vf x) {
 INLINE vf error_function(vf x) {
     vi negative = x < 0.0f;
     vf a = pick(negative, -x, x);
-    vf t = 1.0f / (a * 0.3275911f + 1.0f);
+    vf t = 1.0f / fused(a, all(0.3275911f), all(1.0f));
     vf p = all(1.061405429f);
-    p = p * t - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
+    p = fused(p, t, all(-1.453152027f));
+    p = fused(p, t, all(1.421413741f));
+    p = fused(p, t, all(-0.284496736f));
+    p = fused(p, t, all(0.254829592f));
     vf y = 1.0f - p * t * exponential(-a * a);
     return pick(negative, -y, y);
 }

@@ -14,13 +14,14 @@ INLINE void input_1d(const int m, const vf *d, int step, vf *t, int to) {
         t[3 * to] = d1 - d3;
     } else {
         vf d4 = d[4 * step], d5 = d[5 * step];
-        vf even = d4 - 4.0f * d2, odd = d3 - 4.0f * d1, e = d4 - d2, o = 2.0f * (d3 - d1);
-        t[0] = 4.0f * d0 - 5.0f * d2 + d4;
+        const vf four = all(4), five = all(-5);
+        vf even = fused(-four, d2, d4), odd = fused(-four, d1, d3), e = d4 - d2, o = 2.0f * (d3 - d1);
+        t[0] = fused(four, d0, fused(five, d2, d4));
         t[to] = even + odd;
         t[2 * to] = even - odd;
         t[3 * to] = e + o;
         t[4 * to] = e - o;
-        t[5 * to] = 4.0f * d1 - 5.0f * d3 + d5;
+        t[5 * to] = fused(four, d1, fused(five, d3, d5));
     }
 }
 
@@ -33,9 +34,9 @@ INLINE void output_1d(const int m, const vf *s, int step, vf *y, int to) {
     } else {
         vf c = s[3 * step] + s[4 * step], d = s[3 * step] - s[4 * step];
         y[0] = s[0] + a + c;
-        y[to] = b + 2.0f * d;
-        y[2 * to] = a + 4.0f * c;
-        y[3 * to] = b + 8.0f * d + s[5 * step];
+        y[to] = fused(all(2), d, b);
+        y[2 * to] = fused(all(4), c, a);
+        y[3 * to] = fused(all(8), d, b) + s[5 * step];
     }
 }
 
@@ -50,7 +51,7 @@ INLINE void input_tile(const int m, const float *x, const float *scale, const fl
             for (int s = 0; s < side; s++) {
                 int y = top + r, z = left + s;
                 const float *from = x + ((long)y * w + z) * c + at;
-                d[side * r + s] = y >= 0 && y < h && z >= 0 && z < w ? load(from) * a + b : (vf){0};
+                d[side * r + s] = y >= 0 && y < h && z >= 0 && z < w ? fused(load(from), a, b) : (vf){0};
             }
         for (int s = 0; s < side; s++) input_1d(m, d + s, side, t + s, side);
         for (int r = 0; r < side; r++) input_1d(m, t + side * r, 1, d + side * r, 1);
