@@ -153,12 +153,14 @@ class Engine:
         while at < end:
             start = at - (at - origin) % self.batch_size
             upto = min(end, start + self.batch_size)
+            images = None
             try:
                 with self._settings():
                     images = self._batch(start, at, upto, seed, contexts, guidance_scale, table, noise, on_step, kind)
             except Exception as problem:
                 if not out_of_memory(problem) or self.batch_size == 1:
                     raise
+            if images is None:  # out here, where the error no longer holds what had been allocated
                 self._halve(at)
                 continue
             yield images
@@ -259,7 +261,7 @@ class Engine:
         before, self.batch_size = self.batch_size, self.batch_size // 2
         note = f"a batch of {before} did not fit in memory; batches of {self.batch_size} from sample {at} on"
         self.notes.append(note)
-        warnings.warn(note, stacklevel=4)
+        warnings.warn(note, stacklevel=3)
         self._allocate()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Steps captured as CUDA graphs: one memory pool for all of them, a cap in bytes, the least recently used go first."""
+"""Steps captured as CUDA graphs, those of all engines in one pool: a cap in bytes, the least recently used go first."""
 
 from __future__ import annotations
 
@@ -20,9 +20,16 @@ class Recorder(Protocol):
     """Turns a body into something that replays it."""
 
     def record(
-        self, body: Callable[[], None], reset: Callable[[], None], device: torch.device
+        self, body: Callable[[], None], reset: Callable[[], None], device: torch.device, owner: int
     ) -> tuple[Callable[[], None], int]:
-        """body's replay, and the bytes that it holds. reset puts the state where a body may begin."""
+        """body's replay, and the bytes that it holds. reset puts the state where a body may begin.
+
+        What an owner records may share memory: it never runs at the same time.
+        """
+        ...
+
+    def release(self, owner: int) -> None:
+        """Everything that the owner recorded has been dropped."""
         ...
 
     def seconds(self, call: Callable[[], None], device: torch.device) -> float:
@@ -31,17 +38,22 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """Recorder by torch.cuda.CUDAGraph. Graphs share a device's pool, for they never run at the same time."""
+    """Recorder by torch.cuda.CUDAGraph. Each owner has a memory pool of its own: CUDA gives the memory of one back only
+    when all of its graphs are gone, so that in a common one a cap would bound nothing."""
 
     def __init__(self) -> None:
-        self.pools: dict[torch.device, tuple[int, int]] = {}
+        self.memory: dict[int, tuple[int, int]] = {}
+
+    def release(self, owner: int) -> None:
+        if self.memory.pop(owner, None) is not None:
+            torch.cuda.empty_cache()
 
     def record(
-        self, body: Callable[[], None], reset: Callable[[], None], device: torch.device
+        self, body: Callable[[], None], reset: Callable[[], None], device: torch.device, owner: int
     ) -> tuple[Callable[[], None], int]:
         current = torch.cuda.current_stream(device)
         with torch.cuda.device(device), torch.cuda.stream(current):  # a capture that fails leaves its own in place
-            pool = self.pools.setdefault(device, torch.cuda.graph_pool_handle())
+            pool = self.memory.setdefault(owner, torch.cuda.graph_pool_handle())
             aside = torch.cuda.Stream(device)
             aside.wait_stream(current)
             with torch.cuda.stream(aside):
@@ -80,31 +92,35 @@ def _no_sync() -> Iterator[None]:
 
 
 class GraphPool:
-    """The captured steps of a process. limit: bytes that graphs may hold together before the oldest are dropped."""
+    """The captured steps of a process, by owner and number of steps.
+
+    limit: bytes that graphs may hold together before all those of the owner that is least recently used are dropped.
+    """
 
     def __init__(self, recorder: Recorder, limit: int = 4 << 30) -> None:
         self.recorder, self.limit = recorder, limit
-        self.held: OrderedDict[tuple[int, int], tuple[Callable[[], None], int]] = OrderedDict()
+        self.held: OrderedDict[int, dict[int, tuple[Callable[[], None], int]]] = OrderedDict()
 
     def replay(self, owner: int, count: int) -> Callable[[], None] | None:
-        """The owner's graph of that many steps, now the most recently used; None where it is not held."""
-        if (owner, count) not in self.held:
+        """The owner's graph of that many steps, the owner now the most recently used; None where it is not held."""
+        if count not in self.held.get(owner, ()):
             return None
-        self.held.move_to_end((owner, count))
-        return self.held[owner, count][0]
+        self.held.move_to_end(owner)
+        return self.held[owner][count][0]
 
     def add(self, owner: int, count: int, replay: Callable[[], None], size: int) -> None:
-        self.held[owner, count] = replay, size
+        self.held.setdefault(owner, {})[count] = replay, size
+        self.held.move_to_end(owner)
         while self.bytes() > self.limit and len(self.held) > 1:
-            self.held.popitem(last=False)
+            self.forget(next(iter(self.held)))
 
     def forget(self, owner: int) -> None:
-        for key in [key for key in self.held if key[0] == owner]:
-            del self.held[key]
+        self.held.pop(owner, None)
+        self.recorder.release(owner)
 
     def bytes(self, owner: int | None = None) -> int:
-        """What all graphs hold, or those of one owner; a later graph reuses the memory of earlier ones."""
-        return sum(size for key, (_, size) in self.held.items() if owner in (None, key[0]))
+        """What all graphs hold, or those of one owner."""
+        return sum(size for key, graphs in self.held.items() if owner in (None, key) for _, size in graphs.values())
 
 
 POOL = GraphPool(CudaGraphs())
@@ -129,7 +145,7 @@ class CapturedStep:
         self.body, self.reset, self.device, self.counts = body, reset, device, counts
         self.pool = POOL if pool is None else pool
         self.eager, self.told = False, ""
-        weakref.finalize(self, self.pool.forget, id(self))
+        weakref.finalize(self, self.pool.forget, id(self)).atexit = False
 
     def ready(self) -> None:
         """Capture what the pool does not hold; the state's contents are lost."""
@@ -142,7 +158,7 @@ class CapturedStep:
                     self.body()
 
             try:
-                replay, size = self.pool.recorder.record(steps, self.reset, self.device)
+                replay, size = self.pool.recorder.record(steps, self.reset, self.device, id(self))
             except torch.OutOfMemoryError:
                 raise  # the batch is too large, eagerly too
             except Exception as problem:

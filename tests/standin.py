@@ -91,7 +91,7 @@ class StandIn:
         self._made: weakref.WeakSet[Callable[[], None]] = weakref.WeakSet()
 
     def record(
-        self, body: Callable[[], None], reset: Callable[[], None], device: torch.device
+        self, body: Callable[[], None], reset: Callable[[], None], device: torch.device, owner: int = 0
     ) -> tuple[Callable[[], None], int]:
         for _ in range(2):  # as a capture is warmed up
             reset()
@@ -123,6 +123,9 @@ class StandIn:
         _spoil(private)
         self._made.add(replay)
         return replay, sum(t.untyped_storage().nbytes() for t in private)
+
+    def release(self, owner: int) -> None:
+        """Nothing is kept here."""
 
     def seconds(self, call: Callable[[], None], device: torch.device) -> float:
         call()
