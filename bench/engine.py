@@ -19,7 +19,6 @@ import statistics
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,12 @@ import torch
 import fastdiff
 from fastdiff import graphs
 from fastdiff.bench import reporting
-from fastdiff.bench.loops import COMPILED, PUBLISHED, STEPS, ByEngine, Loop, by_publication, contenders, ddim
+from fastdiff.bench.distance import distance, distance_table
+from fastdiff.bench.loops import COMPILED, PUBLISHED, STEPS, ByEngine, Loop, by_publication, contenders
 from fastdiff.bench.operators import copy_rate, ratio
 from fastdiff.bench.profiling import matmul_rate
 from fastdiff.bench.shapes import Network
 from fastdiff.bench.traffic import network_flop, network_traffic
-from fastdiff.engine import Engine
 from fastdiff.placement import ieee_float32
 
 BOUND, BOUND_16 = 1e-3, 0.2  # largest difference of float32 images; RMS of 16-bit ones
@@ -117,30 +116,6 @@ def measure(
     return rows
 
 
-def distance(model: fastdiff.Model, n: int, batch: int, device: torch.device) -> list[dict[str, Any]]:
-    """RMS of each image's difference from float32's, DDIM; and a ddpm run over a whole linear schedule, of which only
-    finiteness is asked, for the network was not trained on it."""
-    steps = 1000 if n >= 1000 else 50
-    long = replace(model, schedule=fastdiff.make_schedule("linear", steps))
-    table = fastdiff.make_table("ddpm", long.schedule, steps, prediction_type=model.prediction_type, time=model.time)
-    rows, exact = [], None
-    for name, dtype in DTYPES.items():  # float32 is the first
-        row: dict[str, Any] = {"dtype": name, "images": n, "full_run_steps": steps}
-        rows.append(row)
-        try:
-            images = Engine(model, ddim(model), batch, dtype, device).sample(n)
-            exact = images if exact is None else exact
-            rms = (images - exact).square().flatten(1).mean(dim=1).sqrt()
-            row.update(mean_rms=float(rms.mean()), percentile_99=float(rms.quantile(0.99)))
-            full = Engine(long, table, min(batch, 64), dtype, device).sample(min(n, 64))
-            row.update(full_run_finite=bool(torch.isfinite(full).all()), full_run_largest=float(full.abs().max()))
-            if not (row["full_run_finite"] and torch.isfinite(rms).all()):
-                row["note"] = "not finite"
-        except Exception as problem:
-            row["note"] = reporting.failure(problem)
-    return rows
-
-
 def _ratio(values: list[float] | None) -> str:
     return f"{values[0]:.2f}x ({values[1]:.2f} to {values[2]:.2f})" if values else ""
 
@@ -180,19 +155,7 @@ def table(report: dict[str, Any]) -> str:
             held = f"; its graphs hold {row['pool_bytes'] / 1e6:.0f} MB" if row.get("pool_bytes") else ""
             first = f"; {row['first_seconds']:.1f} s to the first images" if "first_seconds" in row else ""
             lines.append(f"- batch {row['batch']}, {row['contender']}, {row['dtype']}: {row['told']}{held}{first}")
-    first = report["distance"][0]
-    lines += ["", f"Images in 16 bits against float32, DDIM, {STEPS} steps, {first['images']} images; and a whole ddpm "
-              f"run of {first['full_run_steps']} steps.", "",
-              "| dtype | mean RMS | 99th percentile | whole run finite | its largest value |",
-              "| --- | --- | --- | --- | --- |"]  # fmt: skip
-    for row in report["distance"]:
-        if "full_run_finite" not in row:
-            lines.append(f"| {row['dtype']} | {row['note']} | | | |")
-            continue
-        lines.append(
-            f"| {row['dtype']} | {row['mean_rms']:.2e} | {row['percentile_99']:.2e} | "
-            f"{'yes' if row['full_run_finite'] else 'NO'} | {row['full_run_largest']:.3g} |"
-        )
+    lines += ["", *distance_table(report["distance"])]
     return "\n".join(lines)
 
 
@@ -230,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
         "rounds": given.rounds,
         "rates": rates,
         "rows": rows,
-        "distance": distance(model, 8 if smoke else 1024, 4 if smoke else 1024, device),
+        "distance": distance(model, 8, 4, device, 50, 8) if smoke else distance(model, 1024, 1024, device),
     }
     reporting.save(report, table(report), given.output)
     sys.exit(1 if any("note" in row for row in [*rows, *report["distance"]]) else 0)

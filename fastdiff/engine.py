@@ -8,19 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastdiff import graphs
-from fastdiff.context import resolve_context
+from fastdiff.context import Contexts, resolve_context
 from fastdiff.errors import InputError, finite, whole
 from fastdiff.forms import Form, choose_form
 from fastdiff.graphs import CapturedStep
 from fastdiff.kernels import philox
-from fastdiff.model import Model
+from fastdiff.model import Model, check_table
 from fastdiff.noise import LIMIT, NoiseSource
-from fastdiff.placement import choose_device, choose_dtype, ieee_float32
+from fastdiff.placement import choose_device, choose_dtype, ieee_float32, out_of_memory
 from fastdiff.prediction import check_clip
 from fastdiff.prepared import Prediction, TimeInputs
 from fastdiff.provenance import device_name, versions
@@ -37,6 +36,19 @@ class Kind(NamedTuple):
     context: int | None  # the width of the contexts
     noise: str  # "none", "philox" or "given"
     history: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """A stream's arguments, checked."""
+
+    seed: int
+    contexts: Contexts | None
+    guidance_scale: float | None
+    table: StepTable
+    noise: NoiseSource | None
+    on_step: Callable[[int], None] | None
+    kind: Kind
 
 
 class Engine:
@@ -146,9 +158,9 @@ class Engine:
             noise="given" if noise is not None else "philox" if self.form.captured or table.s.any() else "none",
             history=self.form.captured or bool(table.c.any()),
         )
-        return self._stream(n, seed, first, contexts, guidance_scale, table, noise, origin, on_step, kind)
+        return self._stream(first, n, origin, _Request(seed, contexts, guidance_scale, table, noise, on_step, kind))
 
-    def _stream(self, n, seed, first, contexts, guidance_scale, table, noise, origin, on_step, kind):  # type: ignore[no-untyped-def]
+    def _stream(self, first: int, n: int, origin: int, ask: _Request) -> Iterator[Tensor]:
         at, end = first, first + n
         while at < end:
             start = at - (at - origin) % self.batch_size
@@ -156,7 +168,7 @@ class Engine:
             images = None
             try:
                 with self._settings():
-                    images = self._batch(start, at, upto, seed, contexts, guidance_scale, table, noise, on_step, kind)
+                    images = self._batch(start, at, upto, ask)
             except Exception as problem:
                 if not out_of_memory(problem) or self.batch_size == 1:
                     raise
@@ -166,40 +178,43 @@ class Engine:
             yield images
             at = upto
 
-    def _batch(self, start, at, upto, seed, contexts, guidance_scale, table, noise, on_step, kind) -> Tensor:  # type: ignore[no-untyped-def]
+    def _batch(self, start: int, at: int, upto: int, ask: _Request) -> Tensor:
         """Samples at .. upto - 1 of the batch that begins at sample `start`."""
-        used = slice(at - start, upto - start)
-        prediction, run = self._step(kind, table)
-        if contexts is not None:
-            rows = torch.zeros(self.batch_size, contexts.width)
-            rows[used] = contexts.rows(at, upto - at)
-            prediction.load_context(rows)
-        else:
-            prediction.load_context(None)
+        self._used = slice(at - start, upto - start)
+        run = self._begin(start, at, upto, ask)
+        row, total = 0, len(ask.table)
+        # With a look at every step, or noise from outside, steps cannot run several at a time.
+        together = self.unroll if ask.on_step is None and ask.noise is None else 1
+        while row < total:
+            if ask.noise is not None and ask.table.s[row]:
+                self.noise[self._used] = self._drawn(ask.noise, row + 1, at, upto)
+            count = together if total - row >= together else 1
+            run(count)
+            row += count
+            if ask.on_step is not None:
+                ask.on_step(row - 1)
+        return self.current()
+
+    def _begin(self, start: int, at: int, upto: int, ask: _Request) -> Callable[[int], None]:
+        """Put what the batch begins with into the buffers; returns what runs so many steps."""
+        prediction, run = self._step(ask.kind, ask.table)
+        rows = None
+        if ask.contexts is not None:
+            rows = torch.zeros(self.batch_size, ask.contexts.width)
+            rows[self._used] = ask.contexts.rows(at, upto - at)
+        prediction.load_context(rows)
         if isinstance(run, CapturedStep):
             run.ready()
         self.index.zero_()
-        if kind.guided:
-            self.guidance_scale.fill_(guidance_scale)
-        if noise is None:
-            self.key.copy_(torch.tensor([seed, start]))
-            self.x.copy_(philox.normals(seed, 0, start, tuple(self.x.shape), self.device))
+        if ask.guidance_scale is not None:
+            self.guidance_scale.fill_(ask.guidance_scale)
+        if ask.noise is None:
+            self.key.copy_(torch.tensor([ask.seed, start]))
+            self.x.copy_(philox.normals(ask.seed, 0, start, tuple(self.x.shape), self.device))
         else:
             self.x.zero_()
-            self.x[used] = self._drawn(noise, 0, at, upto)
-        self._used = used
-        i, total = 0, len(table)
-        # With a look at every step, or noise from outside, steps cannot run several at a time.
-        together = self.unroll if on_step is None and noise is None else 1
-        while i < total:
-            if kind.noise == "given" and table.s[i]:
-                self.noise[used] = self._drawn(noise, i + 1, at, upto)
-            count = together if total - i >= together else 1
-            run(count)
-            i += count
-            if on_step is not None:
-                on_step(i - 1)
-        return self.current()
+            self.x[self._used] = self._drawn(ask.noise, 0, at, upto)
+        return run
 
     def current(self) -> Tensor:
         """A copy on the CPU of x of the samples at hand, (m, C, H, W) float32."""
@@ -297,33 +312,3 @@ class Engine:
             "machine": device_name(self.device),
             "versions": versions(),
         }
-
-
-def check_table(model: Model, table: StepTable) -> StepTable:
-    """The table, if it is one for this model; raises InputError."""
-    if not isinstance(table, StepTable):
-        raise InputError(f"table = {table!r}; accepted: a StepTable, see make_table")
-    if table.prediction_type != model.prediction_type:
-        raise InputError(
-            f"a table for prediction type {table.prediction_type!r}; the model's is {model.prediction_type!r}"
-        )
-    low, high = model.schedule.first, model.schedule.first + model.schedule.num_timesteps - 1
-    if table.timestep.min() < low or table.timestep.max() > high:
-        raise InputError(
-            f"a table with timesteps {table.timestep.min():g} to {table.timestep.max():g}; the model's schedule "
-            f"has {low} to {high}"
-        )
-    expected = table.timestep / (model.schedule.num_timesteps if model.time == "fraction" else 1)
-    if not np.allclose(table.time, expected):
-        raise InputError(
-            f"a table that gives the network times up to {table.time.max():g}; this model's time is "
-            f"{model.time!r}: make the table with time={model.time!r}"
-        )
-    return table
-
-
-def out_of_memory(problem: Exception) -> bool:
-    """Whether an allocation failed; torch has no error of its own for that on the CPU."""
-    if isinstance(problem, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
 from fastdiff.errors import InputError, unknown
 from fastdiff.prediction import PREDICTION_TYPES, Clip, check_clip
 from fastdiff.schedule import Schedule
-from fastdiff.table import TIMES
+from fastdiff.table import TIMES, StepTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,3 +48,26 @@ class Model:
         object.__setattr__(self, "image_shape", shape)
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "clip", check_clip(self.clip))
+
+
+def check_table(model: Model, table: StepTable) -> StepTable:
+    """The table, if it is one for this model; raises InputError."""
+    if not isinstance(table, StepTable):
+        raise InputError(f"table = {table!r}; accepted: a StepTable, see make_table")
+    if table.prediction_type != model.prediction_type:
+        raise InputError(
+            f"a table for prediction type {table.prediction_type!r}; the model's is {model.prediction_type!r}"
+        )
+    low, high = model.schedule.first, model.schedule.first + model.schedule.num_timesteps - 1
+    if table.timestep.min() < low or table.timestep.max() > high:
+        raise InputError(
+            f"a table with timesteps {table.timestep.min():g} to {table.timestep.max():g}; the model's schedule "
+            f"has {low} to {high}"
+        )
+    expected = table.timestep / (model.schedule.num_timesteps if model.time == "fraction" else 1)
+    if not np.allclose(table.time, expected):
+        raise InputError(
+            f"a table that gives the network times up to {table.time.max():g}; this model's time is "
+            f"{model.time!r}: make the table with time={model.time!r}"
+        )
+    return table

@@ -38,6 +38,13 @@ def choose_dtype(dtype: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
+def out_of_memory(problem: Exception) -> bool:
+    """Whether an allocation failed; torch has no error of its own for that on the CPU."""
+    if isinstance(problem, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem)
+
+
 @contextmanager
 def ieee_float32() -> Iterator[None]:
     """Within it float32 means float32: cuDNN's convolutions would use TF32 (10 bits of mantissa) by default."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fastdiff.engine import DEFAULT_BATCH, Engine, check_table
+from fastdiff.engine import DEFAULT_BATCH, Engine
 from fastdiff.errors import whole
-from fastdiff.model import Model
+from fastdiff.model import Model, check_table
 from fastdiff.networks import AnnotatedUnet, ContextUnet
 from fastdiff.noise import LIMIT, NoiseSource
 from fastdiff.table import StepTable, make_table
@@ -35,7 +36,8 @@ def _engine(model: Model, table: StepTable, *options: Any) -> tuple[Engine, Call
         return Engine(model, table, *options), lambda: None
     # The bits of every tensor, summed: versions do not change with writes through .data.
     weights = tuple(int(_bits(value).sum(dtype=torch.int64)) for value in network.state_dict().values())
-    key = (id(network), weights, model.prediction_type, model.time, model.schedule, *map(str, options))
+    facts = [getattr(model, field.name) for field in fields(model) if field.name != "network"]
+    key = (id(network), weights, *facts, *map(str, options))
     kept = _KEPT.pop(key, None)
     if kept is not None and kept[0]() is network:
         engine = kept[1]
@@ -128,4 +130,5 @@ def sample(
             batches.append(images)
             if frames is not None:
                 kept.append(torch.stack(seen))
+    give_back()
     return torch.cat(batches) if frames is None else (torch.cat(batches), torch.cat(kept, dim=1))

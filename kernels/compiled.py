@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ import torch
 SOURCES = Path(__file__).parent / "c"
 FILES = ("winograd.c", "norm.c", "attention.c", "depthwise.c")
 # No -ffast-math: NaN and infinity keep their meaning. What is fused the sources say (vectors.h).
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
+FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fPIC")
 
 
 class Unavailable(RuntimeError):
@@ -67,16 +68,14 @@ def _load() -> ctypes.CDLL | str:
     words = shlex.split(compiler)
     machine = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     try:
-        about = subprocess.run([*words, "--version"], capture_output=True, text=True, check=True).stdout
+        about = _run([*words, "--version"])
         # What "native" means differs between the machines that share a home folder.
-        native = subprocess.run(
-            [*words, machine, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, text=True, check=True
-        ).stdout
+        native = _run([*words, machine, "-dM", "-E", "-x", "c", os.devnull])
     except (OSError, subprocess.CalledProcessError) as problem:
         return f"the C compiler {compiler!r} does not run: {problem}"
     problem = ""
     for threads in (_openmp(), ()):  # a compiler may have no OpenMP
-        command = [*words, *FLAGS, machine, *(str(SOURCES / name) for name in FILES), *threads, "-lm"]
+        command = [*words, *FLAGS, machine, *threads]
         parts = [_sources_digest(), about, native, shlex.join(command)]
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
         try:
@@ -111,10 +110,21 @@ def _opened(command: list[str], key: str) -> ctypes.CDLL:
         place = None  # the library then lives for this process only
     with tempfile.TemporaryDirectory(dir=place, prefix="compiling-") as temporary:
         made = Path(temporary) / "kernels.so"
-        subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, check=True)
+        objects = [str(Path(temporary) / f"{name}.o") for name in FILES]
+        with ThreadPoolExecutor() as pool:  # a process for each file
+            list(
+                pool.map(
+                    lambda at: _run([*command, "-c", str(SOURCES / FILES[at]), "-o", objects[at]]), range(len(FILES))
+                )
+            )
+        _run([*command, "-shared", *objects, "-lm", "-o", str(made)])
         if place is not None:
             made = made.rename(place / f"{key}-{_digest(made)}.so")
         return _declared(ctypes.CDLL(str(made)))
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import platform
 import subprocess
 import sys
 
@@ -308,3 +309,19 @@ def test_forms_are_named():
     with pytest.raises(InputError, match="'graph' cannot be used here: .*cpu"):
         choose_form("graph", CPU, torch.float32)
     assert list(FORMS) == ["graph", "native", "eager"]
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86")
+@pytest.mark.parametrize("without, width", [("-mno-avx512f", 8), ("-mno-avx", 4)])
+def test_narrower_vectors(without, width):
+    """What other processors run, here: its own copies of every loop, with tails of their own."""
+    if width >= compiled.vector_width():
+        pytest.skip("this processor's own width")
+    chosen = "bits_depend or takes_along or the_norm or the_depthwise or (the_convolution and crop)"
+    code = (
+        "import sys, pytest; from fastdiff.kernels.compiled import vector_width; "
+        f"assert vector_width() == {width}; sys.exit(pytest.main({['-q', '-p', 'no:xdist', __file__, '-k', chosen]}))"
+    )
+    done = run(code, CC=f"cc {without}")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -2,7 +2,7 @@
 #include "norm.h"
 
 INLINE void scale_shift(const float *x, float *y, int p, int c, const float *scale, const float *shift,
-                        const int kind) {
+                        int kind) {
     for (int q = 0; q < p; q++, x += c, y += c)
         for (int i = 0; i < c; i += VL) {
             int at = i + VL <= c ? i : c - VL;
@@ -18,12 +18,6 @@ void group_norm(const float *x, float *y, int n, int p, int c, int groups, const
         const float *from = x + (long)b * p * c;
         float *to = y + (long)b * p * c, *scale = space + (long)2 * b * c, *shift = scale + c;
         statistics(from, p, c, groups, weight, bias, eps, scale, shift);
-        switch (kind) {
-        case RELU: scale_shift(from, to, p, c, scale, shift, RELU); break;
-        case SILU: scale_shift(from, to, p, c, scale, shift, SILU); break;
-        case GELU: scale_shift(from, to, p, c, scale, shift, GELU); break;
-        case GELU_TANH: scale_shift(from, to, p, c, scale, shift, GELU_TANH); break;
-        default: scale_shift(from, to, p, c, scale, shift, NONE);
-        }
+        scale_shift(from, to, p, c, scale, shift, kind);
     }
 }

@@ -41,14 +41,14 @@ INLINE void strip(const int columns, int m, int k, const float *a, long ra, long
     for (; m > 0; m--, a += ra, c += rc) block(1, columns, k, a, ra, ca, b, rb, c, rc);
 }
 
-static void product(int m, int n, int k, const float *a, long ra, long ca, const float *b, long rb, float *c, long rc) {
+SHARED void product(int m, int n, int k, const float *a, long ra, long ca, const float *b, long rb, float *c, long rc) {
     int j = 0;
     for (; j + 2 * VL <= n; j += 2 * VL) strip(2, m, k, a, ra, ca, b + j, rb, c + j, rc);
     if (j < n) strip(1, m, k, a, ra, ca, b + j, rb, c + j, rc);
 }
 
 /* The same, B's columns in panels of 2 VL (the last may be of VL), each panel's rows side by side: read in one run. */
-static void product_panels(int m, int n, int k, const float *a, long ra, const float *b, float *c, long rc) {
+SHARED void product_panels(int m, int n, int k, const float *a, long ra, const float *b, float *c, long rc) {
     int j = 0;
     for (; j + 2 * VL <= n; j += 2 * VL) strip(2, m, k, a, ra, 1, b + (long)j * k, 2 * VL, c + j, rc);
     if (j < n) strip(1, m, k, a, ra, 1, b + (long)j * k, VL, c + j, rc);

@@ -19,6 +19,7 @@
 typedef float vf __attribute__((vector_size(4 * VL)));
 typedef int32_t vi __attribute__((vector_size(4 * VL)));
 #define INLINE static inline __attribute__((always_inline))
+#define SHARED static __attribute__((noinline, unused)) /* one copy in each file that uses it */
 
 INLINE vf load(const float *p) {
     vf v;
@@ -85,7 +86,7 @@ INLINE vf error_function(vf x) {
 
 enum activation { NONE, GELU, GELU_TANH, SILU, RELU };
 
-INLINE vf activate(vf x, const int kind) {
+INLINE vf activate(vf x, int kind) {
     switch (kind) {
     case GELU:
         return x * 0.5f * (1.0f + error_function(x * 0.70710678118654752f));

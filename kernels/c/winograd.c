@@ -60,7 +60,7 @@ INLINE void input_tile(const int m, const float *x, const float *scale, const fl
 }
 
 INLINE void output_tile(const int m, const float *from, long stride, int h, int w, int o, int top, int left,
-                        const float *bias, const float *residual, const int kind, float *y) {
+                        const float *bias, const float *residual, int kind, float *y) {
     const int side = m + 2;
     for (int i = 0; i < o; i += VL) {
         int at = i + VL <= o ? i : o - VL;
@@ -98,7 +98,7 @@ struct images {
     int n, h, w, c, o; /* number, height, width, channels in and out, both at least VL */
 };
 
-INLINE void convolve(const int m, const int kind, const float *x, const float *scale, const float *u,
+INLINE void convolve(const int m, int kind, const float *x, const float *scale, const float *u,
                      const float *bias, const float *residual, float *y, struct images s, int threads, float *space) {
     const int h = s.h, w = s.w, c = s.c, o = s.o, down = (h + m - 1) / m, across = (w + m - 1) / m, wide = rounded(o),
               points = (m + 2) * (m + 2);
@@ -147,13 +147,8 @@ void winograd(const float *x, int groups, const float *gain, const float *offset
             statistics(x + (long)b * h * w * c, h * w, c, groups, gain, offset, eps, scale + 2L * b * c,
                        scale + (2L * b + 1) * c);
     }
-#define RUN(M, KIND) convolve(M, KIND, x, scale, u, bias, residual, y, s, threads, rest)
-#define EITHER(KIND) if (m == 2) RUN(2, KIND); else RUN(4, KIND)
-    switch (kind) {
-    case GELU: EITHER(GELU); break;
-    case GELU_TANH: EITHER(GELU_TANH); break;
-    case SILU: EITHER(SILU); break;
-    case RELU: EITHER(RELU); break;
-    default: EITHER(NONE);
-    }
+    if (m == 2)
+        convolve(2, kind, x, scale, u, bias, residual, y, s, threads, rest);
+    else
+        convolve(4, kind, x, scale, u, bias, residual, y, s, threads, rest);
 }
