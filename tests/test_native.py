@@ -5,12 +5,13 @@ import os
 import platform
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fastdiff import AnnotatedUnet, ContextUnet, InputError, Model, make_schedule, sample
+from fastdiff import AnnotatedUnet, ContextUnet, Engine, InputError, Model, make_schedule, make_table, sample
 from fastdiff.forms import FORMS, choose_form
 from fastdiff.kernels import compiled, native, native_attention
 from fastdiff.kernels.attention_block import attention_block_reference, fold
@@ -299,6 +300,16 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     (tmp_path / "file").write_text("")
     done = run(CHOICE, FASTDIFF_CACHE=str(tmp_path / "file" / "cache"))
     assert done.stdout == "native None\n", done.stderr
+
+
+def test_preparing_takes_no_time_to_speak_of():
+    """The kernels are compiled; issue: under 3 s for network A on two cores."""
+    model = Model(AnnotatedUnet(28), make_schedule("linear", 200))
+    table = make_table("ddim", model.schedule, 25)
+    compiled.missing()
+    began = time.perf_counter()
+    next(Engine(model, table, 1, device=CPU).stream(1))
+    assert time.perf_counter() - began < 3
 
 
 def test_forms_are_named():

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import InputError, unknown
@@ -115,8 +116,15 @@ class AnnotatedUnet(nn.Module):
     def embed_time(self, t: Tensor) -> Embedding:
         """(R,) timesteps → one time bias (R, width, 1, 1) for each block, in the weights' dtype."""
         embedding = self.time_mlp[0](t.reshape(-1)).to(self.time_mlp[1].weight.dtype)
-        embedding = self.time_mlp[1:](embedding)
-        return tuple(block.mlp(embedding) for block in self._timed_blocks())
+        # The projections of all blocks at all times in one product; their activation is the same.
+        activation, linears = None, []
+        for block in self._timed_blocks():
+            activation, linear = block.mlp
+            linears.append(linear)
+        weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
+        projected = F.linear(activation(self.time_mlp[1:](embedding)), weight, bias)
+        parts = projected.split([linear.out_features for linear in linears], dim=1)
+        return tuple(part[:, :, None, None] for part in parts)
 
     def embed_context(self, context: Tensor | None) -> Embedding:
         """This network takes no context; raises InputError for any."""
