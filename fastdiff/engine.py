@@ -95,21 +95,28 @@ class Engine:
             # The prepared copy in the model's place, so that an engine does not keep the user's own network alive.
             self.model = dataclasses.replace(model, network=self.network)
             self.time = TimeInputs(self.network, self.device, self.dtype, model.time == "index")
-        self._allocate()
+            try:
+                self._allocate()
+            except Exception as problem:
+                if not out_of_memory(problem):
+                    raise
+                raise InputError(
+                    f"batch_size = {self.batch_size} does not fit in memory; accepted: a smaller one"
+                ) from problem
 
     def _allocate(self) -> None:
         """The buffers of a batch, and no step bodies yet."""
         shape = (self.batch_size, *self.model.image_shape)
 
         def images() -> Tensor:
-            return torch.zeros(shape, device=self.device).contiguous(memory_format=torch.channels_last)
+            empty = torch.zeros(shape, dtype=torch.float32, device=self.device)
+            return empty.contiguous(memory_format=torch.channels_last)
 
-        # None of these is made in inference mode: a captured step writes to them outside of it.
         self.x, self.x0_prev, self.noise = images(), images(), images()
-        self.rows = torch.zeros(self.model.schedule.num_timesteps, 6, device=self.device)
+        self.rows = torch.zeros(self.model.schedule.num_timesteps, 6, dtype=torch.float32, device=self.device)
         self.index = torch.zeros((), dtype=torch.int64, device=self.device)
         self.key = torch.zeros(2, dtype=torch.int64, device=self.device)
-        self.guidance_scale = torch.ones((), device=self.device)
+        self.guidance_scale = torch.ones((), dtype=torch.float32, device=self.device)
         self.loaded: StepTable | None = None
         self.steps: dict[Kind, tuple[Prediction, Callable[[int], None]]] = {}
 
@@ -200,7 +207,7 @@ class Engine:
         prediction, run = self._step(ask.kind, ask.table)
         rows = None
         if ask.contexts is not None:
-            rows = torch.zeros(self.batch_size, ask.contexts.width)
+            rows = torch.zeros(self.batch_size, ask.contexts.width, dtype=torch.float32, device="cpu")
             rows[self._used] = ask.contexts.rows(at, upto - at)
         prediction.load_context(rows)
         if isinstance(run, CapturedStep):
@@ -209,7 +216,7 @@ class Engine:
         if ask.guidance_scale is not None:
             self.guidance_scale.fill_(ask.guidance_scale)
         if ask.noise is None:
-            self.key.copy_(torch.tensor([ask.seed, start]))
+            self.key.copy_(torch.tensor([ask.seed, start], device="cpu"))
             self.x.copy_(philox.normals(ask.seed, 0, start, tuple(self.x.shape), self.device))
         else:
             self.x.zero_()
@@ -219,7 +226,9 @@ class Engine:
     def current(self) -> Tensor:
         """A copy on the CPU of x of the samples at hand, (m, C, H, W) float32."""
         images = self.x[self._used]
-        return torch.empty(images.shape, pin_memory=self.device.type == "cuda").copy_(images)
+        return torch.empty(
+            images.shape, dtype=torch.float32, device="cpu", pin_memory=self.device.type == "cuda"
+        ).copy_(images)
 
     def _drawn(self, noise: NoiseSource, draw: int, at: int, upto: int) -> Tensor:
         """The caller's normals for samples at .. upto - 1, checked."""
@@ -247,9 +256,9 @@ class Engine:
         return self.steps[kind]
 
     def _load(self, table: StepTable) -> None:
-        rows = torch.tensor([table.row(i) for i in range(len(table))], dtype=torch.float32)
+        rows = torch.tensor([table.row(i) for i in range(len(table))], dtype=torch.float32, device="cpu")
         if len(rows) > len(self.rows):
-            self.rows = torch.zeros(len(rows), 6, device=self.device)
+            self.rows = torch.zeros(len(rows), 6, dtype=torch.float32, device=self.device)
             self.steps.clear()
         self.rows[: len(rows)] = rows.to(self.device)
         if self.time.load(table, len(self.rows)):
@@ -277,14 +286,20 @@ class Engine:
         note = f"a batch of {before} did not fit in memory; batches of {self.batch_size} from sample {at} on"
         self.notes.append(note)
         warnings.warn(note, stacklevel=3)
-        self._allocate()
+        with self._settings():
+            self._allocate()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     @contextmanager
     def _settings(self) -> Iterator[None]:
         """What holds while a batch runs, and never while the caller does."""
-        with torch.no_grad(), ieee_float32():
+        with (
+            torch.inference_mode(False),  # buffers of inference mode could not be written to outside of it
+            torch.no_grad(),
+            torch.autocast(self.device.type, enabled=False),  # the engine's dtype is the one that was asked for
+            ieee_float32(),
+        ):
             yield
 
     def holds(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,6 +58,9 @@ FORMS = {
 def choose_form(name: str | None, device: torch.device, dtype: torch.dtype) -> Form:
     """The form of that name, or the first that can run there; raises InputError for one that cannot."""
     if name is None:
+        reason = FORMS["native"].missing(device, dtype) if device.type == "cpu" and dtype == torch.float32 else None
+        if reason and not reason.startswith("FASTDIFF_KERNELS"):  # which the user asked for
+            warnings.warn(f"the network runs in plain torch, at about half the speed: {reason}", stacklevel=3)
         return next(form for form in FORMS.values() if form.missing(device, dtype) is None)
     if name not in FORMS:
         raise unknown("form", name, FORMS)

@@ -170,6 +170,8 @@ class CapturedStep:
             if not self.told:
                 self._compare(steps, replay, count)
                 if self.eager:
+                    del replay
+                    self.pool.forget(id(self))
                     return
             self.pool.add(id(self), count, replay, size)
 

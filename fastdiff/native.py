@@ -7,14 +7,16 @@ from torch import Tensor, nn
 
 from fastdiff.kernels import compiled, native, native_attention
 from fastdiff.networks.blocks import HEAD_DIM, ConvNextBlock, normed
-from fastdiff.prepared import FoldedLinearAttention
+from fastdiff.networks.context import ResidualConvBlock
+from fastdiff.prepared import FoldedLinearAttention, hooked
 
 
 def make_native(network: nn.Module) -> nn.Module:
     """Replace what the kernels take, in a float32 network on the CPU that is this function's to change.
 
-    Convolutions and norms stay what they were (their weights can still be read, hooks are still called) and only
-    compute otherwise, so that this holds for a network of the user's own as well.
+    Convolutions and norms stay the modules they were, with weights that can be read and hooks that are called, and
+    only compute otherwise, so that this holds for a network of the user's own as well. What the kernels do not take
+    (gradients, images without a batch) they compute as before.
     """
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
@@ -27,22 +29,35 @@ def make_native(network: nn.Module) -> nn.Module:
         if kind is not None:
             module.__class__ = kind
             module.pack()  # type: ignore[operator]
-        elif type(module) is nn.GroupNorm and module.affine and module.num_channels >= compiled.vector_width():
+        elif (
+            type(module) is nn.GroupNorm
+            and module.weight is not None
+            and module.bias is not None
+            and module.num_channels >= compiled.vector_width()
+        ):
             module.__class__ = NativeNorm
     for module in network.modules():
-        if type(module) is nn.Sequential:
-            _join(module)
+        if type(module) is ResidualConvBlock:
+            _join(module.conv1)
+            _join(module.conv2)
         elif NativeConvNext.replaces(module):
             module.__class__ = NativeConvNext
     return network
 
 
 def _join(sequence: nn.Sequential) -> None:
-    """A convolution and the GELU that is all that follows it → a convolution that ends in GELU."""
-    conv, *others = [part for part in sequence if type(part) is not nn.Identity] or [None]
-    if len(others) == 1 and type(conv) is NativeConv and type(others[0]) is nn.GELU and not others[0]._forward_hooks:
-        conv.activation = "gelu" if others[0].approximate == "none" else "gelu_tanh"
-        sequence[list(sequence).index(others[0])] = nn.Identity()
+    """Convolution, nothing, GELU → a convolution that ends in GELU, unless one has hooks."""
+    conv, between, gelu = sequence
+    if type(conv) is NativeConv and type(between) is nn.Identity and type(gelu) is nn.GELU:
+        if not (hooked(conv) or hooked(gelu)):
+            conv.activation = "gelu" if gelu.approximate == "none" else "gelu_tanh"
+            sequence[2] = nn.Identity()
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether the kernels take x: a batch of float32 images, and no gradient is asked for."""
+    differentiated = torch.is_grad_enabled() and x.requires_grad
+    return x.ndim == 4 and x.dtype == torch.float32 and x.device.type == "cpu" and len(x) > 0 and not differentiated
 
 
 class NativeConv(nn.Conv2d):
@@ -61,7 +76,7 @@ class NativeConv(nn.Conv2d):
         self.packed: dict[int, Tensor] = {}  # by the tile's size, made when first used
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fused(x, self.activation)
+        return self.fused(x, self.activation) if _plain(x) else super().forward(x)
 
     def fused(
         self,
@@ -94,7 +109,7 @@ class NativeDepthwise(nn.Conv2d):
         self.packed = native.depthwise_weight(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fused(x, self.bias)
+        return self.fused(x, self.bias) if _plain(x) else super().forward(x)
 
     def fused(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """conv(x) with another bias."""
@@ -102,12 +117,17 @@ class NativeDepthwise(nn.Conv2d):
 
 
 class NativeNorm(nn.GroupNorm):
+    @staticmethod
+    def replaces(norm: nn.GroupNorm) -> bool:
+        whole = norm.weight is not None and norm.bias is not None
+        return whole and not norm._forward_pre_hooks and norm.num_channels >= compiled.vector_width()
+
     @property
     def numbers(self) -> native.Norm:
         return self.num_groups, self.weight, self.bias, self.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fused(x) if x.ndim == 4 else super().forward(x)
+        return self.fused(x) if _plain(x) else super().forward(x)
 
     def fused(self, x: Tensor, after: str | None = None) -> Tensor:
         """after(norm(x))."""

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -14,51 +10,9 @@ from tqdm.auto import tqdm
 
 from fastdiff.engine import DEFAULT_BATCH, Engine
 from fastdiff.errors import whole
-from fastdiff.model import Model, check_table
-from fastdiff.networks import AnnotatedUnet, ContextUnet
+from fastdiff.model import Model
 from fastdiff.noise import LIMIT, NoiseSource
 from fastdiff.table import StepTable, make_table
-
-_KEPT: OrderedDict[tuple, tuple[weakref.ref, Engine]] = OrderedDict()
-_MOST_KEPT = 2
-
-
-def _engine(model: Model, table: StepTable, *options: Any) -> tuple[Engine, Callable[[], None]]:
-    """An engine, that of an earlier call where nothing has changed since, and what gives it back for the next call.
-
-    Only for networks of our own without hooks: of another one it cannot be known what its outputs depend on. While
-    it is in use an engine is not among those kept, so that a second thread makes one of its own.
-    """
-    network = model.network
-    if type(network) not in (AnnotatedUnet, ContextUnet) or any(
-        m._forward_hooks or m._forward_pre_hooks for m in network.modules()
-    ):
-        return Engine(model, table, *options), lambda: None
-    # The bits of every tensor, summed: versions do not change with writes through .data.
-    weights = tuple(int(_bits(value).sum(dtype=torch.int64)) for value in network.state_dict().values())
-    facts = [getattr(model, field.name) for field in fields(model) if field.name != "network"]
-    key = (id(network), weights, *facts, *map(str, options))
-    kept = _KEPT.pop(key, None)
-    if kept is not None and kept[0]() is network:
-        engine = kept[1]
-        engine.table = check_table(model, table)
-    else:
-        engine = Engine(model, table, *options)
-
-    def give_back() -> None:
-        if engine.notes:  # it is no longer what was asked for
-            return
-        _KEPT[key] = weakref.ref(network), engine
-        while len(_KEPT) > _MOST_KEPT:
-            _KEPT.popitem(last=False)
-
-    return engine, give_back
-
-
-def _bits(value: Tensor) -> Tensor:
-    """The tensor's memory as integers, flat."""
-    integer = {1: torch.int8, 2: torch.int16}.get(value.element_size(), torch.int32)
-    return value.detach().contiguous().view(-1).view(integer)
 
 
 def sample(
@@ -110,7 +64,7 @@ def sample(
         table = make_table(sampler, model.schedule, steps, eta, spacing, model.prediction_type, model.time)
     # Unless a size is given the batches begin at `first`, so that a small request is a small batch.
     size, origin = (min(n, DEFAULT_BATCH), first) if batch_size is None else (batch_size, 0)
-    engine, give_back = _engine(model, table, size, dtype, device, clip, form)
+    engine = Engine(model, table, size, dtype, device, clip, form)
     bar = tqdm(total=-(-n // engine.batch_size) * len(table), disable=not progress, unit="step", leave=False)
     seen: list[Tensor] = []  # frames of the batch at hand
 
@@ -130,5 +84,4 @@ def sample(
             batches.append(images)
             if frames is not None:
                 kept.append(torch.stack(seen))
-    give_back()
     return torch.cat(batches) if frames is None else (torch.cat(batches), torch.cat(kept, dim=1))

@@ -115,12 +115,13 @@ class ShardFolder:
             if self.format == "png":
                 return sum(1 for _ in os.scandir(path)) == m
             if self.format == "npy":
-                return np.load(path, mmap_mode="r").shape == (m, channels, height, width)
-            with zipfile.ZipFile(path) as file, file.open("arr_0.npy") as array:
-                np.lib.format.read_magic(array)
-                shape = np.lib.format.read_array_header_1_0(array)[0]
+                array = np.load(path, mmap_mode="r")
+                return array.shape == (m, channels, height, width) and array.dtype == np.float32
+            with zipfile.ZipFile(path) as file, file.open("arr_0.npy") as entry:
+                np.lib.format.read_magic(entry)
+                shape = np.lib.format.read_array_header_1_0(entry)[0]
             return shape == (m, height, width, channels)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             return False
 
     def done(self, plan: Plan) -> set[int]:

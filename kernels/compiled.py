@@ -35,8 +35,19 @@ def cache_folder() -> Path:
     given = os.environ.get("FASTDIFF_CACHE")
     if given:
         return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~")) / ".cache"
     return Path(base) / "fastdiff"
+
+
+def _usable(folder: Path) -> bool:
+    """Whether the folder is there or can be made, and nobody else can put a library into it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = folder.stat()
+    except OSError:
+        return False
+    others = hasattr(os, "getuid") and (about.st_uid != os.getuid() or bool(about.st_mode & 0o022))
+    return os.access(folder, os.W_OK) and not others
 
 
 def missing() -> str | None:
@@ -65,7 +76,10 @@ def _load() -> ctypes.CDLL | str:
     compiler = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
     if compiler is None:
         return "no C compiler (cc, gcc or clang) was found"
-    words = shlex.split(compiler)
+    try:
+        words = shlex.split(compiler)
+    except ValueError as problem:
+        return f"CC = {compiler!r} is not a command: {problem}"
     machine = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     try:
         about = _run([*words, "--version"])
@@ -99,15 +113,11 @@ def _opened(command: list[str], key: str) -> ctypes.CDLL:
     Its name ends in the digest of its bytes: loading a file that was cut short would end the process.
     """
     folder = cache_folder()
-    for path in sorted(folder.glob(f"{key}-*.so")):
+    place = folder if _usable(folder) else None  # without one the library lives for this process only
+    for path in sorted(folder.glob(f"{key}-*.so")) if place else ():
         if path.stem.endswith(_digest(path)):
             return _declared(ctypes.CDLL(str(path)))
         path.unlink(missing_ok=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        place = folder if os.access(folder, os.W_OK) else None
-    except OSError:
-        place = None  # the library then lives for this process only
     with tempfile.TemporaryDirectory(dir=place, prefix="compiling-") as temporary:
         made = Path(temporary) / "kernels.so"
         objects = [str(Path(temporary) / f"{name}.o") for name in FILES]

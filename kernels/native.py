@@ -59,6 +59,8 @@ def activation_code(op: str, name: str, activation: str | None) -> int:
 
 def _norm(op: str, norm: Norm, c: int) -> Norm:
     groups, weight, bias, _ = norm
+    if weight is None or bias is None:
+        raise ValueError(f"{op}: a norm without weight or bias; accepted: both")
     if groups < 1 or c % groups:
         raise ValueError(f"{op}: groups = {groups} with {c} channels; accepted: a divisor of the channels")
     dense(op, "the norm's weight", weight, c)
@@ -75,12 +77,12 @@ def scratch(floats: int) -> int:
     Kept between calls: memory fresh from the system costs a page fault for every 4 KB, more than the convolution.
     """
     if getattr(_kept, "space", None) is None or _kept.space.numel() < floats:
-        _kept.space = torch.empty(floats)
+        _kept.space = torch.empty(floats, dtype=torch.float32, device="cpu")
     return _kept.space.data_ptr()
 
 
 def empty(*shape: int) -> Tensor:
-    return torch.empty(shape, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
 
 
 def winograd_tile(b: int, h: int, w: int) -> int:
@@ -99,8 +101,8 @@ def winograd_weight(weight: Tensor, m: int) -> Tensor:
     The columns O lie in panels of two vectors, the rows C of a panel side by side (see kernels/c/product.h).
     """
     o, c = weight.shape[:2]
-    g, width = torch.tensor(_G[m], dtype=torch.float64), vector_width()
-    full = torch.zeros((m + 2) ** 2, c, -(-o // width) * width)
+    g, width = torch.tensor(_G[m], dtype=torch.float64, device="cpu"), vector_width()
+    full = torch.zeros((m + 2) ** 2, c, -(-o // width) * width, dtype=torch.float32, device="cpu")
     flat = weight.detach().double().permute(2, 3, 1, 0).reshape(9, c * o)
     full[:, :, :o] = (torch.kron(g, g) @ flat).view(-1, c, o)  # G w G^T, row by row
     return torch.cat([panel.flatten(1) for panel in full.split(2 * width, dim=2)], dim=1)

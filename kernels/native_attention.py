@@ -30,7 +30,7 @@ def pack(folded: FoldedAttention) -> PackedAttention:
 
     def widened(matrix: Tensor) -> Tensor:
         """(heads, C, n) → (heads, n, C rounded up to vectors)"""
-        out = torch.zeros(matrix.shape[0], matrix.shape[2], -(-matrix.shape[1] // vector_width()) * vector_width())
+        out = matrix.new_zeros(matrix.shape[0], matrix.shape[2], -(-matrix.shape[1] // vector_width()) * vector_width())
         out[:, :, : matrix.shape[1]] = matrix.transpose(1, 2)
         return out
 

@@ -6,6 +6,8 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -16,7 +18,14 @@ from fastdiff.forms import FORMS, choose_form
 from fastdiff.kernels import compiled, native, native_attention
 from fastdiff.kernels.attention_block import attention_block_reference, fold
 from fastdiff.kernels.group_norm import group_norm_reference
-from fastdiff.native import NativeAttention, NativeConv, NativeConvNext, make_native
+from fastdiff.native import (
+    NativeAttention,
+    NativeConv,
+    NativeConvNext,
+    NativeDepthwise,
+    NativeNorm,
+    make_native,
+)
 from fastdiff.prepared import prepare_network
 
 CPU = torch.device("cpu")
@@ -209,29 +218,90 @@ def test_networks_in_the_form(make, kinds, randomised, rel):
         assert rel(ours(x, t), plain(x.double(), t)) < 1e-5
 
 
+class Own(torch.nn.Module):
+    """A network of the user's own that does with its modules what one may."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.GroupNorm(4, 32)
+        self.tail = torch.nn.Sequential(
+            torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.BatchNorm2d(32), torch.nn.GELU()
+        )
+        self.strided = torch.nn.Conv2d(32, 32, 3, padding=1, stride=2)
+        self.bare = torch.nn.GroupNorm(2, 32)
+        self.bare.bias = None
+        self.scaled = torch.nn.utils.weight_norm(torch.nn.Conv2d(32, 32, 3, padding=1))
+        self.deep = torch.nn.Conv2d(32, 32, 5, padding=2, groups=32)
+        self.last = torch.nn.Conv2d(32, 3, 3, padding=1)
+
+    def forward(self, x, t):
+        h = self.tail(self.norm(self.first(x))) * self.tail[0].weight.mean()  # reads a weight from outside
+        h = h + self.tail[0](h) + self.bare(self.strided(h)).mean()  # calls a part of a sequence, and one twice
+        h = torch.stack([self.first(image) for image in x]) + self.deep(self.scaled(h))  # without a batch
+        with torch.enable_grad():  # an energy's gradient
+            at = h.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.norm(self.deep(self.tail[0](at))).square().sum(), at)
+        return self.last(h + slope.tanh())
+
+
+def own_model():
+    with warnings.catch_warnings(), torch.no_grad():  # else weight_norm's weight could not be copied
+        warnings.simplefilter("ignore")  # its deprecation
+        network = Own().eval()
+    with torch.no_grad():
+        network.scaled.weight_g.mul_(3)  # after the weight was made of it
+        network.tail[1].running_mean.normal_()
+        network.tail[1].running_var.uniform_(0.5, 2)
+    return Model(network, make_schedule("linear", 20), image_shape=(3, 8, 8))
+
+
 @needs_compiler
-def test_a_network_of_the_users_own_gets_the_kernels_and_keeps_its_hooks(rel):
-    class Own(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.norm = torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.GroupNorm(4, 32)
-            self.tail = torch.nn.Sequential(
-                torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.BatchNorm2d(32), torch.nn.GELU()
-            )
-            self.strided = torch.nn.Conv2d(32, 32, 3, padding=1, stride=2)
-            self.last = torch.nn.Conv2d(32, 3, 3, padding=1)
-
-        def forward(self, x, t):
-            h = self.tail(self.norm(self.first(x))) * self.tail[0].weight.mean()  # reads a weight from outside
-            return self.last(h + self.strided(h).mean())
-
-    seen = []
-    model = Model(Own().eval(), make_schedule("linear", 20), image_shape=(3, 8, 8))
+def test_a_network_of_the_users_own_computes_what_it_did(rel):
+    seen, model = [], own_model()
     model.network.norm.register_forward_hook(lambda *_: seen.append(1))
-    model.network.tail[0].register_forward_hook(lambda *_: seen.append(2))
+    model.network.tail[0].register_forward_hook(lambda module, given, out: 2 * out)
+    model.network.tail[2].register_forward_pre_hook(lambda module, given: (given[0] + 1,))
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 3])
+    ours = make_native(prepare_network(model.network, CPU, torch.float32))
+    kinds = [type(module) for module in ours.modules()]
+    assert kinds.count(NativeConv) == 2 and kinds.count(NativeNorm) == kinds.count(NativeDepthwise) == 1
+    with torch.no_grad():
+        assert rel(ours(x, t), model.network(x, t)) < 1e-5 and seen == [1] * 4
     options = dict(steps=4, device="cpu")
-    ours, plain = (sample(model, 2, form=form, **options) for form in ("native", "eager"))
-    assert rel(ours, plain) < 1e-5 and seen == [1, 2] * 8
+    assert rel(*(sample(model, 2, form=form, **options) for form in ("native", "eager"))) < 1e-5
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda: torch.inference_mode(),
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.enable_grad(),
+        lambda: default_dtype(torch.bfloat16),
+        lambda: default_dtype(torch.float64),
+        lambda: torch.device("meta"),
+    ],
+)
+@pytest.mark.parametrize("form", ["native", "eager"])
+def test_settings_of_the_callers_change_nothing(around, form, randomised):
+    model = Model(randomised(AnnotatedUnet(16, dim_mults=(1, 2))), make_schedule("linear", 20), image_shape=(1, 8, 8))
+    options = dict(sampler="ddpm", steps=3, device="cpu", form=form)
+    expected = sample(model, 2, **options)
+    engine = Engine(model, make_table("ddpm", model.schedule, 3), 2, device="cpu", form=form)
+    with around():
+        assert torch.equal(sample(model, 2, **options), expected) and torch.equal(engine.sample(2), expected)
+        made = Engine(model, make_table("ddpm", model.schedule, 3), 2, device="cpu", form=form)
+    assert torch.equal(made.sample(2), expected) and expected.dtype == torch.float32
+
+
+@contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @needs_compiler
@@ -275,7 +345,9 @@ print(choose_form(None, torch.device("cpu"), torch.float32).name, compiled.missi
 """
 
 
-@pytest.mark.parametrize("compiler, reason", [("/bin/false", "does not run"), ("nosuchcompiler", "does not run")])
+@pytest.mark.parametrize(
+    "compiler, reason", [("/bin/false", "does not run"), ("nosuchcompiler", "does not run"), ("cc '", "not a command")]
+)
 def test_without_a_compiler_the_network_runs_in_torch(compiler, reason, tmp_path):
     done = run(CHOICE, CC=compiler, FASTDIFF_CACHE=str(tmp_path))
     assert done.stdout.startswith("eager ") and reason in done.stdout, done.stderr
@@ -324,7 +396,7 @@ def test_forms_are_named():
 
 @needs_compiler
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86")
-@pytest.mark.parametrize("without, width", [("-mno-avx512f", 8), ("-mno-avx", 4)])
+@pytest.mark.parametrize("without, width", [("-mno-avx512f", 8), pytest.param("-mno-avx", 4, marks=pytest.mark.slow)])
 def test_narrower_vectors(without, width):
     """What other processors run, here: its own copies of every loop, with tails of their own."""
     if width >= compiled.vector_width():

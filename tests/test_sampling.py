@@ -1,8 +1,6 @@
 """sample(): against the published loops, and what it promises about seeds, batches, frames, contexts."""
 
 import copy
-import gc
-import weakref
 
 import numpy as np
 import pytest
@@ -19,7 +17,6 @@ from fastdiff import (
     make_schedule,
     make_table,
     sample,
-    sampling,
 )
 from fastdiff.bench.reference import AnnotatedLoop, AnnotatedReference, ContextReference, CourseLoop
 
@@ -357,49 +354,3 @@ def test_a_network_of_the_users_own_in_bfloat16():
 def test_class_names_that_do_not_fit_the_network_are_named():
     with pytest.raises(InputError, match="2 class names .* takes 3"):
         Model(ContextUnet(1, 8, 3, 16), make_schedule("linear", 10), class_names=("a", "b"))
-
-
-def test_the_engine_is_kept_between_calls_while_nothing_changes(monkeypatch, randomised):
-    made, init = [], sampling.Engine.__init__
-
-    def counted(self, *arguments):
-        made.append(1)
-        init(self, *arguments)
-
-    monkeypatch.setattr(sampling.Engine, "__init__", counted)
-    model = annotated(randomised)
-
-    def engines(**options) -> int:
-        """Those that a call makes; its images are those of the reference form."""
-        before = len(made)
-        images = sample(model, 2, **{"steps": 3, "device": "cpu", **options})
-        new = len(made) - before
-        torch.testing.assert_close(
-            images, sample(copy.copy(model), 2, **{"steps": 3, "device": "cpu", **options, "form": "eager"}),
-            atol=1e-4, rtol=0,
-        )  # fmt: skip
-        return new
-
-    assert [engines(), engines(), engines(steps=5, sampler="ddpm", seed=3)] == [1, 0, 0]
-    assert [engines(clip=0.5), engines(dtype=torch.bfloat16, clip=0.5), engines(batch_size=1)] == [1, 1, 1]
-    renamed = Model(model.network, model.schedule, image_shape=model.image_shape, clip=0.5)  # the same network
-    assert float(sample(renamed, 2, steps=3, device="cpu").abs().max()) <= 0.5
-    with torch.no_grad():
-        model.network.final_conv[1].weight.add_(0.1)
-    assert [engines(), engines()] == [1, 0]
-    model.network.init_conv.bias.data[0] += 1  # no version counts this
-    assert [engines(), engines()] == [1, 0]
-    hook = model.network.init_conv.register_forward_hook(lambda module, given, out: 2 * out)
-    assert [engines(), engines()] == [1, 1]
-    hook.remove()
-
-
-def test_kept_engines_are_few_and_keep_no_network_alive(randomised):
-    models = [annotated(randomised) for _ in range(4)]
-    for model in models:
-        sample(model, 1, steps=1, device="cpu")
-    assert len(sampling._KEPT) == sampling._MOST_KEPT
-    network = weakref.ref(models[-1].network)
-    del models, model
-    gc.collect()
-    assert network() is None
