@@ -9,7 +9,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -42,7 +42,7 @@ class CudaGraphs:
     when all of its graphs are gone, so that in a common one a cap would bound nothing."""
 
     def __init__(self) -> None:
-        self.memory: dict[int, tuple[int, int]] = {}
+        self.memory: dict[int, Any] = {}  # handles
 
     def release(self, owner: int) -> None:
         if self.memory.pop(owner, None) is not None:

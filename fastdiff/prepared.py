@@ -98,11 +98,11 @@ class TimeInputs:
             embeddings = self.network.embed_time(time)
             self.shapes = [e.shape[1:] for e in embeddings]
             time = torch.cat([e.flatten(1) for e in embeddings], dim=1) if embeddings else time[:, None]
-        moved = self.values is None or len(self.values) < len(time)
-        if moved:
+        before = self.values
+        if before is None or len(before) < len(time):
             self.values = time.new_zeros((max(len(time), capacity), *time.shape[1:]))
-        self.values[: len(time)] = time
-        return moved
+        self.values[: len(time)] = time  # type: ignore[index]
+        return self.values is not before
 
     def at(self, index: Tensor, n: int) -> Tensor | tuple[Tensor, ...]:
         """Row `index`: the embeddings, each with first dimension 1; or the time, (n,)."""

@@ -78,15 +78,15 @@ def _load() -> ctypes.CDLL | str:
         return "no C compiler (cc, gcc or clang) was found"
     try:
         words = shlex.split(compiler)
-    except ValueError as problem:
-        return f"CC = {compiler!r} is not a command: {problem}"
+    except ValueError as error:
+        return f"CC = {compiler!r} is not a command: {error}"
     machine = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     try:
         about = _run([*words, "--version"])
         # What "native" means differs between the machines that share a home folder.
         native = _run([*words, machine, "-dM", "-E", "-x", "c", os.devnull])
-    except (OSError, subprocess.CalledProcessError) as problem:
-        return f"the C compiler {compiler!r} does not run: {problem}"
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"the C compiler {compiler!r} does not run: {error}"
     problem = ""
     for threads in (_openmp(), ()):  # a compiler may have no OpenMP
         command = [*words, *FLAGS, machine, *threads]
