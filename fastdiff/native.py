@@ -23,19 +23,11 @@ def make_native(network: nn.Module) -> nn.Module:
             if FoldedLinearAttention.replaces(child) and native_attention.fits(child.fn.norm.num_channels, HEAD_DIM):
                 setattr(module, name, NativeAttention(child))
     for module in network.modules():
-        kind = next(
-            (k for k in (NativeConv, NativeDepthwise) if type(module) is nn.Conv2d and k.replaces(module)), None
-        )
-        if kind is not None:
-            module.__class__ = kind
-            module.pack()  # type: ignore[operator]
-        elif (
-            type(module) is nn.GroupNorm
-            and module.weight is not None
-            and module.bias is not None
-            and module.num_channels >= compiled.vector_width()
-        ):
-            module.__class__ = NativeNorm
+        for plain, kind in ((nn.Conv2d, NativeConv), (nn.Conv2d, NativeDepthwise), (nn.GroupNorm, NativeNorm)):
+            if type(module) is plain and kind.replaces(module):
+                module.__class__ = kind
+        if isinstance(module, (NativeConv, NativeDepthwise)):
+            module.pack()
     for module in network.modules():
         if type(module) is ResidualConvBlock:
             _join(module.conv1)
@@ -103,6 +95,7 @@ class NativeDepthwise(nn.Conv2d):
             conv.groups == conv.in_channels == conv.out_channels >= compiled.vector_width() and size % 2 == 1
             and conv.kernel_size == (size, size) and conv.padding == (size // 2, size // 2)
             and conv.padding_mode == "zeros" and conv.stride == conv.dilation == (1, 1)
+            and not conv._forward_pre_hooks  # which may make the weight anew, as weight_norm's does
         )  # fmt: skip
 
     def pack(self) -> None:
