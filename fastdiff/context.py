@@ -69,14 +69,20 @@ def resolve_context(model: Model, context: Any, n: int, first: int) -> Contexts 
     Accepts None, a mapping of class names to weights, (K,) for all samples, (n, K), row r for sample first + r, or a
     callable (first sample, count) → (count, K).
     """
+    return resolve_rows(context_width(model), model.class_names, context, n, first)
+
+
+def resolve_rows(
+    width: int | None, class_names: Sequence[str], context: Any, n: int, first: int
+) -> Contexts | None:
+    """The same for contexts of that width, where there is no Model; None as context_width has it."""
     if context is None:
         return None
-    width = context_width(model)
     if width == 0:
         raise InputError("this model takes no context; leave context out")
     if callable(context):
         return _from_source(context, width, first)
-    rows = _tensor(by_name(context, model.class_names) if isinstance(context, Mapping) else context)
+    rows = _tensor(by_name(context, class_names) if isinstance(context, Mapping) else context)
     shape = tuple(rows.shape)
     rows = rows[None] if rows.ndim == 1 else rows
     width = rows.shape[-1] if width is None else width

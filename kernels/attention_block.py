@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.kernels import checks
@@ -59,8 +60,9 @@ def fold(
     heads: int,
     divide_by_n: bool,
     eps: float = 1e-5,
+    precision: torch.dtype = torch.float64,
 ) -> FoldedAttention:
-    """The weights of attention_block, folded in float64 and kept in w_qkv's dtype.
+    """The weights of attention_block, folded in that precision and kept in w_qkv's dtype.
 
     norm_weight, norm_bias: the pre-norm's, (C,), GroupNorm with one group. w_qkv: (3 heads d, C) or with (1, 1) after
     it; w_out: (C, heads d), likewise; b_out: (C,); gain: the output norm's, (1, C, 1, 1), or None.
@@ -79,9 +81,9 @@ def fold(
     checks.shape(OP, "w_out", w_out, (c, width // 3), (c, width // 3, 1, 1))
     dtype, d = w_qkv.dtype, width // (3 * heads)
     wide = torch.promote_types(dtype, torch.float32)
-    shift, scale = norm_bias.detach().double(), norm_weight.detach().double()
-    q, k, v = w_qkv.detach().double().reshape(3, heads * d, c)
-    out = w_out.detach().double().reshape(c, heads, d).transpose(0, 1)  # (heads, C, d)
+    shift, scale, qkv, out = (t.detach().to(precision) for t in (norm_bias, norm_weight, w_qkv, w_out))
+    q, k, v = qkv.reshape(3, heads * d, c)
+    out = out.reshape(c, heads, d).transpose(0, 1)  # (heads, C, d)
     v = v.reshape(heads, d, c)
     # A_h (xh K^T) costs C C d multiply-adds a head, W_out (W_v (xh K^T)) 2 C d^2.
     values = (out @ v * scale,) if c <= 2 * d else (out, v * scale)
@@ -129,9 +131,7 @@ def attention_block_reference(x: Tensor, folded: FoldedAttention) -> Tensor:
     b, c, h, w = x.shape
     heads, n = folded.heads, h * w
     d = folded.w_q.shape[0] // heads
-    flat = x.flatten(1)
-    var, mean = torch.var_mean(flat, dim=1, unbiased=False, keepdim=True)
-    xh = ((flat - mean) * torch.rsqrt(var + folded.eps)).view(b, c, n)
+    xh = F.group_norm(x, 1, eps=folded.eps).reshape(b, c, n)
     k = (folded.w_k @ xh).softmax(dim=-1)  # (B, heads d, n)
     q = (folded.w_q @ xh + folded.q_bias.to(x.dtype)[:, None]).view(b, heads, d, n).softmax(dim=-2)
     mixed = (xh @ k.transpose(1, 2)).view(b, c, heads, d).transpose(1, 2)  # (B, heads, C, d)

@@ -15,8 +15,16 @@ from torch import Tensor
 from fastdiff.kernels.dispatch import use_triton
 
 MASK = 0xFFFFFFFF
-_M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers
-_W0, _W1 = 0x9E3779B9, 0xBB67AE85  # Weyl increments of the key
+MULTIPLIERS = _M0, _M1 = 0xD2511F53, 0xCD9E8D57
+KEY_INCREMENTS = _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # Weyl sequences
+
+# Cephes: logf on [sqrt(1/2), sqrt(2)), sinf and cosf on +-pi/4; highest power first. ln 2 is in two parts, so that
+# e ln 2 loses nothing.
+LOG_POLYNOMIAL = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+                  -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)  # fmt: skip
+LN2_HIGH, LN2_LOW = 0.693359375, 2.12194440e-4
+SIN_POLYNOMIAL = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
+COS_POLYNOMIAL = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -48,17 +56,16 @@ def _log(u: Tensor) -> Tensor:
     small = f < math.sqrt(0.5)
     x = torch.where(small, f + f, f) - 1.0  # in [sqrt(1/2) - 1, sqrt(2) - 1)
     e = (e - small.to(e.dtype)).to(torch.float32)
-    y = torch.full_like(x, 7.0376836292e-2)
-    for c in (-1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
-              2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1):  # fmt: skip
+    y = torch.full_like(x, LOG_POLYNOMIAL[0])
+    for c in LOG_POLYNOMIAL[1:]:
         y = y * x
         y = y + c
     z = x * x
     y = y * x
     y = y * z
-    y = y - e * 2.12194440e-4  # ln 2 in two parts, so that e ln 2 loses nothing
+    y = y - e * LN2_LOW
     y = y - z * 0.5
-    return (x + y) + e * 0.693359375
+    return (x + y) + e * LN2_HIGH
 
 
 def _sin_cos_turns(odd: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,12 +76,13 @@ def _sin_cos_turns(odd: Tensor) -> tuple[Tensor, Tensor]:
     quadrant = (odd + (1 << 21)) >> 22  # nearest multiple of a quarter turn, 0..4
     y = (odd - (quadrant << 22)).to(torch.float32) * (2.0**-22 * (math.pi / 2))
     z = y * y
-    sin = ((z * -1.9515295891e-4 + 8.3321608736e-3) * z - 1.6666654611e-1) * z * y + y
-    cos = ((z * 2.443315711809948e-5 - 1.388731625493765e-3) * z + 4.166664568298827e-2) * (z * z)
+    s, c = SIN_POLYNOMIAL, COS_POLYNOMIAL
+    sin = ((z * s[0] + s[1]) * z + s[2]) * z * y + y
+    cos = ((z * c[0] + c[1]) * z + c[2]) * (z * z)
     cos = (cos - z * 0.5) + 1.0
     swap = (quadrant & 1) == 1
-    s, c = torch.where(swap, cos, sin), torch.where(swap, sin, cos)
-    return torch.where((quadrant & 2) == 2, -s, s), torch.where(((quadrant + 1) & 2) == 2, -c, c)
+    sin, cos = torch.where(swap, cos, sin), torch.where(swap, sin, cos)
+    return torch.where((quadrant & 2) == 2, -sin, sin), torch.where(((quadrant + 1) & 2) == 2, -cos, cos)
 
 
 def box_muller(words: Words) -> Words:
@@ -86,7 +94,9 @@ def box_muller(words: Words) -> Words:
     w0, w1, w2, w3 = (((w >> 9) << 1) | 1 for w in words)  # u = w 2^-24, w odd
     out = []
     for radius_word, angle_word in ((w0, w1), (w2, w3)):
-        radius = (_log(radius_word.to(torch.float32) * 2.0**-24) * -2.0).sqrt()
+        # torch's float32 square root is MKL's on many CPUs, one unit off for a seventh of its arguments. That of
+        # float64 rounded to float32 is IEEE's own.
+        radius = (_log(radius_word.to(torch.float32) * 2.0**-24) * -2.0).double().sqrt().float()
         sin, cos = _sin_cos_turns(angle_word)
         out += [radius * cos, radius * sin]
     return tuple(out)  # type: ignore[return-value]

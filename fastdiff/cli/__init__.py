@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fastdiff import __version__
+from fastdiff.cli.export import export
 from fastdiff.cli.info import info
 from fastdiff.cli.noise import noise
 from fastdiff.cli.sample import sample
@@ -47,10 +48,11 @@ def main() -> None:
     fastdiff info my_model.pt                         what a checkpoint is
     fastdiff noise photo.jpg                          the forward process, as a strip
     fastdiff train --preset annotated -o runs/mine    train a model of your own
+    fastdiff export sprites --web page/               a page that samples in the browser; or ONNX files
 
     `fastdiff COMMAND --help` tells more.
     """
 
 
-for command in (sample, train, noise, info):
+for command in (sample, train, export, noise, info):
     main.add_command(command)

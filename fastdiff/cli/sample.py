@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GIF_FRAMES = 40
+ONNX = ".onnx"
 
 
 @click.command(short_help="Images from a model.")
@@ -75,7 +77,9 @@ def sample(model: str, output: str, **options: Any) -> None:
     fastdiff sample my_tutorial_model.pt --sampler dpmpp_2m --steps 15
 
     MODEL may be a fastdiff .safetensors, the folder of a training run, a state dict of the Annotated
-    Diffusion U-Net or of ContextUnet (.pt, .pth), or the MindSpore tutorial's .ckpt.
+    Diffusion U-Net or of ContextUnet (.pt, .pth), the MindSpore tutorial's .ckpt, or a sampler of
+    `fastdiff export` (.onnx), whose own sampler, steps and clip hold, and whose --device is a provider
+    of ONNX Runtime: cpu, cuda, tensorrt, ...
 
     \b
     fastdiff sample sprites -n 50000 -o out/
@@ -91,6 +95,8 @@ def sample(model: str, output: str, **options: Any) -> None:
     each with the threads that a single process would take (for the same bytes), unless --threads is given.
     """
     if output.endswith(("/", os.sep)) or (output and os.path.isdir(output)):
+        if model.lower().endswith(ONNX):
+            raise InputError(f"the folder {output!r} for {model!r}; accepted for an .onnx file: a picture")
         _refuse(options, "the folder", output, "gif", "npy", "columns", "scale")
         from fastdiff.cli.folder import sample_to_folder
 
@@ -112,57 +118,91 @@ def _refuse(options: dict[str, Any], kind: str, output: str, *names: str) -> Non
             raise InputError(f"--{name.replace('_', '-')} with {kind} {output!r}; accepted: with {other}")
 
 
-def _to_picture(model: str, output: str, n: int, gif: str | None, npy: str | None, steps: int | None,
-                clip: str | None, contexts: tuple[str, ...], columns: int | None, scale: int | None,
-                dtype: str | None, form: str | None, device: str | None, threads: int | None, schedule: str | None,
-                timesteps: int | None, image_size: int | None, **options: Any) -> None:  # fmt: skip
+@dataclass(frozen=True)
+class Drawn:
+    """Images in [-1, 1], frames if they were asked for, and how they were made, in words."""
+
+    images: Tensor
+    frames: Tensor | None
+    sampler: str
+    steps: int
+    seconds: float
+    where: str
+
+
+def _to_picture(model: str, output: str, n: int, gif: str | None, npy: str | None, columns: int | None,
+                scale: int | None, **options: Any) -> None:  # fmt: skip
     _check_outputs(output, gif, npy)
 
     import numpy as np
-    import torch
 
-    from fastdiff import sampling
     from fastdiff.files import write_atomically
-    from fastdiff.forms import choose_form
     from fastdiff.images import grid, grid_layout, save_gif, save_picture
     from fastdiff.noise import LIMIT
 
-    set_threads(threads)
-    loaded = load_model(model, schedule, timesteps, image_size)
-    count = steps if steps is not None else default_steps(options["sampler"], loaded.schedule.num_timesteps)
+    set_threads(options["threads"])
     whole("n", n, 1, LIMIT - 1)
-    grid_layout(n, *loaded.image_shape[1:], columns, scale, gap=1)
-    rows = parse_contexts(contexts, loaded.class_names)
-    context = None
-    if rows:
-        start = options["first"]
-        context = rows[0] if len(rows) == 1 else torch.stack([rows[(start + r) % len(rows)] for r in range(n)])
-    chosen, dtype = parse_device(device), dtype or "float32"
-    form = choose_form(form, chosen, parse_dtype(dtype)).name
-    every = max(1, -(-count // GIF_FRAMES)) if gif else None
 
-    began = time.perf_counter()
-    result = sampling.sample(
-        loaded, n, steps=count, clip=parse_clip(clip), context=context, frames=every, device=chosen,
-        dtype=parse_dtype(dtype), form=form, progress=sys.stderr.isatty(), **options,
-    )  # fmt: skip
-    seconds = time.perf_counter() - began
-    images, frames = result if isinstance(result, tuple) else (result, None)
+    def check_grid(image_shape: tuple[int, int, int]) -> None:
+        grid_layout(n, *image_shape[1:], columns, scale, gap=1)
 
-    save_picture(grid(images, columns, scale), output)
+    if model.lower().endswith(ONNX):
+        from fastdiff.cli.onnx import draw_from_onnx as draw
+    else:
+        draw = _draw
+    drawn = draw(model, n, gif is not None, check_grid, **options)
+
+    save_picture(grid(drawn.images, columns, scale), output)
     written = [output]
-    if gif and frames is not None:
-        save_gif([grid(frame, columns, scale) for frame in frames], gif)
+    if gif and drawn.frames is not None:
+        save_gif([grid(frame, columns, scale) for frame in drawn.frames], gif)
         written.append(gif)
     if npy:
-        write_atomically(npy, lambda path: np.save(path, images.numpy()))
+        write_atomically(npy, lambda path: np.save(path, drawn.images.numpy()))
         written.append(npy)
     click.echo(
-        f"{n} images, {options['sampler']}, {count} steps, in {seconds:.2f} s: "
-        f"{n / seconds:.1f} images/s ({where(chosen, form, dtype)})"
+        f"{n} images, {drawn.sampler}, {drawn.steps} steps, in {drawn.seconds:.2f} s: "
+        f"{n / drawn.seconds:.1f} images/s ({drawn.where})"
     )
     for path in written:
         click.echo(f"wrote {Path(path).resolve()}")
+
+
+def _draw(model: str, n: int, animated: bool, check_grid: Callable[..., None], steps: int | None, clip: str | None,
+          contexts: tuple[str, ...], dtype: str | None, form: str | None, device: str | None, threads: int | None,
+          schedule: str | None, timesteps: int | None, image_size: int | None, **options: Any) -> Drawn:  # fmt: skip
+    from fastdiff import sampling
+    from fastdiff.forms import choose_form
+
+    loaded = load_model(model, schedule, timesteps, image_size)
+    count = steps if steps is not None else default_steps(options["sampler"], loaded.schedule.num_timesteps)
+    check_grid(loaded.image_shape)
+    context = contexts_in_turn(parse_contexts(contexts, loaded.class_names), options["first"], n)
+    chosen, dtype = parse_device(device), dtype or "float32"
+    form = choose_form(form, chosen, parse_dtype(dtype)).name
+
+    began = time.perf_counter()
+    result = sampling.sample(
+        loaded, n, steps=count, clip=parse_clip(clip), context=context, frames=frames_of(count) if animated else None,
+        device=chosen, dtype=parse_dtype(dtype), form=form, progress=sys.stderr.isatty(), **options,
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    images, frames = result if isinstance(result, tuple) else (result, None)
+    return Drawn(images, frames, options["sampler"], count, seconds, where(chosen, form, dtype))
+
+
+def frames_of(steps: int) -> int:
+    """Every how many steps a frame is taken."""
+    return max(1, -(-steps // GIF_FRAMES))
+
+
+def contexts_in_turn(rows: list[Tensor], first: int, n: int) -> Tensor | None:
+    """One context for all, or a row for each sample, the contexts taking turns by the sample's index."""
+    import torch
+
+    if len(rows) < 2:
+        return rows[0] if rows else None
+    return torch.stack([rows[(first + r) % len(rows)] for r in range(n)])
 
 
 def _check_outputs(output: str, gif: str | None, npy: str | None) -> None:

@@ -1,0 +1,306 @@
+"""The files: a traced network alone, and the whole sampling loop around it as one ONNX Loop.
+
+The loop is the step table's (fastdiff.table): x0 = clip(p x + q out), x <- a x + b x0 + c x0_prev + s noise. The
+network's weights are initializers of the Loop's body: only there does ONNX Runtime put them into the layout that its
+convolutions want (as an outer graph's they make a step 1.5 times as long).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
+
+from fastdiff.errors import InputError
+from fastdiff.export import metadata, philox
+from fastdiff.export.graph import BOOL, FLOAT, INT64, UINT8, Graph, finish_model, value
+from fastdiff.export.trace import Parts
+from fastdiff.prediction import Clip
+from fastdiff.table import StepTable
+
+NOISES = ("philox", "input")
+WEIGHTS = ("float32", "float16")
+COLUMNS = 6  # p, q, a, b, c, s
+# Of a sampler; a file has those that its face and its model call for.
+INPUTS = ("x", "x0_prev", "start", "stop", "seed", "first", "n", "noise", "context", "guidance_scale", "rows", "times")
+
+
+def network_model(parts: Parts, weights: str = "float32") -> ModelProto:
+    """The network: sample (batch, C, H, W) float32, timestep (batch,)[, context (batch, K)] → prediction."""
+    g = Graph()
+    inputs = [
+        value("sample", FLOAT, ("batch", *parts.image_shape)),
+        value("timestep", INT64 if parts.model.time == "index" else FLOAT, ("batch",)),
+    ]
+    given = ["sample", *g.inline(parts.time, ["timestep"])]
+    if parts.context is not None:
+        inputs.append(value("context", FLOAT, ("batch", parts.width)))
+        given += g.inline(parts.context, ["context"])
+    g.named(g.inline(parts.denoise, given)[0], "prediction")
+    outputs = [value("prediction", FLOAT, ("batch", *parts.image_shape))]
+    store_weights(g, weights)
+    description = metadata.describe(parts, weights, kind="network")
+    return finish_model(g.finish("network", inputs, outputs), metadata.to_properties(description))
+
+
+@dataclass(frozen=True)
+class Face:
+    """What a sampler's file takes and gives.
+
+    table: the sampler, or None: then inputs `rows` (R, 6) and `times` (R,) are the table. stepwise: inputs `x`,
+    `x0_prev`, `start` and `stop`, outputs the same two after rows start .. stop - 1; where start is 0, the graph makes
+    x itself from the seed, taking only the number of images from the input. noise: "philox", made in the graph from
+    `seed` and `first`; or "input", (draws, n, C, H, W) float32: x_T and then one draw a row, stepwise one draw for each
+    row of start .. stop - 1 (and x_T is then the caller's x). pictures: the output is uint8, (n, H, W, C), not float32.
+    """
+
+    table: StepTable | None
+    clip: Clip = None
+    stepwise: bool = False
+    noise: str = "philox"
+    pictures: bool = False
+
+    def __post_init__(self) -> None:
+        if self.noise not in NOISES:
+            raise InputError(f"noise = {self.noise!r}; accepted: {', '.join(NOISES)}")
+        if self.pictures and self.stepwise:
+            raise InputError("uint8 pictures from a stepwise sampler, whose x goes on; accepted: a whole one")
+
+    @property
+    def random(self) -> bool:
+        """Whether a row may draw noise."""
+        return self.table is None or bool(self.table.s.any())
+
+    @property
+    def history(self) -> bool:
+        """Whether a row may look back at the x0 before."""
+        return self.table is None or bool(self.table.c.any())
+
+
+def sampler_model(parts: Parts, face: Face, weights: str = "float32") -> ModelProto:
+    """The sampling loop; see Face for its inputs and outputs."""
+    return _Sampler(parts, face).model(weights)
+
+
+class _Sampler:
+    """One sampler's graph under way: `outer` before and after the loop, `body` a step."""
+
+    def __init__(self, parts: Parts, face: Face) -> None:
+        self.parts, self.face = parts, face
+        self.outer, self.body = Graph("outer/"), Graph("step/")
+        self.shape = parts.image_shape
+        self.inputs: list[ValueInfoProto] = []
+
+    def model(self, weights: str) -> ModelProto:
+        outer, face, shape = self.outer, self.face, self.shape
+        images = ("n", *shape)
+        carried = ["x", "x0_prev"] if face.history else ["x"]
+        if face.stepwise:
+            for name in carried:
+                self._input(name, FLOAT, images)
+            self.start, stop = self._input("start", INT64, ()), self._input("stop", INT64, ())
+            trips = outer("Sub", stop, self.start)
+        self.draws = ""
+        if face.noise == "input" and (face.random or not face.stepwise):
+            self.draws = self._input("noise", FLOAT, ("draws", *images))
+        self._count()
+        if face.noise == "philox":
+            seed, first = self._input("seed", INT64, ()), self._input("first", INT64, ())
+            self.stream = philox.streams(outer, seed, first, self.n)
+        begin = [self._first_x()]
+        if face.history:
+            begin.append("x0_prev" if face.stepwise else outer("Mul", begin[0], outer.constant(0, np.float32)))
+        self._table()
+        if not face.stepwise:
+            trips = outer("Squeeze", outer("Shape", self.rows, end=1), outer.constant([0]))
+        self._contexts()
+        step = self._step()
+        store_weights(self.body, weights)
+        scalars = [value("step/row", INT64, ()), value("step/go", BOOL, ())]
+        state = [value(f"step/{name}", FLOAT, images) for name in carried]
+        results = [value("step/on", BOOL, ()), *(value(name, FLOAT, images) for name in step)]
+        body = self.body.finish("step", [*scalars, *state], results)
+        ended = outer.several("Loop", len(carried), trips, "", *begin, body=body)
+        return self._finished(ended, carried, weights)
+
+    def _finished(self, ended: list[str], carried: list[str], weights: str) -> ModelProto:
+        outer, face, images = self.outer, self.face, ("n", *self.shape)
+        if face.stepwise:
+            outputs = [value(outer.named(v, f"next_{k}"), FLOAT, images) for v, k in zip(ended, carried, strict=True)]
+        elif face.pictures:
+            name = outer.named(_to_pictures(outer, ended[0]), "images")
+            outputs = [value(name, UINT8, ("n", *self.shape[1:], self.shape[0]))]
+        else:
+            outputs = [value(outer.named(ended[0], "images"), FLOAT, images)]
+        table = face.table
+        description = metadata.describe(
+            self.parts,
+            weights,
+            kind="sampler",
+            sampler=None if table is None else {
+                "name": table.sampler, "steps": len(table), "timesteps": table.timestep.astype(int).tolist(),
+            },
+            clip=face.clip, stepwise=face.stepwise, noise=face.noise, random=face.random, pictures=face.pictures,
+        )  # fmt: skip
+        order = {name: place for place, name in enumerate(INPUTS)}
+        graph = outer.finish("sampler", sorted(self.inputs, key=lambda given: order[given.name]), outputs)
+        return finish_model(graph, metadata.to_properties(description))
+
+    def _input(self, name: str, dtype: int, shape: tuple[int | str, ...]) -> str:
+        self.inputs.append(value(name, dtype, shape))
+        return name
+
+    def _count(self) -> None:
+        """The number of images: an input, or that of the images given."""
+        source = "x" if self.face.stepwise else self.draws
+        if not source:
+            self.n = self._input("n", INT64, ())
+            return
+        axis = 0 if self.face.stepwise else 1
+        self.n = self.outer("Squeeze", self.outer("Shape", source, start=axis, end=axis + 1), self.outer.constant([0]))
+
+    def _first_x(self) -> str:
+        """x before the first row."""
+        outer, face = self.outer, self.face
+        if face.noise == "input":
+            return "x" if face.stepwise else outer("Gather", self.draws, outer.constant(0), axis=0)
+        if not face.stepwise:
+            return philox.normals(outer, self.stream, outer.constant(0), self.shape)
+        begins = outer("Equal", self.start, outer.constant(0))
+        made, kept = Graph("begin/"), Graph("go_on/")
+        return _either(
+            outer, begins, (made, philox.normals(made, self.stream, made.constant(0), self.shape)), (kept, kept("Identity", "x")),
+            ("n", *self.shape),
+        )  # fmt: skip
+
+    def _table(self) -> None:
+        """The rows' coefficients, and what the network is given at each."""
+        outer, table = self.outer, self.face.table
+        kind = np.int64 if self.parts.model.time == "index" else np.float32
+        if table is None:
+            self.rows = self._input("rows", FLOAT, ("steps", COLUMNS))
+            times = self._input("times", INT64 if kind is np.int64 else FLOAT, ("steps",))
+        else:
+            self.rows = outer.constant([table.row(i) for i in range(len(table))], np.float32)
+            times = outer.constant(table.time, kind)
+        self.times = outer.inline(self.parts.time, [times])[0]  # (R, W)
+
+    def _contexts(self) -> None:
+        """With contexts the batch is tiled by 1 or 2, as the guidance scale is 1 or not."""
+        outer, parts = self.outer, self.parts
+        self.batch = outer("Unsqueeze", self.n, outer.constant([0]))  # (1,): images in the network at once
+        if parts.context is None:
+            return
+        context = self._input("context", FLOAT, ("contexts", parts.width))
+        scale = self._input("guidance_scale", FLOAT, ())
+        n, two = self.batch, outer.constant([2])
+        guided = outer("Cast", outer("Not", outer("Equal", scale, outer.constant(1, np.float32))), to=INT64)
+        self.tiles = outer("Add", outer("Unsqueeze", guided, outer.constant([0])), outer.constant([1]))
+        self.batch = outer("Mul", n, self.tiles)
+        each = outer("Expand", context, outer("Concat", n, outer.constant([1]), axis=0))
+        both = outer("Concat", outer("Mul", each, outer.constant(0, np.float32)), each, axis=0)
+        begin = outer("Mul", n, outer("Sub", two, self.tiles))
+        used = outer("Slice", both, begin, outer("Mul", n, two), outer.constant([0]))
+        self.context = outer.inline(parts.context, [used])[0]
+
+    def _step(self) -> list[str]:
+        """The body: its outputs besides the condition, x and where looked back at x0."""
+        g, face = self.body, self.face
+        g.nodes.append(helper.make_node("Identity", ["step/go"], ["step/on"]))
+        row = g("Add", "step/row", self.start) if face.stepwise else "step/row"
+        p, q, a, b, c, s = g.several("Split", COLUMNS, g("Gather", self.rows, row, axis=0), num_outputs=COLUMNS, axis=0)
+        x = "step/x"
+        x0 = _clipped(g, g("Add", g("Mul", x, p), g("Mul", self._prediction(row), q)), face.clip, self.shape)
+        following = g("Add", g("Mul", x, a), g("Mul", x0, b))
+        if face.history:
+            following = g("Add", following, g("Mul", "step/x0_prev", c))
+        if face.random:
+            following = g("Add", following, self._noise(row, s))
+        return [following, x0] if face.history else [following]
+
+    def _prediction(self, row: str) -> str:
+        g, x = self.body, "step/x"
+        one = g("Unsqueeze", g("Gather", self.times, row, axis=0), g.constant([0]))  # (1, W)
+        time = g("Expand", one, g("Concat", self.batch, g.constant([1]), axis=0))
+        if self.parts.context is None:
+            return g.inline(self.parts.denoise, [x, time])[0]
+        tiled = g("Tile", x, g("Concat", self.tiles, g.constant([1, 1, 1]), axis=0))
+        out = g.inline(self.parts.denoise, [tiled, time, self.context])[0]
+        # Out of a batch that is not tiled both are the same, and the difference is exactly zero.
+        zero, end = g.constant([0]), g.constant([np.iinfo(np.int64).max])
+        count = g("Unsqueeze", self.n, zero)
+        without, within = g("Slice", out, zero, count, zero), g("Slice", out, g("Neg", count), end, zero)
+        return g("Add", without, g("Mul", g("Sub", within, without), "guidance_scale"))
+
+    def _noise(self, row: str, s: str) -> str:
+        """s times the row's normals, which are made only where s is not 0."""
+        g, face = self.body, self.face
+        drawn, none = Graph("draw/"), Graph("no_draw/")
+        if face.noise == "philox":
+            z = philox.normals(drawn, self.stream, drawn("Add", row, drawn.constant(1)), self.shape)
+        else:
+            index = "step/row" if face.stepwise else drawn("Add", row, drawn.constant(1))
+            z = drawn("Gather", self.draws, index, axis=0)
+        nothing = none("Mul", "step/x", none.constant(0, np.float32))
+        some = g("Not", g("Equal", g("Squeeze", s, g.constant([0])), g.constant(0, np.float32)))
+        return _either(g, some, (drawn, drawn("Mul", z, s)), (none, nothing), ("n", *self.shape))
+
+
+def _either(g: Graph, condition: str, then: tuple[Graph, str], other: tuple[Graph, str], shape: Any) -> str:
+    """One of two values of their own graphs."""
+    branches = {
+        name: branch.finish(name, [], [value(out, FLOAT, shape)])
+        for name, (branch, out) in (("then_branch", then), ("else_branch", other))
+    }
+    return g("If", condition, **branches)
+
+
+def _clipped(g: Graph, x0: str, clip: Clip, shape: tuple[int | str, ...]) -> str:
+    """x0 clamped to a bound, or by dynamic thresholding (see kernels.denoise_step)."""
+    if clip is None:
+        return x0
+    if not isinstance(clip, tuple):
+        return g("Clip", x0, g.constant(-clip, np.float32), g.constant(clip, np.float32))
+    elements = math.prod(shape)
+    place = clip[1] * (elements - 1)
+    low = int(place)
+    high = min(low + 1, elements - 1)
+    size = g("Reshape", g("Abs", x0), g.constant([-1, elements]))
+    largest = g.several("TopK", 2, size, g.constant([elements - low]), axis=1)[0]  # falling; the last is number `low`
+    low_value, high_value = (
+        g("Gather", largest, g.constant([elements - 1 - at]), axis=1) for at in (low, high)
+    )
+    step = g("Mul", g("Sub", high_value, low_value), g.constant(place - low, np.float32))
+    bound = g("Max", g("Add", low_value, step), g.constant(1, np.float32))  # (n, 1)
+    bound = g("Reshape", bound, g.constant([-1, 1, 1, 1]))
+    return g("Div", g("Max", g("Min", x0, bound), g("Neg", bound)), bound)
+
+
+def _to_pictures(g: Graph, x: str) -> str:
+    """[-1, 1] float32 (n, C, H, W) → uint8 (n, H, W, C), as fastdiff.images.to_uint8: NaN is 0."""
+    whole = g("Where", g("IsNaN", x), g.constant(-1, np.float32), x)
+    scaled = g("Mul", g("Add", whole, g.constant(1, np.float32)), g.constant(127.5, np.float32))
+    rounded = g("Round", g("Clip", scaled, g.constant(0, np.float32), g.constant(255, np.float32)))
+    return g("Cast", g("Transpose", rounded, perm=[0, 2, 3, 1]), to=UINT8)
+
+
+def store_weights(g: Graph, weights: str) -> None:
+    """With "float16" every float32 initializer of more than a few numbers is stored in half, and widened at loading."""
+    if weights not in WEIGHTS:
+        raise InputError(f"weights = {weights!r}; accepted: {', '.join(WEIGHTS)}")
+    if weights == "float32":
+        return
+    widened = []
+    for tensor in g.initializers:
+        if tensor.data_type == FLOAT and math.prod(tensor.dims) > 64:
+            name = tensor.name
+            with np.errstate(over="ignore"):
+                half = numpy_helper.to_array(tensor).astype(np.float16)
+            if not np.isfinite(half).all():
+                raise InputError(f"weights = 'float16' with a weight beyond {np.finfo(np.float16).max:g} in {name}")
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}/half"))
+            widened.append(helper.make_node("Cast", [f"{name}/half"], [name], name=f"{name}/widen", to=FLOAT))
+    g.nodes[:0] = widened

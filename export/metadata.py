@@ -1,0 +1,62 @@
+"""What a file says of itself: one metadata entry, "fastdiff", of JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastdiff.errors import InputError
+
+FORMAT = 1
+KEY = "fastdiff"
+KINDS = ("network", "sampler")
+REQUIRED = {"kind", "image_shape", "prediction_type", "time", "schedule", "class_names", "context_width", "dtype"}
+REQUIRED_OF_SAMPLERS = {"sampler", "clip", "stepwise", "noise", "random", "pictures"}
+
+
+def describe(parts: Any, weights: str, **more: Any) -> dict[str, Any]:
+    """Plain values about a traced network (see trace.Parts), and what else a kind of file has to tell."""
+    import torch
+
+    from fastdiff.provenance import source_version
+
+    model = parts.model
+    return {
+        "format": FORMAT,
+        "made_by": f"fastdiff {source_version()}, torch {torch.__version__}",
+        "image_shape": list(parts.image_shape),
+        "range": [-1, 1],
+        "prediction_type": model.prediction_type,
+        "time": model.time,
+        "timesteps": model.schedule.num_timesteps,
+        "schedule": model.schedule.config(),
+        "class_names": list(model.class_names),
+        "context_width": parts.width,
+        "dtype": str(parts.dtype).removeprefix("torch."),
+        "weights": weights,
+        "prepared": parts.prepared,
+        **more,
+    }
+
+
+def to_properties(description: Mapping[str, Any]) -> dict[str, str]:
+    return {KEY: json.dumps(description)}
+
+
+def from_properties(properties: Mapping[str, str], path: str) -> dict[str, Any]:
+    """The description in a file's metadata; raises InputError with what is missing."""
+    if KEY not in properties:
+        raise InputError(f"{path!r} lacks the metadata entry {KEY!r}; accepted: a file made by `fastdiff export`")
+    try:
+        description = json.loads(properties[KEY])
+        missing = REQUIRED - description.keys()
+        if description.get("kind") == "sampler":
+            missing |= REQUIRED_OF_SAMPLERS - description.keys()
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path!r} has damaged metadata ({error})") from error
+    if description.get("format") != FORMAT:
+        raise InputError(f"{path!r} has format {description.get('format')!r}; this version reads {FORMAT}")
+    if missing:
+        raise InputError(f"{path!r} lacks {', '.join(sorted(missing))} in its metadata")
+    return description

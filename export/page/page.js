@@ -1,0 +1,406 @@
+// The page: controls, drawing, and the worker that samples.
+//
+// For scripts and tests there is window.fastdiff:
+//   ready               a promise of model.json's contents, kept once the runtime and the model are loaded
+//   sample(options)     a promise of {images, shape, settings, seconds}: images is a Float32Array in the order of
+//                       shape, [n, C, H, W], in [-1, 1]. options, each as the controls stand where left out:
+//                       {n, seed, first, sampler, steps, context, guidanceScale}; seed and first are a BigInt, a
+//                       number or a string; context is an array of K numbers or {class name: weight}. Bad options
+//                       reject with an Error; a cancelled run rejects with one whose name is "AbortError".
+//   cancel()            stops the run under way, if any, within a step
+//   last                what the last finished run gave, or null
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const NUMBERS = [1, 4, 9, 16, 25];
+const LIMIT = 2n ** 63n;
+const HINTS = {
+  ddim: "Deterministic: good from 25 steps.",
+  ddpm: "Adds noise at every step, and wants many of them.",
+  ddpm_large: "Adds more noise at every step, and wants many of them.",
+  dpmpp_2m: "Deterministic, second order: good from 10 to 25 steps.",
+  dpmpp_2m_sde: "Second order with noise: good from 15 steps.",
+};
+
+let model, classes; // model.json, and the names of its classes
+let worker;
+let run = null; // the run under way: {id, settings, resolve, reject, began, step, frames}
+let runs = 0;
+let loaded = false;
+
+// --- What is asked for ---
+
+function wholeNumber(name, value, low, high) {
+  const text = String(value).trim();
+  if (!/^\d+$/.test(text) || BigInt(text) < low || BigInt(text) > high) {
+    const shown = text.length > 40 ? `${text.slice(0, 40)}…` : text || "(nothing)";
+    throw Object.assign(new Error(`${name} ${shown}; accepted: a whole number from ${low} to ${high}.`), { field: name });
+  }
+  return BigInt(text);
+}
+
+/** Options, completed from the controls and checked. Throws an Error that says what is accepted. */
+function complete(options = {}) {
+  const s = { ...controls(), ...options };
+  s.n = Number(wholeNumber("Number of images", s.n, 1n, 1024n));
+  s.seed = wholeNumber("Seed", s.seed, 0n, LIMIT - 1n);
+  s.first = wholeNumber("First sample", s.first, 0n, LIMIT - BigInt(s.n));
+  const tables = model.samplers[s.sampler];
+  if (!tables) throw new Error(`Sampler ${s.sampler}; accepted: ${Object.keys(model.samplers).join(", ")}.`);
+  if (!tables[s.steps]) throw new Error(`Steps ${s.steps}; accepted: ${Object.keys(tables).join(", ")}.`);
+  if (!Array.isArray(s.context)) {
+    const unknown = Object.keys(s.context).find((name) => !classes.includes(name));
+    if (unknown !== undefined) throw new Error(`Class ${unknown}; accepted: ${classes.join(", ") || "none"}.`);
+    s.context = classes.map((name) => s.context[name] ?? 0);
+  }
+  if (s.context.length !== classes.length || !s.context.every(Number.isFinite)) {
+    throw new Error(`Context ${s.context}; accepted: ${classes.length} numbers.`);
+  }
+  if (!Number.isFinite(s.guidanceScale)) throw new Error(`Guidance scale ${s.guidanceScale}; accepted: a number.`);
+  return s;
+}
+
+function controls() {
+  return {
+    n: chosen("number"),
+    seed: $("seed").value,
+    first: 0,
+    sampler: $("sampler").value,
+    steps: chosen("steps"),
+    context: classes.map((_, k) => Number($(`class-${k}`).value)),
+    guidanceScale: Number($("guidance").value),
+  };
+}
+
+/** The command line that gives the same picture. */
+function command(s) {
+  const quoted = (text) => (/^[\w.,=+/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+  const words = ["fastdiff", "sample", quoted(model.name), "-n", s.n, "--seed", s.seed];
+  if (s.first) words.push("--first", s.first);
+  words.push("--sampler", s.sampler, "--steps", s.steps);
+  if (s.context.some(Boolean)) {
+    const named = model.class_names.length && !model.class_names.some((name) => /[,=]/.test(name));
+    const weights = classes.map((name, k) => `${name}=${s.context[k]}`).filter((_, k) => s.context[k]);
+    words.push("--context", quoted(named ? weights.join(",") : s.context.join(",")));
+    words.push("--guidance-scale", s.guidanceScale);
+  }
+  if (model.clip !== null) words.push("--clip", Array.isArray(model.clip) ? model.clip.join("=") : model.clip);
+  return words.join(" ");
+}
+
+/** The end of this page's address that reproduces the picture. */
+function toHash(s) {
+  const values = { n: s.n, seed: s.seed, sampler: s.sampler, steps: s.steps };
+  if (classes.length) Object.assign(values, { context: s.context.join(","), guidance: s.guidanceScale });
+  return `#${Object.entries(values).map(([key, value]) => `${key}=${value}`).join("&")}`;
+}
+
+/** Controls set from the address; what it asks for and the page does not offer is told of, and left as it is. */
+function fromHash() {
+  const asked = new URLSearchParams(location.hash.slice(1));
+  const odd = [];
+  const take = (key, accepted, set) => {
+    if (!asked.has(key)) return;
+    if (accepted(asked.get(key))) set(asked.get(key));
+    else odd.push(`${key}=${asked.get(key)}`);
+  };
+  const inRange = (low, high) => (text) => text.trim() !== "" && Number(text) >= low && Number(text) <= high;
+  take("seed", () => true, (text) => { $("seed").value = text; }); // looked at when it is used, as if typed
+  take("sampler", (name) => name in model.samplers, (name) => { $("sampler").value = name; showSteps(); });
+  take("steps", (steps) => steps in model.samplers[$("sampler").value], (steps) => choose("steps", steps));
+  take("n", (n) => NUMBERS.includes(Number(n)), (n) => choose("number", n));
+  take("guidance", inRange(0, 8), (scale) => { $("guidance").value = scale; });
+  take("context", (text) => text.split(",").length === classes.length && text.split(",").every(inRange(0, 1)),
+    (text) => setClasses(text.split(",")));
+  showValues();
+  if (odd.length) say(`This link asks for ${odd.join(" and ")}, which this page does not offer.`, "error");
+}
+
+// --- The controls ---
+
+const chosen = (name) => Number($(name).querySelector("input:checked").value);
+
+function choose(name, value) {
+  $(name).querySelector(`input[value="${value}"]`).checked = true;
+}
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+/** A row of values to choose one from: radio buttons, for the keyboard and screen readers. */
+function pills(name, values, value) {
+  $(name).replaceChildren(...values.map((v) =>
+    element("label", {}, element("input", { type: "radio", name, value: v }), element("span", { textContent: v }))));
+  choose(name, value);
+}
+
+const nearest = (values, to) => values.reduce((a, b) => (Math.abs(b - to) < Math.abs(a - to) ? b : a));
+
+function showSteps() {
+  const values = Object.keys(model.samplers[$("sampler").value]).map(Number);
+  const before = $("steps").querySelector("input:checked");
+  pills("steps", values, nearest(values, before ? Number(before.value) : 25));
+  $("sampler-hint").textContent = HINTS[$("sampler").value] ?? "";
+}
+
+function setClasses(weights) {
+  classes.forEach((_, k) => { $(`class-${k}`).value = weights[k]; });
+  showValues();
+}
+
+function showValues() {
+  for (const input of document.querySelectorAll(".row input")) input.nextElementSibling.value = Number(input.value);
+}
+
+function build() {
+  document.title = `${model.name} · fastdiff`;
+  $("name").textContent = model.name;
+  $("made-by").textContent = `Made by ${model.made_by}.`;
+  classes = Array.from({ length: model.context_width }, (_, k) => model.class_names[k] ?? String(k));
+  $("class-rows").append(...classes.map((name, k) => {
+    const alone = element("button", { type: "button", textContent: name, title: `only ${name}` });
+    alone.addEventListener("click", () => setClasses(classes.map((_, j) => Number(j === k))));
+    const slider = element("input", { type: "range", id: `class-${k}`, min: 0, max: 1, step: 0.05, value: Number(k === 0) });
+    slider.setAttribute("aria-label", `weight of ${name}`);
+    return element("div", { className: "row" }, alone, slider, element("output"));
+  }));
+  const none = element("button", { type: "button", id: "none", textContent: "none", title: "no class" });
+  none.addEventListener("click", () => setClasses(classes.map(() => 0)));
+  $("class-hint").prepend(none);
+  $("classes").hidden = !classes.length;
+  $("sampler").append(...Object.keys(model.samplers).map((name) => element("option", { textContent: name })));
+  showSteps();
+  pills("number", NUMBERS, 9);
+  showValues();
+  draw(null);
+}
+
+// --- The picture ---
+
+/** Pixels as Python's to_uint8 makes them: in float32, rounded half to even and clamped by the array's own type. */
+function pixels(images) {
+  return Uint8ClampedArray.from(images, (v) => Math.fround(Math.fround(v + 1) * 127.5));
+}
+
+/** values (n, C, H, W) in 0..255 on a canvas, row by row and one pixel apart; null is a first sight, of noise. */
+function draw(values, n = chosen("number"), canvas = $("canvas")) {
+  const [channels, height, width] = model.image_shape;
+  const columns = Math.ceil(Math.sqrt(n));
+  canvas.width = columns * (width + 1) + 1;
+  canvas.height = Math.ceil(n / columns) * (height + 1) + 1;
+  const context = canvas.getContext("2d");
+  const size = height * width;
+  values ??= Uint8ClampedArray.from({ length: n * channels * size }, () => 255 * Math.random());
+  for (let r = 0; r < n; r++) {
+    const tile = new ImageData(width, height);
+    for (let i = 0; i < size; i++) {
+      for (let c = 0; c < 3; c++) tile.data[4 * i + c] = values[(r * channels + (channels === 3 ? c : 0)) * size + i];
+      tile.data[4 * i + 3] = 255;
+    }
+    context.putImageData(tile, 1 + (r % columns) * (width + 1), 1 + Math.floor(r / columns) * (height + 1));
+  }
+  if (canvas === $("canvas")) fit();
+}
+
+/** The canvas as large as fits, each of its pixels a whole number of the screen's: all squares are then alike. */
+function fit() {
+  const canvas = $("canvas");
+  const dots = window.devicePixelRatio || 1;
+  const room = Math.min($("frame").clientWidth, Math.max(260, window.innerHeight - 300));
+  const scale = Math.max(1, Math.floor((room * dots) / Math.max(canvas.width, canvas.height)));
+  canvas.style.width = `${(canvas.width * scale) / dots}px`;
+}
+
+/** The picture as `fastdiff sample` writes it: white between the images, about 640 pixels wide. */
+async function download() {
+  const { settings, frames } = fastdiff.last;
+  const small = document.createElement("canvas");
+  draw(frames.at(-1), settings.n, small);
+  const scale = Math.max(1, Math.round(640 / small.width));
+  const sheet = element("canvas", { width: small.width * scale, height: small.height * scale });
+  const context = sheet.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  context.fillStyle = "white";
+  context.fillRect(0, 0, sheet.width, sheet.height);
+  context.drawImage(small, 0, 0, sheet.width, sheet.height);
+  const href = URL.createObjectURL(await new Promise((resolve) => sheet.toBlob(resolve, "image/png")));
+  element("a", { href, download: `${model.name.replace(/[^\w.-]+/g, "_")}-seed-${settings.seed}.png` }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60000);
+}
+
+// --- A run ---
+
+function say(text, kind = "") {
+  $("status").textContent = text;
+  $("status").className = kind;
+}
+
+function sample(options) {
+  return fastdiff.ready.then(() => new Promise((resolve, reject) => {
+    if (run) throw new Error("A run is under way; cancel it first.");
+    const settings = complete(options);
+    const { rows, times } = model.samplers[settings.sampler][settings.steps];
+    const shape = [settings.n, ...model.image_shape];
+    run = { id: ++runs, settings, shape, resolve, reject, began: performance.now(), step: 0, frames: [] };
+    $("command").textContent = command(settings);
+    $("command-line").hidden = false;
+    say(`Sampling ${settings.n} ${settings.n === 1 ? "image" : "images"} in ${settings.steps} steps.`);
+    busy(true);
+    run.clock = setInterval(showTime, 200);
+    showTime();
+    // Without a class there is nothing to guide towards: the result is that of scale 1, in half the time.
+    const guidanceScale = settings.context.some(Boolean) ? settings.guidanceScale : 1;
+    const integerTimes = model.time === "index";
+    worker.postMessage({ ...settings, type: "run", id: run.id, shape, rows, times, integerTimes, guidanceScale });
+  }));
+}
+
+function cancel() {
+  if (run) worker.postMessage({ type: "cancel", id: run.id });
+}
+
+function busy(on) {
+  const focused = document.activeElement; // a button that is disabled loses the keyboard's focus
+  $("sample").disabled = on || !loaded;
+  $("cancel").disabled = !on;
+  $("download").disabled = on || !fastdiff.last;
+  $("progress").classList.toggle("idle", !on);
+  $("replay").hidden = true;
+  if (on && focused === $("sample")) $("cancel").focus();
+  if (!on && focused === $("cancel")) $("sample").focus();
+}
+
+const seconds = (ms) => (ms < 9950 ? (ms / 1000).toFixed(1) : Math.round(ms / 1000)) + " s";
+
+function showTime() {
+  const { step, settings, began } = run;
+  const elapsed = performance.now() - began;
+  // The time of the steps done, spread over those to come; what has passed of the present one counts.
+  const left = run.lastStep ? Math.max(0, ((run.lastStep - began) / step) * settings.steps - elapsed) : NaN;
+  $("detail").textContent = `Step ${step} of ${settings.steps} · ${seconds(elapsed)}`
+    + (step && step < settings.steps ? ` · about ${seconds(left)} left` : "");
+  $("progress").value = step / settings.steps;
+}
+
+/** Ends the run: `how` is "done", "cancelled" or "error". */
+function end(how, message) {
+  const { settings, shape, frames, images, step, began, clock, resolve, reject } = run;
+  clearInterval(clock);
+  const took = performance.now() - began;
+  run = null;
+  if (how === "done") fastdiff.last = { images, shape, settings, frames, seconds: took / 1000 };
+  busy(false);
+  if (how === "done") {
+    $("detail").textContent = `${(settings.n / (took / 1000)).toFixed(1)} images/s, ${seconds(took / settings.steps)} a step`;
+    say(`Done: ${settings.n} ${settings.n === 1 ? "image" : "images"} in ${seconds(took)}.`);
+    $("canvas").setAttribute("aria-label", `Sampled images, ${command(settings)}`);
+    $("replay").hidden = frames.length < 2;
+    $("frame-number").max = $("frame-number").value = frames.length;
+    showFrame();
+    return resolve(fastdiff.last);
+  }
+  $("detail").textContent = "";
+  $("download").disabled = true; // what is shown is no finished picture
+  const text = how === "cancelled" ? `Cancelled after step ${step} of ${settings.steps}.` : `It stopped: ${message}.`;
+  say(text, how === "error" ? "error" : "");
+  reject(Object.assign(new Error(text), { name: how === "cancelled" ? "AbortError" : "Error" }));
+}
+
+function showFrame() {
+  const { settings, frames } = fastdiff.last;
+  const step = Number($("frame-number").value);
+  draw(frames[step - 1], settings.n);
+  $("frame-name").value = `step ${step} of ${frames.length}`;
+}
+
+/** A worker with the runtime and the model; quiet where the status is to stay. */
+function start(quiet = false) {
+  return new Promise((resolve, reject) => {
+    loaded = false;
+    worker = new Worker("worker.js", { type: "module" });
+    const crash = (message) => {
+      loaded = false;
+      if (run) end("error", message);
+      // After an error the runtime may be in any state; a fresh one is loaded, from the browser's cache.
+      worker.terminate();
+      fastdiff.ready = start(true).then(() => model, failed);
+      fastdiff.ready.catch(() => {});
+    };
+    worker.onerror = (event) => {
+      const message = `cannot run worker.js${event.message ? ` (${event.message})` : ""}`;
+      if (loaded) crash(message);
+      else reject(new Error(message));
+    };
+    worker.onmessage = ({ data }) => {
+      if (data.type === "loading") {
+        if (!quiet) say(`${data.what[0].toUpperCase()}${data.what.slice(1)}…`);
+        if (data.share === undefined) $("progress").removeAttribute("value");
+        else $("progress").value = data.share;
+      } else if (data.type === "ready") resolve();
+      else if (data.type === "failed") reject(new Error(data.message));
+      else if (data.id !== run?.id) return;
+      else if (data.type === "step") {
+        Object.assign(run, { step: data.step, lastStep: performance.now(), images: data.x });
+        run.frames.push(pixels(data.x));
+        draw(run.frames.at(-1), run.settings.n);
+        showTime();
+      } else if (data.type === "error") crash(data.message);
+      else end(data.type);
+    };
+    worker.postMessage({ type: "load", modelBytes: model.model_bytes });
+  }).then(() => { loaded = true; $("progress").value = 0; busy(false); });
+}
+
+async function open() {
+  if (location.protocol === "file:") {
+    throw new Error("a browser runs this page only from a server; in its folder: python3 -m http.server, then open http://localhost:8000");
+  }
+  // A function of two SIMD instructions: the runtime is made of them.
+  const simd = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11];
+  if (typeof WebAssembly === "undefined" || !WebAssembly.validate(new Uint8Array(simd))) {
+    throw new Error("this browser has no WebAssembly SIMD, which the runtime needs; browsers since 2023 have it");
+  }
+  const response = await fetch("model.json").catch((error) => { throw new Error(`cannot load model.json (${error.message})`); });
+  if (!response.ok) throw new Error(`cannot load model.json: the server answered ${response.status}`);
+  model = await response.json();
+  build();
+  await start();
+  say("Ready: press Sample.");
+  fromHash();
+  return model;
+}
+
+function failed(error) {
+  $("progress").classList.add("idle");
+  say(`This page cannot start: ${error.message}.`, "error");
+  throw error;
+}
+
+window.fastdiff = { sample, cancel, last: null };
+fastdiff.ready = open().catch(failed);
+fastdiff.ready.catch(() => {}); // told of already
+
+$("controls").addEventListener("submit", (event) => {
+  event.preventDefault();
+  $("seed").removeAttribute("aria-invalid");
+  try {
+    history.replaceState(null, "", toHash(complete()));
+    sample().catch(() => {}); // told of by end()
+  } catch (error) {
+    say(error.message, "error");
+    if (error.field === "Seed") $("seed").setAttribute("aria-invalid", "true");
+    if (error.field === "Seed") $("seed").focus();
+  }
+});
+$("cancel").addEventListener("click", cancel);
+$("download").addEventListener("click", download);
+$("random").addEventListener("click", () => { $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 1000000; });
+$("sampler").addEventListener("change", showSteps);
+$("controls").addEventListener("input", showValues);
+$("frame-number").addEventListener("input", showFrame);
+document.addEventListener("keydown", (event) => { if (event.key === "Escape") cancel(); });
+window.addEventListener("resize", () => model && fit());
+window.addEventListener("hashchange", () => model && fromHash());

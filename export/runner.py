@@ -1,0 +1,230 @@
+"""`OnnxSampler`: images from a file of `fastdiff export`, by ONNX Runtime."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata as installed
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastdiff.context import resolve_rows
+from fastdiff.errors import InputError, finite, unknown, whole
+from fastdiff.export import metadata
+from fastdiff.noise import LIMIT, NoiseSource, PhiloxNoise
+from fastdiff.schedule import from_config
+from fastdiff.table import StepTable, make_table
+
+DEFAULT_BATCH = 64
+# Short names; ONNX Runtime's own are accepted too.
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+}
+
+Provider = str | tuple[str, dict[str, Any]]
+
+
+def onnxruntime() -> ModuleType:
+    """The module; raises InputError where no extra brought it."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(
+            f"ONNX Runtime is not installed ({error}); pip install 'fastdiff-engine[onnx]', or [onnx-gpu] for a GPU"
+        ) from error
+    names = {str(d.metadata["Name"]).lower() for d in installed.distributions()}
+    if {"onnxruntime", "onnxruntime-gpu"} <= names:
+        warnings.warn("onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+                      "uninstall both, then install one", stacklevel=2)  # fmt: skip
+    return onnxruntime
+
+
+def choose_providers(providers: str | Sequence[Provider] | None) -> list[Provider]:
+    """What was asked for by ONNX Runtime's own names, the CPU unless given. Raises InputError for an absent one."""
+    asked: Sequence[Provider] = [providers] if isinstance(providers, str) else providers or ["cpu"]
+    available = onnxruntime().get_available_providers()
+    short = {name: alias for alias, name in PROVIDERS.items()}
+    chosen: list[Provider] = []
+    for one in asked:
+        name, options = one if isinstance(one, tuple) else (one, {})
+        full = PROVIDERS.get(name.lower(), name)
+        if full not in available:
+            if full not in PROVIDERS.values():
+                raise unknown("provider", name, [*PROVIDERS, *available])
+            hint = "; pip install 'fastdiff-engine[onnx-gpu]' in place of [onnx]" if "cuda" in short[full] else ""
+            here = ", ".join(short.get(name, name) for name in available)
+            raise InputError(f"provider {name!r} is not in this ONNX Runtime; available: {here}{hint}")
+        chosen.append((full, options) if options else full)
+    return chosen
+
+
+class OnnxSampler:
+    """A sampler's file, ready to run: `OnnxSampler("sampler.onnx").sample(64, seed=0)`.
+
+    providers: cpu (unless given), cuda, tensorrt, ... or ONNX Runtime's own names, first choice first; each as a name
+    or (name, options). One that is absent, or that ONNX Runtime would silently leave out, is an InputError.
+    threads: of the CPU, for one operator; ONNX Runtime's default unless given.
+
+    description: what the file says of itself (see export.metadata). image_shape: (C, H, W).
+    Raises InputError for a file that is not whole, not a sampler, or not fastdiff's, with what it lacks.
+    """
+
+    def __init__(
+        self, path: str | Path, providers: str | Sequence[Provider] | None = None, threads: int | None = None
+    ) -> None:
+        self.path = str(path)
+        runtime = onnxruntime()
+        chosen = choose_providers(providers)
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # errors: its warnings are about its own inner workings
+        if threads is not None:
+            options.intra_op_num_threads = whole("threads", threads, 1, 4096)
+        if not Path(path).is_file():
+            raise InputError(f"cannot read {self.path!r}: no such file")
+        try:
+            self.session = runtime.InferenceSession(self.path, options, providers=chosen)
+        except Exception as error:  # its errors have no common class
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise InputError(f"{self.path!r} cannot be loaded by ONNX Runtime: {reason[0]}") from error
+        wanted = chosen[0][0] if isinstance(chosen[0], tuple) else chosen[0]
+        if wanted not in self.session.get_providers():
+            raise InputError(f"provider {wanted!r} could not start; ONNX Runtime fell back to "
+                             f"{', '.join(self.session.get_providers())}: its libraries are missing or do not fit")  # fmt: skip
+        self.provider = wanted
+        self.description = metadata.from_properties(
+            self.session.get_modelmeta().custom_metadata_map, self.path
+        )
+        if self.description["kind"] != "sampler":
+            raise InputError(f"{self.path!r} is a {self.description['kind']} without a sampling loop; "
+                             "accepted: a file of `fastdiff export MODEL --sampler ...`")  # fmt: skip
+        self.inputs = [given.name for given in self.session.get_inputs()]
+        self.image_shape: tuple[int, int, int] = tuple(self.description["image_shape"])
+        self.class_names: list[str] = self.description["class_names"]
+        self.stepwise: bool = self.description["stepwise"]
+        if "seed" in self.inputs and wanted != PROVIDERS["cpu"]:
+            warnings.warn(f"{wanted} has no kernels for the noise's integers, which runs on the CPU in every step; "
+                          "a file made with --noise input takes it from outside", stacklevel=2)  # fmt: skip
+
+    def table(self, sampler: str = "ddim", steps: int = 25, eta: float = 0.0, spacing: str = "trailing") -> StepTable:
+        """A table for a file that holds none (`--sampler any`)."""
+        about = self.description
+        schedule = from_config(about["schedule"])
+        return make_table(sampler, schedule, steps, eta, spacing, about["prediction_type"], about["time"])
+
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        first: int = 0,
+        context: Any = None,
+        guidance_scale: float | None = None,
+        table: StepTable | None = None,
+        frames: int | None = None,
+        noise: NoiseSource | None = None,
+        batch_size: int | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """n images, (n, C, H, W) float32 in [-1, 1], or uint8 (n, H, W, C) from a file that makes pictures.
+
+        The arguments are those of fastdiff.sample, and so are the images. table: for a file without one, see `table`.
+        frames: also x after every k-th step, (m, n, C, H, W); stepwise files only. noise: a source of normals for a
+        file that takes them from outside, Philox's unless given. on_step is called with the number of images times
+        steps done since the last call. Raises InputError, before any work, for what the file does not take.
+        """
+        n = whole("n", n, 1, LIMIT - 1)
+        seed, first = whole("seed", seed, 0, LIMIT - 1), whole("first", first, 0, LIMIT - n)
+        size = min(n, DEFAULT_BATCH) if batch_size is None else whole("batch_size", batch_size, 1, LIMIT - 1)
+        frames = None if frames is None else whole("frames", frames, 1, LIMIT - 1)
+        if frames is not None and not self.stepwise:
+            raise InputError(f"frames from {self.path!r}, which runs its loop whole; accepted: one made with --stepwise")
+        if noise is not None and self.description["noise"] != "input":
+            raise InputError(f"noise for {self.path!r}, which makes its own; accepted: one made with --noise input")
+        self._check_table(table)
+        width = self.description["context_width"]
+        contexts = resolve_rows(width, self.class_names, context, n, first)
+        if guidance_scale is not None and finite("guidance_scale", guidance_scale) != 1 and contexts is None:
+            raise InputError(f"guidance_scale = {guidance_scale} without a context; give a context to guide towards")
+        source = noise if noise is not None else PhiloxNoise(seed)
+        batches, kept = [], []
+        for at in range(first, first + n, size):
+            count = min(size, first + n - at)
+            feed: dict[str, Any] = {"seed": np.array(seed), "first": np.array(at), "n": np.array(count)}
+            if width:
+                rows = torch.zeros(1, width) if contexts is None else contexts.rows(at, count)
+                scale = 1.0 if guidance_scale is None else guidance_scale
+                feed |= {"context": rows.numpy(), "guidance_scale": np.array(scale, dtype=np.float32)}
+            if table is not None:
+                feed["rows"] = np.array([table.row(i) for i in range(len(table))], dtype=np.float32)
+                feed["times"] = table.time.astype(np.int64 if self.description["time"] == "index" else np.float32)
+            seen: list[np.ndarray] = []
+            for row, x in self._rows(feed, at, count, source, table):
+                if on_step is not None:
+                    on_step(count * (1 if self.stepwise else self.steps(table)))
+                if frames is not None and ((row + 1) % frames == 0 or row + 1 == self.steps(table)):
+                    seen.append(x)
+            batches.append(x)
+            if frames is not None:
+                kept.append(np.stack(seen))
+        images = np.concatenate(batches)
+        return images if frames is None else (images, np.concatenate(kept, axis=1))
+
+    def steps(self, table: StepTable | None = None) -> int:
+        """Network evaluations of a run."""
+        return len(table) if table is not None else self.description["sampler"]["steps"]
+
+    def _check_table(self, table: StepTable | None) -> None:
+        own = self.description["sampler"]
+        if own is not None and table is not None:
+            raise InputError(f"a table for {self.path!r}, which is {own['name']} with {own['steps']} steps; leave it out")
+        if own is None and table is None:
+            raise InputError(f"no table for {self.path!r}, which holds none; accepted: one of its method `table`")
+        about = self.description
+        if table is not None and table.prediction_type != about["prediction_type"]:
+            raise InputError(f"a table for {table.prediction_type!r}; {self.path!r} predicts {about['prediction_type']!r}")
+
+    def _rows(
+        self, feed: dict[str, Any], at: int, count: int, noise: NoiseSource, table: StepTable | None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(row, x after it) of a batch; only the last row of a whole sampler."""
+        shape = (count, *self.image_shape)
+        outside = self.description["noise"] == "input"
+        random = "noise" in self.inputs
+
+        def drawn(draw: int) -> np.ndarray:
+            normals = np.asarray(noise(draw, at, shape), dtype=np.float32)
+            if normals.shape != shape:
+                raise InputError(f"the noise source returned shape {normals.shape}; it was asked for {shape}")
+            return normals
+
+        if not self.stepwise:
+            if outside:
+                draws = 1 + self.steps(table) if self.description["random"] else 1
+                feed["noise"] = np.stack([drawn(draw) for draw in range(draws)])
+            yield self.steps(table) - 1, self._run(feed)[0]
+            return
+        state = [drawn(0) if outside else np.zeros(shape, np.float32)]
+        if "x0_prev" in self.inputs:
+            state.append(np.zeros(shape, np.float32))
+        for row in range(self.steps(table)):
+            feed |= dict(zip(("x", "x0_prev"), state, strict=False))
+            feed |= {"start": np.array(row), "stop": np.array(row + 1)}
+            if outside and random:
+                feed["noise"] = drawn(row + 1)[None]
+            state = self._run(feed)
+            yield row, state[0]
+
+    def _run(self, feed: dict[str, Any]) -> list[np.ndarray]:
+        try:
+            return self.session.run(None, {name: feed[name] for name in self.inputs})
+        except Exception as error:
+            raise InputError(f"{self.path!r} failed in ONNX Runtime: {str(error).strip().splitlines()[0]}") from error

@@ -1,0 +1,237 @@
+"""From a Model to ONNX graphs of its network's three parts, by torch's own exporter.
+
+A part's floats come and go in float32 whatever the network computes in. Weights keep their values: what is folded is
+folded by operators in the graph, which a runtime evaluates once, when it loads the file.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from onnx import GraphProto
+from onnxscript import optimizer
+from torch import Tensor, nn
+from torch.export import Dim
+
+from fastdiff.context import context_width
+from fastdiff.errors import InputError
+from fastdiff.export.graph import OPSET
+from fastdiff.kernels import dispatch
+from fastdiff.kernels.attention_block import attention_block_reference, fold
+from fastdiff.model import Model
+from fastdiff.networks.blocks import HEADS, ChannelNorm, normed
+from fastdiff.networks.protocol import SeparableNetwork
+from fastdiff.prepared import FoldedLinearAttention
+
+SMALL = 16  # elements; shapes and scalars have fewer
+BATCH = 3  # of the example that is traced; torch.export takes sizes 0 and 1 for constants
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A traced network, from which the files are put together.
+
+    time: (R,) times → (R, W). context: (B, K) → (B, V), or None where the network takes none.
+    denoise: x (B, C, H, W), time (B, W)[, context (B, V)] → the prediction (B, C, H, W). All float32, but for times,
+    which are int64 where the model's are indices. network: the torch form of what was traced, for comparison.
+    dtype: what it computes in. width: K, 0 without contexts. image_shape: (C, H, W), names where a size is free.
+    """
+
+    model: Model
+    network: nn.Module
+    time: GraphProto
+    context: GraphProto | None
+    denoise: GraphProto
+    dtype: torch.dtype
+    prepared: bool
+    width: int
+    image_shape: tuple[int | str, ...]
+
+
+def trace(
+    model: Model, dtype: torch.dtype = torch.float32, prepared: bool = True, free_size: bool = False
+) -> Parts:
+    """Trace the model's network; takes seconds.
+
+    dtype: float32 or float16, of all arithmetic and weights. prepared: with linear attention folded where that saves
+    operations (see kernels.attention_block), else as published. free_size: leave height and width open where the
+    network allows; a graph of one size is a little faster.
+    Raises InputError for a network that cannot be exported, with the operator or the line that stands in the way.
+    """
+    if dtype not in (torch.float32, torch.float16):
+        raise InputError(f"dtype = {dtype!r}; accepted: torch.float32 or torch.float16")
+    network = copy.deepcopy(model.network).to("cpu", dtype).eval().requires_grad_(False)
+    integer, width = model.time == "index", context_width(model) or 0
+    x = torch.zeros(BATCH, *model.image_shape)
+    times = torch.full((BATCH,), model.schedule.first, dtype=torch.int64 if integer else torch.float32)
+    contexts = (torch.zeros(BATCH, width),) if width else ()
+    with torch.no_grad(), dispatch.using("reference"):
+        if prepared:
+            _fold_attention(network, (x.to(dtype), times, *(c.to(dtype) for c in contexts)))
+        of = (network, dtype, integer)
+        time, context, denoise = _TimePart(*of), _ContextPart(*of), _DenoisePart(*of)
+        given = (x, time(times), *map(context, contexts))
+        open_sizes = {2: Dim.AUTO, 3: Dim.AUTO} if free_size else {}
+        body, shapes = _export("denoise", denoise, given, open_sizes)
+        return Parts(
+            model=model,
+            network=network,
+            time=_export("time", time, (times,))[0],
+            context=_export("context", context, contexts)[0] if contexts else None,
+            denoise=body,
+            dtype=dtype,
+            prepared=prepared,
+            width=width,
+            image_shape=tuple(
+                size if isinstance(size, int) else name
+                for size, name in zip(shapes[0][1:], ("channels", "height", "width"), strict=True)
+            ),
+        )
+
+
+class _Part(nn.Module):
+    """One of a network's three parts. A network that is not a SeparableNetwork is all in the last."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype, integer: bool) -> None:
+        super().__init__()
+        self.network, self.dtype, self.integer = network, dtype, integer
+        self.separable = isinstance(network, SeparableNetwork)
+
+    def side_by_side(self, embeddings: Sequence[Tensor]) -> Tensor:
+        return torch.cat([e.flatten(1) for e in embeddings], dim=1).float()
+
+
+class _TimePart(_Part):
+    def forward(self, t: Tensor) -> Tensor:
+        return self.side_by_side(self.network.embed_time(t)) if self.separable else t[:, None].float()
+
+
+class _ContextPart(_Part):
+    def forward(self, context: Tensor) -> Tensor:
+        if not self.separable:
+            return context.clone()
+        return self.side_by_side(self.network.embed_context(context.to(self.dtype)))
+
+
+class _DenoisePart(_Part):
+    """The embeddings' shapes are taken from the network once, when the part is made."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype, integer: bool) -> None:
+        super().__init__(network, dtype, integer)
+        if self.separable:
+            time = torch.zeros(1, dtype=torch.int64 if integer else torch.float32)
+            self.time_shapes = [e.shape[1:] for e in network.embed_time(time)]
+            self.context_shapes = [e.shape[1:] for e in network.embed_context(None)]
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
+        x, time = x.to(self.dtype), time.to(self.dtype if self.separable or not self.integer else torch.int64)
+        contexts = () if context is None else (context.to(self.dtype),)
+        if not self.separable:
+            return self.network(x, time[:, 0], *contexts).float()
+        embedded = self.network.embed_context(None) if context is None else _split(contexts[0], self.context_shapes)
+        return self.network.denoise(x, _split(time, self.time_shapes), embedded).float()
+
+
+def _split(embedding: Tensor, shapes: list[torch.Size]) -> tuple[Tensor, ...]:
+    if not shapes:
+        return ()
+    parts = embedding.split([shape.numel() for shape in shapes], dim=1)
+    return tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True))
+
+
+class _FoldedAttention(nn.Module):
+    """Residual(PreNorm(LinearAttention)) by kernels.attention_block, its weights folded when called."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm, attention = self.block.fn.norm, self.block.fn.fn
+        project, last = attention.to_out
+        gain = last.g if isinstance(last, ChannelNorm) else None
+        folded = fold(
+            norm.weight, norm.bias, attention.to_qkv.weight, project.weight, project.bias, gain,
+            HEADS, attention.divide_by_n, norm.eps, precision=torch.float32,
+        )  # fmt: skip
+        out = attention_block_reference(x, folded)
+        return out if gain is not None else normed(last, out) + x
+
+
+def _fold_attention(network: nn.Module, given: tuple[Tensor, ...]) -> None:
+    """Replace the residual linear-attention blocks where the fold saves operations at the example's size."""
+    positions: dict[nn.Module, int] = {}
+    hooks = [
+        block.register_forward_pre_hook(lambda block, xs: positions.update({block: xs[0].shape[2:].numel()}))
+        for block in network.modules()
+        if FoldedLinearAttention.replaces(block)
+    ]
+    network(*given)
+    for hook in hooks:
+        hook.remove()
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if child in positions and child.fn.norm.num_channels < positions[child]:
+                setattr(parent, name, _FoldedAttention(child))
+
+
+def _export(
+    name: str, part: nn.Module, given: tuple[Tensor, ...], sizes: dict[int, Any] | None = None
+) -> tuple[GraphProto, list[torch.Size]]:
+    """The part's graph with a dynamic first dimension, without notes on where it came from; its inputs' shapes."""
+    free: list[dict[int, Any]] = [{0: Dim("batch")} for _ in given]
+    free[0].update(sizes or {})
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                part.eval(), given, dynamic_shapes=tuple(free), opset_version=OPSET, dynamo=True, optimize=False,
+                verbose=False,
+            )  # fmt: skip
+        except Exception as problem:
+            raise InputError(f"the network's {name} part cannot be exported: {_reason(problem)}") from problem
+        model = program.model_proto
+        # Weights are left alone: only what is as small as a shape is folded.
+        optimizer.fold_constants(model, input_size_limit=SMALL, output_size_limit=SMALL)
+        optimizer.remove_unused_nodes(model)
+    graph = model.graph
+    graph.name = name
+    del graph.value_info[:]
+    for node in graph.node:
+        if node.domain:
+            raise InputError(f"the network's {name} part has the operator {node.domain}.{node.op_type}; not in ONNX")
+        node.doc_string = ""
+        del node.metadata_props[:]
+    traced = program.exported_program
+    placeholders = {node.name: node.meta["val"].shape for node in traced.graph.nodes if node.op == "placeholder"}
+    return graph, [placeholders[user] for user in traced.graph_signature.user_inputs]
+
+
+def _reason(problem: BaseException) -> str:
+    """The exporter's own errors are pages; their innermost cause says what it is about."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return f"{type(problem).__name__}: {lines[0] if lines else problem}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on torchvision's absence and on its own inner workings."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

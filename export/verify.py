@@ -1,0 +1,156 @@
+"""Every exported file is run in ONNX Runtime against torch, on fresh random inputs, before it gets its name."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastdiff.errors import InputError
+from fastdiff.export import philox
+from fastdiff.export.assemble import Face
+from fastdiff.export.graph import INT64, Graph, finish_model, value
+from fastdiff.export.runner import OnnxSampler, onnxruntime
+from fastdiff.export.trace import Parts
+from fastdiff.images import to_uint8
+from fastdiff.kernels import philox as reference
+from fastdiff.model import Model
+from fastdiff.sampling import sample
+from fastdiff.table import StepTable, make_table
+
+NETWORK_BATCHES = (1, 3, 8)
+LOOP_BATCHES = (1, 3)
+ANY_STEPS = 10  # rows of the tables by which a file without one is tried
+# Of the network relative to the norm, of a loop's images in units of max(1, max|x|). In float16 every evaluation is off by
+# about 1e-3, which a loop adds up.
+NETWORK_BOUNDS = {torch.float32: 1e-5, torch.float16: 3e-3}
+LOOP_BOUNDS = {torch.float32: 1e-4, torch.float16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: what was compared, how far apart, and how far it may be."""
+
+    what: str
+    distance: float
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.distance:.1e} (accepted: up to {self.bound:.0e})"
+
+
+def checked(checks: Iterable[Check]) -> list[Check]:
+    """All of them; raises InputError at the first beyond its bound, NaN included."""
+    done = []
+    for check in checks:
+        if not check.distance <= check.bound:
+            raise InputError(f"the exported file differs from torch: {check}; no file was written")
+        done.append(check)
+    return done
+
+
+def stored_as(model: Model, weights: str) -> Model:
+    """The model with its weights rounded as the file stores them: what the file is to be equal to."""
+    import dataclasses
+
+    network: nn.Module = copy.deepcopy(model.network).to("cpu", torch.float32).eval()
+    if weights == "float16":
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half())
+    return dataclasses.replace(model, network=network)
+
+
+def network_checks(path: Path, parts: Parts, weights: str) -> Iterator[Check]:
+    """The network, relative to the norm of torch's prediction."""
+    model = stored_as(parts.model, weights)
+    session = onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    schedule, worst = model.schedule, 0.0
+    for batch in NETWORK_BATCHES:
+        x = torch.randn(batch, *model.image_shape)
+        timestep = torch.randint(schedule.first, schedule.first + schedule.num_timesteps, (batch,))
+        time = timestep if model.time == "index" else timestep.float() / schedule.num_timesteps
+        given = [x, time]
+        if parts.width:
+            given.append(torch.rand(batch, parts.width) * 2)
+        with torch.no_grad():
+            expected = model.network(*given)
+        names = [one.name for one in session.get_inputs()]
+        out = session.run(None, dict(zip(names, (tensor.numpy() for tensor in given), strict=True)))[0]
+        worst = _worse(worst, float(np.linalg.norm(out - expected.numpy()) / expected.norm()))
+    batches = ", ".join(map(str, NETWORK_BATCHES))
+    yield Check(f"network, batches of {batches}, relative", worst, NETWORK_BOUNDS[parts.dtype])
+
+
+def sampler_checks(path: Path, parts: Parts, face: Face, weights: str) -> Iterator[Check]:
+    """The noise's integers, then whole loops."""
+    yield integers_check()
+    model, bound = stored_as(parts.model, weights), LOOP_BOUNDS[parts.dtype]
+    sampler = OnnxSampler(path)
+    for table in [face.table] if face.table is not None else _some_tables(model):
+        worst = 0.0
+        for n in LOOP_BATCHES:
+            seed, first = secrets.randbelow(2**63), secrets.randbelow(2**62)
+            context = torch.rand(n, parts.width) if parts.width else None
+            guidance_scale = None if context is None or n == 1 else 1 + 2 * float(torch.rand(()))
+            asked = dict(seed=seed, first=first, context=context, guidance_scale=guidance_scale)
+            out = sampler.sample(n, **asked, table=None if face.table is not None else table)
+            clip = False if face.clip is None else face.clip
+            expected = sample(model, n, table, clip=clip, device="cpu", form="eager", **asked)
+            worst = _worse(worst, _distance(out, expected))
+        of = f"{table.sampler}, {len(table)} steps, batches of {', '.join(map(str, LOOP_BATCHES))}"
+        if face.pictures:
+            # A float beyond the edge between two values moves a pixel by one.
+            yield Check(f"pictures by {of}, in values of 255", worst, 1 + bound * 127.5)
+        else:
+            yield Check(f"images by {of}, of max(1, max|x|)", worst, bound)
+
+
+def _some_tables(model: Model) -> list[StepTable]:
+    steps = min(ANY_STEPS, model.schedule.num_timesteps)
+    return [
+        make_table(name, model.schedule, steps, prediction_type=model.prediction_type, time=model.time)
+        for name in ("ddim", "dpmpp_2m_sde")
+    ]
+
+
+def _distance(out: np.ndarray, expected: torch.Tensor) -> float:
+    if out.dtype == np.uint8:
+        pixels = to_uint8(expected).permute(0, 2, 3, 1).numpy()
+        return float(np.abs(out.astype(int) - pixels.astype(int)).max())
+    return float(np.abs(out - expected.numpy()).max()) / max(1.0, float(expected.abs().max()))
+
+
+def _worse(one: float, other: float) -> float:
+    """The larger; NaN if either is."""
+    return float(np.maximum(one, other))
+
+
+def integers_check(write: Callable[..., list[str]] = philox.words) -> Check:
+    """The words that the graph's operators make against kernels.philox, as the share that differs.
+
+    Two random seeds and sample indices beyond 2^32, and the largest, whose halves are negative as 32-bit integers.
+    """
+    elements, samples, wrong, total = 13, 5, 0, 0
+    g = Graph()
+    stream = philox.streams(g, "seed", "first", "n")
+    names = [g.named(word, f"word{i}") for i, word in enumerate(write(g, stream, "draw", elements))]
+    scalars = [value(name, INT64, ()) for name in ("seed", "first", "n", "draw")]
+    model = finish_model(g.finish("words", scalars, [value(name, INT64, ("n", None)) for name in names]), {})
+    session = onnxruntime().InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    top = 2**63 - 1
+    cases = [(secrets.randbelow(top), secrets.randbelow(2**62)) for _ in range(2)]
+    for seed, first in [*cases, (top, top - samples), (0xFFFFFFFF, 0xFFFFFFFE)]:
+        given = {"seed": seed, "first": first, "n": samples, "draw": secrets.randbelow(1000)}
+        out = session.run(None, {name: np.array(number) for name, number in given.items()})
+        made = reference.words(seed, given["draw"], first, samples, elements, torch.device("cpu"))
+        for ours, theirs in zip(out, made, strict=True):
+            wrong += int((ours != theirs.numpy()).sum())
+            total += ours.size
+    return Check("noise integers, share that differs", wrong / total, 0.0)

@@ -1,0 +1,93 @@
+"""A static page that samples in the visitor's browser: the files of `fastdiff export MODEL --web DIR`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from fastdiff.errors import InputError
+from fastdiff.export import metadata
+from fastdiff.files import TEMPORARY, check_folder
+from fastdiff.model import Model
+from fastdiff.table import SAMPLERS, StepTable, make_table
+
+PAGE = Path(__file__).parent / "page"
+# onnxruntime-web 1.30.0 from npm: its ort.wasm.bundle.min.mjs (named .js, which every server knows the type of) and
+# its ort-wasm-simd-threaded.wasm, which needs no threads.
+RUNTIME = {
+    "ort.js": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
+    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+}
+FILES = ("index.html", "page.js", "worker.js", "style.css", "onnxruntime-LICENSE.txt",
+         "onnxruntime-ThirdPartyNotices.txt", *RUNTIME)  # fmt: skip
+STEPS = (5, 10, 15, 25, 50, 100)
+LEFT_OUT = ("ddpm_no_noise",)  # a teaching mode whose samples collapse
+
+
+def choices(model: Model) -> dict[str, Any]:
+    """What the page offers: for each sampler and number of steps the table, as float32 values."""
+    total = model.schedule.num_timesteps
+    counts = [*(n for n in STEPS if n < total), total]
+
+    def columns(table: StepTable) -> dict[str, Any]:
+        rows = np.array([table.row(i) for i in range(len(table))], dtype=np.float32)
+        # The shortest decimals that name the same float32 numbers.
+        return {"rows": [[float(str(v)) for v in row] for row in rows], "times": table.time.tolist()}
+
+    return {
+        name: {
+            str(n): columns(make_table(name, model.schedule, n, prediction_type=model.prediction_type, time=model.time))
+            for n in counts
+        }
+        for name in SAMPLERS
+        if name not in LEFT_OUT
+    }
+
+
+@contextmanager
+def write_page(folder: str | Path, name: str, model: Model, sampler: ModelProto) -> Iterator[Path]:
+    """Make the page; within the context its model.onnx can be looked at, and after it the folder gets its name.
+
+    folder: new or empty; nothing is left of it where something fails. sampler: of a stepwise Face without a table.
+    """
+    folder = check_page_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=TEMPORARY))
+    try:
+        for file in FILES:
+            shutil.copyfile(PAGE / file, made / file)
+        for file, digest in RUNTIME.items():
+            if hashlib.sha256((made / file).read_bytes()).hexdigest() != digest:
+                raise InputError(f"{file!r} of this installation is damaged; install fastdiff again")
+        (made / "model.onnx").write_bytes(sampler.SerializeToString())
+        description = json.loads({p.key: p.value for p in sampler.metadata_props}[metadata.KEY])
+        page = {**description, "name": name, "model_bytes": (made / "model.onnx").stat().st_size,
+                "samplers": choices(model)}  # fmt: skip
+        (made / "model.json").write_text(json.dumps(page))
+        yield made / "model.onnx"
+        made.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        os.rename(made, folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def check_page_folder(folder: str | Path) -> Path:
+    """A folder that is not there or empty, before any long work. Raises InputError."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"cannot write the page to {str(folder)!r}: it exists; accepted: a new or empty folder")
+    check_folder(folder.parent)
+    return folder

@@ -1,0 +1,119 @@
+"""fastdiff export."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastdiff.cli.options import foreign_options, load_model, parse_clip, parse_dtype
+from fastdiff.cli.sample import default_steps
+from fastdiff.errors import InputError, unknown
+
+ANY = "any"
+DTYPES = ("float32", "float16")
+OF_SAMPLERS = ("steps", "eta", "spacing", "clip", "stepwise", "noise", "pictures")
+NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "stepwise", "noise", "pictures", "dtype")
+
+
+@click.command(short_help="A model, or its whole sampling loop, as ONNX; a page for browsers.")
+@click.argument("model")
+@click.option("-o", "--output", metavar="FILE", help="The .onnx file.")
+@click.option("--web", metavar="DIR", help="Write a static page that samples in the visitor's browser.")
+@click.option("--sampler", help="Export the loop: ddim, ddpm, ddpm_large, ddpm_no_noise, dpmpp_2m, dpmpp_2m_sde; "
+              "any: the table is an input, stepwise. Without it the network alone is exported.")  # fmt: skip
+@click.option("--steps", type=int, help="Network evaluations, 1 to the model's timesteps.  [default: 25; ddpm*: all]")
+@click.option("--eta", type=float, help="ddim's noise, 0 (none, the default) to 1 (as ddpm).")
+@click.option("--spacing", help="trailing, leading, linspace or course.  [default: trailing]")
+@click.option("--clip", metavar="CLIP", help="Clip the predicted image: off, a bound such as 1, dynamic.")
+@click.option("--stepwise", is_flag=True, default=None,
+              help="Rows `start` to `stop` in each call, for progress, cancelling and frames.")  # fmt: skip
+@click.option("--noise", help="philox (made in the file from a seed) or input (given by the caller).  [default: philox]")
+@click.option("--pictures", is_flag=True, default=None, help="The output is uint8 (n, H, W, C), not float32 in [-1, 1].")
+@click.option("--dtype", help="What the network computes in: float32 or float16.  [default: float32]")
+@click.option("--weights", help="How weights are stored: float32, or float16 for half the size."
+              "  [default: the dtype; --web: float16]")  # fmt: skip
+@click.option("--plain", is_flag=True, help="The network as published, without folding its linear attention.")
+@foreign_options
+def export(model: str, output: str | None, web: str | None, plain: bool, weights: str | None, schedule: str | None,
+           timesteps: int | None, image_size: int | None, **options: Any) -> None:  # fmt: skip
+    """Write MODEL as ONNX, to run where there is no PyTorch, and check the file against PyTorch.
+
+    \b
+    fastdiff export fashion-mnist -o network.onnx
+    fastdiff export fashion-mnist --sampler ddim --steps 25 -o sampler.onnx
+    fastdiff export sprites --sampler ddpm_large --stepwise -o sampler.onnx
+    fastdiff export sprites --web page/          then: python3 -m http.server -d page
+
+    \b
+    The network takes   sample (batch, C, H, W), timestep (batch,), context (batch, K)
+    A sampler takes     seed, first, n; context (n, K) or (1, K), guidance_scale; and gives images (n, C, H, W)
+    Stepwise            x, x0_prev, start, stop, seed, first, ...; and gives next_x, next_x0_prev
+
+    A sampler's file needs nothing but ONNX Runtime 1.20 or newer: the same seed gives the image that `fastdiff sample`
+    gives. `fastdiff sample sampler.onnx` runs it. On GPU providers the noise's integers are computed on the CPU, which
+    --noise input avoids.
+
+    The file is run in ONNX Runtime against PyTorch before it gets its name, with fresh random inputs; where they
+    differ too much, or anything else fails, nothing is written.
+    """
+    if (output is None) == (web is None):
+        raise InputError("fastdiff export needs -o FILE.onnx or --web DIR, one of them")
+    given = {name: value for name, value in options.items() if value is not None}
+    _refuse(given, web)
+
+    from fastdiff import export as onnx
+
+    loaded = load_model(model, schedule, timesteps, image_size)
+    dtype = given.get("dtype", "float32")
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    common: dict[str, Any] = {"prepared": not plain, "weights": weights or ("float16" if web else dtype)}
+    clip = parse_clip(given.get("clip"))
+    began = time.perf_counter()
+    if web is not None:
+        checks = onnx.export_page(loaded, web, Path(model).stem, clip, **common)
+    elif "sampler" not in given:
+        checks = onnx.export_network(loaded, str(output), parse_dtype(dtype), **common)
+    else:
+        table = _table(loaded, given)
+        chosen = {name: given[name] for name in ("stepwise", "noise", "pictures") if name in given}
+        checks = onnx.export_sampler(loaded, str(output), table, clip, parse_dtype(dtype), **common, **chosen)
+    for check in checks:
+        click.echo(f"checked: {check}")
+    path = Path(web or str(output)).resolve()
+    files = list(path.iterdir()) if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    click.echo(f"wrote {path}: {size:.1f} MB, in {time.perf_counter() - began:.0f} s")
+    if web is not None:
+        click.echo(f"look at it: python3 -m http.server -d {web}, then http://localhost:8000")
+
+
+def _refuse(given: dict[str, Any], web: str | None) -> None:
+    """Options that what is exported does not have."""
+    wrong: tuple[str, ...] = ()
+    if web is not None:
+        wrong, where = NOT_OF_PAGES, "--web, whose page offers all samplers"
+    elif "sampler" not in given:
+        wrong, where = OF_SAMPLERS, "the network alone; give --sampler for the loop"
+    elif given["sampler"] == ANY:
+        wrong, where = ("steps", "eta", "spacing"), "--sampler any, whose table is an input"
+    for name in wrong:
+        if name in given:
+            raise InputError(f"--{name} with {where}")
+
+
+def _table(model: Any, given: dict[str, Any]) -> Any:
+    from fastdiff.table import SAMPLERS, make_table
+
+    sampler = given["sampler"]
+    if sampler == ANY:
+        return None
+    if sampler not in SAMPLERS:
+        raise unknown("sampler", sampler, [*SAMPLERS, ANY])
+    return make_table(
+        sampler, model.schedule, given.get("steps", default_steps(sampler, model.schedule.num_timesteps)),
+        given.get("eta", 0.0), given.get("spacing", "trailing"), model.prediction_type, model.time,
+    )  # fmt: skip

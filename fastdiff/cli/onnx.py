@@ -1,0 +1,79 @@
+"""fastdiff sample, from a sampler's .onnx file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from fastdiff.cli.sample import Drawn, contexts_in_turn, default_steps, frames_of, parse_contexts
+from fastdiff.errors import InputError
+from fastdiff.export import OnnxSampler
+
+# Options that the file has settled; those of the table are free where it holds none.
+SETTLED = ("clip", "dtype", "form", "schedule", "timesteps", "image_size")
+OF_TABLES = ("sampler", "steps", "eta", "spacing")
+
+
+def draw_from_onnx(model: str, n: int, animated: bool, check_grid: Callable[..., None], contexts: tuple[str, ...],
+                   device: str | None, threads: int | None, **options: Any) -> Drawn:  # fmt: skip
+    """What `sample` draws, by ONNX Runtime."""
+    sampler = OnnxSampler(model, None if device is None else [_provider(device)], threads)
+    own = sampler.description["sampler"]
+    _refuse(model, SETTLED if own is None else (*SETTLED, *OF_TABLES))
+    table = None
+    if own is None:
+        total = sampler.description["timesteps"]
+        steps = options["steps"] if options["steps"] is not None else default_steps(options["sampler"], total)
+        table = sampler.table(options["sampler"], steps, options["eta"], options["spacing"])
+    if animated and not sampler.stepwise:
+        raise InputError(f"--gif from {model!r}, which runs its loop whole; accepted: a file made with --stepwise")
+    check_grid(sampler.image_shape)
+    first, total = options["first"], sampler.steps(table)
+    context = contexts_in_turn(parse_contexts(contexts, sampler.class_names), first, n)
+
+    began = time.perf_counter()
+    with tqdm(total=n * total, disable=not sys.stderr.isatty(), unit="evaluation", leave=False) as bar:
+        result = sampler.sample(
+            n, options["seed"], first, context, options["guidance_scale"], table,
+            frames_of(total) if animated else None, batch_size=options["batch_size"], on_step=bar.update,
+        )  # fmt: skip
+    seconds = time.perf_counter() - began
+    images, frames = result if isinstance(result, tuple) else (result, None)
+    name = own["name"] if own is not None else options["sampler"]
+    short = sampler.provider.removesuffix("ExecutionProvider")
+    return Drawn(
+        _in_range(images), None if frames is None else torch.from_numpy(frames), name, total, seconds,
+        f"ONNX Runtime, {short}, {sampler.description['dtype']}",
+    )  # fmt: skip
+
+
+def _in_range(images: np.ndarray) -> torch.Tensor:
+    """uint8 pictures (n, H, W, C) → (n, C, H, W) in [-1, 1]; floats stay as they are."""
+    if images.dtype != np.uint8:
+        return torch.from_numpy(images)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _provider(device: str) -> Any:
+    """cuda:1 as a provider with its device; a name stays one."""
+    name, colon, number = device.partition(":")
+    if not colon:
+        return name
+    if not number.isdigit():
+        raise InputError(f"device {device!r}; accepted for an .onnx file: cpu, cuda, cuda:1, tensorrt, ...")
+    return name, {"device_id": int(number)}
+
+
+def _refuse(model: str, names: tuple[str, ...]) -> None:
+    context = click.get_current_context()
+    given = click.core.ParameterSource.COMMANDLINE
+    for option in context.command.params:
+        if option.name in names and context.get_parameter_source(str(option.name)) == given:
+            raise InputError(f"{option.opts[-1]} with {model!r}, which has settled that when it was exported; leave it out")
