@@ -22,13 +22,13 @@ from fastdiff.prediction import Clip
 from fastdiff.table import StepTable
 
 NOISES = ("philox", "input")
-WEIGHTS = ("float32", "float16")
+WORTH_HALVING = 64  # numbers; fewer are less than the operator that widens them
 COLUMNS = 6  # p, q, a, b, c, s
 # Of a sampler; a file has those that its face and its model call for.
 INPUTS = ("x", "x0_prev", "start", "stop", "seed", "first", "n", "noise", "context", "guidance_scale", "rows", "times")
 
 
-def network_model(parts: Parts, weights: str = "float32") -> ModelProto:
+def network_model(parts: Parts) -> ModelProto:
     """The network: sample (batch, C, H, W) float32, timestep (batch,)[, context (batch, K)] → prediction."""
     g = Graph()
     inputs = [
@@ -41,8 +41,8 @@ def network_model(parts: Parts, weights: str = "float32") -> ModelProto:
         given += g.inline(parts.context, ["context"])
     g.named(g.inline(parts.denoise, given)[0], "prediction")
     outputs = [value("prediction", FLOAT, ("batch", *parts.image_shape))]
-    store_weights(g, weights)
-    description = metadata.describe(parts, weights, kind="network")
+    store_weights(g, parts.weights)
+    description = metadata.describe(parts, kind="network")
     return finish_model(g.finish("network", inputs, outputs), metadata.to_properties(description))
 
 
@@ -80,9 +80,9 @@ class Face:
         return self.table is None or bool(self.table.c.any())
 
 
-def sampler_model(parts: Parts, face: Face, weights: str = "float32") -> ModelProto:
+def sampler_model(parts: Parts, face: Face) -> ModelProto:
     """The sampling loop; see Face for its inputs and outputs."""
-    return _Sampler(parts, face).model(weights)
+    return _Sampler(parts, face).model()
 
 
 class _Sampler:
@@ -94,7 +94,7 @@ class _Sampler:
         self.shape = parts.image_shape
         self.inputs: list[ValueInfoProto] = []
 
-    def model(self, weights: str) -> ModelProto:
+    def model(self) -> ModelProto:
         outer, face, shape = self.outer, self.face, self.shape
         images = ("n", *shape)
         carried = ["x", "x0_prev"] if face.history else ["x"]
@@ -118,15 +118,15 @@ class _Sampler:
             trips = outer("Squeeze", outer("Shape", self.rows, end=1), outer.constant([0]))
         self._contexts()
         step = self._step()
-        store_weights(self.body, weights)
+        store_weights(self.body, self.parts.weights)
         scalars = [value("step/row", INT64, ()), value("step/go", BOOL, ())]
         state = [value(f"step/{name}", FLOAT, images) for name in carried]
         results = [value("step/on", BOOL, ()), *(value(name, FLOAT, images) for name in step)]
         body = self.body.finish("step", [*scalars, *state], results)
         ended = outer.several("Loop", len(carried), trips, "", *begin, body=body)
-        return self._finished(ended, carried, weights)
+        return self._finished(ended, carried)
 
-    def _finished(self, ended: list[str], carried: list[str], weights: str) -> ModelProto:
+    def _finished(self, ended: list[str], carried: list[str]) -> ModelProto:
         outer, face, images = self.outer, self.face, ("n", *self.shape)
         if face.stepwise:
             outputs = [value(outer.named(v, f"next_{k}"), FLOAT, images) for v, k in zip(ended, carried, strict=True)]
@@ -138,7 +138,6 @@ class _Sampler:
         table = face.table
         description = metadata.describe(
             self.parts,
-            weights,
             kind="sampler",
             sampler=None if table is None else {
                 "name": table.sampler, "steps": len(table), "timesteps": table.timestep.astype(int).tolist(),
@@ -171,10 +170,8 @@ class _Sampler:
             return philox.normals(outer, self.stream, outer.constant(0), self.shape)
         begins = outer("Equal", self.start, outer.constant(0))
         made, kept = Graph("begin/"), Graph("go_on/")
-        return _either(
-            outer, begins, (made, philox.normals(made, self.stream, made.constant(0), self.shape)), (kept, kept("Identity", "x")),
-            ("n", *self.shape),
-        )  # fmt: skip
+        fresh = philox.normals(made, self.stream, made.constant(0), self.shape)
+        return _either(outer, begins, (made, fresh), (kept, kept("Identity", "x")), ("n", *self.shape))
 
     def _table(self) -> None:
         """The rows' coefficients, and what the network is given at each."""
@@ -270,9 +267,7 @@ def _clipped(g: Graph, x0: str, clip: Clip, shape: tuple[int | str, ...]) -> str
     high = min(low + 1, elements - 1)
     size = g("Reshape", g("Abs", x0), g.constant([-1, elements]))
     largest = g.several("TopK", 2, size, g.constant([elements - low]), axis=1)[0]  # falling; the last is number `low`
-    low_value, high_value = (
-        g("Gather", largest, g.constant([elements - 1 - at]), axis=1) for at in (low, high)
-    )
+    low_value, high_value = (g("Gather", largest, g.constant([elements - 1 - at]), axis=1) for at in (low, high))
     step = g("Mul", g("Sub", high_value, low_value), g.constant(place - low, np.float32))
     bound = g("Max", g("Add", low_value, step), g.constant(1, np.float32))  # (n, 1)
     bound = g("Reshape", bound, g.constant([-1, 1, 1, 1]))
@@ -288,19 +283,17 @@ def _to_pictures(g: Graph, x: str) -> str:
 
 
 def store_weights(g: Graph, weights: str) -> None:
-    """With "float16" every float32 initializer of more than a few numbers is stored in half, and widened at loading."""
-    if weights not in WEIGHTS:
-        raise InputError(f"weights = {weights!r}; accepted: {', '.join(WEIGHTS)}")
+    """With "float16" store what are values of halves as halves; a runtime widens them once, when it loads the file."""
     if weights == "float32":
         return
     widened = []
     for tensor in g.initializers:
-        if tensor.data_type == FLOAT and math.prod(tensor.dims) > 64:
+        if tensor.data_type != FLOAT or math.prod(tensor.dims) < WORTH_HALVING:
+            continue
+        array = numpy_helper.to_array(tensor)
+        half = array.astype(np.float16)
+        if np.array_equal(half.astype(np.float32), array):
             name = tensor.name
-            with np.errstate(over="ignore"):
-                half = numpy_helper.to_array(tensor).astype(np.float16)
-            if not np.isfinite(half).all():
-                raise InputError(f"weights = 'float16' with a weight beyond {np.finfo(np.float16).max:g} in {name}")
             tensor.CopyFrom(numpy_helper.from_array(half, f"{name}/half"))
             widened.append(helper.make_node("Cast", [f"{name}/half"], [name], name=f"{name}/widen", to=FLOAT))
     g.nodes[:0] = widened

@@ -15,7 +15,7 @@ REQUIRED = {"kind", "image_shape", "prediction_type", "time", "schedule", "class
 REQUIRED_OF_SAMPLERS = {"sampler", "clip", "stepwise", "noise", "random", "pictures"}
 
 
-def describe(parts: Any, weights: str, **more: Any) -> dict[str, Any]:
+def describe(parts: Any, **more: Any) -> dict[str, Any]:
     """Plain values about a traced network (see trace.Parts), and what else a kind of file has to tell."""
     import torch
 
@@ -34,7 +34,7 @@ def describe(parts: Any, weights: str, **more: Any) -> dict[str, Any]:
         "class_names": list(model.class_names),
         "context_width": parts.width,
         "dtype": str(parts.dtype).removeprefix("torch."),
-        "weights": weights,
+        "weights": parts.weights,
         "prepared": parts.prepared,
         **more,
     }

@@ -98,12 +98,11 @@ class OnnxSampler:
             raise InputError(f"{self.path!r} cannot be loaded by ONNX Runtime: {reason[0]}") from error
         wanted = chosen[0][0] if isinstance(chosen[0], tuple) else chosen[0]
         if wanted not in self.session.get_providers():
-            raise InputError(f"provider {wanted!r} could not start; ONNX Runtime fell back to "
-                             f"{', '.join(self.session.get_providers())}: its libraries are missing or do not fit")  # fmt: skip
+            instead = ", ".join(self.session.get_providers())
+            raise InputError(f"provider {wanted!r} could not start, its libraries are missing or do not fit; "
+                             f"ONNX Runtime would have taken {instead}")  # fmt: skip
         self.provider = wanted
-        self.description = metadata.from_properties(
-            self.session.get_modelmeta().custom_metadata_map, self.path
-        )
+        self.description = metadata.from_properties(self.session.get_modelmeta().custom_metadata_map, self.path)
         if self.description["kind"] != "sampler":
             raise InputError(f"{self.path!r} is a {self.description['kind']} without a sampling loop; "
                              "accepted: a file of `fastdiff export MODEL --sampler ...`")  # fmt: skip
@@ -146,7 +145,9 @@ class OnnxSampler:
         size = min(n, DEFAULT_BATCH) if batch_size is None else whole("batch_size", batch_size, 1, LIMIT - 1)
         frames = None if frames is None else whole("frames", frames, 1, LIMIT - 1)
         if frames is not None and not self.stepwise:
-            raise InputError(f"frames from {self.path!r}, which runs its loop whole; accepted: one made with --stepwise")
+            raise InputError(
+                f"frames from {self.path!r}, which runs its loop whole; accepted: one made with --stepwise"
+            )
         if noise is not None and self.description["noise"] != "input":
             raise InputError(f"noise for {self.path!r}, which makes its own; accepted: one made with --noise input")
         self._check_table(table)
@@ -185,12 +186,16 @@ class OnnxSampler:
     def _check_table(self, table: StepTable | None) -> None:
         own = self.description["sampler"]
         if own is not None and table is not None:
-            raise InputError(f"a table for {self.path!r}, which is {own['name']} with {own['steps']} steps; leave it out")
+            raise InputError(
+                f"a table for {self.path!r}, which is {own['name']} with {own['steps']} steps; leave it out"
+            )
         if own is None and table is None:
             raise InputError(f"no table for {self.path!r}, which holds none; accepted: one of its method `table`")
         about = self.description
         if table is not None and table.prediction_type != about["prediction_type"]:
-            raise InputError(f"a table for {table.prediction_type!r}; {self.path!r} predicts {about['prediction_type']!r}")
+            raise InputError(
+                f"a table for {table.prediction_type!r}; {self.path!r} predicts {about['prediction_type']!r}"
+            )
 
     def _rows(
         self, feed: dict[str, Any], at: int, count: int, noise: NoiseSource, table: StepTable | None

@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from fastdiff.context import context_width
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, unknown
 from fastdiff.export.graph import OPSET
 from fastdiff.kernels import dispatch
 from fastdiff.kernels.attention_block import attention_block_reference, fold
@@ -30,6 +30,7 @@ from fastdiff.networks.blocks import HEADS, ChannelNorm, normed
 from fastdiff.networks.protocol import SeparableNetwork
 from fastdiff.prepared import FoldedLinearAttention
 
+WEIGHTS = ("float32", "float16")
 SMALL = 16  # elements; shapes and scalars have fewer
 BATCH = 3  # of the example that is traced; torch.export takes sizes 0 and 1 for constants
 
@@ -40,34 +41,41 @@ class Parts:
 
     time: (R,) times → (R, W). context: (B, K) → (B, V), or None where the network takes none.
     denoise: x (B, C, H, W), time (B, W)[, context (B, V)] → the prediction (B, C, H, W). All float32, but for times,
-    which are int64 where the model's are indices. network: the torch form of what was traced, for comparison.
-    dtype: what it computes in. width: K, 0 without contexts. image_shape: (C, H, W), names where a size is free.
+    which are int64 where the model's are indices. model: with the weights as they are stored, in float32. dtype: what
+    the network computes in. weights: how they are stored. width: K, 0 without contexts. image_shape: (C, H, W), names
+    where a size is free.
     """
 
     model: Model
-    network: nn.Module
     time: GraphProto
     context: GraphProto | None
     denoise: GraphProto
     dtype: torch.dtype
+    weights: str
     prepared: bool
     width: int
     image_shape: tuple[int | str, ...]
 
 
 def trace(
-    model: Model, dtype: torch.dtype = torch.float32, prepared: bool = True, free_size: bool = False
+    model: Model,
+    dtype: torch.dtype = torch.float32,
+    weights: str = "float32",
+    prepared: bool = True,
+    free_size: bool = False,
 ) -> Parts:
     """Trace the model's network; takes seconds.
 
-    dtype: float32 or float16, of all arithmetic and weights. prepared: with linear attention folded where that saves
-    operations (see kernels.attention_block), else as published. free_size: leave height and width open where the
-    network allows; a graph of one size is a little faster.
+    dtype: float32 or float16, of the network's arithmetic. weights: float32 or float16, as which they are stored; what
+    is made of them is made of the rounded ones, so nothing is lost where they were halves. prepared: with linear
+    attention folded where that saves operations (see kernels.attention_block), else as published. free_size: leave
+    height and width open where the network allows; a graph of one size is a little faster.
     Raises InputError for a network that cannot be exported, with the operator or the line that stands in the way.
     """
     if dtype not in (torch.float32, torch.float16):
         raise InputError(f"dtype = {dtype!r}; accepted: torch.float32 or torch.float16")
-    network = copy.deepcopy(model.network).to("cpu", dtype).eval().requires_grad_(False)
+    model = _rounded(model, weights)
+    network = copy.deepcopy(model.network).to(dtype)
     integer, width = model.time == "index", context_width(model) or 0
     x = torch.zeros(BATCH, *model.image_shape)
     times = torch.full((BATCH,), model.schedule.first, dtype=torch.int64 if integer else torch.float32)
@@ -82,11 +90,11 @@ def trace(
         body, shapes = _export("denoise", denoise, given, open_sizes)
         return Parts(
             model=model,
-            network=network,
             time=_export("time", time, (times,))[0],
             context=_export("context", context, contexts)[0] if contexts else None,
             denoise=body,
             dtype=dtype,
+            weights=weights,
             prepared=prepared,
             width=width,
             image_shape=tuple(
@@ -94,6 +102,20 @@ def trace(
                 for size, name in zip(shapes[0][1:], ("channels", "height", "width"), strict=True)
             ),
         )
+
+
+def _rounded(model: Model, weights: str) -> Model:
+    """A copy for inference on the CPU, its weights float32, with the values of halves where they are stored so."""
+    if weights not in WEIGHTS:
+        raise unknown("weights", weights, WEIGHTS)
+    network = copy.deepcopy(model.network).to("cpu", torch.float32).eval().requires_grad_(False)
+    if weights == "float16":
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half())
+                if not torch.isfinite(tensor).all():
+                    raise InputError(f"weights = 'float16' and {name} beyond 65504; accepted: float32")
+    return replace(model, network=network)
 
 
 class _Part(nn.Module):
@@ -173,6 +195,8 @@ def _fold_attention(network: nn.Module, given: tuple[Tensor, ...]) -> None:
         for block in network.modules()
         if FoldedLinearAttention.replaces(block)
     ]
+    if not hooks:
+        return
     network(*given)
     for hook in hooks:
         hook.remove()

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from onnx import ModelProto
 
-from fastdiff.errors import InputError, unknown
-from fastdiff.export.assemble import WEIGHTS, Face, network_model, sampler_model
+from fastdiff.errors import InputError
+from fastdiff.export.assemble import Face, network_model, sampler_model
 from fastdiff.export.runner import onnxruntime
 from fastdiff.export.trace import trace
 from fastdiff.export.verify import Check, checked, network_checks, sampler_checks
@@ -30,18 +30,17 @@ def export_network(
 ) -> list[Check]:
     """Write the model's network as ONNX; returns how far ONNX Runtime is from torch.
 
-    Inputs sample (batch, C, H, W) float32 in [-1, 1], timestep (batch,), int64 or, where the model's time is "fraction",
-    float32 t / T, and context (batch, K) float32 where it takes one; output prediction. The batch is free, and so are
-    height and width where the network allows. dtype: of its arithmetic, float32 or float16 (inputs and outputs stay
-    float32). weights: how they are stored, float32 or float16, which halves the file. prepared: linear attention folded
-    where that saves operations.
+    Inputs sample (batch, C, H, W) float32 in [-1, 1], timestep (batch,), int64 or, where the model's time is
+    "fraction", float32 t / T, and context (batch, K) float32 where it takes one; output prediction. The batch is free,
+    and so are height and width where the network allows. dtype: of its arithmetic, float32 or float16 (inputs and
+    outputs stay float32). weights: how they are stored, float32 or float16, which halves the file. prepared: linear
+    attention folded where that saves operations.
 
     Raises InputError, leaving no file, for what cannot be exported, and where the distances exceed verify's bounds.
     """
-    _check(path, weights)
-    parts = trace(model, dtype, prepared, free_size=True)
-    made = network_model(parts, weights)
-    return _write(made, path, lambda written: network_checks(written, parts, weights))
+    _check(path)
+    parts = trace(model, dtype, weights, prepared, free_size=True)
+    return _write(network_model(parts), path, lambda written: network_checks(written, parts))
 
 
 def export_sampler(
@@ -62,28 +61,25 @@ def export_sampler(
     clip: as in `sample`, None being the model's own. stepwise, noise, pictures: see assemble.Face. The rest is as in
     export_network. Raises InputError, leaving no file, likewise.
     """
-    _check(path, weights)
+    _check(path)
     face = _face(model, table, clip, stepwise or table is None, noise, pictures)
-    parts = trace(model, dtype, prepared)
-    return _write(
-        sampler_model(parts, face, weights), path, lambda written: sampler_checks(written, parts, face, weights)
-    )
+    parts = trace(model, dtype, weights, prepared)
+    return _write(sampler_model(parts, face), path, lambda written: sampler_checks(written, parts, face))
 
 
 def export_page(
     model: Model, folder: str | Path, name: str, clip: Any = None, weights: str = "float16", prepared: bool = True
 ) -> list[Check]:
-    """Write a static page that samples from the model in a browser, into a new or empty folder; see fastdiff.export.web.
+    """Write a static page that samples from the model in a browser, into a new or empty folder; see export.web.
 
     name: the model's, for the page's title. The rest is as in export_sampler.
     """
     check_page_folder(folder)
-    _check(None, weights)
+    onnxruntime()
     face = _face(model, None, clip, True, "philox", False)
-    parts = trace(model, torch.float32, prepared)
-    made = sampler_model(parts, face, weights)
-    with write_page(folder, name, model, made) as written:
-        return checked(sampler_checks(written, parts, face, weights))
+    parts = trace(model, torch.float32, weights, prepared)
+    with write_page(folder, name, model, sampler_model(parts, face)) as written:
+        return checked(sampler_checks(written, parts, face))
 
 
 def _face(model: Model, table: StepTable | None, clip: Any, stepwise: bool, noise: str, pictures: bool) -> Face:
@@ -92,11 +88,9 @@ def _face(model: Model, table: StepTable | None, clip: Any, stepwise: bool, nois
     return Face(table, model.clip if clip is None else check_clip(clip), stepwise, noise, pictures)
 
 
-def _check(path: str | Path | None, weights: str) -> None:
+def _check(path: str | Path) -> None:
     """What can be told before the network is traced."""
-    if weights not in WEIGHTS:
-        raise unknown("weights", weights, WEIGHTS)
-    if path is not None and check_writable(path).suffix.lower() != ".onnx":
+    if check_writable(path).suffix.lower() != ".onnx":
         raise InputError(f"output {str(path)!r}; accepted: a name that ends in .onnx")
     onnxruntime()
 

@@ -72,9 +72,7 @@ def resolve_context(model: Model, context: Any, n: int, first: int) -> Contexts 
     return resolve_rows(context_width(model), model.class_names, context, n, first)
 
 
-def resolve_rows(
-    width: int | None, class_names: Sequence[str], context: Any, n: int, first: int
-) -> Contexts | None:
+def resolve_rows(width: int | None, class_names: Sequence[str], context: Any, n: int, first: int) -> Contexts | None:
     """The same for contexts of that width, where there is no Model; None as context_width has it."""
     if context is None:
         return None

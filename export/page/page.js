@@ -2,8 +2,9 @@
 //
 // For scripts and tests there is window.fastdiff:
 //   ready               a promise of model.json's contents, kept once the runtime and the model are loaded
-//   sample(options)     a promise of {images, shape, settings, seconds}: images is a Float32Array in the order of
-//                       shape, [n, C, H, W], in [-1, 1]. options, each as the controls stand where left out:
+//   sample(options)     a promise of {images, shape, settings, seconds, frames}: images is a Float32Array in the order
+//                       of shape, [n, C, H, W], in [-1, 1]; frames are the pixels after each step, 0 to 255, in the
+//                       same order. options, each as the controls stand where left out:
 //                       {n, seed, first, sampler, steps, context, guidanceScale}; seed and first are a BigInt, a
 //                       number or a string; context is an array of K numbers or {class name: weight}. Bad options
 //                       reject with an Error; a cancelled run rejects with one whose name is "AbortError".
@@ -41,7 +42,10 @@ function wholeNumber(name, value, low, high) {
 
 /** Options, completed from the controls and checked. Throws an Error that says what is accepted. */
 function complete(options = {}) {
-  const s = { ...controls(), ...options };
+  const s = controls();
+  const odd = Object.keys(options).find((key) => !(key in s));
+  if (odd) throw new Error(`Option ${odd}; accepted: ${Object.keys(s).join(", ")}.`);
+  Object.assign(s, options);
   s.n = Number(wholeNumber("Number of images", s.n, 1n, 1024n));
   s.seed = wholeNumber("Seed", s.seed, 0n, LIMIT - 1n);
   s.first = wholeNumber("First sample", s.first, 0n, LIMIT - BigInt(s.n));

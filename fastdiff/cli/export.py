@@ -30,8 +30,12 @@ NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "stepwise", "noise", "pict
 @click.option("--clip", metavar="CLIP", help="Clip the predicted image: off, a bound such as 1, dynamic.")
 @click.option("--stepwise", is_flag=True, default=None,
               help="Rows `start` to `stop` in each call, for progress, cancelling and frames.")  # fmt: skip
-@click.option("--noise", help="philox (made in the file from a seed) or input (given by the caller).  [default: philox]")
-@click.option("--pictures", is_flag=True, default=None, help="The output is uint8 (n, H, W, C), not float32 in [-1, 1].")
+@click.option(
+    "--noise", help="philox (made in the file from a seed) or input (given by the caller).  [default: philox]"
+)
+@click.option(
+    "--pictures", is_flag=True, default=None, help="The output is uint8 (n, H, W, C), not float32 in [-1, 1]."
+)
 @click.option("--dtype", help="What the network computes in: float32 or float16.  [default: float32]")
 @click.option("--weights", help="How weights are stored: float32, or float16 for half the size."
               "  [default: the dtype; --web: float16]")  # fmt: skip

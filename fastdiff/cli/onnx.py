@@ -76,4 +76,6 @@ def _refuse(model: str, names: tuple[str, ...]) -> None:
     given = click.core.ParameterSource.COMMANDLINE
     for option in context.command.params:
         if option.name in names and context.get_parameter_source(str(option.name)) == given:
-            raise InputError(f"{option.opts[-1]} with {model!r}, which has settled that when it was exported; leave it out")
+            raise InputError(
+                f"{option.opts[-1]} with {model!r}, which has settled that when it was exported; leave it out"
+            )
