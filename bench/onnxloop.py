@@ -15,7 +15,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +61,11 @@ def contenders(
     if fixed.width:
         given["context"] = np.zeros((batch, fixed.width), np.float32)
     made: dict[str, Any] = {BARE: (lambda: session.run(None, given), None, 1)}
-    for sampler, face in (("ddim", {}), ("ddpm", {}), ("ddpm", {"noise": "input"}), ("ddim", {"stepwise": True})):
-        table = fastdiff.make_table(sampler, model.schedule, steps, time=model.time)
-        name = f"{sampler}{', noise from outside' if 'noise' in face else ''}{', a row a call' if 'stepwise' in face else ''}"
+    faces: dict[str, dict[str, Any]] = {
+        "ddim": {}, "ddpm": {}, "ddpm, noise from outside": {"noise": "input"}, "ddim, a row a call": {"stepwise": True},
+    }  # fmt: skip
+    for name, face in faces.items():
+        table = fastdiff.make_table(name.split(",")[0], model.schedule, steps, time=model.time)
         file = OnnxSampler(save(name, sampler_model(fixed, Face(table, **face))), threads=threads)
         expected = fastdiff.sample(model, batch, table)
         made[f"sampler.onnx, {name}"] = (lambda file=file: file.sample(batch), expected, steps)
