@@ -14,7 +14,7 @@ GPU_TESTS := tests/test_gpu.py tests/test_noise.py tests/test_norms.py tests/tes
 	tests/test_attention_block.py tests/test_denoise_step.py tests/test_fused_networks.py
 DECLARED := $(ROOT)/pyproject.toml $(ROOT)/constraints.txt
 
-.PHONY: help sample test slow lint bench kernels traffic evaluation gpu gpu-test gpu-operators gpu-profile gpu-sampling gpu-engine clean
+.PHONY: help sample test slow lint bench kernels traffic evaluation onnx gpu gpu-test gpu-operators gpu-profile gpu-sampling gpu-engine clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(ROOT)/Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,7 +23,7 @@ sample: $(VENV)/.installed ## sample 64 garments from the shipped model into out
 	$(BIN)/fastdiff sample fashion-mnist -n 64 -o $(OUT)/fashion-mnist.png --gif $(OUT)/fashion-mnist.gif
 
 test: $(VENV)/.test ## run the tests (under 10 minutes on 2 cores)
-	cd $(ROOT) && $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 8
+	cd $(ROOT) && $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 8 --dist loadgroup
 
 slow: $(VENV)/.test ## run the longer tests
 	cd $(ROOT) && $(BIN)/python -m pytest -m slow
@@ -40,8 +40,10 @@ bench: $(VENV)/.test ## measure sampling against the published loops; updates be
 	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.sampling
 
 evaluation: $(VENV)/.test ## measure one evaluation on the CPU against eager and ONNX Runtime, and the cold start; updates bench/results
-	$(INSTALL) onnx onnxscript onnxruntime
 	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.evaluation
+
+onnx: $(VENV)/.test ## measure the exported sampling loop against its network in ONNX Runtime; updates bench/results
+	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.onnxloop
 
 kernels: $(VENV)/.test ## compile every kernel for sm_80, sm_90 and sm_100, no GPU needed; writes bench/results/kernels.md
 	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.codegen --output $(ROOT)/bench/results/kernels.md

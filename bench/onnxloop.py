@@ -43,7 +43,7 @@ def contenders(
     import onnxruntime
 
     model = fastdiff.load(MODELS[letter])
-    bare, fixed = trace(model, free_size=True), trace(model)
+    parts = trace(model)
     sizes = {}
 
     def save(name: str, made: Any) -> Path:
@@ -54,19 +54,20 @@ def contenders(
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    path = save("network", network_model(bare))
+    path = save("network", network_model(parts))
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     given = {"sample": np.random.randn(batch, *model.image_shape).astype(np.float32)}
     given["timestep"] = np.full(batch, 40, np.int64 if model.time == "index" else np.float32)
-    if fixed.width:
-        given["context"] = np.zeros((batch, fixed.width), np.float32)
+    if parts.width:
+        given["context"] = np.zeros((batch, parts.width), np.float32)
     made: dict[str, Any] = {BARE: (lambda: session.run(None, given), None, 1)}
     faces: dict[str, dict[str, Any]] = {
-        "ddim": {}, "ddpm": {}, "ddpm, noise from outside": {"noise": "input"}, "ddim, a row a call": {"stepwise": True},
+        "ddim": {}, "ddpm": {}, "ddpm, noise from outside": {"noise": "input"},
+        "ddim, a row a call": {"stepwise": True},
     }  # fmt: skip
     for name, face in faces.items():
         table = fastdiff.make_table(name.split(",")[0], model.schedule, steps, time=model.time)
-        file = OnnxSampler(save(name, sampler_model(fixed, Face(table, **face))), threads=threads)
+        file = OnnxSampler(save(name, sampler_model(parts, Face(table, **face))), threads=threads)
         expected = fastdiff.sample(model, batch, table)
         made[f"sampler.onnx, {name}"] = (lambda file=file: file.sample(batch), expected, steps)
     table = fastdiff.make_table("ddpm", model.schedule, steps, time=model.time)

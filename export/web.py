@@ -58,7 +58,8 @@ def choices(model: Model) -> dict[str, Any]:
 def write_page(folder: str | Path, name: str, model: Model, sampler: ModelProto) -> Iterator[Path]:
     """Make the page; within the context its model.onnx can be looked at, and after it the folder gets its name.
 
-    folder: new or empty; nothing is left of it where something fails. sampler: of a stepwise Face without a table.
+    folder: new or empty; nothing is left of it where something fails. name: as `fastdiff sample` takes it.
+    sampler: of a stepwise Face without a table.
     """
     folder = check_page_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +72,8 @@ def write_page(folder: str | Path, name: str, model: Model, sampler: ModelProto)
                 raise InputError(f"{file!r} of this installation is damaged; install fastdiff again")
         (made / "model.onnx").write_bytes(sampler.SerializeToString())
         description = json.loads({p.key: p.value for p in sampler.metadata_props}[metadata.KEY])
-        page = {**description, "name": name, "model_bytes": (made / "model.onnx").stat().st_size,
-                "samplers": choices(model)}  # fmt: skip
+        size = (made / "model.onnx").stat().st_size
+        page = {**description, "name": Path(name).stem, "model": name, "model_bytes": size, "samplers": choices(model)}
         (made / "model.json").write_text(json.dumps(page))
         yield made / "model.onnx"
         made.chmod(0o755)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from onnx import ModelProto
 from fastdiff.errors import InputError
 from fastdiff.export.assemble import Face, network_model, sampler_model
 from fastdiff.export.runner import onnxruntime
+from fastdiff.export.steady import steady_norms
 from fastdiff.export.trace import trace
 from fastdiff.export.verify import Check, checked, network_checks, sampler_checks
 from fastdiff.export.web import check_page_folder, write_page
@@ -68,16 +70,18 @@ def export_sampler(
 
 
 def export_page(
-    model: Model, folder: str | Path, name: str, clip: Any = None, weights: str = "float16", prepared: bool = True
+    model: Model, folder: str | Path, name: str, weights: str = "float16", prepared: bool = True
 ) -> list[Check]:
     """Write a static page that samples from the model in a browser, into a new or empty folder; see export.web.
 
-    name: the model's, for the page's title. The rest is as in export_sampler.
+    name: the model's as `fastdiff sample` takes it, for the page's title and its command line. The rest is as in
+    export_sampler.
     """
     check_page_folder(folder)
     onnxruntime()
-    face = _face(model, None, clip, True, "philox", False)
+    face = _face(model, None, None, True, "philox", False)
     parts = trace(model, torch.float32, weights, prepared)
+    parts = replace(parts, denoise=steady_norms(parts.denoise))
     with write_page(folder, name, model, sampler_model(parts, face)) as written:
         return checked(sampler_checks(written, parts, face))
 

@@ -20,6 +20,7 @@ from fastdiff.cli import main
 from fastdiff.export import OnnxSampler, assemble, export_network, export_sampler, philox, verify, write
 from fastdiff.export.assemble import Face, network_model, sampler_model
 from fastdiff.export.graph import FLOAT, INT64, Graph, finish_model, value
+from fastdiff.export.steady import steady_norms
 from fastdiff.export.trace import trace
 from fastdiff.images import to_uint8
 from fastdiff.kernels import philox as reference
@@ -38,7 +39,7 @@ class Own(nn.Module):
         self.first, self.last = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 2, 3, padding=1)
 
     def forward(self, x, t):
-        return self.last(torch.tanh(self.first(x) + 0.01 * t.float()[:, None, None, None]))
+        return self.last(torch.tanh(self.first(x) + 0.01 * t.to(x.dtype)[:, None, None, None]))
 
 
 class Unsupported(Own):
@@ -315,7 +316,9 @@ def test_the_network_within_1e_5_for_any_batch(models, parts, tmp_path, rel, nam
             assert rel(out, model.network(*given)) < 1e-5
 
 
-def test_the_plain_network_of_any_size(models, tmp_path, rel):
+def test_the_plain_network_of_any_size(models, parts, tmp_path, rel, monkeypatch):
+    traced = []
+    monkeypatch.setattr(write, "trace", lambda *given, **options: traced.append(trace(*given, **options)) or traced[0])
     checks = export_network(models["A"], tmp_path / "network.onnx", prepared=False)
     assert checks[0].distance < 1e-5
     made = onnx.load(tmp_path / "network.onnx")
@@ -330,24 +333,30 @@ def test_the_plain_network_of_any_size(models, tmp_path, rel):
     about = json.loads({p.key: p.value for p in made.metadata_props}["fastdiff"])
     assert about["kind"] == "network" and about["image_shape"] == [1, "height", "width"] and not about["prepared"]
     assert about["schedule"] == models["A"].schedule.config() and about["prediction_type"] == "epsilon"
+    # The prepared one has other operators: its linear attention is folded.
+    plain, prepared = (sorted(node.op_type for node in p.denoise.node) for p in (traced[0], parts("A")))
+    assert parts("A").prepared and plain.count("MatMul") != prepared.count("MatMul")
 
 
-def test_the_folded_network_has_other_operators(models, parts):
-    plain = trace(models["A"], prepared=False)
-    kinds = [sorted(node.op_type for node in p.denoise.node) for p in (parts("A"), plain)]
-    assert parts("A").prepared and not plain.prepared and kinds[0] != kinds[1]
+def test_steady_norms_are_the_same_norms(parts, tmp_path):
+    steady = replace(parts("A"), denoise=steady_norms(parts("A").denoise))
+    kinds = [{node.op_type for node in p.denoise.node} for p in (parts("A"), steady)]
+    assert "InstanceNormalization" in kinds[0] and "InstanceNormalization" not in kinds[1]
+    given = {"sample": torch.randn(3, 1, 8, 8).numpy() + 2, "timestep": np.array([0, 9, 199])}
+    outs = []
+    for made in (parts("A"), steady):
+        data = network_model(made).SerializeToString()
+        outs.append(verify.onnxruntime().InferenceSession(data).run(None, given)[0])
+    assert 0 < apart(outs[1], outs[0]) < 1e-5
 
 
 def test_float16(models, parts, tmp_path, monkeypatch):
-    half = trace(models["B"], torch.float16)
+    model, half = models["own"], trace(models["own"], torch.float16)
     monkeypatch.setattr(write, "trace", lambda *given, **options: half)
-    export_network(models["B"], tmp_path / "half.onnx", dtype=torch.float16)
-    checks = export_sampler(models["B"], tmp_path / "a.onnx", table_of(models["B"], steps=5), dtype=torch.float16)
+    assert 1e-6 < export_network(model, tmp_path / "half.onnx", dtype=torch.float16)[0].distance < 3e-3
+    checks = export_sampler(model, tmp_path / "a.onnx", table_of(model, steps=5), dtype=torch.float16)
     assert 1e-6 < checks[-1].distance < 1e-2
-    distance = next(verify.network_checks(tmp_path / "half.onnx", half)).distance
-    assert 1e-6 < distance < 3e-3
-    single = len(network_model(parts("B")).SerializeToString())
-    assert (tmp_path / "half.onnx").stat().st_size < 0.7 * single
+    assert any(t.data_type == onnx.TensorProto.FLOAT16 for t in onnx.load(tmp_path / "half.onnx").graph.initializer)
 
 
 def test_weights_stored_in_half_lose_nothing_where_they_are_halves(models, make, parts):

@@ -79,7 +79,7 @@ function controls() {
 /** The command line that gives the same picture. */
 function command(s) {
   const quoted = (text) => (/^[\w.,=+/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
-  const words = ["fastdiff", "sample", quoted(model.name), "-n", s.n, "--seed", s.seed];
+  const words = ["fastdiff", "sample", quoted(model.model), "-n", s.n, "--seed", s.seed];
   if (s.first) words.push("--first", s.first);
   words.push("--sampler", s.sampler, "--steps", s.steps);
   if (s.context.some(Boolean)) {
@@ -88,7 +88,6 @@ function command(s) {
     words.push("--context", quoted(named ? weights.join(",") : s.context.join(",")));
     words.push("--guidance-scale", s.guidanceScale);
   }
-  if (model.clip !== null) words.push("--clip", Array.isArray(model.clip) ? model.clip.join("=") : model.clip);
   return words.join(" ");
 }
 

@@ -15,7 +15,7 @@ from fastdiff.errors import InputError, unknown
 ANY = "any"
 DTYPES = ("float32", "float16")
 OF_SAMPLERS = ("steps", "eta", "spacing", "clip", "stepwise", "noise", "pictures")
-NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "stepwise", "noise", "pictures", "dtype")
+NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise", "pictures", "dtype")
 
 
 @click.command(short_help="A model, or its whole sampling loop, as ONNX; a page for browsers.")
@@ -75,15 +75,15 @@ def export(model: str, output: str | None, web: str | None, plain: bool, weights
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     common: dict[str, Any] = {"prepared": not plain, "weights": weights or ("float16" if web else dtype)}
-    clip = parse_clip(given.get("clip"))
     began = time.perf_counter()
     if web is not None:
-        checks = onnx.export_page(loaded, web, Path(model).stem, clip, **common)
+        checks = onnx.export_page(loaded, web, model, **common)
     elif "sampler" not in given:
         checks = onnx.export_network(loaded, str(output), parse_dtype(dtype), **common)
     else:
         table = _table(loaded, given)
         chosen = {name: given[name] for name in ("stepwise", "noise", "pictures") if name in given}
+        clip = parse_clip(given.get("clip"))
         checks = onnx.export_sampler(loaded, str(output), table, clip, parse_dtype(dtype), **common, **chosen)
     for check in checks:
         click.echo(f"checked: {check}")
