@@ -26,8 +26,6 @@ from fastdiff.images import to_uint8
 from fastdiff.kernels import philox as reference
 from fastdiff.table import SAMPLERS
 
-# One worker, so that each network is traced once.
-pytestmark = pytest.mark.xdist_group("export")
 CPU = torch.device("cpu")
 
 
