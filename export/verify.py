@@ -38,14 +38,15 @@ SHAKY = 10
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: what was compared, how far apart, and how far it may be."""
+    """One comparison: what was compared, how far apart, how far it may be, and what the two numbers count."""
 
     what: str
     distance: float
     bound: float
+    unit: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.distance:.1e} (accepted: up to {self.bound:.0e})"
+        return f"{self.what}: off by {self.distance:.1e}{self.unit} (accepted: up to {self.bound:.0e})"
 
 
 def checked(checks: Iterable[Check]) -> list[Check]:
@@ -76,7 +77,7 @@ def network_checks(path: Path, parts: Parts) -> Iterator[Check]:
         out = session.run(None, dict(zip(names, (tensor.numpy() for tensor in given), strict=True)))[0]
         worst = _worse(worst, float(np.linalg.norm(out - expected.numpy()) / expected.norm()))
     batches = ", ".join(map(str, NETWORK_BATCHES))
-    yield Check(f"network, batches of {batches}, relative", worst, NETWORK_BOUNDS[parts.dtype])
+    yield Check(f"network, batches of {batches}", worst, NETWORK_BOUNDS[parts.dtype], " of its norm")
 
 
 def sampler_checks(path: Path, parts: Parts, face: Face) -> Iterator[Check]:
@@ -99,9 +100,9 @@ def sampler_checks(path: Path, parts: Parts, face: Face) -> Iterator[Check]:
         of = f"{table.sampler}, {len(table)} steps, batches of {', '.join(map(str, LOOP_BATCHES))}"
         if face.pictures:
             # A float beyond the edge between two values moves a pixel by one.
-            yield Check(f"pictures by {of}, in values of 255", worst, 1 + bound * 127.5)
+            yield Check(f"pictures by {of}", worst, 1 + bound * 127.5, " of 255")
         else:
-            yield Check(f"images by {of}, of max(1, max|x|){notes}", worst, bound)
+            yield Check(f"images by {of}{notes}", worst, bound, " of max(1, max|x|)")
 
 
 @dataclass(frozen=True)
@@ -209,4 +210,4 @@ def integers_check(write: Callable[..., list[str]] = philox.words) -> Check:
         for ours, theirs in zip(out, made, strict=True):
             wrong += int((ours != theirs.numpy()).sum())
             total += ours.size
-    return Check("noise integers, share that differs", wrong / total, 0.0)
+    return Check("noise, its integers", wrong / total, 0.0, " of them")

@@ -1,6 +1,7 @@
 """ONNX files: the network, the sampling loop, their noise, what checks them and what runs them."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,6 +23,7 @@ from fastdiff.export.assemble import Face, network_model, sampler_model
 from fastdiff.export.graph import FLOAT, INT64, Graph, finish_model, value
 from fastdiff.export.steady import steady_norms
 from fastdiff.export.trace import trace
+from fastdiff.export.web import FILES, RUNTIME
 from fastdiff.images import to_uint8
 from fastdiff.kernels import philox as reference
 from fastdiff.table import SAMPLERS
@@ -47,11 +49,11 @@ class Unsupported(Own):
 
 @pytest.fixture(scope="module")
 def models(randomised):
-    names = ("hero", "food", "spell", "side")
+    names = ("monster", "player", "item", "spell", "dungeon")
     return {
         "A": Model(randomised(AnnotatedUnet(dim=8, dim_mults=(1, 2))).eval(), make_schedule("linear", 200),
                    image_shape=(1, 8, 8)),
-        "B": Model(randomised(ContextUnet(3, 8, 4, 16)).eval(), make_schedule("course", 250), image_shape=(3, 16, 16),
+        "B": Model(randomised(ContextUnet(3, 8, 5, 16)).eval(), make_schedule("course", 250), image_shape=(3, 16, 16),
                    time="fraction", class_names=names),
         "own": Model(Own(), make_schedule("cosine", 50), "v_prediction", image_shape=(2, 5, 7)),
     }  # fmt: skip
@@ -93,7 +95,7 @@ def apart(images, expected) -> float:
 
 
 def context_for(model, n):
-    return torch.rand(n, 4) if model.class_names else None
+    return torch.rand(n, 5) if model.class_names else None
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -139,7 +141,7 @@ def test_clipping(models, make, clip):
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m_sde"])
 def test_25_calls_of_one_step_are_the_whole_bit_for_bit(models, make, sampler):
     table = table_of(models["B"], sampler)
-    context = torch.rand(3, 4)
+    context = torch.rand(3, 5)
     whole = make("B", Face(table)).sample(3, seed=7, context=context, guidance_scale=2)
     stepwise = make("B", Face(table, stepwise=True))
     images, frames = stepwise.sample(3, seed=7, context=context, guidance_scale=2, frames=10)
@@ -177,8 +179,8 @@ def test_a_file_whose_table_is_an_input_runs_every_sampler(models, make):
     file = make("B", Face(None, stepwise=True))
     for sampler in ("ddim", "dpmpp_2m_sde"):
         table = file.table(sampler, 12)
-        alone = make("B", Face(table)).sample(3, seed=3, context={"food": 1})
-        assert apart(file.sample(3, seed=3, context={"food": 1}, table=table), alone) < 1e-6
+        alone = make("B", Face(table)).sample(3, seed=3, context={"player": 1})
+        assert apart(file.sample(3, seed=3, context={"player": 1}, table=table), alone) < 1e-6
     with pytest.raises(InputError, match="no table for"):
         file.sample(1)
 
@@ -307,7 +309,7 @@ def test_the_network_within_1e_5_for_any_batch(models, parts, tmp_path, rel, nam
     for n in (1, 3, 64):
         given = [torch.randn(n, *model.image_shape), torch.randint(1, 40, (n,))]
         given[1] = given[1] / 250 if model.time == "fraction" else given[1]
-        given += [torch.rand(n, 4)] if model.class_names else []
+        given += [torch.rand(n, 5)] if model.class_names else []
         names = ("sample", "timestep", "context")
         out = session.run(["prediction"], {k: v.numpy() for k, v in zip(names, given, strict=False)})[0]
         with torch.no_grad():
@@ -362,8 +364,8 @@ def test_weights_stored_in_half_lose_nothing_where_they_are_halves(models, make,
     table = table_of(model, "ddpm_large")
     sizes = [len(sampler_model(parts(name), Face(table)).SerializeToString()) for name in ("B", "B16")]
     assert sizes[1] < 0.85 * sizes[0]
-    images = make("B16", Face(table)).sample(3, context={"side": 1}, guidance_scale=3)
-    asked = dict(context={"side": 1}, guidance_scale=3, form="eager")
+    images = make("B16", Face(table)).sample(3, context={"dungeon": 1}, guidance_scale=3)
+    asked = dict(context={"dungeon": 1}, guidance_scale=3, form="eager")
     assert apart(images, fastdiff.sample(model, 3, table, **asked)) < 1e-5
     assert apart(images, fastdiff.sample(models["B"], 3, table, **asked)) > 1e-4
 
@@ -392,7 +394,7 @@ about = json.loads(session.get_modelmeta().custom_metadata_map["fastdiff"])
 n = 3
 images, = session.run(None, {{
     "seed": np.array(2**35), "first": np.array(4), "n": np.array(n),
-    "context": np.array([[1, 0, 0.5, 0]], np.float32), "guidance_scale": np.array(2, np.float32),
+    "context": np.array([[1, 0, 0, 0.5, 0]], np.float32), "guidance_scale": np.array(2, np.float32),
 }})
 np.save({out!r}, images)
 print(about["class_names"], about["range"], about["sampler"]["name"])
@@ -405,20 +407,34 @@ def test_a_file_runs_with_numpy_and_onnxruntime_alone(models, make, tmp_path):
     code = ALONE.format(path=file.path, out=str(tmp_path / "out.npy"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "'hero', 'food'" in done.stdout and "dpmpp_2m_sde" in done.stdout
+    assert "'monster', 'player'" in done.stdout and "dpmpp_2m_sde" in done.stdout
     images = np.load(tmp_path / "out.npy")
     expected = fastdiff.sample(
-        models["B"], 3, table, seed=2**35, first=4, context={"hero": 1, "spell": 0.5}, guidance_scale=2
+        models["B"], 3, table, seed=2**35, first=4, context={"monster": 1, "spell": 0.5}, guidance_scale=2
     )
     assert apart(images, expected) < 1e-4
     pixels, theirs = to_uint8(torch.from_numpy(images)).int(), to_uint8(expected).int()
     assert (pixels - theirs).abs().max() <= 1
 
 
+def test_the_readmes_python_without_torch(models, make, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path(make("B", Face(table_of(models["B"]))).path).rename("sampler.onnx")
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    block = next(
+        b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "onnxruntime.InferenceSession" in b
+    )
+    names = {}
+    exec(block, names)
+    assert names["images"].shape == (16, 3, 16, 16) and names["images"].dtype == np.float32
+    expected = fastdiff.sample(models["B"], 16, context={"item": 1}, guidance_scale=2, form="eager")
+    assert apart(names["images"], expected) < 1e-4
+
+
 @pytest.mark.parametrize(("given", "message"), [
     (dict(n=0), "n = 0"),
     (dict(n=2, seed=-1), "seed = -1"),
-    (dict(n=2, context=[1, 2]), r"a context of shape \(2,\); accepted: \(4,\)"),
+    (dict(n=2, context=[1, 2]), r"a context of shape \(2,\); accepted: \(5,\)"),
     (dict(n=2, context={"dragon": 1}), "unknown class 'dragon'"),
     (dict(n=2, guidance_scale=2), "guidance_scale = 2 without a context"),
     (dict(n=2, frames=1), "frames from"),
@@ -543,8 +559,12 @@ def run(tmp_path, monkeypatch, models, parts):
 
 def test_export_and_sample(run):
     told = run("export", "b.safetensors", "--sampler", "ddpm_large", "--steps", 20, "--stepwise", "-o", "sampler.onnx")
-    assert "checked: noise integers" in told and "ddpm_large, 20 steps" in told and "wrote" in told
-    words = ("-n", 4, "--seed", 3, "--context", "hero=1,spell=0.5", "--guidance-scale", 2)
+    assert (
+        "checked against torch: noise, its integers: off by 0" in told
+        and "ddpm_large, 20 steps" in told
+        and "wrote" in told
+    )
+    words = ("-n", 4, "--seed", 3, "--context", "monster=1,spell=0.5", "--guidance-scale", 2)
     told = run("sample", "sampler.onnx", *words, "-o", "a.png", "--npy", "a.npy", "--gif", "a.gif")
     assert "ddpm_large, 20 steps" in told and "ONNX Runtime, CPU, float32" in told
     run("sample", "b.safetensors", *words, "--sampler", "ddpm_large", "--steps", 20, "-o", "b.png", "--npy", "b.npy")
@@ -560,6 +580,25 @@ def test_export_of_any_sampler_and_of_pictures(run):
     run("export", "b.safetensors", "--sampler", "ddim", "--steps", 3, "--pictures", "-o", "pictures.onnx")
     run("sample", "pictures.onnx", "-n", 2, "-o", "c.png")
     assert Path("c.png").exists()
+
+
+def test_the_page_is_written_whole_into_a_new_folder(run):
+    told = run("export", "b.safetensors", "--web", "some/page")
+    assert "python3 -m http.server -d some/page" in told
+    page = json.loads(Path("some/page/model.json").read_text())
+    assert page["name"] == "b" and page["model"] == "b.safetensors"
+    assert page["class_names"][0] == "monster" and page["context_width"] == 5 and page["stepwise"]
+    assert "25" in page["samplers"]["ddim"] and "250" in page["samplers"]["ddpm"]
+    row = make_table("ddim", make_schedule("course", 250), 25, time="fraction").row(3)
+    assert np.array_equal(np.float32(page["samplers"]["ddim"]["25"]["rows"][3]), np.float32(row))
+    assert set(FILES) | {"model.json", "model.onnx"} == {file.name for file in Path("some/page").iterdir()}
+    assert OnnxSampler("some/page/model.onnx").description["sampler"] is None
+
+
+def test_a_damaged_runtime_is_found(run, monkeypatch):
+    monkeypatch.setitem(RUNTIME, "ort.js", "0" * 64)
+    assert "'ort.js' of this installation is damaged" in run("export", "b.safetensors", "--web", "page", code=2)
+    assert sorted(file.name for file in Path().iterdir()) == ["b.safetensors"]
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -88,6 +88,12 @@ def test_the_library_imports_neither_benchmarks_nor_tests():
             assert not {m for m in imports(path) if m.startswith(("fastdiff.bench", "tests"))}, name
 
 
+def test_the_exports_are_used_by_the_command_line_and_the_benchmarks_alone():
+    for name, path in ALL.items():
+        if not name.startswith(("fastdiff.export", "fastdiff.cli", "fastdiff.bench")):
+            assert not {m for m in imports(path) if m.startswith("fastdiff.export")}, name
+
+
 def test_help_does_not_wait_for_torch():
     code = (
         "import sys; from fastdiff.cli import main\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def export(model: str, output: str | None, web: str | None, plain: bool, weights
         raise unknown("dtype", dtype, DTYPES)
     common: dict[str, Any] = {"prepared": not plain, "weights": weights or ("float16" if web else dtype)}
     began = time.perf_counter()
+    if sys.stderr.isatty():
+        click.echo("tracing the network, then checking the file against torch: this takes a while", err=True)
     if web is not None:
         checks = onnx.export_page(loaded, web, model, **common)
     elif "sampler" not in given:
@@ -86,7 +89,7 @@ def export(model: str, output: str | None, web: str | None, plain: bool, weights
         clip = parse_clip(given.get("clip"))
         checks = onnx.export_sampler(loaded, str(output), table, clip, parse_dtype(dtype), **common, **chosen)
     for check in checks:
-        click.echo(f"checked: {check}")
+        click.echo(f"checked against torch: {check}")
     path = Path(web or str(output)).resolve()
     files = list(path.iterdir()) if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files) / 1e6
