@@ -80,7 +80,7 @@ def test_autocast_gives_the_dtypes_and_gradients_of_the_references(triton_device
     assert rel(gradients.cpu(), expected.cpu()) < 0.1  # each form rounds to 8 bits at its own places
 
 
-# Training runs the same operators in all editions; those that differ in biases and a norm alone are left to `make slow`.
+# Training runs the same operators in all editions; two that differ in biases and a norm alone are left to `make slow`.
 SLOW = ("mindspore", "hf-2022")
 
 
