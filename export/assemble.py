@@ -91,7 +91,7 @@ class _Sampler:
     def __init__(self, parts: Parts, face: Face) -> None:
         self.parts, self.face = parts, face
         self.outer, self.body = Graph("outer/"), Graph("step/")
-        self.shape = parts.image_shape
+        self.shape = parts.model.image_shape
         self.inputs: list[ValueInfoProto] = []
 
     def model(self) -> ModelProto:
@@ -255,7 +255,7 @@ def _either(g: Graph, condition: str, then: tuple[Graph, str], other: tuple[Grap
     return g("If", condition, **branches)
 
 
-def _clipped(g: Graph, x0: str, clip: Clip, shape: tuple[int | str, ...]) -> str:
+def _clipped(g: Graph, x0: str, clip: Clip, shape: tuple[int, ...]) -> str:
     """x0 clamped to a bound, or by dynamic thresholding (see kernels.denoise_step)."""
     if clip is None:
         return x0

@@ -24,11 +24,11 @@ from fastdiff.context import context_width
 from fastdiff.errors import InputError, unknown
 from fastdiff.export.graph import OPSET
 from fastdiff.kernels import dispatch
-from fastdiff.kernels.attention_block import attention_block_reference, fold
+from fastdiff.kernels.attention_block import attention_block_reference
 from fastdiff.model import Model
-from fastdiff.networks.blocks import HEADS, ChannelNorm, normed
+from fastdiff.networks.blocks import normed
 from fastdiff.networks.protocol import SeparableNetwork
-from fastdiff.prepared import FoldedLinearAttention
+from fastdiff.prepared import FoldedLinearAttention, fold_block
 
 WEIGHTS = ("float32", "float16")
 SMALL = 16  # elements; shapes and scalars have fewer
@@ -176,15 +176,9 @@ class _FoldedAttention(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
-        norm, attention = self.block.fn.norm, self.block.fn.fn
-        project, last = attention.to_out
-        gain = last.g if isinstance(last, ChannelNorm) else None
-        folded = fold(
-            norm.weight, norm.bias, attention.to_qkv.weight, project.weight, project.bias, gain,
-            HEADS, attention.divide_by_n, norm.eps, precision=torch.float32,
-        )  # fmt: skip
+        folded = fold_block(self.block, torch.float32)
         out = attention_block_reference(x, folded)
-        return out if gain is not None else normed(last, out) + x
+        return out if folded.gain is not None else normed(self.block.fn.fn.to_out[1], out) + x
 
 
 def _fold_attention(network: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -220,6 +214,7 @@ def _export(
             )  # fmt: skip
         except Exception as problem:
             raise InputError(f"the network's {name} part cannot be exported: {_reason(problem)}") from problem
+        assert program is not None and program.exported_program is not None
         model = program.model_proto
         # Weights are left alone: only what is as small as a shape is folded.
         optimizer.fold_constants(model, input_size_limit=SMALL, output_size_limit=SMALL)

@@ -93,8 +93,9 @@ def sampler_checks(path: Path, parts: Parts, face: Face) -> Iterator[Check]:
                 model, table, n, secrets.randbelow(2**63), secrets.randbelow(2**62), face.clip, context,
                 None if context is None or n == 1 else 1 + 2 * float(torch.rand(())),
             )  # fmt: skip
-            asked = dict(seed=run.seed, first=run.first, context=context, guidance_scale=run.guidance_scale)
-            out = sampler.sample(n, **asked, table=None if face.table is not None else table)
+            given = None if face.table is not None else table
+            out = sampler.sample(n, run.seed, run.first, context, run.guidance_scale, given)
+            assert isinstance(out, np.ndarray)
             distance, note = run.distance(out, bound)
             worst, notes = _worse(worst, distance), notes + note
         of = f"{table.sampler}, {len(table)} steps, batches of {', '.join(map(str, LOOP_BATCHES))}"
@@ -128,6 +129,7 @@ class Run:
             self.model, self.n, self.table, seed=self.seed, first=self.first, context=self.context, device="cpu",
             guidance_scale=self.guidance_scale, clip=False if self.clip is None else self.clip, form="eager",
         )  # fmt: skip
+        assert isinstance(expected, torch.Tensor)
         if out.dtype == np.uint8:
             pixels = to_uint8(expected).permute(0, 2, 3, 1).numpy()
             return float(np.abs(out.astype(int) - pixels.astype(int)).max()), ""
@@ -199,7 +201,7 @@ def integers_check(write: Callable[..., list[str]] = philox.words) -> Check:
     stream = philox.streams(g, "seed", "first", "n")
     names = [g.named(word, f"word{i}") for i, word in enumerate(write(g, stream, "draw", elements))]
     scalars = [value(name, INT64, ()) for name in ("seed", "first", "n", "draw")]
-    model = finish_model(g.finish("words", scalars, [value(name, INT64, ("n", None)) for name in names]), {})
+    model = finish_model(g.finish("words", scalars, [value(name, INT64, ("n", "blocks")) for name in names]), {})
     session = onnxruntime().InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     top = 2**63 - 1
     cases = [(secrets.randbelow(top), secrets.randbelow(2**62)) for _ in range(2)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.errors import InputError
-from fastdiff.kernels.attention_block import attention_block, fits, fold
+from fastdiff.kernels.attention_block import FoldedAttention, attention_block, fits, fold
 from fastdiff.kernels.dispatch import triton_for
 from fastdiff.networks.blocks import HEAD_DIM, HEADS, ChannelNorm, LinearAttention, PreNorm, Residual, normed
 from fastdiff.networks.context import ResidualConvBlock
@@ -62,18 +62,22 @@ class FoldedLinearAttention(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        norm, attention = block.fn.norm, block.fn.fn
-        project, last = attention.to_out
-        gain = last.g if isinstance(last, ChannelNorm) else None
-        self.last = None if gain is not None else last
-        self.folded = fold(
-            norm.weight, norm.bias, attention.to_qkv.weight, project.weight, project.bias, gain,
-            HEADS, attention.divide_by_n, norm.eps,
-        )  # fmt: skip
+        self.folded = fold_block(block)
+        self.last = None if self.folded.gain is not None else block.fn.fn.to_out[1]
 
     def forward(self, x: Tensor) -> Tensor:
         out = attention_block(x, self.folded)
         return out if self.last is None else normed(self.last, out) + x
+
+
+def fold_block(block: nn.Module, precision: torch.dtype = torch.float64) -> FoldedAttention:
+    """The folded weights of a block that FoldedLinearAttention.replaces."""
+    norm, attention = block.fn.norm, block.fn.fn
+    project, last = attention.to_out
+    return fold(
+        norm.weight, norm.bias, attention.to_qkv.weight, project.weight, project.bias,
+        last.g if isinstance(last, ChannelNorm) else None, HEADS, attention.divide_by_n, norm.eps, precision,
+    )  # fmt: skip
 
 
 class TimeInputs:

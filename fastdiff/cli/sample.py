@@ -146,10 +146,11 @@ def _to_picture(model: str, output: str, n: int, gif: str | None, npy: str | Non
     def check_grid(image_shape: tuple[int, int, int]) -> None:
         grid_layout(n, *image_shape[1:], columns, scale, gap=1)
 
+    draw: Callable[..., Drawn] = _draw
     if model.lower().endswith(ONNX):
-        from fastdiff.cli.onnx import draw_from_onnx as draw
-    else:
-        draw = _draw
+        from fastdiff.cli.onnx import draw_from_onnx
+
+        draw = draw_from_onnx
     drawn = draw(model, n, gif is not None, check_grid, **options)
 
     save_picture(grid(drawn.images, columns, scale), output)
