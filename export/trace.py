@@ -178,7 +178,8 @@ class _FoldedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         folded = fold_block(self.block, torch.float32)
         out = attention_block_reference(x, folded)
-        return out if folded.gain is not None else normed(self.block.fn.fn.to_out[1], out) + x
+        _, last = self.block.fn.fn.to_out
+        return out if folded.gain is not None else normed(last, out) + x
 
 
 def _fold_attention(network: nn.Module, given: tuple[Tensor, ...]) -> None:

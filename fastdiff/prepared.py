@@ -63,7 +63,8 @@ class FoldedLinearAttention(nn.Module):
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.folded = fold_block(block)
-        self.last = None if self.folded.gain is not None else block.fn.fn.to_out[1]
+        _, last = block.fn.fn.to_out
+        self.last = None if self.folded.gain is not None else last
 
     def forward(self, x: Tensor) -> Tensor:
         out = attention_block(x, self.folded)
