@@ -15,6 +15,7 @@ from PIL import Image
 
 import fastdiff
 import fastdiff.export
+from fastdiff.export.web import FILES
 from fastdiff.images import grid, to_uint8
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -397,7 +398,8 @@ def test_nothing_but_the_folders_files_is_asked_for(site, plain_site, tmp_path):
     started = [event["params"] for event in net["events"] if event["type"] == kind and "url" in event.get("params", {})]
     # Chromium asks its makers for this and that; requests of the page and of its worker name the page's origin.
     asked = {start["url"] for start in started if start.get("initiator", "").startswith(site.url[:-1])}
-    files = {"style.css", "page.js", "worker.js", "model.json", "model.onnx", "ort.js", "ort-wasm-simd-threaded.wasm"}
+    loaded = {file for file in FILES if file.endswith((".js", ".css", ".wasm"))}
+    files = {*loaded, "model.json", "model.onnx"}
     assert asked == {site.url + file for file in files}
     for requests in (site.requests, plain_site.requests):
         assert {path for path, _ in requests} <= {f"/{file}" for file in ("", *files)}

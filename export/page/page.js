@@ -1,4 +1,4 @@
-// The page: controls, drawing, and the worker that samples.
+// The page: its controls, and the worker that samples.
 //
 // For scripts and tests there is window.fastdiff:
 //   ready               a promise of model.json's contents, kept once the runtime and the model are loaded
@@ -14,7 +14,6 @@
 
 const $ = (id) => document.getElementById(id);
 const NUMBERS = [1, 4, 9, 16, 25];
-const LIMIT = 2n ** 63n;
 const HINTS = {
   ddim: "Deterministic: good from 25 steps.",
   ddpm: "Adds noise at every step, and wants many of them.",
@@ -28,96 +27,6 @@ let worker;
 let run = null; // the run under way: {id, settings, resolve, reject, began, step, frames}
 let runs = 0;
 let loaded = false;
-
-// --- What is asked for ---
-
-function wholeNumber(name, value, low, high) {
-  const text = String(value).trim();
-  if (!/^\d+$/.test(text) || BigInt(text) < low || BigInt(text) > high) {
-    const shown = text.length > 40 ? `${text.slice(0, 40)}…` : text || "(nothing)";
-    throw Object.assign(new Error(`${name} ${shown}; accepted: a whole number from ${low} to ${high}.`), { field: name });
-  }
-  return BigInt(text);
-}
-
-/** Options, completed from the controls and checked. Throws an Error that says what is accepted. */
-function complete(options = {}) {
-  const s = controls();
-  const odd = Object.keys(options).find((key) => !(key in s));
-  if (odd) throw new Error(`Option ${odd}; accepted: ${Object.keys(s).join(", ")}.`);
-  Object.assign(s, options);
-  s.n = Number(wholeNumber("Number of images", s.n, 1n, 1024n));
-  s.seed = wholeNumber("Seed", s.seed, 0n, LIMIT - 1n);
-  s.first = wholeNumber("First sample", s.first, 0n, LIMIT - BigInt(s.n));
-  const tables = model.samplers[s.sampler];
-  if (!tables) throw new Error(`Sampler ${s.sampler}; accepted: ${Object.keys(model.samplers).join(", ")}.`);
-  if (!tables[s.steps]) throw new Error(`Steps ${s.steps}; accepted: ${Object.keys(tables).join(", ")}.`);
-  if (!Array.isArray(s.context)) {
-    const unknown = Object.keys(s.context).find((name) => !classes.includes(name));
-    if (unknown !== undefined) throw new Error(`Class ${unknown}; accepted: ${classes.join(", ") || "none"}.`);
-    s.context = classes.map((name) => s.context[name] ?? 0);
-  }
-  if (s.context.length !== classes.length || !s.context.every(Number.isFinite)) {
-    throw new Error(`Context ${s.context}; accepted: ${classes.length} numbers.`);
-  }
-  if (!Number.isFinite(s.guidanceScale)) throw new Error(`Guidance scale ${s.guidanceScale}; accepted: a number.`);
-  return s;
-}
-
-function controls() {
-  return {
-    n: chosen("number"),
-    seed: $("seed").value,
-    first: 0,
-    sampler: $("sampler").value,
-    steps: chosen("steps"),
-    context: classes.map((_, k) => Number($(`class-${k}`).value)),
-    guidanceScale: Number($("guidance").value),
-  };
-}
-
-/** The command line that gives the same picture. */
-function command(s) {
-  const quoted = (text) => (/^[\w.,=+/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
-  const words = ["fastdiff", "sample", quoted(model.model), "-n", s.n, "--seed", s.seed];
-  if (s.first) words.push("--first", s.first);
-  words.push("--sampler", s.sampler, "--steps", s.steps);
-  if (s.context.some(Boolean)) {
-    const named = model.class_names.length && !model.class_names.some((name) => /[,=]/.test(name));
-    const weights = classes.map((name, k) => `${name}=${s.context[k]}`).filter((_, k) => s.context[k]);
-    words.push("--context", quoted(named ? weights.join(",") : s.context.join(",")));
-    words.push("--guidance-scale", s.guidanceScale);
-  }
-  return words.join(" ");
-}
-
-/** The end of this page's address that reproduces the picture. */
-function toHash(s) {
-  const values = { n: s.n, seed: s.seed, sampler: s.sampler, steps: s.steps };
-  if (classes.length) Object.assign(values, { context: s.context.join(","), guidance: s.guidanceScale });
-  return `#${Object.entries(values).map(([key, value]) => `${key}=${value}`).join("&")}`;
-}
-
-/** Controls set from the address; what it asks for and the page does not offer is told of, and left as it is. */
-function fromHash() {
-  const asked = new URLSearchParams(location.hash.slice(1));
-  const odd = [];
-  const take = (key, accepted, set) => {
-    if (!asked.has(key)) return;
-    if (accepted(asked.get(key))) set(asked.get(key));
-    else odd.push(`${key}=${asked.get(key)}`);
-  };
-  const inRange = (low, high) => (text) => text.trim() !== "" && Number(text) >= low && Number(text) <= high;
-  take("seed", () => true, (text) => { $("seed").value = text; }); // looked at when it is used, as if typed
-  take("sampler", (name) => name in model.samplers, (name) => { $("sampler").value = name; showSteps(); });
-  take("steps", (steps) => steps in model.samplers[$("sampler").value], (steps) => choose("steps", steps));
-  take("n", (n) => NUMBERS.includes(Number(n)), (n) => choose("number", n));
-  take("guidance", inRange(0, 8), (scale) => { $("guidance").value = scale; });
-  take("context", (text) => text.split(",").length === classes.length && text.split(",").every(inRange(0, 1)),
-    (text) => setClasses(text.split(",")));
-  showValues();
-  if (odd.length) say(`This link asks for ${odd.join(" and ")}, which this page does not offer.`, "error");
-}
 
 // --- The controls ---
 
@@ -179,59 +88,6 @@ function build() {
   pills("number", NUMBERS, 9);
   showValues();
   draw(null);
-}
-
-// --- The picture ---
-
-/** Pixels as Python's to_uint8 makes them: in float32, rounded half to even and clamped by the array's own type. */
-function pixels(images) {
-  return Uint8ClampedArray.from(images, (v) => Math.fround(Math.fround(v + 1) * 127.5));
-}
-
-/** values (n, C, H, W) in 0..255 on a canvas, row by row and one pixel apart; null is a first sight, of noise. */
-function draw(values, n = chosen("number"), canvas = $("canvas")) {
-  const [channels, height, width] = model.image_shape;
-  const columns = Math.ceil(Math.sqrt(n));
-  canvas.width = columns * (width + 1) + 1;
-  canvas.height = Math.ceil(n / columns) * (height + 1) + 1;
-  const context = canvas.getContext("2d");
-  const size = height * width;
-  values ??= Uint8ClampedArray.from({ length: n * channels * size }, () => 255 * Math.random());
-  for (let r = 0; r < n; r++) {
-    const tile = new ImageData(width, height);
-    for (let i = 0; i < size; i++) {
-      for (let c = 0; c < 3; c++) tile.data[4 * i + c] = values[(r * channels + (channels === 3 ? c : 0)) * size + i];
-      tile.data[4 * i + 3] = 255;
-    }
-    context.putImageData(tile, 1 + (r % columns) * (width + 1), 1 + Math.floor(r / columns) * (height + 1));
-  }
-  if (canvas === $("canvas")) fit();
-}
-
-/** The canvas as large as fits, each of its pixels a whole number of the screen's: all squares are then alike. */
-function fit() {
-  const canvas = $("canvas");
-  const dots = window.devicePixelRatio || 1;
-  const room = Math.min($("frame").clientWidth, Math.max(260, window.innerHeight - 300));
-  const scale = Math.max(1, Math.floor((room * dots) / Math.max(canvas.width, canvas.height)));
-  canvas.style.width = `${(canvas.width * scale) / dots}px`;
-}
-
-/** The picture as `fastdiff sample` writes it: white between the images, about 640 pixels wide. */
-async function download() {
-  const { settings, frames } = fastdiff.last;
-  const small = document.createElement("canvas");
-  draw(frames.at(-1), settings.n, small);
-  const scale = Math.max(1, Math.round(640 / small.width));
-  const sheet = element("canvas", { width: small.width * scale, height: small.height * scale });
-  const context = sheet.getContext("2d");
-  context.imageSmoothingEnabled = false;
-  context.fillStyle = "white";
-  context.fillRect(0, 0, sheet.width, sheet.height);
-  context.drawImage(small, 0, 0, sheet.width, sheet.height);
-  const href = URL.createObjectURL(await new Promise((resolve) => sheet.toBlob(resolve, "image/png")));
-  element("a", { href, download: `${model.name.replace(/[^\w.-]+/g, "_")}-seed-${settings.seed}.png` }).click();
-  setTimeout(() => URL.revokeObjectURL(href), 60000);
 }
 
 // --- A run ---
