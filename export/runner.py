@@ -68,6 +68,30 @@ def choose_providers(providers: str | Sequence[Provider] | None) -> list[Provide
     return chosen
 
 
+def open_file(
+    path: str | Path, providers: str | Sequence[Provider] | None = None, threads: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """The session of a file of `fastdiff export`, and what the file says of itself; see OnnxSampler."""
+    runtime, chosen = onnxruntime(), choose_providers(providers)
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors: its warnings are about its own inner workings
+    if threads is not None:
+        options.intra_op_num_threads = whole("threads", threads, 1, 4096)
+    if not Path(path).is_file():
+        raise InputError(f"cannot read {str(path)!r}: no such file")
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=chosen)
+    except Exception as error:  # its errors have no common class
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{str(path)!r} cannot be loaded by ONNX Runtime: {reason[0]}") from error
+    started = session.get_providers()
+    for name in (one[0] if isinstance(one, tuple) else one for one in chosen):
+        if name not in started:
+            raise InputError(f"provider {name!r} could not start, its libraries are missing or do not fit; "
+                             f"ONNX Runtime would have taken {', '.join(started)}")  # fmt: skip
+    return session, metadata.from_properties(session.get_modelmeta().custom_metadata_map, str(path))
+
+
 class OnnxSampler:
     """A sampler's file, ready to run: `OnnxSampler("sampler.onnx").sample(64, seed=0)`.
 
@@ -83,26 +107,8 @@ class OnnxSampler:
         self, path: str | Path, providers: str | Sequence[Provider] | None = None, threads: int | None = None
     ) -> None:
         self.path = str(path)
-        runtime = onnxruntime()
-        chosen = choose_providers(providers)
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3  # errors: its warnings are about its own inner workings
-        if threads is not None:
-            options.intra_op_num_threads = whole("threads", threads, 1, 4096)
-        if not Path(path).is_file():
-            raise InputError(f"cannot read {self.path!r}: no such file")
-        try:
-            self.session = runtime.InferenceSession(self.path, options, providers=chosen)
-        except Exception as error:  # its errors have no common class
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(f"{self.path!r} cannot be loaded by ONNX Runtime: {reason[0]}") from error
-        wanted = chosen[0][0] if isinstance(chosen[0], tuple) else chosen[0]
-        if wanted not in self.session.get_providers():
-            instead = ", ".join(self.session.get_providers())
-            raise InputError(f"provider {wanted!r} could not start, its libraries are missing or do not fit; "
-                             f"ONNX Runtime would have taken {instead}")  # fmt: skip
-        self.provider = wanted
-        self.description = metadata.from_properties(self.session.get_modelmeta().custom_metadata_map, self.path)
+        self.session, self.description = open_file(path, providers, threads)
+        self.provider: str = self.session.get_providers()[0]
         if self.description["kind"] != "sampler":
             raise InputError(f"{self.path!r} is a {self.description['kind']} without a sampling loop; "
                              "accepted: a file of `fastdiff export MODEL --sampler ...`")  # fmt: skip
@@ -110,9 +116,9 @@ class OnnxSampler:
         self.image_shape: tuple[int, int, int] = tuple(self.description["image_shape"])
         self.class_names: list[str] = self.description["class_names"]
         self.stepwise: bool = self.description["stepwise"]
-        if "seed" in self.inputs and wanted != PROVIDERS["cpu"]:
-            warnings.warn(f"{wanted} has no kernels for the noise's integers, which runs on the CPU in every step; "
-                          "a file made with --noise input takes it from outside", stacklevel=2)  # fmt: skip
+        if "seed" in self.inputs and self.provider != PROVIDERS["cpu"]:
+            warnings.warn(f"{self.provider} has no kernels for the noise's integers, which are made on the CPU in every "
+                          "step; a file made with --noise input takes them from outside", stacklevel=2)  # fmt: skip
 
     def table(self, sampler: str = "ddim", steps: int = 25, eta: float = 0.0, spacing: str = "trailing") -> StepTable:
         """A table for a file that holds none (`--sampler any`)."""

@@ -23,7 +23,7 @@ def source_version() -> str:
 
     try:
         if git("ls-files", "--error-unmatch", __file__):
-            changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/fastdiff", ":/kernels")
+            changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/fastdiff", ":/kernels", ":/export")
             return f"{fastdiff.__version__}, commit {git('rev-parse', '--short=12', 'HEAD')}{'+' if changed else ''}"
     except (OSError, subprocess.CalledProcessError):
         pass

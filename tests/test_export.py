@@ -565,6 +565,10 @@ def test_export_and_sample(run):
         and "wrote" in told
     )
     words = ("-n", 4, "--seed", 3, "--context", "monster=1,spell=0.5", "--guidance-scale", 2)
+    told = run("info", "sampler.onnx")
+    assert (
+        "ONNX sampler" in told and "ddpm_large, 20 steps" in told and "start ()" in told and "monster, player" in told
+    )
     told = run("sample", "sampler.onnx", *words, "-o", "a.png", "--npy", "a.npy", "--gif", "a.gif")
     assert "ddpm_large, 20 steps" in told and "ONNX Runtime, CPU, float32" in told
     run("sample", "b.safetensors", *words, "--sampler", "ddpm_large", "--steps", 20, "-o", "b.png", "--npy", "b.npy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,6 +24,7 @@ def info(model: str | None, as_json: bool, schedule: str | None, timesteps: int 
     fastdiff info
     fastdiff info sprites
     fastdiff info my_tutorial_model.pt
+    fastdiff info sampler.onnx
     """
     from fastdiff.checkpoint import shipped_models
 
@@ -42,6 +44,8 @@ def info(model: str | None, as_json: bool, schedule: str | None, timesteps: int 
 def describe(name: str, schedule: str | None, timesteps: int | None, image_size: int | None) -> dict[str, Any]:
     from fastdiff.checkpoint import model_config, stored_info
 
+    if name.lower().endswith(".onnx"):
+        return describe_onnx(name)
     model = load_model(name, schedule, timesteps, image_size)
     config = model_config(model)
     network = config["network"]
@@ -59,4 +63,29 @@ def describe(name: str, schedule: str | None, timesteps: int | None, image_size:
         "classes": ", ".join(model.class_names) or "none",
         "clip": str(model.clip),
         **stored_info(name),
+    }
+
+
+def describe_onnx(path: str) -> dict[str, Any]:
+    """What a file of `fastdiff export` says of itself, and its inputs and outputs."""
+    from fastdiff.export.runner import open_file
+
+    session, about = open_file(path)
+
+    def ends(values: Any) -> str:
+        return ", ".join(f"{v.name} ({', '.join(map(str, v.shape))})" for v in values)
+
+    sampler, schedule = about.get("sampler"), about["schedule"]
+    loop = f"{sampler['name']}, {sampler['steps']} steps" if sampler else "any, the table is an input"
+    return {
+        "file": f"ONNX {about['kind']}, {Path(path).stat().st_size / 1e6:.1f} MB, made by {about['made_by']}",
+        **({"sampler": loop, "clip": str(about["clip"])} if about["kind"] == "sampler" else {}),
+        "inputs": ends(session.get_inputs()),
+        "outputs": ends(session.get_outputs()),
+        "dtype": f"{about['dtype']}, weights stored as {about['weights']}",
+        "schedule": f"{schedule['name']}, {about['timesteps']} timesteps",
+        "prediction_type": about["prediction_type"],
+        "image_shape": "x".join(map(str, about["image_shape"])) + " (channels, height, width)",
+        "time": about["time"],
+        "classes": ", ".join(about["class_names"]) or "none",
     }
