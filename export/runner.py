@@ -117,8 +117,11 @@ class OnnxSampler:
         self.class_names: list[str] = self.description["class_names"]
         self.stepwise: bool = self.description["stepwise"]
         if "seed" in self.inputs and self.provider != PROVIDERS["cpu"]:
-            warnings.warn(f"{self.provider} has no kernels for the noise's integers, which are made on the CPU in every "
-                          "step; a file made with --noise input takes them from outside", stacklevel=2)  # fmt: skip
+            warnings.warn(
+                f"{self.provider} has no kernels for the noise's integers, so each step makes them on the CPU; "
+                "a file made with --noise input takes the noise from outside",
+                stacklevel=2,
+            )
 
     def table(self, sampler: str = "ddim", steps: int = 25, eta: float = 0.0, spacing: str = "trailing") -> StepTable:
         """A table for a file that holds none (`--sampler any`)."""
