@@ -31,8 +31,10 @@ INPUTS = ("x", "x0_prev", "start", "stop", "seed", "first", "n", "noise", "conte
 def network_model(parts: Parts) -> ModelProto:
     """The network: sample (batch, C, H, W) float32, timestep (batch,)[, context (batch, K)] → prediction."""
     g = Graph()
+    channels, *size = parts.model.image_shape
+    images = ("batch", channels, *(("height", "width") if parts.free_size else size))
     inputs = [
-        value("sample", FLOAT, ("batch", *parts.image_shape)),
+        value("sample", FLOAT, images),
         value("timestep", INT64 if parts.model.time == "index" else FLOAT, ("batch",)),
     ]
     given = ["sample", *g.inline(parts.time, ["timestep"])]
@@ -40,7 +42,7 @@ def network_model(parts: Parts) -> ModelProto:
         inputs.append(value("context", FLOAT, ("batch", parts.width)))
         given += g.inline(parts.context, ["context"])
     g.named(g.inline(parts.denoise, given)[0], "prediction")
-    outputs = [value("prediction", FLOAT, ("batch", *parts.image_shape))]
+    outputs = [value("prediction", FLOAT, images)]
     store_weights(g, parts.weights)
     description = metadata.describe(parts, kind="network")
     return finish_model(g.finish("network", inputs, outputs), metadata.to_properties(description))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,13 +65,7 @@ class Graph:
             copied.CopyFrom(tensor)
             copied.name = renamed(tensor.name)
             self.initializers.append(copied)
-        for node in part.node:
-            copy = NodeProto()
-            copy.CopyFrom(node)
-            copy.name = prefix + node.name
-            copy.input[:] = map(renamed, node.input)
-            copy.output[:] = map(renamed, node.output)
-            self.nodes.append(copy)
+        self.nodes.extend(_with_names(node, prefix, renamed) for node in part.node)
         return [renamed(out.name) for out in part.output]
 
     def named(self, value: str, name: str) -> str:
@@ -81,6 +75,22 @@ class Graph:
 
     def finish(self, name: str, inputs: Iterable[ValueInfoProto], outputs: Iterable[ValueInfoProto]) -> GraphProto:
         return helper.make_graph(self.nodes, name, list(inputs), list(outputs), self.initializers)
+
+
+def _with_names(node: NodeProto, prefix: str, renamed: Callable[[str], str]) -> NodeProto:
+    """A copy with other names, also in the graphs that are its attributes."""
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    copy.name = prefix + node.name
+    copy.input[:] = map(renamed, node.input)
+    copy.output[:] = map(renamed, node.output)
+    for graph in (graph for a in copy.attribute for graph in ([a.g] if a.HasField("g") else a.graphs)):
+        inner = [_with_names(one, prefix, renamed) for one in graph.node]
+        del graph.node[:]
+        graph.node.extend(inner)
+        for named in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            named.name = renamed(named.name)
+    return copy
 
 
 def value(name: str, dtype: int, shape: Shape) -> ValueInfoProto:

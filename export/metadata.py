@@ -25,7 +25,8 @@ def describe(parts: Any, **more: Any) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "made_by": f"fastdiff {source_version()}, torch {torch.__version__}",
-        "image_shape": list(parts.image_shape),
+        "image_shape": list(model.image_shape),
+        "free_size": parts.free_size,
         "range": [-1, 1],
         "prediction_type": model.prediction_type,
         "time": model.time,

@@ -52,7 +52,8 @@ def onnxruntime() -> ModuleType:
 def choose_providers(providers: str | Sequence[Provider] | None) -> list[Provider]:
     """What was asked for by ONNX Runtime's own names, the CPU unless given. Raises InputError for an absent one."""
     asked: Sequence[Provider] = [providers] if isinstance(providers, str) else providers or ["cpu"]
-    available = onnxruntime().get_available_providers()
+    # Azure's runs no model here: it calls a service.
+    available = [name for name in onnxruntime().get_available_providers() if name != "AzureExecutionProvider"]
     short = {name: alias for alias, name in PROVIDERS.items()}
     chosen: list[Provider] = []
     for one in asked:
@@ -84,6 +85,7 @@ def open_file(
     except Exception as error:  # its errors have no common class
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{str(path)!r} cannot be loaded by ONNX Runtime: {reason[0]}") from error
+    session.disable_fallback()  # which would go on with another provider after an error, and say so on stdout
     started = session.get_providers()
     for name in (one[0] if isinstance(one, tuple) else one for one in chosen):
         if name not in started:
@@ -162,7 +164,11 @@ class OnnxSampler:
         self._check_table(table)
         width = self.description["context_width"]
         contexts = resolve_rows(width, self.class_names, context, n, first)
-        if guidance_scale is not None and finite("guidance_scale", guidance_scale) != 1 and contexts is None:
+        if (
+            guidance_scale is not None
+            and finite("guidance_scale", guidance_scale, -3e38, 3e38) != 1
+            and contexts is None
+        ):
             raise InputError(f"guidance_scale = {guidance_scale} without a context; give a context to guide towards")
         source = noise if noise is not None else PhiloxNoise(seed)
         batches, kept = [], []

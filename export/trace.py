@@ -7,11 +7,15 @@ folded by operators in the graph, which a runtime evaluates once, when it loads 
 from __future__ import annotations
 
 import copy
+import inspect
+import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,8 +46,8 @@ class Parts:
     time: (R,) times → (R, W). context: (B, K) → (B, V), or None where the network takes none.
     denoise: x (B, C, H, W), time (B, W)[, context (B, V)] → the prediction (B, C, H, W). All float32, but for times,
     which are int64 where the model's are indices. model: with the weights as they are stored, in float32. dtype: what
-    the network computes in. weights: how they are stored. width: K, 0 without contexts. image_shape: (C, H, W), names
-    where a size is free.
+    the network computes in. weights: how they are stored. width: K, 0 without contexts. free_size: whether denoise
+    takes other heights and widths than the model's.
     """
 
     model: Model
@@ -54,29 +58,33 @@ class Parts:
     weights: str
     prepared: bool
     width: int
-    image_shape: tuple[int | str, ...]
+    free_size: bool
 
 
 def trace(
     model: Model,
     dtype: torch.dtype = torch.float32,
-    weights: str = "float32",
+    weights: str | None = None,
     prepared: bool = True,
     free_size: bool = False,
 ) -> Parts:
     """Trace the model's network; takes seconds.
 
-    dtype: float32 or float16, of the network's arithmetic. weights: float32 or float16, as which they are stored; what
-    is made of them is made of the rounded ones, so nothing is lost where they were halves. prepared: with linear
+    dtype: float32 or float16, of the network's arithmetic. weights: float32 or float16, as which they are stored, the
+    dtype unless given; what is made of them is made of the rounded ones, so nothing is lost where they were halves.
+    prepared: with linear
     attention folded where that saves operations (see kernels.attention_block), else as published. free_size: leave
     height and width open where the network allows; a graph of one size is a little faster.
     Raises InputError for a network that cannot be exported, with the operator or the line that stands in the way.
     """
     if dtype not in (torch.float32, torch.float16):
         raise InputError(f"dtype = {dtype!r}; accepted: torch.float32 or torch.float16")
+    weights = str(dtype).removeprefix("torch.") if weights is None else weights
+    if dtype == torch.float16 and weights == "float32":
+        raise InputError("weights = 'float32' with dtype = torch.float16; accepted: float16")
     model = _rounded(model, weights)
     network = copy.deepcopy(model.network).to(dtype)
-    integer, width = model.time == "index", context_width(model) or 0
+    integer, width = model.time == "index", _context_width(model)
     x = torch.zeros(BATCH, *model.image_shape)
     times = torch.full((BATCH,), model.schedule.first, dtype=torch.int64 if integer else torch.float32)
     contexts = (torch.zeros(BATCH, width),) if width else ()
@@ -86,8 +94,8 @@ def trace(
         of = (network, dtype, integer)
         time, context, denoise = _TimePart(*of), _ContextPart(*of), _DenoisePart(*of)
         given = (x, time(times), *map(context, contexts))
-        open_sizes = {2: Dim.AUTO, 3: Dim.AUTO} if free_size else {}
-        body, shapes = _export("denoise", denoise, given, open_sizes)
+        free_size = free_size and _takes_other_sizes(denoise, given)
+        body, shapes = _export("denoise", denoise, given, {2: Dim.AUTO, 3: Dim.AUTO} if free_size else {})
         return Parts(
             model=model,
             time=_export("time", time, (times,))[0],
@@ -97,10 +105,7 @@ def trace(
             weights=weights,
             prepared=prepared,
             width=width,
-            image_shape=tuple(
-                size if isinstance(size, int) else name
-                for size, name in zip(shapes[0][1:], ("channels", "height", "width"), strict=True)
-            ),
+            free_size=free_size and not any(isinstance(size, int) for size in shapes[0][2:]),
         )
 
 
@@ -116,6 +121,33 @@ def _rounded(model: Model, weights: str) -> Model:
                 if not torch.isfinite(tensor).all():
                     raise InputError(f"weights = 'float16' and {name} beyond 65504; accepted: float32")
     return replace(model, network=network)
+
+
+def _context_width(model: Model) -> int:
+    """K; a network of the user's own is taken for one without contexts where nothing tells."""
+    width = context_width(model)
+    if width is None:
+        named = [p for p in inspect.signature(model.network.forward).parameters.values() if p.kind in _BY_PLACE][2:]
+        if named and named[0].default is inspect.Parameter.empty:
+            raise InputError(f"the network takes {named[0].name!r}, of which the width is not known; "
+                             "give the Model class_names, or the network an attribute n_cfeat")  # fmt: skip
+        if named:
+            warnings.warn(f"exported without the network's {named[0].name!r}; for contexts give the Model class_names, "
+                          "or the network an attribute n_cfeat", stacklevel=4)  # fmt: skip
+    return width or 0
+
+
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _takes_other_sizes(denoise: nn.Module, given: tuple[Tensor, ...]) -> bool:
+    """The exporter alone would leave sizes open that the network refuses in words."""
+    x, *others = given
+    larger = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 4 * x.shape[3])
+    try:
+        return denoise(larger, *others).shape == larger.shape
+    except Exception:  # whatever a network says to that
+        return False
 
 
 class _Part(nn.Module):
@@ -238,18 +270,27 @@ def _reason(problem: BaseException) -> str:
     while problem.__cause__ is not None:
         problem = problem.__cause__
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return f"{type(problem).__name__}: {lines[0] if lines else problem}"
+    where = re.search(r'File "(.+)", line (\d+), in .+\n *(.+)', str(problem))
+    line = f" ({Path(where[1]).name}, line {where[2]}: {where[3].strip()})" if where else ""
+    return f"{type(problem).__name__}: {lines[0] if lines else problem}{line}"
+
+
+def _own_levels() -> list[str]:
+    """Loggers of torch that have levels of their own."""
+    known = logging.Logger.manager.loggerDict
+    return [name for name, one in known.items() if name.startswith("torch.") and getattr(one, "level", 0)]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's notes on torchvision's absence and on its own inner workings."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir", *_own_levels())]
     before = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
+        nowhere = io.StringIO()
+        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -55,15 +55,15 @@ def choices(model: Model) -> dict[str, Any]:
 
 
 @contextmanager
-def write_page(folder: str | Path, name: str, model: Model, sampler: ModelProto) -> Iterator[Path]:
-    """Make the page; within the context its model.onnx can be looked at, and after it the folder gets its name.
+def write_page(folder: str | Path, about: dict[str, Any], model: Model, sampler: ModelProto) -> Iterator[Path]:
+    """Make the page; within the context its model.onnx can be looked at, and after it the folder gets its files.
 
-    folder: new or empty; nothing is left of it where something fails. name: as `fastdiff sample` takes it.
-    sampler: of a stepwise Face without a table.
+    folder: new or empty; nothing is left of it where something fails. about: name (the title), model (the words after
+    `fastdiff sample`) and rounded (whether the weights are not quite the model's). sampler: of a stepwise Face without
+    a table.
     """
     folder = check_page_folder(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=TEMPORARY))
+    made = Path(tempfile.mkdtemp(dir=next(p for p in folder.parents if p.exists()), prefix=TEMPORARY))
     try:
         for file in FILES:
             shutil.copyfile(PAGE / file, made / file)
@@ -73,13 +73,17 @@ def write_page(folder: str | Path, name: str, model: Model, sampler: ModelProto)
         (made / "model.onnx").write_bytes(sampler.SerializeToString())
         description = json.loads({p.key: p.value for p in sampler.metadata_props}[metadata.KEY])
         size = (made / "model.onnx").stat().st_size
-        page = {**description, "name": Path(name).stem, "model": name, "model_bytes": size, "samplers": choices(model)}
+        page = {**description, **about, "model_bytes": size, "samplers": choices(model)}
         (made / "model.json").write_text(json.dumps(page))
         yield made / "model.onnx"
-        made.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        os.rename(made, folder)
+        if folder.exists():  # it may be the user's working folder: it stays, and is filled, what is opened first last
+            for path in sorted(made.iterdir(), key=lambda path: path.name == "index.html"):
+                shutil.move(path, folder / path.name)
+            made.rmdir()
+        else:
+            made.chmod(0o755)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(made, folder)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
@@ -87,7 +91,7 @@ def write_page(folder: str | Path, name: str, model: Model, sampler: ModelProto)
 
 def check_page_folder(folder: str | Path) -> Path:
     """A folder that is not there or empty, before any long work. Raises InputError."""
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"cannot write the page to {str(folder)!r}: it exists; accepted: a new or empty folder")
     check_folder(folder.parent)

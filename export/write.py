@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def export_network(
     model: Model,
     path: str | Path,
     dtype: torch.dtype = torch.float32,
-    weights: str = "float32",
+    weights: str | None = None,
     prepared: bool = True,
 ) -> list[Check]:
     """Write the model's network as ONNX; returns how far ONNX Runtime is from torch.
@@ -35,8 +35,8 @@ def export_network(
     Inputs sample (batch, C, H, W) float32 in [-1, 1], timestep (batch,), int64 or, where the model's time is
     "fraction", float32 t / T, and context (batch, K) float32 where it takes one; output prediction. The batch is free,
     and so are height and width where the network allows. dtype: of its arithmetic, float32 or float16 (inputs and
-    outputs stay float32). weights: how they are stored, float32 or float16, which halves the file. prepared: linear
-    attention folded where that saves operations.
+    outputs stay float32). weights: how they are stored, float32 or float16, which halves the file; None is the dtype.
+    prepared: linear attention folded where that saves operations.
 
     Raises InputError, leaving no file, for what cannot be exported, and where the distances exceed verify's bounds.
     """
@@ -51,7 +51,7 @@ def export_sampler(
     table: StepTable | None = None,
     clip: Any = None,
     dtype: torch.dtype = torch.float32,
-    weights: str = "float32",
+    weights: str | None = None,
     prepared: bool = True,
     stepwise: bool = False,
     noise: str = "philox",
@@ -70,19 +70,27 @@ def export_sampler(
 
 
 def export_page(
-    model: Model, folder: str | Path, name: str, weights: str = "float16", prepared: bool = True
+    model: Model,
+    folder: str | Path,
+    name: str,
+    weights: str = "float16",
+    prepared: bool = True,
+    arguments: Sequence[str] = (),
 ) -> list[Check]:
     """Write a static page that samples from the model in a browser, into a new or empty folder; see export.web.
 
-    name: the model's as `fastdiff sample` takes it, for the page's title and its command line. The rest is as in
-    export_sampler.
+    name: the model's as `fastdiff sample` takes it, for the page's title and its command line, and arguments what else
+    it takes to load that model. The rest is as in export_sampler.
     """
     check_page_folder(folder)
     onnxruntime()
     face = _face(model, None, None, True, "philox", False)
     parts = trace(model, torch.float32, weights, prepared)
     parts = replace(parts, denoise=steady_norms(parts.denoise))
-    with write_page(folder, name, model, sampler_model(parts, face)) as written:
+    before, after = (one.network.state_dict().values() for one in (model, parts.model))
+    rounded = any(not torch.equal(a.cpu().float(), b.float()) for a, b in zip(before, after, strict=True))
+    about = {"name": Path(name).stem, "model": [name, *arguments], "rounded": rounded}
+    with write_page(folder, about, model, sampler_model(parts, face)) as written:
         return checked(sampler_checks(written, parts, face))
 
 

@@ -22,7 +22,7 @@ from fastdiff.export import OnnxSampler, assemble, export_network, export_sample
 from fastdiff.export.assemble import Face, network_model, sampler_model
 from fastdiff.export.graph import FLOAT, INT64, Graph, finish_model, value
 from fastdiff.export.steady import steady_norms
-from fastdiff.export.trace import trace
+from fastdiff.export.trace import _DenoisePart, _takes_other_sizes, trace
 from fastdiff.export.web import FILES, RUNTIME
 from fastdiff.images import to_uint8
 from fastdiff.kernels import philox as reference
@@ -331,7 +331,11 @@ def test_the_plain_network_of_any_size(models, parts, tmp_path, rel, monkeypatch
     with torch.no_grad():
         assert rel(out, models["A"].network(x, t)) < 1e-5
     about = json.loads({p.key: p.value for p in made.metadata_props}["fastdiff"])
-    assert about["kind"] == "network" and about["image_shape"] == [1, "height", "width"] and not about["prepared"]
+    assert about["kind"] == "network" and about["image_shape"] == [1, 8, 8] and not about["prepared"]
+    assert about["free_size"] and [d.dim_param for d in made.graph.input[0].type.tensor_type.shape.dim[2:]] == [
+        "height",
+        "width",
+    ]
     assert about["schedule"] == models["A"].schedule.config() and about["prediction_type"] == "epsilon"
     # The prepared one has other operators: its linear attention is folded.
     plain, prepared = (sorted(node.op_type for node in p.denoise.node) for p in (traced[0], parts("A")))
@@ -511,6 +515,53 @@ def test_without_onnx_the_extra_is_named():
 # Bad exports
 
 
+def test_a_network_of_one_size_says_so(models, parts):
+    denoise = _DenoisePart(models["B"].network, torch.float32, False)
+    given = (torch.zeros(2, 3, 16, 16), torch.zeros(2, 24), torch.zeros(2, 24))
+    assert denoise(*given).shape == (2, 3, 16, 16) and not _takes_other_sizes(denoise, given)
+    sample = network_model(parts("B")).graph.input[0]
+    assert [d.dim_value for d in sample.type.tensor_type.shape.dim[1:]] == [3, 16, 16]
+
+
+class Cond(Own):
+    """Branches on values in the way that can be exported."""
+
+    def forward(self, x, t):
+        return super().forward(torch.cond(x.mean() > 0, lambda a: a * 2, lambda a: a + 1, (x,)), t)
+
+
+def test_a_branch_of_the_network_is_kept(models, tmp_path, rel):
+    model = replace(models["own"], network=Cond())
+    export_network(model, tmp_path / "network.onnx")
+    session = verify.onnxruntime().InferenceSession(str(tmp_path / "network.onnx"))
+    for shift in (-1, 1):
+        x, t = torch.randn(3, 2, 5, 7) + shift, torch.tensor([0, 3, 9])
+        out = session.run(None, {"sample": x.numpy(), "timestep": t.numpy()})[0]
+        with torch.no_grad():
+            assert rel(out, model.network(x, t)) < 1e-5
+
+
+class Branching(Own):
+    def forward(self, x, t):
+        return super().forward(x * 2 if x.mean() > 0 else x, t)
+
+
+class NeedsContext(Own):
+    def forward(self, x, t, label):
+        return super().forward(x, t) + label.mean()
+
+
+def test_networks_that_stand_in_the_way_are_told_of_in_one_sentence(models, tmp_path, capfd):
+    with pytest.raises(InputError, match="(?s)denoise part cannot be exported.*x.mean") as told:
+        export_network(replace(models["own"], network=Branching()), tmp_path / "network.onnx")
+    assert "\n" not in str(told.value) and capfd.readouterr() == ("", "")
+    with pytest.raises(InputError, match="takes 'label', of which the width is not known; give the Model class_names"):
+        export_network(replace(models["own"], network=NeedsContext()), tmp_path / "network.onnx")
+    with pytest.raises(InputError, match="weights = 'float32' with dtype = torch.float16"):
+        export_network(models["own"], tmp_path / "network.onnx", torch.float16, "float32")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_exported_is_named(models, tmp_path):
     model = replace(models["own"], network=Unsupported())
     with pytest.raises(InputError, match="denoise part cannot be exported: .*svd"):
@@ -590,13 +641,30 @@ def test_the_page_is_written_whole_into_a_new_folder(run):
     told = run("export", "b.safetensors", "--web", "some/page")
     assert "python3 -m http.server -d some/page" in told
     page = json.loads(Path("some/page/model.json").read_text())
-    assert page["name"] == "b" and page["model"] == "b.safetensors"
+    assert page["name"] == "b" and page["model"] == ["b.safetensors"] and page["rounded"] is False
     assert page["class_names"][0] == "monster" and page["context_width"] == 5 and page["stepwise"]
     assert "25" in page["samplers"]["ddim"] and "250" in page["samplers"]["ddpm"]
     row = make_table("ddim", make_schedule("course", 250), 25, time="fraction").row(3)
     assert np.array_equal(np.float32(page["samplers"]["ddim"]["25"]["rows"][3]), np.float32(row))
     assert set(FILES) | {"model.json", "model.onnx"} == {file.name for file in Path("some/page").iterdir()}
     assert OnnxSampler("some/page/model.onnx").description["sampler"] is None
+
+
+def test_the_page_fills_an_empty_folder_that_is_there(run, monkeypatch):
+    Path("real").mkdir()
+    Path("link").symlink_to("real")
+    run("export", "b.safetensors", "--web", "link")
+    assert Path("link").is_symlink() and Path("real/index.html").exists()
+    Path("here").mkdir()
+    monkeypatch.chdir("here")
+    run("export", "../b.safetensors", "--web", ".")
+    assert Path("index.html").exists()
+
+
+def test_a_failed_page_leaves_nothing(run, monkeypatch):
+    monkeypatch.setattr(verify, "integers_check", lambda: verify.Check("made up", 1.0, 0.0))
+    assert "differs from torch: made up" in run("export", "b.safetensors", "--web", "some/page", code=2)
+    assert [file.name for file in Path().iterdir()] == ["b.safetensors"]
 
 
 def test_a_damaged_runtime_is_found(run, monkeypatch):
@@ -617,6 +685,7 @@ def test_a_damaged_runtime_is_found(run, monkeypatch):
     (["export", "nosuch", "-o", "a.onnx"], "neither a file nor a shipped model"),
     (["export", "b.safetensors", "--web", "."], "accepted: a new or empty folder"),
     (["sample", "nosuch.onnx"], "no such file"),
+    (["export", "nosuch.onnx", "-o", "a.onnx"], "is an ONNX file; accepted here: a shipped model's name"),
     (["sample", "whole.onnx", "--steps", 3], "--steps with 'whole.onnx', which has settled that"),
     (["sample", "whole.onnx", "--form", "eager"], "--form with"),
     (["sample", "whole.onnx", "--gif", "a.gif"], "accepted: a file made with --stepwise"),

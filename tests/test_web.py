@@ -386,6 +386,16 @@ def test_odd_links(browser, site):
                                          "--guidance-scale 3")  # fmt: skip
 
 
+def test_links_with_names_of_javascripts_own(browser, site):
+    for odd in ("n=09", "sampler=constructor", "sampler=ddim&steps=toString"):
+        page = Page(browser, f"{site.url}#{odd}")
+        assert page.text("status").startswith("This link asks for ") and page.at("sample").is_enabled()
+    told = browser.execute_async_script(
+        "const done = arguments[0]; fastdiff.sample({steps: 'toString'}).then(() => done(''), (e) => done(e.message))"
+    )
+    assert told.startswith("Steps toString; accepted: 5, 10")
+
+
 def test_nothing_but_the_folders_files_is_asked_for(site, plain_site, tmp_path):
     log = tmp_path / "net.json"
     driver = chromium(tmp_path / "profile", f"--log-net-log={log}")

@@ -2,6 +2,7 @@
 "use strict";
 
 const LIMIT = 2n ** 63n;
+const own = (object, key) => (Object.hasOwn(object, key) ? object[key] : undefined);
 
 function wholeNumber(name, value, low, high) {
   const text = String(value).trim();
@@ -21,9 +22,9 @@ function complete(options = {}) {
   s.n = Number(wholeNumber("Number of images", s.n, 1n, 1024n));
   s.seed = wholeNumber("Seed", s.seed, 0n, LIMIT - 1n);
   s.first = wholeNumber("First sample", s.first, 0n, LIMIT - BigInt(s.n));
-  const tables = model.samplers[s.sampler];
+  const tables = own(model.samplers, s.sampler);
   if (!tables) throw new Error(`Sampler ${s.sampler}; accepted: ${Object.keys(model.samplers).join(", ")}.`);
-  if (!tables[s.steps]) throw new Error(`Steps ${s.steps}; accepted: ${Object.keys(tables).join(", ")}.`);
+  if (!own(tables, s.steps)) throw new Error(`Steps ${s.steps}; accepted: ${Object.keys(tables).join(", ")}.`);
   if (!Array.isArray(s.context)) {
     const unknown = Object.keys(s.context).find((name) => !classes.includes(name));
     if (unknown !== undefined) throw new Error(`Class ${unknown}; accepted: ${classes.join(", ") || "none"}.`);
@@ -51,7 +52,7 @@ function controls() {
 /** The command line that gives the same picture. */
 function command(s) {
   const quoted = (text) => (/^[\w.,=+/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
-  const words = ["fastdiff", "sample", quoted(model.model), "-n", s.n, "--seed", s.seed];
+  const words = ["fastdiff", "sample", ...model.model.map(quoted), "-n", s.n, "--seed", s.seed];
   if (s.first) words.push("--first", s.first);
   words.push("--sampler", s.sampler, "--steps", s.steps);
   if (s.context.some(Boolean)) {
@@ -81,9 +82,9 @@ function fromHash() {
   };
   const inRange = (low, high) => (text) => text.trim() !== "" && Number(text) >= low && Number(text) <= high;
   take("seed", () => true, (text) => { $("seed").value = text; }); // looked at when it is used, as if typed
-  take("sampler", (name) => name in model.samplers, (name) => { $("sampler").value = name; showSteps(); });
-  take("steps", (steps) => steps in model.samplers[$("sampler").value], (steps) => choose("steps", steps));
-  take("n", (n) => NUMBERS.includes(Number(n)), (n) => choose("number", n));
+  take("sampler", (name) => own(model.samplers, name), (name) => { $("sampler").value = name; showSteps(); });
+  take("steps", (steps) => own(model.samplers[$("sampler").value], steps), (steps) => choose("steps", steps));
+  take("n", (n) => NUMBERS.map(String).includes(n), (n) => choose("number", n));
   take("guidance", inRange(0, 8), (scale) => { $("guidance").value = scale; });
   take("context", (text) => text.split(",").length === classes.length && text.split(",").every(inRange(0, 1)),
     (text) => setClasses(text.split(",")));

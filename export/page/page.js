@@ -70,6 +70,7 @@ function showValues() {
 function build() {
   document.title = `${model.name} · fastdiff`;
   $("name").textContent = model.name;
+  if (model.rounded) $("nearly").textContent = "(nearly the same, for the weights here are rounded) ";
   $("made-by").textContent = `Made by ${model.made_by}.`;
   classes = Array.from({ length: model.context_width }, (_, k) => model.class_names[k] ?? String(k));
   $("class-rows").append(...classes.map((name, k) => {
@@ -132,7 +133,7 @@ function busy(on) {
   if (!on && focused === $("cancel")) $("sample").focus();
 }
 
-const seconds = (ms) => (ms < 9950 ? (ms / 1000).toFixed(1) : Math.round(ms / 1000)) + " s";
+const seconds = (ms) => (ms < 100 ? `${Math.round(ms)} ms` : `${ms < 9950 ? (ms / 1000).toFixed(1) : Math.round(ms / 1000)} s`);
 
 function showTime() {
   const { step, settings, began } = run;

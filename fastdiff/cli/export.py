@@ -75,12 +75,14 @@ def export(model: str, output: str | None, web: str | None, plain: bool, weights
     dtype = given.get("dtype", "float32")
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    common: dict[str, Any] = {"prepared": not plain, "weights": weights or ("float16" if web else dtype)}
+    common: dict[str, Any] = {"prepared": not plain, "weights": weights or ("float16" if web else None)}
     began = time.perf_counter()
     if sys.stderr.isatty():
         click.echo("tracing the network, then checking the file against torch: this takes a while", err=True)
     if web is not None:
-        checks = onnx.export_page(loaded, web, model, **common)
+        foreign = {"--schedule": schedule, "--timesteps": timesteps, "--image-size": image_size}
+        words = [word for name, value in foreign.items() if value is not None for word in (name, str(value))]
+        checks = onnx.export_page(loaded, web, model, **common, arguments=words)
     elif "sampler" not in given:
         checks = onnx.export_network(loaded, str(output), parse_dtype(dtype), **common)
     else:
@@ -102,7 +104,7 @@ def _refuse(given: dict[str, Any], web: str | None) -> None:
     """Options that what is exported does not have."""
     wrong: tuple[str, ...] = ()
     if web is not None:
-        wrong, where = NOT_OF_PAGES, "--web, whose page offers all samplers"
+        wrong, where = NOT_OF_PAGES, "--web, whose page offers the samplers to choose from"
     elif "sampler" not in given:
         wrong, where = OF_SAMPLERS, "the network alone; give --sampler for the loop"
     elif given["sampler"] == ANY:

@@ -37,6 +37,8 @@ def load_model(name: str, schedule: str | None, timesteps: int | None, image_siz
     from fastdiff.checkpoint import load
     from fastdiff.schedule import make_schedule
 
+    if name.lower().endswith(".onnx"):
+        raise InputError(f"{name!r} is an ONNX file; accepted here: a shipped model's name or a checkpoint")
     if (schedule is None) != (timesteps is None):
         raise InputError("--schedule and --timesteps belong together; give both or neither")
     return load(

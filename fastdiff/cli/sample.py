@@ -79,7 +79,8 @@ def sample(model: str, output: str, **options: Any) -> None:
     MODEL may be a fastdiff .safetensors, the folder of a training run, a state dict of the Annotated
     Diffusion U-Net or of ContextUnet (.pt, .pth), the MindSpore tutorial's .ckpt, or a sampler of
     `fastdiff export` (.onnx), whose own sampler, steps and clip hold, and whose --device is a provider
-    of ONNX Runtime: cpu, cuda, tensorrt, ...
+    of ONNX Runtime: cpu, cuda, tensorrt, ... Such a file draws pictures, not folders, and a --gif if it
+    was exported with --stepwise.
 
     \b
     fastdiff sample sprites -n 50000 -o out/
