@@ -22,6 +22,18 @@ def test_the_table_comes_from_the_committed_report():
     assert all(row["parity"] <= 1e-4 for row in report["rows"])
 
 
+def test_the_loops_cost_comes_from_the_committed_report():
+    rows = json.loads((RESULTS / "onnx-cpu.json").read_text())["rows"]
+    assert all("note" not in row for row in rows)
+
+    def told(start):
+        medians = [row["ratio"][0] for row in rows if row["contender"].startswith(start)]
+        return f"{min(medians):.2f} to {max(medians):.2f} of it"
+
+    loop = told("sampler.onnx").removesuffix("of it")
+    assert f"takes {loop}of its network alone" in README and f"CPU form {told('fastdiff')}" in README
+
+
 def test_there_are_commands():
     assert len(COMMANDS) > 8
 
