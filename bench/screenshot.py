@@ -1,0 +1,67 @@
+"""The README's picture of the browser page: python -m fastdiff.bench.screenshot. Needs Chromium and its driver.
+
+Exports the sprites' page, serves it from a plain static server, samples in headless Chromium, and photographs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import http.server
+import tempfile
+import threading
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.webdriver.support.ui import WebDriverWait
+
+import fastdiff
+from fastdiff.export import export_page
+from fastdiff.files import write_atomically
+
+OUTPUT = Path(__file__).resolve().parent.parent / "bench" / "pictures" / "page.png"
+LINK = "#n=16&seed=6&sampler=ddim&steps=25&context=0,0,1,0.6,0&guidance=2"
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+).split()
+
+
+def photograph(page: Path, profile: Path, seconds: float = 120) -> bytes:
+    """The page after a run, 1200 x 800, as PNG."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(page))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(service=webdriver.ChromeService("/usr/bin/chromedriver"), options=options)
+    try:
+        screen = {"width": 1200, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        driver.get(f"http://127.0.0.1:{server.server_port}/{LINK}")
+        button = driver.find_element("id", "sample")
+        WebDriverWait(driver, seconds).until(lambda _: button.is_enabled())
+        button.click()
+        WebDriverWait(driver, seconds).until(lambda _: driver.find_element("id", "status").text.startswith("Done"))
+        return driver.get_screenshot_as_png()
+    finally:
+        driver.quit()
+        server.shutdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m fastdiff.bench.screenshot", description=__doc__)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    output = parser.parse_args().output
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "page"
+        export_page(fastdiff.load("sprites"), page, "sprites")
+        picture = photograph(page, Path(folder) / "profile")
+    write_atomically(output, lambda path: path.write_bytes(picture))
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main()
