@@ -65,6 +65,7 @@ def test_an_unknown_operator_is_named(capsys):
     assert "no operator softmax; there are" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # a minute in Triton's interpreter
 def test_the_profile(tmp_path):
     output = tmp_path / "profile.json"
     assert run(profiling.main, "--batch", 1, "--output", output) == 0
