@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from fastdiff.context import resolve_rows
+from fastdiff.engine import DEFAULT_BATCH
 from fastdiff.errors import InputError, finite, unknown, whole
 from fastdiff.export import metadata
 from fastdiff.noise import LIMIT, NoiseSource, PhiloxNoise
 from fastdiff.schedule import from_config
 from fastdiff.table import StepTable, make_table
 
-DEFAULT_BATCH = 64
 # Short names; ONNX Runtime's own are accepted too.
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from fastdiff.cli.options import given_flags
 from fastdiff.cli.sample import Drawn, contexts_in_turn, default_steps, frames_of, parse_contexts
 from fastdiff.errors import InputError
 from fastdiff.export import OnnxSampler
@@ -72,10 +73,6 @@ def _provider(device: str) -> Any:
 
 
 def _refuse(model: str, names: tuple[str, ...]) -> None:
-    context = click.get_current_context()
-    given = click.core.ParameterSource.COMMANDLINE
-    for option in context.command.params:
-        if option.name in names and context.get_parameter_source(str(option.name)) == given:
-            raise InputError(
-                f"{option.opts[-1]} with {model!r}, which has settled that when it was exported; leave it out"
-            )
+    for name, flag in given_flags(click.get_current_context()).items():
+        if name in names:
+            raise InputError(f"{flag} with {model!r}, which has settled that when it was exported; leave it out")

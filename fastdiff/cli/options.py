@@ -69,6 +69,16 @@ def parse_clip(text: str | None) -> Any:
         raise InputError(f"clip {text!r}; accepted: off, a bound such as 1, dynamic, dynamic=0.99") from None
 
 
+def given_flags(context: click.Context) -> dict[str, str]:
+    """Name → flag of the options that were typed, in the order of the command's help."""
+    typed = click.core.ParameterSource.COMMANDLINE
+    return {
+        str(option.name): option.opts[-1]
+        for option in context.command.params
+        if context.get_parameter_source(str(option.name)) == typed
+    }
+
+
 def set_threads(threads: int | None) -> None:
     import torch
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastdiff.cli.options import device_option, parse_device, set_threads, threads_option
+from fastdiff.cli.options import device_option, given_flags, parse_device, set_threads, threads_option
 from fastdiff.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -188,13 +188,8 @@ def _source(preset: str, data: str | None, labels: str | None, class_names: str 
 
 
 def _refuse_changes(context: click.Context) -> None:
-    given = click.core.ParameterSource.COMMANDLINE
     free = {"resume", "device", "threads"}
-    flags = ", ".join(
-        option.opts[-1]
-        for option in context.command.params
-        if option.name not in free and context.get_parameter_source(str(option.name)) == given
-    )
+    flags = ", ".join(flag for name, flag in given_flags(context).items() if name not in free)
     if flags:
         raise InputError(f"--resume with {flags}; a resumed run keeps its own values: leave them out")
 
