@@ -14,7 +14,7 @@ GPU_TESTS := tests/test_gpu.py tests/test_noise.py tests/test_norms.py tests/tes
 	tests/test_attention_block.py tests/test_denoise_step.py tests/test_fused_networks.py
 DECLARED := $(ROOT)/pyproject.toml $(ROOT)/constraints.txt
 
-.PHONY: help sample test slow lint bench kernels traffic evaluation onnx gpu gpu-test gpu-operators gpu-profile gpu-sampling gpu-engine clean
+.PHONY: help sample test slow lint bench quality readme suites kernels traffic onnx gpu gpu-test gpu-operators gpu-profile gpu-bench gpu-distance gpu-quality clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(ROOT)/Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,11 +36,19 @@ lint: $(VENV)/.test ## ruff, and mypy on an installed wheel
 	rm -rf $(ROOT)/build  # setuptools would pack what lies there
 	cd $(VENV)/mypy && $(BIN)/mypy -p fastdiff --config-file $(ROOT)/pyproject.toml
 
-bench: $(VENV)/.test ## measure sampling against the published loops; updates bench/results and the README
-	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.sampling
+bench: $(VENV)/.test ## fastdiff bench, the standard plan (an hour on 2 cores); updates bench/results and the README
+	cd $(ROOT) && $(BIN)/fastdiff bench --device cpu -o bench/results/cpu && $(BIN)/python -m fastdiff.bench.readme
 
-evaluation: $(VENV)/.test ## measure one evaluation on the CPU against eager and ONNX Runtime, and the cold start; updates bench/results
-	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.evaluation
+quality: $(VENV)/.test ## time an image against Frechet distance; updates bench/results and the README (SPRITES=folder of their data)
+	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.quality --samples $(OUT)/quality $(if $(SPRITES),--model fashion-mnist sprites \
+		--data $(SPRITES)/sprites_16x16.npy --labels $(SPRITES)/sprite_labels.npy) && $(BIN)/python -m fastdiff.bench.readme
+
+readme: $(VENV)/.test ## put the results in bench/results into the README, and draw their plots anew
+	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.readme
+
+suites: $(VENV)/.test ## pytest-benchmark over operators and single evaluations, into OUT/suites.json
+	mkdir -p $(OUT)
+	cd $(ROOT) && OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench/suites --benchmark-only --benchmark-json=$(OUT)/suites.json
 
 onnx: $(VENV)/.test ## measure the exported sampling loop against its network in ONNX Runtime; updates bench/results
 	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.onnxloop
@@ -54,7 +62,7 @@ traffic: $(VENV)/.installed ## bytes moved by each operation of an evaluation, f
 gpu: ## on a machine with a GPU and torch, into the Python that is there: every test and report of the GPU, into OUT
 	cd $(ROOT) && $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
 	mkdir -p $(OUT)
-	failed=; for part in gpu-test gpu-operators gpu-profile gpu-sampling gpu-engine; do \
+	failed=; for part in gpu-test gpu-operators gpu-profile gpu-bench gpu-distance; do \
 		$(MAKE) -f $(ROOT)/Makefile $$part || failed="$$failed $$part"; done; \
 		test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
@@ -69,11 +77,14 @@ gpu-operators: ## of gpu: each operator against its plain form, torch.compile an
 gpu-profile: ## of gpu: network A at batches 64 and 1024, against torch.compile and the floor, its kernels by time
 	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.profiling --output $(OUT)/profile-cuda.json
 
-gpu-sampling: ## of gpu: sampling against the published loops
-	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.sampling --device cuda --threads 1 --output $(OUT)/sampling-cuda.json
+gpu-bench: ## of gpu: fastdiff bench, batches 1, 64, 256 and 1024, every contender that is there
+	cd $(ROOT) && $(PYTHON) -m fastdiff bench --device cuda $(BENCH) -o $(OUT)/bench-cuda
 
-gpu-engine: ## of gpu: the engine's graphs against the published loop and torch.compile, and its 16-bit images
-	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.engine --output $(OUT)/engine-cuda.json
+gpu-distance: ## of gpu: 16-bit images against float32 ones
+	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.distance --device cuda --batch 1024 --whole 64 --output $(OUT)/distance-cuda.json
+
+gpu-quality: ## of gpu: time an image against Frechet distance, 10,000 images a point
+	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.quality --device cuda --samples $(OUT)/quality --output $(OUT)/quality-cuda.json
 
 clean: ## remove the virtual environment and what the commands wrote
 	rm -rf $(VENV) $(ROOT)/out

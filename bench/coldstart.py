@@ -1,26 +1,29 @@
-"""From import to 64 images in a fresh process: python -m fastdiff.bench.coldstart published|fastdiff MODEL.
+"""From nothing to the first image, in this process: python -m fastdiff.bench.coldstart CONTENDER MODEL START IMAGE.
 
-Prints the seconds, counted from before torch is imported. Run by fastdiff.bench.evaluation.
+DDIM with 25 steps from the noise in START, an .npy of (1, C, H, W) float32; the image is written to IMAGE, and the
+process's peak memory, in bytes, printed. Run by fastdiff.bench.coldstarts, which times the whole process.
 """
 
-import time
+from __future__ import annotations
 
-began = time.perf_counter()
+import sys
+from pathlib import Path
+from typing import Any
 
-import argparse  # noqa: E402  the clock runs from here
+import numpy as np
 
-N, STEPS = 64, 25
+STEPS = 25
+PUBLISHED, COMPILED, OURS, FILE = "published", "compiled", "fastdiff", "onnx"
 
 
-def published(name: str) -> None:
-    """The published network and loop, which take nothing of fastdiff; 25 of A's 200 steps, B's DDIM."""
+def published(name: str, start: np.ndarray, compile: bool = False) -> np.ndarray:
+    """The published network in a plain loop, which take nothing of fastdiff."""
     import json
-    from pathlib import Path
 
     import torch
     from safetensors import safe_open
 
-    from fastdiff.bench.reference import AnnotatedLoop, AnnotatedReference, ContextReference, CourseLoop
+    from fastdiff.bench.reference import AnnotatedReference, ContextReference, CourseLoop, ddim_loop
 
     file = Path(__file__).parent.parent / "fastdiff" / "models" / name / "model.safetensors"
     if not file.exists():  # an installed wheel
@@ -28,37 +31,63 @@ def published(name: str) -> None:
     with safe_open(file, "pt") as opened:
         config = json.loads(opened.metadata()["fastdiff"])
         weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  not a mapping
-    options, shape = config["network"], (N, *config["image_shape"])
-    if options["name"] == "annotated":
-        chosen = ("dim", "init_dim", "dim_mults", "channels", "edition")
-        network = AnnotatedReference(**{k: options[k] for k in chosen}).eval()
-        network.load_state_dict(weights)
-        schedule = config["schedule"]
-        loop = AnnotatedLoop(torch.linspace(schedule["beta_start"], schedule["beta_end"], schedule["timesteps"]))
-        x, frames = torch.randn(shape), []
-        for t in range(199, -1, -8):
-            x = loop.p_sample(network, x, t, torch.randn(shape))
-            frames.append(x.cpu())
+    options, schedule, x = config["network"], config["schedule"], torch.from_numpy(start)
+    annotated = options["name"] == "annotated"
+    if annotated:
+        kept = ("dim", "init_dim", "dim_mults", "channels", "edition")
+        network: Any = AnnotatedReference(**{k: options[k] for k in kept})
     else:
-        chosen = ("in_channels", "n_feat", "n_cfeat", "height")
-        network = ContextReference(**{k: options[k] for k in chosen}, shortcut="trained").eval()
-        network.load_state_dict(weights)
-        CourseLoop(config["schedule"]["timesteps"]).sample_ddim(network, lambda draw: torch.randn(shape), STEPS)
+        kept = ("in_channels", "n_feat", "n_cfeat", "height")
+        network = ContextReference(**{k: options[k] for k in kept}, shortcut="trained")
+    network.load_state_dict(weights)
+    network = network.eval().requires_grad_(False)
+    call = torch.compile(network, dynamic=False) if compile else network
+    if not annotated:
+        return CourseLoop(schedule["timesteps"]).sample_ddim(call, lambda draw: x, STEPS).numpy()
+    betas = torch.linspace(schedule["beta_start"], schedule["beta_end"], schedule["timesteps"])
+    abar = torch.cumprod(1 - betas, dim=0)
+    nodes = list(range(len(betas) - 1, 0, -len(betas) // STEPS))
+    return ddim_loop(lambda x, t: call(x, torch.full((len(x),), t)), abar, nodes, lambda draw: x).numpy()
 
 
-def ours(name: str) -> None:
+def ours(name: str, start: np.ndarray) -> np.ndarray:
+    import torch
+
     import fastdiff
 
-    fastdiff.sample(fastdiff.load(name), N, "ddim", STEPS, device="cpu")
+    given = torch.from_numpy(start)
+    images: Any = fastdiff.sample(
+        fastdiff.load(name), 1, "ddim", STEPS, device="cpu", noise=lambda draw, first, shape: given
+    )
+    return images.numpy()
+
+
+def by_file(path: str, start: np.ndarray) -> np.ndarray:
+    """A sampler.onnx with its noise from outside, by ONNX Runtime alone: no torch in the process."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    given: dict[str, np.ndarray] = {"noise": np.repeat(start[None], STEPS, axis=0)}
+    known = {"guidance_scale": np.array(1, np.float32)}
+    for wanted in session.get_inputs():
+        if wanted.name == "context":
+            given["context"] = np.zeros((1, wanted.shape[1]), np.float32)
+        elif wanted.name in known:
+            given[wanted.name] = known[wanted.name]
+    return session.run(None, given)[0]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fastdiff.bench.coldstart", description=__doc__)
-    parser.add_argument("loop", choices=("published", "fastdiff"))
-    parser.add_argument("model")
-    given = parser.parse_args()
-    (published if given.loop == "published" else ours)(given.model)
-    print(time.perf_counter() - began)
+    contender, model, start, image = sys.argv[1:]
+    x = np.load(start)
+    if contender in (PUBLISHED, COMPILED):
+        made = published(model, x, contender == COMPILED)
+    else:
+        made = {OURS: ours, FILE: by_file}[contender](model, x)
+    np.save(image, made)
+    import resource
+
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
 if __name__ == "__main__":

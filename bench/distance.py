@@ -17,10 +17,11 @@ import torch
 
 import fastdiff
 from fastdiff.bench import reporting
-from fastdiff.bench.loops import STEPS, ddim
+from fastdiff.bench.evaluations import ddim
 from fastdiff.engine import Engine
 
 DTYPES = reporting.DTYPES
+STEPS = 25
 
 
 def distance(

@@ -10,11 +10,9 @@ Writes bench/results/onnx-cpu.json and its table beside it. Exits with 1 where a
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +21,17 @@ import torch
 
 import fastdiff
 from fastdiff.bench import reporting
-from fastdiff.bench.contenders import CPU
-from fastdiff.bench.evaluation import MODELS, PAUSE
-from fastdiff.bench.operators import ratio
+from fastdiff.bench.timing import ratio, timed
 from fastdiff.export import OnnxSampler
 from fastdiff.export.assemble import Face, network_model, sampler_model
 from fastdiff.export.trace import trace
-from fastdiff.provenance import cpu_name
+from fastdiff.provenance import hardware
 
 OUTPUT = Path(__file__).resolve().parent.parent / "bench" / "results" / "onnx-cpu.json"
 BOUND = 1e-3  # of max(1, max|x|): trained networks amplify float32's rounding on some samples (see export.verify)
 BARE = "network.onnx, one evaluation"
+CPU = torch.device("cpu")
+MODELS = {"A": "fashion-mnist", "B": "sprites"}
 
 
 def contenders(
@@ -100,11 +98,7 @@ def measure(letter: str, batch: int, threads: int, steps: int, rounds: int, fold
         for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
             call, count = calls[name]
             repeats = max(1, steps // count)  # of all contenders as many evaluations
-            time.sleep(PAUSE)
-            began = time.perf_counter()
-            for _ in range(repeats):
-                call()
-            seconds[name].append((time.perf_counter() - began) / (repeats * count))
+            seconds[name].append(timed(call, repeats) / count)
     for row in rows:
         name = row["contender"]
         if name in seconds:
@@ -128,7 +122,7 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([
         reporting.heading(report),
         "",
-        f"A step of {report['steps']}, median of {report['rounds']} interleaved rounds (lowest to highest ratio). "
+        f"A step of {report['steps']}, median of {report['rounds']} interleaved rounds (95% bootstrap interval). "
         f"ONNX Runtime {report['onnxruntime']}.",
         "",
         "| network | batch | threads | contender | ms a step | of the bare network's | file | difference |",
@@ -163,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(before)
     report = {
         **reporting.provenance("onnxloop", CPU, arguments),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
+        "machine": hardware("cpu"),
         "onnxruntime": onnxruntime.__version__,
         "steps": given.steps,
         "rounds": given.rounds,

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fastdiff.bench import reporting
+from fastdiff.bench.timing import ratio
 from fastdiff.kernels.bias_add import bias_add
 from fastdiff.kernels.channel_norm import channel_norm
 from fastdiff.kernels.conv import conv_add, conv_norm
@@ -61,7 +62,7 @@ class Row:
     error: float
     megabytes: float
     microseconds: dict[str, float]  # median by contender; none where the error is out of bounds
-    against_plain: list[float]  # median, lowest, highest ratio over the rounds
+    against_plain: list[float]  # timing.ratio's median, low, high
     against_compiled: list[float]
     share_of_copy: float | None
     note: str = ""
@@ -233,11 +234,6 @@ class Timer:
         return start.elapsed_time(end) / 1e3 / len(self.sets)
 
 
-def ratio(slow: list[float], fast: list[float]) -> list[float]:
-    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
-    return [float(f"{r:.4g}") for r in (statistics.median(ratios), min(ratios), max(ratios))]
-
-
 def size_of(tensors: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
 
@@ -293,7 +289,7 @@ def table(report: dict[str, Any]) -> str:
         reporting.heading(report),
         "",
         f"Copy: {report['copy_gigabytes_per_second']:.0f} GB/s read plus written. Median of {report['rounds']} rounds "
-        f"(lowest to highest).{report['note']}",
+        f"(95% bootstrap interval of the ratios).{report['note']}",
         "",
         "| operator | case | dtype | batch | plain µs | compiled µs | fused µs | against compiled | share of copy "
         "| error | |",

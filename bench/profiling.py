@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from fastdiff.bench import reporting
-from fastdiff.bench.operators import Timer, copy_rate, ratio
+from fastdiff.bench.operators import Timer, copy_rate
 from fastdiff.bench.shapes import NETWORKS, Network
+from fastdiff.bench.timing import ratio
 from fastdiff.bench.traffic import network_flop, network_traffic
 from fastdiff.kernels.dispatch import using
 from fastdiff.networks import AnnotatedUnet

@@ -243,6 +243,50 @@ class AnnotatedLoop:
         return frames
 
 
+# --- Samplers that were published apart from either system ---------------------------------------------------
+
+
+def ddim_step(x: Tensor, out: Tensor, now: Tensor, after: Tensor | float) -> Tensor:
+    """Song et al. 2021, eq. 12 with eta = 0. now, after: alphas_cumprod of this node and of the next, 1 at the end."""
+    after = torch.as_tensor(after)
+    x0 = (x - (1 - now).sqrt() * out) / now.sqrt()
+    return after.sqrt() * x0 + (1 - after).sqrt() * out
+
+
+def ancestral_step(x: Tensor, out: Tensor, now: Tensor, after: Tensor, z: Tensor) -> Tensor:
+    """Song et al. 2021, eq. 12 with eta = 1, which is DDPM's posterior between those two nodes."""
+    sigma = ((1 - after) / (1 - now) * (1 - now / after)).sqrt()
+    x0 = (x - (1 - now).sqrt() * out) / now.sqrt()
+    return after.sqrt() * x0 + (1 - after - sigma**2).sqrt() * out + sigma * z
+
+
+@torch.no_grad()
+def ddim_loop(model: Callable[[Tensor, int], Tensor], abar: Tensor, nodes: list[int], noise: Noise) -> Tensor:
+    """abar: alphas_cumprod by timestep; nodes: timesteps in falling order; model: (x, timestep) → the noise."""
+    x = noise(0)
+    for t, following in zip(nodes, [*nodes[1:], None], strict=True):
+        after = torch.ones_like(abar[0]) if following is None else abar[following]
+        x = ddim_step(x, model(x, t), abar[t], after)
+    return x
+
+
+@torch.no_grad()
+def dpmpp_2m_loop(model: Callable[[Tensor, int], Tensor], abar: Tensor, nodes: list[int], noise: Noise) -> Tensor:
+    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2; first order in the first step and the last, which ends clean."""
+    x, before, h_before = noise(0), None, None
+    for t, following in zip(nodes, [*nodes[1:], None], strict=True):
+        alpha, sigma = abar[t].sqrt(), (1 - abar[t]).sqrt()
+        x0 = (x - sigma * model(x, t)) / alpha
+        if following is None:
+            return x0
+        alpha_next, sigma_next = abar[following].sqrt(), (1 - abar[following]).sqrt()
+        h = (alpha_next / sigma_next).log() - (alpha / sigma).log()
+        d = x0 if before is None else x0 + h / (2 * h_before) * (x0 - before)
+        x = sigma_next / sigma * x - alpha_next * torch.expm1(-h) * d
+        before, h_before = x0, h
+    raise ValueError("no nodes")
+
+
 # --- System B: How Diffusion Models Work ----------------------------------------------------------------------
 
 
@@ -346,6 +390,10 @@ class CourseLoop:
         self.a_t = 1 - self.b_t
         self.ab_t = torch.cumsum(self.a_t.log(), dim=0).exp()
         self.ab_t[0] = 1
+
+    def to(self, device: torch.device) -> CourseLoop:
+        self.b_t, self.a_t, self.ab_t = (table.to(device) for table in (self.b_t, self.a_t, self.ab_t))
+        return self
 
     def denoise_add_noise(self, x: Tensor, t: int, pred_noise: Tensor, z: Tensor | float) -> Tensor:
         noise = self.b_t.sqrt()[t] * z

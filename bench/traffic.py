@@ -3,13 +3,13 @@
 A network is evaluated on meta tensors. Each library operation counts the bytes of the tensors that it reads and writes,
 views none; each Triton launch those of its arguments, each tensor once. That is what would move if every operation read
 its inputs from device memory once, wrote its outputs once, and nothing stayed in the cache between two of them. The
-operations are two for each multiply-add of convolutions and matrix products, as torch's FlopCounterMode counts them in
-the plain network.
+operations are two for each multiply-add of convolutions, matrix products and attention, in the plain network.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastdiff.bench.reporting import DTYPES
 from fastdiff.bench.shapes import NETWORKS, Network, evaluate, on_meta
@@ -36,12 +35,34 @@ INTRODUCTION = (
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "_unsafe_view"}  # nothing moves
 
 
+# The place of the first factor among the arguments; the second follows it.
+PRODUCTS = {
+    "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "_scaled_mm": 0, "_int_mm": 0,
+    "addmm": 1, "baddbmm": 1, "addbmm": 1, "addmv": 1, "_addmm_activation": 1,
+}  # fmt: skip
+CONVOLUTIONS = {"convolution", "_convolution", "convolution_overrideable"}  # x, weight, ..., transposed is the 7th
+# Some of these are missing in torch's FlopCounterMode, the CPU's among them.
+ATTENTIONS = {
+    f"_scaled_dot_product_{kind}"
+    for kind in (
+        "flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention",
+        "fused_attention_overrideable",
+    )
+}  # fmt: skip
+# Products that no formula here counts: a call with one of them has no count rather than one that is too low.
+UNCOUNTED = {
+    "mkldnn_rnn_layer", "_cudnn_rnn", "_native_multi_head_attention", "_transformer_encoder_layer_fwd",
+    "_triton_multi_head_attention", "_trilinear", "convolution_backward", *(f"{name}_backward" for name in ATTENTIONS),
+}  # fmt: skip
+
+
 @dataclass
 class Traffic:
-    """Bytes and calls by operation, for a whole batch."""
+    """Bytes, calls and the library's floating-point operations by operation, for a whole batch."""
 
     moved: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
+    flop: Counter[str] = field(default_factory=Counter)
 
     def add(self, name: str, tensors: list[Any]) -> None:
         seen = {id(t): t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor)}
@@ -53,14 +74,41 @@ class Traffic:
         return sum(self.moved.values())
 
 
+def flop_of(name: str, args: tuple[Any, ...], out: Any) -> int:
+    """Operations of one call of torch.ops.aten.NAME from the shapes; products with a padding's zeros count as well.
+
+    Raises NotImplementedError for an operation that holds products which are not counted.
+    """
+    name = name.removesuffix("_")  # in place
+    if name in CONVOLUTIONS:
+        x, weight, transposed = args[0], args[1], args[6]
+        # Each output is a sum over a filter's taps; transposed, each input is spread over them.
+        return 2 * (x if transposed else out).numel() * math.prod(weight.shape[1:])
+    if name in PRODUCTS:
+        a, b = args[PRODUCTS[name] :][:2]
+        return 2 * a.numel() * (b.shape[-1] if b.ndim > 1 else 1)
+    if name in ATTENTIONS:
+        q, k, v = args[:3]  # (..., positions, features); q k^T, then its softmax times v, masked or not
+        return 2 * math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+    if name in UNCOUNTED:
+        raise NotImplementedError(f"aten.{name} holds products that are not counted; on meta tensors it may be apart")
+    return 0
+
+
 class _Count(TorchDispatchMode):
     def __init__(self, traffic: Traffic) -> None:
         super().__init__()
         self.traffic = traffic
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
+        with self:  # in inference mode compositions, such as linear, arrive whole
+            out = func.decompose(*args, **(kwargs or {}))
+        if out is not NotImplemented:
+            return out
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        if func.namespace == "aten" and (flop := flop_of(name, args, out)):
+            self.traffic.flop[name] += flop
         if not func.is_view and name not in FREE:
             self.traffic.add(name, [*tree_leaves((args, kwargs)), *tree_leaves(out)])
         if name == "convolution" and args[2] is not None:
@@ -94,9 +142,23 @@ def network_flop(network: Network, batch: int = BATCH) -> int:
     """Operations of one evaluation of a batch, in the plain network."""
     with form(fused=False):
         module = on_meta(network, torch.float32)
-        with FlopCounterMode(display=False) as counter:
-            evaluate(module, network.shape, batch, torch.float32)
-    return counter.get_total_flops()
+        return count_flop(lambda: evaluate(module, network.shape, batch, torch.float32))
+
+
+def count_flop(call: Callable[[], Any]) -> int:
+    """Operations of what the call does through torch's library, forward, on any device, meta included.
+
+    What runs past the library (Triton, C, compiled graphs) is not seen. Raises NotImplementedError for an operation
+    that holds products which are not counted.
+    """
+    traffic, fast = Traffic(), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention as one operation
+    try:
+        with _Count(traffic):
+            call()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return sum(traffic.flop.values())
 
 
 def table(name: str, dtype: torch.dtype, batch: int = BATCH) -> str:

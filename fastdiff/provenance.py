@@ -43,6 +43,12 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
+def hardware(device: str) -> str:
+    """The device and the processor with its cores, with no host name."""
+    cores = f"{cpu_name()}, {os.cpu_count()} cores"
+    return cores if device == "cpu" else f"{device_name(torch.device(device))}; {cores}"
+
+
 def machine(device: torch.device) -> str:
     """The device in words, on a CPU with the threads in use."""
     threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fastdiff.bench.sampling import BEGIN, RESULTS, put_into_readme
+from fastdiff.bench import readme, report
+from fastdiff.bench.readme import RESULTS
 from fastdiff.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -15,11 +16,27 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^    (fastdiff .*?)(?: {2,}#.*)?$", README, re.MULTILINE)
 
 
-def test_the_table_comes_from_the_committed_report():
-    report = json.loads((RESULTS / "sampling-cpu.json").read_text())
-    assert BEGIN in README and put_into_readme(README, report) == README
-    assert report["machine"] and report["versions"] and report["command"] and report["fastdiff"]
-    assert all(row["parity"] <= 1e-4 for row in report["rows"])
+def test_the_figures_come_from_the_committed_reports():
+    for name, section in readme.sections().items():
+        assert section and readme.put_in(README, name, section) == README, "run python -m fastdiff.bench.readme"
+
+
+@pytest.mark.parametrize("folder", readme.reports(), ids=lambda folder: folder.name)
+def test_the_committed_reports_are_whole(folder):
+    made = report.read(folder)
+    assert made["machine"] and made["versions"]["torch"] and made["command"].startswith("fastdiff bench")
+    assert "+" not in made["fastdiff"]  # of a commit, not of files that nobody has
+    pictures = sorted(path.name for path in folder.glob("*.png"))
+    text = (folder / "report.md").read_text()
+    assert sorted(re.findall(r"^!\[.*?\]\((.*?)\)$", text, re.MULTILINE)) == pictures and len(pictures) == 4
+    assert text == report.markdown(made, re.findall(r"^!\[.*?\]\((.*?)\)$", text, re.MULTILINE))
+    timed = [row for row in made["rows"] if "median_seconds" in row and not row["other_network"]]
+    assert all(row["parity"] <= row["bound"] for row in timed if "parity" in row)
+    assert all("parity" in row or "told" in row for row in timed)
+    for network in ("A28@28", "B@16"):
+        there = {row["contender"] for row in timed if row["network"] == network and row["kind"] == "sampling"}
+        assert {"reference", "eager, tuned", "torch.compile", "torch.compile, max-autotune", "ONNX Runtime",
+                "diffusers' scheduler", "fastdiff"} <= there  # fmt: skip
 
 
 def test_the_loops_cost_comes_from_the_committed_report():

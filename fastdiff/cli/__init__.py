@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fastdiff import __version__
+from fastdiff.cli.bench import bench
 from fastdiff.cli.export import export
 from fastdiff.cli.info import info
 from fastdiff.cli.noise import noise
@@ -49,10 +50,11 @@ def main() -> None:
     fastdiff noise photo.jpg                          the forward process, as a strip
     fastdiff train --preset annotated -o runs/mine    train a model of your own
     fastdiff export sprites --web page/               a page that samples in the browser; or ONNX files
+    fastdiff bench --quick                            how fast it is here, against the others
 
     `fastdiff COMMAND --help` tells more.
     """
 
 
-for command in (sample, train, export, noise, info):
+for command in (sample, train, export, bench, noise, info):
     main.add_command(command)

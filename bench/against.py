@@ -1,0 +1,87 @@
+"""Two reports of one machine: which ratios have become worse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastdiff.bench.contender import FASTDIFF
+from fastdiff.bench.report import Report, case_key, case_text
+from fastdiff.errors import InputError
+
+WORSE = 0.10  # of the old ratio
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A row of both reports. old, new: [median, low, high] of the reference's time over the contender's; new is None
+    where fastdiff no longer has a figure, and `note` says why."""
+
+    key: Key
+    text: str
+    old: list[float]
+    new: list[float] | None
+    note: str = ""
+
+    @property
+    def worse(self) -> bool:
+        """By more than WORSE, each median outside the other's interval."""
+        if self.new is None:
+            return True
+        return self.new[0] < (1 - WORSE) * self.old[0] and self.new[0] < self.old[1] and self.old[0] > self.new[2]
+
+    def __str__(self) -> str:
+        if self.new is None:
+            return f"{self.text}: was {self.old[0]:.2f}x, now {self.note}"
+        return (
+            f"{self.text}: was {self.old[0]:.2f}x ({self.old[1]:.2f} to {self.old[2]:.2f}), "
+            f"now {self.new[0]:.2f}x ({self.new[1]:.2f} to {self.new[2]:.2f})"
+        )
+
+
+def check_comparable(old: Report, machine: str) -> None:
+    """Raises InputError for a report of another machine: its ratios are not those of this one."""
+    if old["machine"] != machine:
+        raise InputError(f"the old report is of {old['machine']!r}, this machine is {machine!r}; accepted: a report of "
+                         "the same machine")  # fmt: skip
+
+
+def row_key(row: dict[str, Any]) -> Key:
+    return (*case_key(row), row["contender"])
+
+
+def compare(old: Report, rows: list[dict[str, Any]]) -> list[Change]:
+    """The rows that both have a ratio for, and fastdiff's that only the old one has. References are left out."""
+    now = {row_key(row): row for row in rows}
+    changes = []
+    for row in old["rows"]:
+        found = now.get(row_key(row))
+        if "ratio" not in row or found is None or row["ratio"] == [1, 1, 1]:
+            continue
+        text = f"{row['kind']} {case_text(row)}, {row['contender']}"
+        if "ratio" in found:
+            changes.append(Change(row_key(row), text, row["ratio"], found["ratio"]))
+        elif row["contender"].split(",")[0] == FASTDIFF:
+            changes.append(Change(row_key(row), text, row["ratio"], None, found.get("note", "without a figure")))
+    return changes
+
+
+def confirmed(
+    old: Report, rows: list[dict[str, Any]], again: Callable[[set[Key]], list[dict[str, Any]]]
+) -> tuple[list[Change], list[Change]]:
+    """(those that are worse, all changes): what seems worse is measured again, and counts where it is worse again.
+
+    again: the keys of cases → their rows, measured anew, which then replace those in `rows`.
+    """
+    changes = compare(old, rows)
+    suspects = {change.key for change in changes if change.worse}
+    if not suspects:
+        return [], changes
+    measured = {row_key(row): row for row in again({key[:-1] for key in suspects})}
+    for place, row in enumerate(rows):
+        if row_key(row) in suspects and row_key(row) in measured:
+            rows[place] = measured[row_key(row)]
+    changes = compare(old, rows)
+    return [change for change in changes if change.worse and change.key in suspects], changes

@@ -1,0 +1,138 @@
+"""What `fastdiff bench` measures: the cases of its three plans."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from fastdiff.bench.networks import NAMES, SHIPPED
+from fastdiff.errors import InputError
+
+STEP, EVALUATION, SAMPLING = "denoise step", "evaluation", "sampling"
+TRAINING, EXPORT, COLD = "training step", "export", "cold start"
+KINDS = (STEP, EVALUATION, SAMPLING, TRAINING, EXPORT, COLD)
+PLANS = ("quick", "standard", "full")
+DTYPES = ("float32", "bfloat16", "float16")
+MAIN = tuple(SHIPPED)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row's circumstances. what: of denoise steps and sampling, the sampler and its steps."""
+
+    kind: str
+    network: str
+    what: str = ""
+    batch: int = 16
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int = 1
+    rounds: int = 15
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes it the same case in another report."""
+        facts = (self.kind, self.network, self.what, self.batch, self.dtype, self.device, self.threads)
+        return tuple(map(str, facts))
+
+    @property
+    def label(self) -> str:
+        words = [self.kind, self.network, self.what, f"batch {self.batch}"]
+        words += [] if self.dtype == "float32" else [self.dtype]
+        if self.device == "cpu" and self.threads > 1:
+            words.append(f"{self.threads} threads")
+        return " ".join(filter(None, words))
+
+
+def published_sampler(network: str) -> str:
+    """The loop that the network's publication samples with."""
+    return "ddpm_large 500" if network.startswith("B") else "ddpm 200"
+
+
+def _cases(networks: Iterable[str], batches: Iterable[int], **more: object) -> Iterator[Case]:
+    for network, batch in itertools.product(networks, batches):
+        yield Case(network=network, batch=batch, **more)  # type: ignore[arg-type]
+
+
+def quick() -> Iterator[Case]:
+    """Under three minutes on 2 cores: one thread, both shipped networks, small batches."""
+    for what in ("ddim", "ddpm"):
+        yield from _cases(MAIN, (16,), kind=STEP, what=what, rounds=21)
+    yield from _cases(MAIN, (4,), kind=EVALUATION, rounds=42)
+    yield from _cases(MAIN, (4,), kind=SAMPLING, what="ddim 25", rounds=7)
+
+
+def standard(device: str) -> Iterator[Case]:
+    """Every kind of case, both shipped networks, one thread."""
+    cuda = device == "cuda"
+    batches, steps_batch, training_batch = ((1, 64, 256, 1024), 64, 128) if cuda else ((1, 4, 16), 4, 16)
+    for what in ("ddim", "ddpm"):
+        yield from _cases(MAIN, batches, kind=STEP, what=what, rounds=31)
+    yield from _cases(MAIN, batches, kind=EVALUATION, rounds=41)
+    yield from _cases(MAIN, batches, kind=SAMPLING, what="ddim 25", rounds=7)
+    for network in MAIN:
+        for what, rounds in (("ddim 50", 7), ("dpmpp_2m 15", 9), (published_sampler(network), 3)):
+            yield Case(SAMPLING, network, what, steps_batch, rounds=rounds)
+    yield from _cases(MAIN, (training_batch,), kind=TRAINING, rounds=9)
+    if not cuda:  # both run on the CPU alone
+        yield from _cases(MAIN, (1,), kind=EXPORT, rounds=3)
+        yield from _cases(MAIN, (1,), kind=COLD, what="ddim 25", rounds=5)
+
+
+def full(device: str) -> Iterator[Case]:
+    """Every network, batch, precision and number of threads."""
+    batches = (1, 64, 256, 1024) if device == "cuda" else (1, 4, 16, 64)
+    yield from standard(device)
+    yield from _cases(NAMES, batches, kind=EVALUATION, rounds=15)
+    for network in NAMES:
+        for what in ("ddim 25", "ddim 50", "dpmpp_2m 15", published_sampler(network)):
+            yield from _cases((network,), batches, kind=SAMPLING, what=what, rounds=5)
+        yield from _cases((network,), (16, 128), kind=TRAINING, rounds=7)
+
+
+def plan(
+    name: str,
+    device: str,
+    threads: tuple[int, ...] = (),
+    networks: tuple[str, ...] = (),
+    batches: tuple[int, ...] = (),
+    dtypes: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
+    rounds: int | None = None,
+) -> list[Case]:
+    """The cases of a plan, narrowed: networks and batches keep those that are named, threads and dtypes multiply.
+
+    only: parts of a case's label, such as "evaluation" or "B@16"; a case is kept where each of its words is in it.
+    Raises InputError for names that there are not, and where nothing is left.
+    """
+    if name not in PLANS:
+        raise InputError(f"plan {name!r}; accepted: {', '.join(PLANS)}")
+    for kind, values, accepted in (("network", networks, NAMES), ("dtype", dtypes, DTYPES)):
+        for value in values:
+            if value not in accepted:
+                raise InputError(f"{kind} {value!r}; accepted: {', '.join(accepted)}")
+    for what, values in (("batch", batches), ("threads", threads), ("rounds", () if rounds is None else (rounds,))):
+        for number in values:
+            if number < 1:
+                raise InputError(f"{what} = {number}; accepted: 1 or more")
+    threads = threads or (1,)
+    dtypes = dtypes or (("bfloat16", "float32") if device == "cuda" else ("float32",))
+    cases = {"quick": quick, "standard": lambda: standard(device), "full": lambda: full(device)}[name]()
+    made = [
+        replace(case, device=device, threads=count, dtype=dtype, rounds=rounds or case.rounds)
+        for dtype, count, case in itertools.product(dtypes, threads, cases)
+        if (not networks or case.network in networks) and (not batches or case.batch in batches)
+    ]
+    # The first of two equal cases: a plan may name one twice.
+    unique = list({case.key: case for case in made}.values())
+    kept = [case for case in unique if not only or any(_meant(words, case) for words in only)]
+    if not kept:
+        asked = ", ".join(map(repr, only)) or "the networks and batches that were given"
+        raise InputError(f"the {name} plan has no case for {asked}; its cases: {'; '.join(c.label for c in unique)}")
+    return kept
+
+
+def _meant(words: str, case: Case) -> bool:
+    text = f"{case.label} {case.dtype}".lower()
+    return all(word in text for word in words.lower().split())

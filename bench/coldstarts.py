@@ -1,0 +1,91 @@
+"""The cold start: a fresh process, from the interpreter's start to one image on disk, DDIM, 25 steps, on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdiff.bench import coldstart, compiling, networks, predictors
+from fastdiff.bench.cases import Case
+from fastdiff.bench.contender import FASTDIFF, Contender, Ready
+from fastdiff.errors import InputError
+from fastdiff.noise import PhiloxNoise
+
+SAMPLER_FILE = "ONNX Runtime, sampler.onnx"
+
+
+def contenders(case: Case, cold: bool) -> Iterator[Contender]:
+    """The published loop first."""
+    if case.network not in networks.SHIPPED:
+        raise InputError(f"cold start of {case.network}; accepted: {', '.join(networks.SHIPPED)}, which ship")
+    folder = tempfile.TemporaryDirectory(prefix="fastdiff-cold-")  # kept by the contenders, gone with the last
+    yield Contender(predictors.PUBLISHED, partial(_process, case, folder, coldstart.PUBLISHED))
+    yield Contender(
+        f"{predictors.COMPILED}, warm cache", partial(_process, case, folder, coldstart.COMPILED, cold=cold)
+    )
+    yield Contender(SAMPLER_FILE, partial(_file, case, folder))
+    yield Contender(FASTDIFF, partial(_process, case, folder, coldstart.OURS))
+    yield Contender(f"{FASTDIFF}, empty cache", partial(_process, case, folder, coldstart.OURS, empty=True))
+
+
+def _file(case: Case, folder: tempfile.TemporaryDirectory) -> Ready:
+    """The whole loop as one file, written beforehand."""
+    from fastdiff.bench.evaluations import ddim
+    from fastdiff.export.assemble import Face, sampler_model
+    from fastdiff.export.trace import trace
+
+    model = networks.load(case.network)
+    path = Path(folder.name) / "sampler.onnx"
+    path.write_bytes(sampler_model(trace(model), Face(ddim(model), noise="input")).SerializeToString())
+    return _process(case, folder, coldstart.FILE, str(path))
+
+
+def _process(
+    case: Case,
+    folder: tempfile.TemporaryDirectory,
+    contender: str,
+    model: str | None = None,
+    cold: bool = True,
+    empty: bool = False,
+) -> Ready:
+    """empty: with a cache of kernels that is made anew each time."""
+    here = Path(folder.name)
+    start, image = here / "start.npy", here / "image.npy"
+    shape = (1, *networks.load(case.network).image_shape)
+    np.save(start, PhiloxNoise(0)(0, 0, shape).numpy())
+    words = [sys.executable, "-m", "fastdiff.bench.coldstart", contender, model or networks.SHIPPED[case.network]]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(case.threads)}
+    if contender == coldstart.COMPILED:
+        mark = compiling.marker(("cold", case.network, case.threads), None)
+        if not cold and not mark.exists():
+            raise compiling.ColdCacheError(compiling.COLD)
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(compiling.folder())
+    told: dict[str, Any] = {}
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as made:
+            more = {"FASTDIFF_CACHE": made} if empty else {}
+            ended = subprocess.run(
+                [*words, str(start), str(image)], env={**environment, **more}, capture_output=True, text=True
+            )
+        if ended.returncode:
+            raise RuntimeError((ended.stderr.strip().splitlines() or ["it failed"])[-1])
+        told["peak_bytes"] = int(ended.stdout.split()[-1])
+
+    def outputs() -> Tensor:
+        run()
+        if contender == coldstart.COMPILED:
+            compiling.mark(("cold", case.network, case.threads), None)
+        return torch.from_numpy(np.load(image))
+
+    return Ready(run, outputs, told)

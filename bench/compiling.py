@@ -1,0 +1,68 @@
+"""torch.compile with a cache that is kept, and whether that cache is warm."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdiff.files import write_atomically
+from fastdiff.kernels.compiled import cache_folder
+from fastdiff.provenance import device_name
+
+COLD = "not compiled here before, which takes minutes; a run without --quick does it once"
+
+
+class ColdCacheError(RuntimeError):
+    """A quick run does not wait for a compilation."""
+
+
+def folder() -> Path:
+    """Where inductor keeps what it compiled for the benchmarks."""
+    return cache_folder() / "bench" / "inductor"
+
+
+def use_folder() -> None:
+    """Have torch.compile keep its results there; to be called before its first use in the process."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder())
+
+
+def marker(key: tuple[Any, ...], mode: str | None) -> Path:
+    """The file that says that what has that key was compiled here, by this version of torch."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    facts = f"{torch.__version__} {device_name(device)} {key} {mode}"
+    return folder() / f"fastdiff-{hashlib.sha256(facts.encode()).hexdigest()[:24]}"
+
+
+def mark(key: tuple[Any, ...], mode: str | None) -> None:
+    """What has that key is compiled now."""
+    write_atomically(marker(key, mode), lambda path: path.write_text(""))
+
+
+def compiled(call: Callable[..., Any], key: tuple[Any, ...], mode: str | None, cold: bool) -> Callable[..., Any]:
+    """torch.compile(call, mode=mode), every size static.
+
+    cold: whether it may compile for minutes; where not, raises ColdCacheError unless a run on this machine, with the
+    same key, has compiled it before.
+    """
+    if not cold and not marker(key, mode).exists():
+        raise ColdCacheError(COLD)
+    # Beyond its limit of 8 compilations of the same code torch would run it eagerly, without a word.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    made = torch.compile(call, mode=mode, dynamic=False)
+    done = False
+
+    def first(*given: Any) -> Any:
+        nonlocal done
+        result = made(*given)
+        if not done:
+            mark(key, mode)
+            done = True
+        return result
+
+    return first

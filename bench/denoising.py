@@ -1,0 +1,82 @@
+"""A sampler's update alone: x and the network's prediction → the next x, at the middle row of 25 DDIM or DDPM steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fastdiff.bench import compiling, networks, predictors, samplings, schedulers
+from fastdiff.bench.cases import Case
+from fastdiff.bench.contender import FASTDIFF, Contender, Ready, end_of
+from fastdiff.bench.reference import ancestral_step, ddim_step
+from fastdiff.kernels import philox
+from fastdiff.kernels.denoise_step import denoise_step
+
+ROW, STEPS = 12, 25
+
+
+def contenders(case: Case, cold: bool) -> Iterator[Contender]:
+    yield Contender(predictors.PUBLISHED, partial(_published, case, False, cold))
+    yield Contender(predictors.COMPILED, partial(_published, case, True, cold))
+    yield Contender(samplings.DIFFUSERS, partial(_scheduler, case))
+    yield Contender(FASTDIFF, partial(_ours, case))
+
+
+def _inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """x, the prediction, and the noise that parity is asked with."""
+    device = torch.device(case.device)
+    shape = (case.batch, *networks.load(case.network).image_shape)
+    generator = torch.Generator().manual_seed(1)
+    x, out = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    return x, out, philox.normals(0, ROW + 1, 0, shape, device)
+
+
+def _published(case: Case, compile: bool, cold: bool) -> Ready:
+    model = networks.load(case.network)
+    nodes = [int(t) for t in samplings.table_of(model, f"{case.what} {STEPS}").timestep]
+    x, out, shared = _inputs(case)
+    abar = torch.from_numpy(model.schedule.alphas_cumprod.copy()).float().to(x.device)
+    now, after = abar[nodes[ROW]], abar[nodes[ROW + 1]]
+    step = ddim_step if case.what == "ddim" else ancestral_step
+    if compile:
+        step = compiling.compiled(step, ("step", case.what, *x.shape, case.device, case.threads), None, cold)
+
+    def run(noise: Tensor | None) -> Tensor:
+        if case.what == "ddim":
+            return step(x, out, now, after)
+        return step(x, out, now, after, torch.randn_like(x) if noise is None else noise)
+
+    return Ready(lambda: run(None), lambda: run(shared).clone(), end=end_of(x.device))
+
+
+def _scheduler(case: Case) -> Ready:
+    x, out, shared = _inputs(case)
+    model = networks.load(case.network)
+    scheduler = schedulers._scheduler(model, case.what)
+
+    def run(noise: Tensor | None) -> Tensor:
+        with schedulers._noise_of(None if noise is None else lambda draw: noise, x.device):
+            return scheduler.step(out, scheduler.timesteps[ROW], x).prev_sample
+
+    def ready(noise: Tensor | None) -> Tensor:
+        schedulers._set_timesteps(scheduler, model, case.what, STEPS)  # cases share it
+        return run(noise)
+
+    return Ready(lambda: run(None), lambda: ready(shared), end=end_of(x.device))
+
+
+def _ours(case: Case) -> Ready:
+    """The kernel as the engine calls it; Philox noise is part of it."""
+    x, out, _ = _inputs(case)
+    table = samplings.table_of(networks.load(case.network), f"{case.what} {STEPS}")
+    rows = torch.tensor([table.row(i) for i in range(STEPS)], dtype=torch.float32, device=x.device)
+    index = torch.full((), ROW, dtype=torch.int64, device=x.device)
+    key = torch.zeros(2, dtype=torch.int64, device=x.device) if case.what == "ddpm" else None
+
+    def run() -> Tensor:
+        return denoise_step(x, out, rows, index, key=key)[0]
+
+    return Ready(run, run, end=end_of(x.device))

@@ -1,0 +1,164 @@
+"""A report's pictures: images/s by batch, time by steps, share of the limit, cold start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from fastdiff.bench.cases import COLD, EVALUATION, SAMPLING
+from fastdiff.errors import InputError
+from fastdiff.files import write_atomically
+
+Row = dict[str, Any]
+
+
+def pyplot() -> Any:
+    """matplotlib's, drawing into files; raises InputError where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise InputError(f"the plots need matplotlib ({error}); pip install 'fastdiff-engine[bench]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def write(report: dict[str, Any], folder: Path) -> list[Path]:
+    """Those that the report has rows for; the others' files, of an earlier report, are removed."""
+    pyplot()
+    measured = [row for row in report["rows"] if "median_seconds" in row]
+    made = []
+    drawings: tuple[tuple[str, Callable[[Any, list[Row], dict[str, Any]], bool]], ...] = (
+        ("images-by-batch", _images_by_batch),
+        ("time-by-steps", _time_by_steps),
+        ("share-of-limit", _share),
+        ("cold-start", _cold),
+    )
+    colours = _colours(measured)
+    for name, draw in drawings:
+        path = folder / f"{name}.png"
+        path.unlink(missing_ok=True)
+        figure = draw(measured, colours)
+        if figure is None:
+            continue
+        figure.suptitle(f"{figure.get_suptitle()}\n{report['machine']}, fastdiff {report['fastdiff']}", fontsize=9)
+        write_atomically(path, lambda p, f=figure: f.savefig(p, dpi=110, format="png"))
+        pyplot().close(figure)
+        made.append(path)
+    return made
+
+
+def _colours(rows: list[Row]) -> dict[str, Any]:
+    """A colour for each contender, the same in every picture; fastdiff's is the strongest."""
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    palette = pyplot().get_cmap("tab20").colors
+    others = [n for n in names if n != "fastdiff"]
+    # tab20 is ten strong colours, each with a pale one beside it; red, the seventh, is left for fastdiff.
+    left = [c for i, c in enumerate((*palette[::2], *palette[1::2])) if i != 3]
+    return {"fastdiff": palette[6], **{name: left[i % len(left)] for i, name in enumerate(others)}}
+
+
+def _panels(rows: list[Row], keys: Iterable[str]) -> dict[str, list[Row]]:
+    """The rows by network, and by whatever else differs."""
+    names = list(keys)
+    differing = [n for n in names if len({row[n] for row in rows}) > 1]
+    panels: dict[str, list[Row]] = {}
+    for row in rows:
+        title = ", ".join([row["network"], *(f"{row[n]} {n}" if n == "threads" else str(row[n]) for n in differing)])
+        panels.setdefault(title, []).append(row)
+    return panels
+
+
+def _figure(count: int, title: str, width: float = 5.2, height: float = 4.2) -> tuple[Any, list[Any]]:
+    columns = min(count, 3)
+    lines = -(-count // columns)
+    figure, axes = pyplot().subplots(
+        lines, columns, figsize=(width * columns, height * lines), squeeze=False, layout="constrained"
+    )
+    figure.suptitle(title)
+    flat = list(axes.flat)
+    for axis in flat[count:]:
+        axis.set_visible(False)
+    return figure, flat[:count]
+
+
+def _style(name: str) -> dict[str, Any]:
+    return {"linewidth": 2.6, "zorder": 5} if name == "fastdiff" else {"linewidth": 1.2}
+
+
+def _lines(axis: Any, rows: list[Row], colours: dict[str, Any], x: Callable[[Row], float], y: str) -> None:
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        points = sorted((x(row), row[y]) for row in rows if row["contender"] == name)
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, color=colours[name], **_style(name))
+
+
+def _images_by_batch(rows: list[Row], colours: dict[str, Any]) -> Any:
+    rows = [row for row in rows if row["kind"] == SAMPLING]
+    panels = _panels(rows, ("what", "dtype", "threads"))
+    panels = {title: some for title, some in panels.items() if len({row["batch"] for row in some}) > 1}
+    if not panels:
+        return None
+    figure, axes = _figure(len(panels), "Images a second by batch, higher is better")
+    for axis, (title, some) in zip(axes, panels.items(), strict=True):
+        _lines(axis, some, colours, lambda row: row["batch"], "images_per_second")
+        batches = sorted({row["batch"] for row in some})
+        axis.set(xscale="log", yscale="log", xlabel="batch", ylabel="images/s", title=title)
+        axis.set_xticks(batches, list(map(str, batches)), minor=False)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6)
+    return figure
+
+
+def _time_by_steps(rows: list[Row], colours: dict[str, Any]) -> Any:
+    rows = [row for row in rows if row["kind"] == SAMPLING]
+    panels = _panels(rows, ("batch", "dtype", "threads"))
+    panels = {title: some for title, some in panels.items() if len({row["what"] for row in some}) > 1}
+    if not panels:
+        return None
+    figure, axes = _figure(len(panels), "Time of a whole run by its steps, lower is better")
+    for axis, (title, some) in zip(axes, panels.items(), strict=True):
+        _lines(axis, some, colours, lambda row: int(row["what"].split()[1]), "median_seconds")
+        labels = sorted({(int(row["what"].split()[1]), row["what"]) for row in some})
+        axis.set(xscale="log", yscale="log", ylabel="seconds", title=f"{title} images")
+        axis.set_xticks([steps for steps, _ in labels], [what for _, what in labels], rotation=30, fontsize=7)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6)
+    return figure
+
+
+def _bars(axis: Any, rows: list[Row], colours: dict[str, Any], value: Callable[[Row], float], text: str) -> None:
+    names = [row["contender"] for row in rows][::-1]
+    values = [value(row) for row in rows][::-1]
+    bars = axis.barh(range(len(names)), values, color=[colours[name] for name in names])
+    axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.bar_label(bars, labels=[text.format(v) for v in values], fontsize=7, padding=2)
+    axis.margins(x=0.15)
+
+
+def _share(rows: list[Row], colours: dict[str, Any]) -> Any:
+    rows = [row for row in rows if row["kind"] == EVALUATION and "share_of_limit" in row]
+    if not rows:
+        return None
+    panels = _panels(rows, ("batch", "dtype", "threads"))
+    figure, axes = _figure(len(panels), "One evaluation: share of the limit (directly counted operations)")
+    for axis, (title, some) in zip(axes, panels.items(), strict=True):
+        _bars(axis, some, colours, lambda row: 100 * row["share_of_limit"], "{:.0f}%")
+        axis.axvline(100, color="black", linewidth=0.8, linestyle="--")
+        axis.set(xlabel="% of the limit", title=title if "batch" in title else f"{title}, batch {some[0]['batch']}")
+    return figure
+
+
+def _cold(rows: list[Row], colours: dict[str, Any]) -> Any:
+    rows = [row for row in rows if row["kind"] == COLD]
+    if not rows:
+        return None
+    panels = _panels(rows, ("threads",))
+    figure, axes = _figure(len(panels), "Cold start: a fresh process to its first image, lower is better")
+    for axis, (title, some) in zip(axes, panels.items(), strict=True):
+        _bars(axis, some, colours, lambda row: row["median_seconds"], "{:.2f} s")
+        axis.set(xlabel="seconds", title=f"{title}, {some[0]['what']}")
+    return figure

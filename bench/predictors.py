@@ -1,0 +1,108 @@
+"""A network as each contender calls it: (x, time) → the prediction, float32 in and out.
+
+`time` is what the published loop of the system hands its network: (n,) integer timesteps for A, a fraction of shape
+(1, 1, 1, 1) for B.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastdiff
+from fastdiff.bench import compiling, networks
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+PUBLISHED, TUNED, COMPILED, AUTOTUNED = "reference", "eager, tuned", "torch.compile", "torch.compile, max-autotune"
+ONNXRUNTIME = "ONNX Runtime"
+
+
+def time_of(model: fastdiff.Model, value: float, n: int, device: torch.device) -> Tensor:
+    """A row's time as the published loop makes it."""
+    if model.time == "index":
+        return torch.full((n,), int(value), dtype=torch.long, device=device)
+    return torch.tensor([value], dtype=torch.float32).to(device)[:, None, None, None]
+
+
+def published(name: str, device: torch.device) -> Predict:
+    """As the tutorials call it: eager, float32."""
+    return networks.published(networks.load(name)).to(device)
+
+
+def _ours(name: str, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same network from fastdiff.networks, in channels_last and that dtype, prepared in no other way."""
+    network: Any = copy.deepcopy(networks.load(name).network).eval().requires_grad_(False)
+    network = network.to(device, dtype, memory_format=torch.channels_last)
+
+    def predict(x: Tensor, time: Tensor) -> Tensor:
+        return network(x.to(dtype, memory_format=torch.channels_last), time.flatten()).float()
+
+    return predict
+
+
+def tuned(name: str, device: torch.device, dtype: torch.dtype) -> Predict:
+    return _ours(name, device, dtype)
+
+
+@cache
+def compiled(name: str, device: torch.device, batch: int, threads: int, cold: bool) -> Predict:
+    """The published network by torch.compile as it comes, float32. `threads` and `batch`: each has code of its own."""
+    network = networks.published(networks.load(name)).to(device)
+    return compiling.compiled(network, (name, str(device), batch, threads), None, cold)
+
+
+@cache
+def autotuned(name: str, device: torch.device, dtype: torch.dtype, batch: int, threads: int, cold: bool) -> Predict:
+    """torch.compile at its best, in channels_last and the case's precision; on CUDA with its graphs."""
+    key = (name, str(device), str(dtype), batch, threads)
+    call = compiling.compiled(_ours(name, device, dtype), key, "max-autotune", cold)
+    if device.type == "cpu":
+        return call
+
+    def predict(x: Tensor, time: Tensor) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return call(x, time).clone()  # which the graph's next replay would overwrite
+
+    return predict
+
+
+@cache
+def exported(name: str) -> bytes:
+    """The network as `fastdiff export` writes it: any batch, its linear attention folded."""
+    from fastdiff.export.assemble import network_model
+    from fastdiff.export.trace import trace
+
+    return network_model(trace(networks.load(name))).SerializeToString()
+
+
+def onnxruntime(name: str, device: torch.device, threads: int) -> Predict:
+    """ONNX Runtime on that file, called from Python."""
+    try:
+        import onnxruntime as runtime
+    except ImportError:
+        raise ImportError("onnxruntime is not installed; pip install 'fastdiff-engine[onnx]'") from None
+
+    provider = {"cuda": "CUDAExecutionProvider"}.get(device.type, "CPUExecutionProvider")
+    if provider not in runtime.get_available_providers():
+        raise ImportError(f"the installed onnxruntime has no {provider}; pip install onnxruntime-gpu")
+    model = networks.load(name)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = runtime.InferenceSession(exported(name), options, providers=[provider])
+    names = [given.name for given in session.get_inputs()]
+    width = 0 if "context" not in names else session.get_inputs()[names.index("context")].shape[1]
+
+    def predict(x: Tensor, time: Tensor) -> Tensor:
+        given = {"sample": x.cpu().numpy(), "timestep": time.flatten().expand(len(x)).contiguous().cpu().numpy()}
+        if width:
+            given["context"] = torch.zeros(len(x), width).numpy()
+        return torch.from_numpy(session.run(None, given)[0]).to(x.device)
+
+    assert model.time in ("index", "fraction")
+    return predict

@@ -1,0 +1,89 @@
+"""A run of `fastdiff bench`, from its plan to its report."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastdiff.bench import against, compiling, plots, report, runner
+from fastdiff.bench.cases import Case
+from fastdiff.bench.contender import FASTDIFF
+from fastdiff.bench.live import Live
+from fastdiff.files import check_folder
+from fastdiff.provenance import hardware, source_version
+
+
+def run(
+    cases: Sequence[Case], plan: str, folder: Path, old: str | None = None, cold: bool | None = None
+) -> tuple[dict[str, Any], list[against.Change]]:
+    """Measure the cases and write the report into `folder`; returns it, and with an old report what became worse.
+
+    cold: whether torch.compile may take minutes; None: unless the plan is quick. All that can be refused is refused
+    before anything is measured. Raises InputError.
+    """
+    plots.pyplot()
+    check_folder(folder)
+    compiling.use_folder()
+    device = cases[0].device
+    before = None if old is None else report.read(old)
+    if before is not None:
+        against.check_comparable(before, hardware(device))
+    quick = plan == "quick"
+    cold = not quick if cold is None else cold
+    began = time.perf_counter()
+    live = Live(cases)
+    with live:
+        rows = runner.measure(cases, cold, quick, live.step, live.rows)
+    live.finish()
+    worse: list[against.Change] = []
+    if before is not None:
+        worse, changes = against.confirmed(before, rows, lambda keys: _again(cases, keys, cold))
+        _tell(live, worse, changes)
+    made = {
+        "format": report.FORMAT,
+        "plan": plan,
+        "machine": hardware(device),
+        "python": platform.python_version(),
+        "versions": report.installed(),
+        "fastdiff": source_version(),
+        "command": shlex.join(["fastdiff", *sys.argv[1:]]),
+        "seconds": time.perf_counter() - began,
+        "rows": rows,
+        **({} if old is None else {"worse": [str(change) for change in worse]}),
+    }
+    for path in report.write(made, folder):
+        live.console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    return made, worse
+
+
+def _again(cases: Sequence[Case], keys: set[tuple[str, ...]], cold: bool) -> list[dict[str, Any]]:
+    """The rows of those cases, measured over twice the rounds."""
+    some = [replace(case, rounds=2 * case.rounds) for case in cases if case.key in keys]
+    with Live(some) as live:
+        live.console.print(f"measuring again: {'; '.join(case.label for case in some)}", markup=False, soft_wrap=True)
+        return runner.measure(some, cold, True, live.step)
+
+
+def _tell(live: Live, worse: list[against.Change], changes: list[against.Change]) -> None:
+    say = lambda text: live.console.print(text, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
+    if not changes:
+        say("the old report has none of these rows; nothing was compared")
+    for change in worse:
+        say(f"WORSE  {change}")
+    if changes and not worse:
+        say(f"no row of {len(changes)} is worse by more than {against.WORSE:.0%}")
+
+
+def refused(made: dict[str, Any]) -> list[str]:
+    """fastdiff's rows without a figure: refused by the parity gate, or failed."""
+    return [
+        f"{row['kind']} {report.case_text(row)}, {row['contender']}: {row['note']}"
+        for row in made["rows"]
+        if row["contender"].split(",")[0] == FASTDIFF and "note" in row
+    ]

@@ -1,0 +1,74 @@
+"""fastdiff bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fastdiff.cli.options import device_option, parse_device
+from fastdiff.errors import InputError
+
+
+@click.command(short_help="Measure fastdiff against every contender installed; a report with plots.")
+@click.option("--quick", "plan", flag_value="quick", help="Under three minutes: small batches, one thread.")
+@click.option("--full", "plan", flag_value="full", help="Every network, batch and precision; hours on a CPU.")
+@click.option("--only", multiple=True, metavar="WORDS",
+              help='Only cases with these words, such as evaluation, or "sampling B@16"; repeatable.')  # fmt: skip
+@click.option("--network", multiple=True, metavar="NAME",
+              help="A28@28 and B@16, which ship; A28@32, A28@64, A64@28, A64@32, A64@64.")  # fmt: skip
+@click.option("--batch", multiple=True, type=int, help="Only cases of this batch; repeatable.")
+@click.option("--dtype", multiple=True, help="float32, bfloat16, float16.  [default: float32; CUDA: bfloat16 too]")
+@click.option("--threads", multiple=True, type=int, help="CPU threads; repeatable.  [default: 1, the steadiest]")
+@click.option("--rounds", type=int, help="Rounds of every case, in place of the plan's own.")
+@click.option("--list", "list_", is_flag=True, help="Print the cases and stop.")
+@click.option("--against", metavar="REPORT",
+              help="An older report of this machine; exits with 1 where a ratio is over 10% worse.")  # fmt: skip
+@click.option("-o", "--output", default="bench-report", show_default=True, metavar="DIR", help="The report's folder.")
+@device_option
+def bench(plan: str | None, only: tuple[str, ...], network: tuple[str, ...], batch: tuple[int, ...],
+          dtype: tuple[str, ...], threads: tuple[int, ...], rounds: int | None, list_: bool, against: str | None,
+          output: str, device: str | None) -> None:  # fmt: skip
+    """Measure sampling, single evaluations, the denoise step, training, export and the cold start.
+
+    \b
+    fastdiff bench --quick                          does it pay here? three minutes
+    fastdiff bench --only evaluation --batch 16     a part of the standard plan
+    fastdiff bench -o report/                       the standard plan, both shipped networks
+    fastdiff bench --quick --against report/        has anything become slower? for CI
+
+    \b
+    reference              the published network and loop, eager float32, as the tutorials run them
+    eager, tuned           the same network in channels_last, in the case's precision
+    torch.compile          of the published network; and max-autotune, channels_last, in the case's precision
+    ONNX Runtime           on the exported network, in a Python loop
+    diffusers' scheduler   around our network
+    fastdiff               what you get; and its other forms
+    other networks         diffusers' UNet2DModel, denoising-diffusion-pytorch: as many parameters, no parity claim
+
+    Contenders take turns in rounds. None is timed before its result has been compared with the reference's; one that
+    differs, fails or is not installed is a row that says so. Ratios are medians over rounds with 95% intervals, and can
+    be compared between runs on a machine; times alone cannot. Close what else is running.
+
+    torch.compile takes minutes for each network and batch, once; --quick has only what was compiled before.
+
+    The folder gets report.json, report.md and plots. Exits with 1 where a result of fastdiff's own is refused, or, with
+    --against, is worse than it was after having been measured again.
+    """
+    from fastdiff.bench import session
+    from fastdiff.bench.cases import plan as make_plan
+
+    where = parse_device(device).type
+    cases = make_plan(plan or "standard", where, threads, network, batch, dtype, only, rounds)
+    if list_:
+        for case in cases:
+            click.echo(f"{case.label}: {case.rounds} rounds")
+        return
+    if not output:
+        raise InputError("-o ''; accepted: a folder")
+    made, worse = session.run(cases, plan or "standard", Path(output), against)
+    refused = session.refused(made)
+    for text in refused:
+        click.echo(f"refused: {text}", err=True)
+    if refused or worse:
+        raise SystemExit(1)
