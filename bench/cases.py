@@ -66,7 +66,7 @@ def quick() -> Iterator[Case]:
 def standard(device: str) -> Iterator[Case]:
     """Every kind of case, both shipped networks, one thread."""
     cuda = device == "cuda"
-    batches, steps_batch, training_batch = ((1, 64, 256, 1024), 64, 128) if cuda else ((1, 4, 16), 4, 16)
+    batches, steps_batch, training_batch = ((1, 64, 256, 1024), 64, 128) if cuda else ((1, 4, 16), 1, 16)
     for what in ("ddim", "ddpm"):
         yield from _cases(MAIN, batches, kind=STEP, what=what, rounds=31)
     yield from _cases(MAIN, batches, kind=EVALUATION, rounds=41)

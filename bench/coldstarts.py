@@ -28,7 +28,7 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
     """The published loop first."""
     if case.network not in networks.SHIPPED:
         raise InputError(f"cold start of {case.network}; accepted: {', '.join(networks.SHIPPED)}, which ship")
-    folder = tempfile.TemporaryDirectory(prefix="fastdiff-cold-")  # kept by the contenders, gone with the last
+    folder = tempfile.TemporaryDirectory(prefix="fastdiff-cold-")
     yield Contender(predictors.PUBLISHED, partial(_process, case, folder, coldstart.PUBLISHED))
     yield Contender(
         f"{predictors.COMPILED}, warm cache", partial(_process, case, folder, coldstart.COMPILED, cold=cold)
@@ -72,7 +72,7 @@ def _process(
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(compiling.folder())
     told: dict[str, Any] = {}
 
-    def run() -> None:
+    def run(held: Any = folder) -> None:  # the folder goes with the last that needs it
         with tempfile.TemporaryDirectory() as made:
             more = {"FASTDIFF_CACHE": made} if empty else {}
             ended = subprocess.run(

@@ -17,6 +17,9 @@ from fastdiff.provenance import device_name
 COLD = "not compiled here before, which takes minutes; a run without --quick does it once"
 
 
+caches: list[str] = []  # what each compilation of this process began with
+
+
 class ColdCacheError(RuntimeError):
     """A quick run does not wait for a compilation."""
 
@@ -49,8 +52,10 @@ def compiled(call: Callable[..., Any], key: tuple[Any, ...], mode: str | None, c
     cold: whether it may compile for minutes; where not, raises ColdCacheError unless a run on this machine, with the
     same key, has compiled it before.
     """
-    if not cold and not marker(key, mode).exists():
+    warm = marker(key, mode).exists()
+    if not cold and not warm:
         raise ColdCacheError(COLD)
+    caches.append("from a warm cache" if warm else "from a cold cache")
     # Beyond its limit of 8 compilations of the same code torch would run it eagerly, without a word.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
     torch._dynamo.config.fail_on_recompile_limit_hit = True

@@ -262,7 +262,8 @@ def test_options_change_the_recipe(run, tmp_path):
 
 def test_an_interrupted_run_is_resumed_exactly(run, sprites, tmp_path):
     """Ctrl-C in a real process, --resume, and the result is that of the uninterrupted run."""
-    options = [*sprites, "--epochs", "16", "--batch-size", "10", "--threads", "1", "--ema", "0.9"]
+    # Four more epochs than are waited for: seconds, in which the signal comes.
+    options = [*sprites, "--epochs", "5", "--batch-size", "10", "--threads", "1", "--ema", "0.9"]
     command = [sys.executable, "-m", "fastdiff", "train", *options, "-o", "cut"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 120
@@ -272,7 +273,7 @@ def test_an_interrupted_run_is_resumed_exactly(run, sprites, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "fastdiff train --resume cut" in errors and "Traceback" not in errors
     done = int(rows("cut")[-1]["step"])
-    assert 0 < done < 64
+    assert 0 < done < 20
     np.save("kept.npy", np.load("x.npy"))
     np.save("x.npy", 255 - np.load("x.npy"))
     refused(run("train", "--resume", "cut", code=2), "x.npy", "has changed since the run began")
