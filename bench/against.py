@@ -41,11 +41,13 @@ class Change:
         )
 
 
-def check_comparable(old: Report, machine: str) -> None:
-    """Raises InputError for a report of another machine: its ratios are not those of this one."""
+def check_comparable(old: Report, machine: str, cases: set[Key]) -> None:
+    """Raises InputError for a report of another machine, whose ratios are not those of this one, or of other cases."""
     if old["machine"] != machine:
         raise InputError(f"the old report is of {old['machine']!r}, this machine is {machine!r}; accepted: a report of "
                          "the same machine")  # fmt: skip
+    if not cases & {case_key(row) for row in old["rows"]}:
+        raise InputError("the old report has none of the cases that are to be measured; accepted: one of such a run")
 
 
 def row_key(row: dict[str, Any]) -> Key:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,8 +24,9 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
 def _by_torch(case: Case, path: Path) -> None:
     x, times = evaluations.inputs(case)
     network = networks.published(networks.load(case.network))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own
+    from fastdiff.export.trace import _quiet
+
+    with _quiet():
         torch.onnx.export(network, (x, times[0]), dynamo=True, verbose=False).save(str(path), external_data=False)
 
 

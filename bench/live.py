@@ -10,7 +10,7 @@ from fastdiff.bench.cases import Case
 from fastdiff.bench.report import case_text, cells
 from fastdiff.errors import InputError
 
-COLUMNS = ("case", "contender", "time", "faster", "images/s", "of the limit", "difference")
+COLUMNS = ("case", "contender", "time", "faster", "a second", "of the limit", "difference")
 SHOWN = 18  # rows of the table on a terminal, the latest
 
 

@@ -53,13 +53,17 @@ def read(path: str | Path) -> Report:
     return report
 
 
+def save(report: Report, folder: Path) -> Path:
+    """The JSON alone."""
+    write_atomically(folder / NAME, lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
+    return folder / NAME
+
+
 def write(report: Report, folder: Path) -> list[Path]:
     """The JSON, the Markdown and the plots; returns their paths."""
     from fastdiff.bench import plots
 
-    folder.mkdir(parents=True, exist_ok=True)
-    data, text = folder / NAME, folder / "report.md"
-    write_atomically(data, lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
+    data, text = save(report, folder), folder / "report.md"
     pictures = plots.write(report, folder)
     write_atomically(text, lambda path: path.write_text(markdown(report, [p.name for p in pictures])))
     return [data, text, *pictures]
@@ -81,7 +85,7 @@ def cells(row: Row) -> list[str]:
     name = row["contender"] + (" (other network)" if row["other_network"] else "")
     if "median_seconds" not in row:
         return [name, row.get("note", "not measured"), "", "", "", ""]
-    rate = f"{row['images_per_second']:.3g}" if "images_per_second" in row else ""
+    rate = next((f"{row[key]:.3g}" for key in ("images_per_second", "evaluations_per_second") if key in row), "")
     share = f"{row['share_of_limit']:.0%}" if "share_of_limit" in row else ""
     parity = f"{row['parity']:.0e}" if "parity" in row else "no claim" if row["other_network"] else ""
     return [name, seconds_text(row["median_seconds"]), ratio_text(row.get("ratio")), rate, share, parity]
@@ -111,14 +115,15 @@ def markdown(report: Report, pictures: Iterable[str] = ()) -> str:
         "",
         f"{report['machine']}; Python {report['python']}, {versions}; fastdiff {report['fastdiff']}; "
         f"`{report['command']}`; {report['seconds'] / 60:.0f} minutes.",
+        *_cut_short(report),
         "",
         "Contenders take turns, round after round, in one process, each after its result has been compared with the "
         "reference's (*difference*: relative, of the whole result). *Faster*: the reference's time over the "
-        "contender's within a round, median over rounds and its 95% bootstrap interval. *Of the limit*: the time that "
-        "the operations, counted directly, would take at the rate of a large matrix product in the same run, or the "
-        "bytes at that of a large copy, whichever is longer, over the time taken; Winograd's convolutions do fewer "
-        "operations, so it can exceed 100%. An *other network* has about as many parameters, and does not compute the "
-        "same.",
+        "contender's within a round, median over rounds and its 95% bootstrap interval. *A second*: images. *Of the "
+        "limit*: the time that the operations, counted directly, would take at the rate of a large matrix product in "
+        "the same run, or the bytes at that of a large copy, whichever is longer, over the time taken; Winograd's "
+        "convolutions do fewer operations, so it can exceed 100%. An *other network* has about as many parameters, and "
+        "does not compute the same.",
         "",
     ]
     for picture in pictures:
@@ -128,13 +133,23 @@ def markdown(report: Report, pictures: Iterable[str] = ()) -> str:
         if not rows:
             continue
         lines += [f"## {kind.capitalize()}", "", EXPLAINED[kind], ""]
-        lines += ["| case | contender | time | faster | images/s | of the limit | difference | first call | |"]
+        lines += ["| case | contender | time | faster | a second | of the limit | difference | first call | |"]
         lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
         for row in rows:
             first = seconds_text(row["first_seconds"]) if "first_seconds" in row else ""
             lines.append(f"| {' | '.join([case_text(row), *cells(row), first, _extra(row)])} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def done(report: Report) -> int:
+    """Cases that were finished."""
+    return len({case_key(row) for row in report["rows"]})
+
+
+def _cut_short(report: Report) -> list[str]:
+    whole = done(report) == report["cases"]
+    return [] if whole else ["", f"**Cut short: {done(report)} of {report['cases']} cases.**"]
 
 
 def _extra(row: Row) -> str:

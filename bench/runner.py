@@ -74,11 +74,14 @@ class Prepared:
     def _gate(self, contender: Contender, row: Row) -> None:
         reference = not self.rows[:-1]
         began, held, compiled = time.perf_counter(), graphs.POOL.bytes(), len(compiling.caches)
+        cuda = self.case.device == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
         made = contender.make()
         if made.outputs is not None:
             # The reference runs with torch's own settings when it is timed; parity is asked of float32. torch's ONNX
             # exporter refuses those settings, and they mean nothing on a CPU.
-            with ieee_float32() if self.case.device == "cuda" else nullcontext():
+            with ieee_float32() if cuda else nullcontext():
                 outputs = made.outputs().detach().float().cpu()
             row["first_seconds"] = time.perf_counter() - began
             if reference:
@@ -93,6 +96,8 @@ class Prepared:
         # Once as it will be timed; long calls need no more to be warm, and none to be planned.
         once = timing.timed(made.run, end=made.end)
         row.setdefault("first_seconds", time.perf_counter() - began)
+        if cuda:  # of the process: what other contenders hold is in it
+            row["peak_bytes"] = torch.cuda.max_memory_allocated()
         if graphs.POOL.bytes() > held:
             row["graph_bytes"] = graphs.POOL.bytes() - held
         self.ready[contender.name] = made

@@ -33,19 +33,11 @@ def run(
     device = cases[0].device
     before = None if old is None else report.read(old)
     if before is not None:
-        against.check_comparable(before, hardware(device))
+        against.check_comparable(before, hardware(device), {case.key for case in cases})
     quick = plan == "quick"
     cold = not quick if cold is None else cold
-    began = time.perf_counter()
-    live = Live(cases)
-    with live:
-        rows = runner.measure(cases, cold, quick, live.step, live.rows)
-    live.finish()
-    worse: list[against.Change] = []
-    if before is not None:
-        worse, changes = against.confirmed(before, rows, lambda keys: _again(cases, keys, cold))
-        _tell(live, worse, changes)
-    made = {
+    began, live = time.perf_counter(), Live(cases)
+    made: dict[str, Any] = {
         "format": report.FORMAT,
         "plan": plan,
         "machine": hardware(device),
@@ -53,10 +45,32 @@ def run(
         "versions": report.installed(),
         "fastdiff": source_version(),
         "command": shlex.join(["fastdiff", *sys.argv[1:]]),
-        "seconds": time.perf_counter() - began,
-        "rows": rows,
-        **({} if old is None else {"worse": [str(change) for change in worse]}),
+        "cases": len(cases),
+        "rows": [],
     }
+
+    def keep(rows: list[dict[str, Any]]) -> None:
+        """What is done is on disk, should the run be cut short."""
+        made["rows"] += rows
+        made["seconds"] = time.perf_counter() - began
+        report.save(made, folder)
+        live.rows(rows)
+
+    try:
+        with live:
+            runner.measure(cases, cold, quick, live.step, keep)
+    except KeyboardInterrupt:
+        if made["rows"]:
+            report.write(made, folder)
+        live.console.print(f"stopped: {report.done(made)} of {len(cases)} cases are in {folder}", markup=False)
+        raise SystemExit(130) from None  # what shells report for an interrupted command
+    live.finish()
+    worse: list[against.Change] = []
+    if before is not None:
+        worse, changes = against.confirmed(before, made["rows"], lambda keys: _again(cases, keys, cold))
+        _tell(live, worse, changes)
+        made["worse"] = [str(change) for change in worse]
+    made["seconds"] = time.perf_counter() - began
     for path in report.write(made, folder):
         live.console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     return made, worse
@@ -72,8 +86,6 @@ def _again(cases: Sequence[Case], keys: set[tuple[str, ...]], cold: bool) -> lis
 
 def _tell(live: Live, worse: list[against.Change], changes: list[against.Change]) -> None:
     say = lambda text: live.console.print(text, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
-    if not changes:
-        say("the old report has none of these rows; nothing was compared")
     for change in worse:
         say(f"WORSE  {change}")
     if changes and not worse:

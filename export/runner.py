@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastdiff import defaults
 from fastdiff.context import resolve_rows
 from fastdiff.engine import DEFAULT_BATCH
 from fastdiff.errors import InputError, finite, unknown, whole
@@ -125,7 +126,13 @@ class OnnxSampler:
                 stacklevel=2,
             )
 
-    def table(self, sampler: str = "ddim", steps: int = 25, eta: float = 0.0, spacing: str = "trailing") -> StepTable:
+    def table(
+        self,
+        sampler: str = defaults.SAMPLER,
+        steps: int = defaults.STEPS,
+        eta: float = 0.0,
+        spacing: str = "trailing",
+    ) -> StepTable:
         """A table for a file that holds none (`--sampler any`)."""
         about = self.description
         schedule = from_config(about["schedule"])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fastdiff import defaults
 from fastdiff.engine import DEFAULT_BATCH, Engine
 from fastdiff.errors import whole
 from fastdiff.model import Model
@@ -18,8 +19,8 @@ from fastdiff.table import StepTable, make_table
 def sample(
     model: Model,
     n: int,
-    sampler: str | StepTable = "ddim",
-    steps: int = 25,
+    sampler: str | StepTable = defaults.SAMPLER,
+    steps: int = defaults.STEPS,
     eta: float = 0.0,
     spacing: str = "trailing",
     clip: Any = None,

@@ -68,7 +68,7 @@ def test_sample_writes_what_sample_returns(run, models, tmp_path):
     out = run(
         "sample", "a.safetensors", "-n", 5, "--steps", 4, "--seed", 3, "--first", 2, "--npy", "a.npy", "--gif", "a.gif"
     )
-    assert "5 images, ddim, 4 steps" in out and "images/s (" in out and str(tmp_path / "samples.png") in out
+    assert "5 images, dpmpp_2m_sde, 4 steps" in out and "images/s (" in out and str(tmp_path / "samples.png") in out
     expected = sample(load("a.safetensors"), 5, steps=4, seed=3, first=2)
     assert torch.equal(torch.from_numpy(np.load("a.npy")), expected)
     with Image.open("samples.png") as picture, Image.open("a.gif") as gif:
@@ -101,7 +101,7 @@ def test_contexts_in_turn_belong_to_the_sample(run, models):
 def test_the_ddpm_family_takes_all_steps_unless_told(run, models):
     assert "ddpm, 30 steps" in run("sample", "a.safetensors", "-n", 1, "--sampler", "ddpm")
     assert "ddpm, 5 steps" in run("sample", "a.safetensors", "-n", 1, "--sampler", "ddpm", "--steps", 5)
-    assert "ddim, 25 steps" in run("sample", "a.safetensors", "-n", 1)
+    assert "dpmpp_2m_sde, 25 steps" in run("sample", "a.safetensors", "-n", 1)
     assert "dpmpp_2m, 25 steps" not in run("sample", "a.safetensors", "-n", 1, "--sampler", "dpmpp_2m", "--steps", 3)
 
 

@@ -261,7 +261,7 @@ def test_no_grad_is_recorded(randomised):
         (dict(context=[float("nan")] * 5), ["NaN"]),
         (dict(context={"aa": 1}), ["'aa'", "did you mean 'a'"]),
         (dict(n=10**30), ["n = 1000000000000000000000000000000"]),
-        (dict(eta="x"), ["eta = 'x'"]),
+        (dict(sampler="ddim", eta="x"), ["eta = 'x'"]),
         (dict(sampler=["ddim"]), ["['ddim']"]),
         (dict(device="meta"), ["'meta'", "available: "]),
         (dict(context="item=1"), ["'item=1'"]),

@@ -76,7 +76,7 @@ def test_the_shards_hold_the_samples(run):
     assert all(array.dtype == np.uint8 and array.shape[1:] == (16, 16, 3) for array in arrays)
     assert np.array_equal(np.concatenate(arrays), to_uint8(images).permute(0, 2, 3, 1).numpy())
     form = manifest("out")["configuration"]["form"]
-    assert "21 images, ddim, 2 steps" in out and f"(cpu, {form}, 1 thread, float32, batches of 4)" in out
+    assert "21 images, dpmpp_2m_sde, 2 steps" in out and f"(cpu, {form}, 1 thread, float32, batches of 4)" in out
     assert str(Path("out").resolve()) in out
     assert "nothing left to do: all 21 images" in run(*WORDS, "-o", "out")  # an existing folder needs no slash
 
@@ -98,12 +98,12 @@ def test_the_manifest_tells_what_made_the_files(run):
     run(*WORDS, "-o", "out/", "--context", "item", "--context", "spell=0.5", "--guidance-scale", 2, "--clip", "dynamic")
     found = manifest("out")
     assert found["samples"] == {
-        "sampler": "ddim", "steps": 2, "eta": 0.0, "spacing": "trailing", "clip": ["dynamic", 0.995], "seed": 0,
+        "sampler": "dpmpp_2m_sde", "steps": 2, "eta": 0.0, "spacing": "trailing", "clip": ["dynamic", 0.995], "seed": 0,
         "first": 3, "n": 21, "contexts": [[0, 0, 1, 0, 0], [0, 0, 0, 0.5, 0]], "guidance_scale": 2.0,
     }  # fmt: skip
     model = load("b.safetensors")
     ask = found["samples"]
-    again = Engine(model, make_table("ddim", model.schedule, 2, time="fraction"), clip=tuple(ask["clip"]),
+    again = Engine(model, make_table("dpmpp_2m_sde", model.schedule, 2, time="fraction"), clip=tuple(ask["clip"]),
                    batch_size=found["configuration"]["batch_size"])  # fmt: skip
     rows = torch.tensor(ask["contexts"])
     images = again.sample(21, first=3, guidance_scale=2.0, context=lambda at, m: rows[(at + torch.arange(m)) % 2])
@@ -179,7 +179,7 @@ def test_ctrl_c(batches, run, monkeypatch):
     if batches < 6:
         kept = {1: 0, 2: 5, 3: 5}[batches]
         assert f"stopped: {kept} of 21 images" in out and "the same command goes on" in out
-        assert f"{21 - kept} images, ddim" in run(*WORDS, "-o", "cut/")
+        assert f"{21 - kept} images, dpmpp_2m_sde" in run(*WORDS, "-o", "cut/")
     assert content("cut") == content("whole")
 
 
@@ -280,7 +280,7 @@ CHANGED = [
     (["--seed", "4"], ["seed = 4", "has 0"]),
     (["--first", "2"], ["first = 2", "has 3"]),
     (["--steps", "3"], ["steps = 3", "has 2"]),
-    (["--sampler", "ddpm"], ["sampler = 'ddpm'", "has 'ddim'"]),
+    (["--sampler", "ddpm"], ["sampler = 'ddpm'", "has 'dpmpp_2m_sde'"]),
     (["--eta", "0.5"], ["eta = 0.5"]),
     (["--spacing", "leading"], ["spacing = 'leading'"]),
     (["--clip", "1"], ["clip = 1.0", "has None"]),
@@ -447,7 +447,7 @@ def test_two_processes_write_the_files_of_one(run):
     run(*words, "-o", "one/")
     done = torchrun(*words, "-o", "two/")
     assert done.returncode == 0, done.stderr
-    assert "21 images, ddim" in done.stdout and "(2 processes, each cpu" in done.stdout
+    assert "21 images, dpmpp_2m_sde" in done.stdout and "(2 processes, each cpu" in done.stdout
     assert done.stdout.count("wrote") == 1 and content("two") == content("one")
     os.unlink("one/samples-00000003-00000008.npz")
     os.unlink("one/samples-00000016-00000024.npz")

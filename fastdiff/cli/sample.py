@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastdiff import defaults
 from fastdiff.cli.options import (
     device_option,
     foreign_options,
@@ -39,7 +40,7 @@ ONNX = ".onnx"
               help="Picture of all images in a grid; or a folder (out/), for any number of images.")  # fmt: skip
 @click.option("--gif", metavar="FILE", help="Also write the denoising as an animation.")
 @click.option("--npy", metavar="FILE", help="Also write the images as float32 (n, C, H, W) in [-1, 1].")
-@click.option("--sampler", default="ddim", show_default=True,
+@click.option("--sampler", default=defaults.SAMPLER, show_default=True,
               help="ddim, ddpm, ddpm_large, ddpm_no_noise, dpmpp_2m or dpmpp_2m_sde.")  # fmt: skip
 @click.option("--steps", type=int, help="Network evaluations, 1 to the model's timesteps.  [default: 25; ddpm*: all]")
 @click.option("--eta", type=float, default=0.0, show_default=True, help="ddim's noise, 0 (none) to 1 (as ddpm).")
@@ -222,7 +223,7 @@ def _check_outputs(output: str, gif: str | None, npy: str | None) -> None:
 
 def default_steps(sampler: str, timesteps: int) -> int:
     """25, and for the ddpm family, which is defined step by step, all of them."""
-    return timesteps if sampler.startswith("ddpm") else min(25, timesteps)
+    return timesteps if sampler.startswith("ddpm") else min(defaults.STEPS, timesteps)
 
 
 def parse_contexts(texts: Sequence[str], class_names: Sequence[str]) -> list[Tensor]:
