@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastdiff.bench.contender import FASTDIFF
+from fastdiff.bench.predictors import PUBLISHED
 from fastdiff.bench.report import Report, case_key, case_text
 from fastdiff.errors import InputError
 
@@ -57,10 +58,11 @@ def row_key(row: dict[str, Any]) -> Key:
 def compare(old: Report, rows: list[dict[str, Any]]) -> list[Change]:
     """The rows that both have a ratio for, and fastdiff's that only the old one has. References are left out."""
     now = {row_key(row): row for row in rows}
+    cases = {case_key(row) for row in rows}
     changes = []
     for row in old["rows"]:
-        found = now.get(row_key(row))
-        if "ratio" not in row or found is None or row["ratio"] == [1, 1, 1]:
+        found = now.get(row_key(row), {})
+        if "ratio" not in row or case_key(row) not in cases or row["contender"] == PUBLISHED:
             continue
         text = f"{row['kind']} {case_text(row)}, {row['contender']}"
         if "ratio" in found:

@@ -41,6 +41,9 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
 def _file(case: Case, folder: tempfile.TemporaryDirectory) -> Ready:
     """The whole loop as one file, written beforehand."""
     from fastdiff.bench.evaluations import ddim
+    from fastdiff.export.runner import onnxruntime
+
+    onnxruntime()  # or the sentence that says how to install it
     from fastdiff.export.assemble import Face, sampler_model
     from fastdiff.export.trace import trace
 

@@ -83,18 +83,13 @@ def exported(name: str) -> bytes:
 
 def onnxruntime(name: str, device: torch.device, threads: int) -> Predict:
     """ONNX Runtime on that file, called from Python."""
-    try:
-        import onnxruntime as runtime
-    except ImportError:
-        raise ImportError("onnxruntime is not installed; pip install 'fastdiff-engine[onnx]'") from None
+    from fastdiff.export.runner import choose_providers
+    from fastdiff.export.runner import onnxruntime as module
 
-    provider = {"cuda": "CUDAExecutionProvider"}.get(device.type, "CPUExecutionProvider")
-    if provider not in runtime.get_available_providers():
-        raise ImportError(f"the installed onnxruntime has no {provider}; pip install onnxruntime-gpu")
-    model = networks.load(name)
+    runtime, providers = module(), choose_providers(device.type)
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = runtime.InferenceSession(exported(name), options, providers=[provider])
+    session = runtime.InferenceSession(exported(name), options, providers=providers)
     names = [given.name for given in session.get_inputs()]
     width = 0 if "context" not in names else session.get_inputs()[names.index("context")].shape[1]
 
@@ -104,5 +99,4 @@ def onnxruntime(name: str, device: torch.device, threads: int) -> Predict:
             given["context"] = torch.zeros(len(x), width).numpy()
         return torch.from_numpy(session.run(None, given)[0]).to(x.device)
 
-    assert model.time in ("index", "fraction")
     return predict

@@ -55,7 +55,7 @@ def read(path: str | Path) -> Report:
 
 def save(report: Report, folder: Path) -> Path:
     """The JSON alone."""
-    write_atomically(folder / NAME, lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
+    write_atomically(folder / NAME, lambda path: path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n"))
     return folder / NAME
 
 
@@ -137,7 +137,8 @@ def markdown(report: Report, pictures: Iterable[str] = ()) -> str:
         lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
         for row in rows:
             first = seconds_text(row["first_seconds"]) if "first_seconds" in row else ""
-            lines.append(f"| {' | '.join([case_text(row), *cells(row), first, _extra(row)])} |")
+            told = [case_text(row), *cells(row), first, _extra(row)]
+            lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in told)} |")
         lines.append("")
     return "\n".join(lines)
 

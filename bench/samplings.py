@@ -52,7 +52,7 @@ def published_loop(model: fastdiff.Model, what: str, n: int, device: torch.devic
         return lambda predict, noise: annotated.p_sample_loop(predict, noise)[-1]
     if isinstance(model.network, fastdiff.ContextUnet) and sampler == "ddpm_large" and whole:
         course = CourseLoop(steps).to(device)
-        return lambda predict, noise: course.sample_ddpm(predict, noise).cpu()
+        return lambda predict, noise: course.sample_ddpm(lambda x, t, context: predict(x, t), noise).cpu()
     if sampler not in ("ddim", "dpmpp_2m"):
         raise InputError(f"{what} is published for no network like this one")
     table = table_of(model, what)

@@ -21,8 +21,8 @@ from fastdiff.provenance import hardware, source_version
 
 def run(
     cases: Sequence[Case], plan: str, folder: Path, old: str | None = None, cold: bool | None = None
-) -> tuple[dict[str, Any], list[against.Change]]:
-    """Measure the cases and write the report into `folder`; returns it, and with an old report what became worse.
+) -> dict[str, Any]:
+    """Measure the cases and write the report into `folder`; returns it, with an old report "worse": what became so.
 
     cold: whether torch.compile may take minutes; None: unless the plan is quick. All that can be refused is refused
     before anything is measured. Raises InputError.
@@ -59,21 +59,18 @@ def run(
     try:
         with live:
             runner.measure(cases, cold, quick, live.step, keep)
+        live.finish()
+        if before is not None:
+            made["worse"] = _compare(before, cases, made["rows"], cold, live)
     except KeyboardInterrupt:
         if made["rows"]:
             report.write(made, folder)
         live.console.print(f"stopped: {report.done(made)} of {len(cases)} cases are in {folder}", markup=False)
         raise SystemExit(130) from None  # what shells report for an interrupted command
-    live.finish()
-    worse: list[against.Change] = []
-    if before is not None:
-        worse, changes = against.confirmed(before, made["rows"], lambda keys: _again(cases, keys, cold))
-        _tell(live, worse, changes)
-        made["worse"] = [str(change) for change in worse]
     made["seconds"] = time.perf_counter() - began
     for path in report.write(made, folder):
         live.console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
-    return made, worse
+    return made
 
 
 def _again(cases: Sequence[Case], keys: set[tuple[str, ...]], cold: bool) -> list[dict[str, Any]]:
@@ -84,12 +81,17 @@ def _again(cases: Sequence[Case], keys: set[tuple[str, ...]], cold: bool) -> lis
         return runner.measure(some, cold, True, live.step)
 
 
-def _tell(live: Live, worse: list[against.Change], changes: list[against.Change]) -> None:
-    say = lambda text: live.console.print(text, markup=False, highlight=False, soft_wrap=True)  # noqa: E731
-    for change in worse:
-        say(f"WORSE  {change}")
-    if changes and not worse:
-        say(f"no row of {len(changes)} is worse by more than {against.WORSE:.0%}")
+def _compare(
+    before: dict[str, Any], cases: Sequence[Case], rows: list[dict[str, Any]], cold: bool, live: Live
+) -> list[str]:
+    """What became worse, one sentence each, told as well."""
+    worse, changes = against.confirmed(before, rows, lambda keys: _again(cases, keys, cold))
+    texts = [f"WORSE  {change}" for change in worse]
+    if not changes:
+        texts = ["nothing could be compared: no row has a figure in both reports"]
+    for text in texts or [f"no row of {len(changes)} is worse by more than {against.WORSE:.0%}"]:
+        live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return texts
 
 
 def refused(made: dict[str, Any]) -> list[str]:

@@ -58,17 +58,21 @@ def bench(plan: str | None, only: tuple[str, ...], network: tuple[str, ...], bat
     from fastdiff.bench import session
     from fastdiff.bench.cases import plan as make_plan
 
-    where = parse_device(device).type
-    cases = make_plan(plan or "standard", where, threads, network, batch, dtype, only, rounds)
+    where = parse_device(device)
+    if where.type == "cuda" and where.index is not None:
+        import torch
+
+        torch.cuda.set_device(where)  # which "cuda" then means
+    cases = make_plan(plan or "standard", where.type, threads, network, batch, dtype, only, rounds)
     if list_:
         for case in cases:
             click.echo(f"{case.label}: {case.rounds} rounds")
         return
     if not output:
         raise InputError("-o ''; accepted: a folder")
-    made, worse = session.run(cases, plan or "standard", Path(output), against)
+    made = session.run(cases, plan or "standard", Path(output), against)
     refused = session.refused(made)
     for text in refused:
         click.echo(f"refused: {text}", err=True)
-    if refused or worse:
+    if refused or made.get("worse"):
         raise SystemExit(1)
