@@ -119,6 +119,7 @@ def plan(
         for number in values:
             if number < 1:
                 raise InputError(f"{what} = {number}; accepted: 1 or more")
+    asked = (*networks, *batches, *only, *dtypes)
     threads = threads or (1,)
     dtypes = dtypes or (("bfloat16", "float32") if device == "cuda" else ("float32",))
     cases = {"quick": quick, "standard": lambda: standard(device), "full": lambda: full(device)}[name]()
@@ -133,8 +134,7 @@ def plan(
         and (not only or any(_meant(words, case) for words in only))
     ]  # fmt: skip
     if not kept:
-        asked = ", ".join(map(repr, (*networks, *batches, *only, *dtypes)))
-        raise InputError(f"the {name} plan has no case for {asked}; its cases: "
+        raise InputError(f"the {name} plan has no case for {', '.join(map(repr, asked))}; its cases: "
                          f"{'; '.join(case.label for case in unique.values()) or 'none in that dtype'}")  # fmt: skip
     return kept
 

@@ -73,7 +73,7 @@ def work(case: Case) -> tuple[int, int, int]:
     """(evaluations, operations, bytes) of one call of the case."""
     if case.kind == STEP:
         numbers = case.batch * torch.Size(networks.load(case.network).image_shape).numel()
-        return 0, 0, numbers * (4 + 4 + getattr(torch, case.dtype).itemsize)
+        return 0, 0, 3 * 4 * numbers
     flop, moved = counted(case.network, case.batch, case.dtype)
     if case.kind == SAMPLING:
         steps = int(case.what.split()[1])
