@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -77,13 +78,13 @@ def standard(device: str) -> Iterator[Case]:
         for what, rounds in (("ddim 50", 5), ("dpmpp_2m 15", 7), (published_sampler(network), 3)):
             yield Case(SAMPLING, network, what, steps_batch, rounds=rounds)
     yield from _cases(MAIN, (training_batch,), kind=TRAINING, rounds=9)
-    if not cuda:  # both run on the CPU alone
+    if not cuda:  # which exporting does not use
         yield from _cases(MAIN, (1,), kind=EXPORT, rounds=2)
-        yield from _cases(MAIN, (1,), kind=COLD, what="ddim 25", rounds=5)
+    yield from _cases(MAIN, (1,), kind=COLD, what="ddim 25", rounds=5)
 
 
 def full(device: str) -> Iterator[Case]:
-    """Every network, batch, precision and number of threads."""
+    """Every network and batch; plan() multiplies by threads and dtypes."""
     batches = (1, 64, 256, 1024) if device == "cuda" else (1, 4, 16, 64)
     yield from standard(device)
     yield from _cases(NAMES, batches, kind=EVALUATION, rounds=15)
@@ -120,8 +121,9 @@ def plan(
             if number < 1:
                 raise InputError(f"{what} = {number}; accepted: 1 or more")
     asked = (*networks, *batches, *only, *dtypes)
-    threads = threads or (1,)
-    dtypes = dtypes or (("bfloat16", "float32") if device == "cuda" else ("float32",))
+    every = name == "full"
+    threads = threads or ((1, os.cpu_count() or 1) if every and device == "cpu" else (1,))
+    dtypes = dtypes or ((DTYPES if every else ("bfloat16", "float32")) if device == "cuda" else ("float32",))
     cases = {"quick": quick, "standard": lambda: standard(device), "full": lambda: full(device)}[name]()
     unique: dict[tuple[str, ...], Case] = {}
     for dtype, count, case in itertools.product(dtypes, threads, cases):

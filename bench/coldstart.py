@@ -1,4 +1,6 @@
-"""From nothing to the first image, in this process: python -m fastdiff.bench.coldstart CONTENDER MODEL START IMAGE.
+"""From nothing to the first image, in this process.
+
+python -m fastdiff.bench.coldstart CONTENDER MODEL START IMAGE DEVICE
 
 DDIM with 25 steps from the noise in START, an .npy of (1, C, H, W) float32; the image is written to IMAGE, and the
 process's peak memory, in bytes, printed. Run by fastdiff.bench.coldstarts, which times the whole process.
@@ -6,6 +8,7 @@ process's peak memory, in bytes, printed. Run by fastdiff.bench.coldstarts, whic
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ STEPS = 25
 PUBLISHED, COMPILED, OURS, FILE = "published", "compiled", "fastdiff", "onnx"
 
 
-def published(name: str, start: np.ndarray, compile: bool = False) -> np.ndarray:
+def published(name: str, start: np.ndarray, device: str, compile: bool = False) -> np.ndarray:
     """The published network in a plain loop, which take nothing of fastdiff."""
     import json
 
@@ -31,7 +34,7 @@ def published(name: str, start: np.ndarray, compile: bool = False) -> np.ndarray
     with safe_open(file, "pt") as opened:
         config = json.loads(opened.metadata()["fastdiff"])
         weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  not a mapping
-    options, schedule, x = config["network"], config["schedule"], torch.from_numpy(start)
+    options, schedule, x = config["network"], config["schedule"], torch.from_numpy(start).to(device)
     annotated = options["name"] == "annotated"
     if annotated:
         kept = ("dim", "init_dim", "dim_mults", "channels", "edition")
@@ -40,33 +43,39 @@ def published(name: str, start: np.ndarray, compile: bool = False) -> np.ndarray
         kept = ("in_channels", "n_feat", "n_cfeat", "height")
         network = ContextReference(**{k: options[k] for k in kept}, shortcut="trained")
     network.load_state_dict(weights)
-    network = network.eval().requires_grad_(False)
+    network = network.to(device).eval().requires_grad_(False)
     call = torch.compile(network, dynamic=False) if compile else network
     if not annotated:
-        return CourseLoop(schedule["timesteps"]).sample_ddim(call, lambda draw: x, STEPS).numpy()
+        return CourseLoop(schedule["timesteps"]).to(device).sample_ddim(call, lambda draw: x, STEPS).cpu().numpy()
     betas = torch.linspace(schedule["beta_start"], schedule["beta_end"], schedule["timesteps"])
-    abar = torch.cumprod(1 - betas, dim=0)
+    abar = torch.cumprod(1 - betas, dim=0).to(device)
     nodes = list(range(len(betas) - 1, 0, -len(betas) // STEPS))
-    return ddim_loop(lambda x, t: call(x, torch.full((len(x),), t)), abar, nodes, lambda draw: x).numpy()
+    images = ddim_loop(lambda x, t: call(x, torch.full((len(x),), t, device=device)), abar, nodes, lambda draw: x)
+    return images.cpu().numpy()
 
 
-def ours(name: str, start: np.ndarray) -> np.ndarray:
+def ours(name: str, start: np.ndarray, device: str) -> np.ndarray:
     import torch
 
     import fastdiff
 
     given = torch.from_numpy(start)
     images: Any = fastdiff.sample(
-        fastdiff.load(name), 1, "ddim", STEPS, device="cpu", noise=lambda draw, first, shape: given
+        fastdiff.load(name), 1, "ddim", STEPS, device=device, noise=lambda draw, first, shape: given
     )
     return images.numpy()
 
 
-def by_file(path: str, start: np.ndarray) -> np.ndarray:
+def by_file(path: str, start: np.ndarray, device: str) -> np.ndarray:
     """A sampler.onnx with its noise from outside, by ONNX Runtime alone: no torch in the process."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))  # which it does not read itself
+    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+    session = onnxruntime.InferenceSession(path, options, providers=[provider])
+    if session.get_providers()[0] != provider:
+        raise RuntimeError(f"ONNX Runtime started {session.get_providers()[0]} in place of {provider}")
     given: dict[str, np.ndarray] = {"noise": np.repeat(start[None], STEPS, axis=0)}
     known = {"guidance_scale": np.array(1, np.float32)}
     for wanted in session.get_inputs():
@@ -78,12 +87,12 @@ def by_file(path: str, start: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    contender, model, start, image = sys.argv[1:]
+    contender, model, start, image, device = sys.argv[1:]
     x = np.load(start)
     if contender in (PUBLISHED, COMPILED):
-        made = published(model, x, contender == COMPILED)
+        made = published(model, x, device, contender == COMPILED)
     else:
-        made = {OURS: ours, FILE: by_file}[contender](model, x)
+        made = {OURS: ours, FILE: by_file}[contender](model, x, device)
     np.save(image, made)
     import resource
 

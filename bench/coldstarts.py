@@ -1,4 +1,4 @@
-"""The cold start: a fresh process, from the interpreter's start to one image on disk, DDIM, 25 steps, on the CPU."""
+"""The cold start: a fresh process, from the interpreter's start to one image on disk, DDIM, 25 steps."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _process(
     words = [sys.executable, "-m", "fastdiff.bench.coldstart", contender, model or networks.SHIPPED[case.network]]
     environment = {**os.environ, "OMP_NUM_THREADS": str(case.threads)}
     if contender == coldstart.COMPILED:
-        mark = compiling.marker(("cold", case.network, case.threads), None)
+        mark = compiling.marker(("cold", case.network, case.device, case.threads), None)
         if not cold and not mark.exists():
             raise compiling.ColdCacheError(compiling.COLD)
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(compiling.folder())
@@ -79,7 +79,10 @@ def _process(
         with tempfile.TemporaryDirectory() as made:
             more = {"FASTDIFF_CACHE": made} if empty else {}
             ended = subprocess.run(
-                [*words, str(start), str(image)], env={**environment, **more}, capture_output=True, text=True
+                [*words, str(start), str(image), case.device],
+                env={**environment, **more},
+                capture_output=True,
+                text=True,
             )
         if ended.returncode:
             raise RuntimeError((ended.stderr.strip().splitlines() or ["it failed"])[-1])
@@ -88,7 +91,7 @@ def _process(
     def outputs() -> Tensor:
         run()
         if contender == coldstart.COMPILED:
-            compiling.mark(("cold", case.network, case.threads), None)
+            compiling.mark(("cold", case.network, case.device, case.threads), None)
         return torch.from_numpy(np.load(image))
 
     return Ready(run, outputs, told)

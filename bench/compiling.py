@@ -7,11 +7,15 @@ import io
 import os
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 
+import fastdiff
+from fastdiff.bench import reference
 from fastdiff.files import write_atomically
 from fastdiff.kernels.compiled import cache_folder
 from fastdiff.provenance import device_name
@@ -36,10 +40,20 @@ def use_folder() -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder())
 
 
+@cache
+def _sources() -> str:
+    """A hash of what is compiled: with another network the kept results are no use."""
+    package = Path(fastdiff.__file__).parent
+    digest = hashlib.sha256(Path(reference.__file__).read_bytes())
+    for path in sorted((package / "networks").glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def marker(key: tuple[Any, ...], mode: str | None) -> Path:
     """The file that says that what has that key was compiled here, by this version of torch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = f"{torch.__version__} {device_name(device)} {key} {mode}"
+    facts = f"{torch.__version__} {triton.__version__} {device_name(device)} {_sources()} {key} {mode}"
     return folder() / f"fastdiff-{hashlib.sha256(facts.encode()).hexdigest()[:24]}"
 
 

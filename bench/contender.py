@@ -39,8 +39,12 @@ class Ready:
 
 @dataclass
 class Contender:
-    """make() does what a user does once, and may fail. other_network: one of another library, of similar size."""
+    """make() does what a user does once, and may fail. other_network: one of another library, of similar size.
+
+    precision: what it computes in where that is not the case's dtype.
+    """
 
     name: str
     make: Callable[[], Ready]
     other_network: bool = False
+    precision: str | None = None

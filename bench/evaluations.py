@@ -32,7 +32,8 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
         (predictors.AUTOTUNED, partial(predictors.autotuned, name, device, dtype, *more)),
         (predictors.ONNXRUNTIME, partial(predictors.onnxruntime, name, device, case.threads)),
     ):
-        yield Contender(label, lambda make=make: _ready(case, make()))
+        precision = predictors.precision(label, case.dtype)
+        yield Contender(label, lambda make=make: _ready(case, make()), precision=precision)
     forms = [form for form in FORMS.values() if form.missing(device, dtype) is None]
     for form in forms:
         label = FASTDIFF if form is forms[0] else f"{FASTDIFF}, {form.name}"
@@ -107,13 +108,19 @@ def _by_engine(case: Case, form: str) -> Ready:
     )
 
 
+def size_of(case: Case, other: others.Other) -> dict[str, float]:
+    """What is told of another network; its operations are those of one image and evaluation."""
+    x, _ = inputs(case)
+    flop = count_flop(lambda: other.predict(x[:1], torch.full((1,), 7, device=x.device)))
+    return {"parameters": other.parameters, "gflop_of_an_image": flop / 1e9}
+
+
 def _other(case: Case, make: Callable[[], others.Other]) -> Ready:
     x, _ = inputs(case)
     other = make()
     time = torch.full((case.batch,), 7, device=x.device)
-    flop = count_flop(lambda: other.predict(x, time))
     return Ready(
         lambda: other.predict(x, time),
-        told={"parameters": other.parameters, "gflop": flop / case.batch / 1e9},
+        told=size_of(case, other),
         end=end_of(x.device),
     )

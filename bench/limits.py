@@ -3,7 +3,8 @@
 Of one evaluation, the limit is the larger of its operations over the rate of a large matrix product and its bytes over
 that of a large copy. Operations are two for each multiply-add of convolutions and products of the plain network, done
 directly: Winograd's convolutions do fewer, so that a share can exceed 100%. Bytes are those of fastdiff's fused form
-(bench.traffic). A training step is three evaluations; a sampler's update reads x and the prediction and writes x.
+(bench.traffic); other libraries' networks have their own operations alone. A training step is three evaluations; a
+sampler's update reads x and the prediction and writes x.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fastdiff.bench import networks, timing
 from fastdiff.bench.cases import COLD, EVALUATION, EXPORT, SAMPLING, STEP, TRAINING, Case
 from fastdiff.bench.shapes import Network
 from fastdiff.bench.traffic import network_flop, network_traffic
+from fastdiff.placement import out_of_memory
 
 SIZES = {"cpu": (1024, 2**22), "cuda": (8192, 2**29)}  # of the product; floats that are copied
 EVERY = 3  # rounds between two looks at the rates
@@ -35,7 +37,13 @@ class Rates:
             return
         self.device = torch.device(case.device)
         self.size, count = SIZES[self.device.type]
-        self.a, self.b, self.source, self.target = _matrices(case.device, case.dtype, self.size, count)
+        try:
+            self.a, self.b = _matrices(case.device, case.dtype, self.size)
+            self.source, self.target = _copied(case.device, count)
+        except Exception as problem:
+            if not out_of_memory(problem):
+                raise
+            self.wanted = False  # rows without a share are better than none
 
     def measure(self) -> None:
         self.turn += 1
@@ -55,10 +63,15 @@ class Rates:
 
 
 @cache
-def _matrices(device: str, dtype: str, size: int, count: int) -> tuple[torch.Tensor, ...]:
+def _matrices(device: str, dtype: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     a, b = (torch.randn(size, size).to(device, getattr(torch, dtype)) for _ in range(2))
+    return a, b
+
+
+@cache
+def _copied(device: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     source = torch.randn(count, device=device)
-    return a, b, source, torch.empty_like(source)
+    return source, torch.empty_like(source)
 
 
 @cache
@@ -87,11 +100,15 @@ def derived(case: Case, row: dict[str, Any], rates: Rates) -> dict[str, Any]:
     seconds = row["median_seconds"]
     if case.kind in (SAMPLING, TRAINING):
         made["images_per_second"] = case.batch / seconds
-    if row["other_network"] or not rates.wanted:
+    if case.kind in (EXPORT, COLD):
         return made
     evaluations, operations, moved = work(case)
     if case.kind in (SAMPLING, EVALUATION):
         made["evaluations_per_second"] = case.batch * evaluations / seconds
+    if not rates.wanted or row["other_network"] and "gflop_of_an_image" not in row:
+        return made
+    if row["other_network"]:  # its own operations; its bytes are not counted
+        operations, moved = row["gflop_of_an_image"] * 1e9 * case.batch * evaluations, 0
     product, copy = statistics.median(rates.product), statistics.median(rates.copy)
     made.update(
         gflop=operations / 1e9, megabytes=moved / 1e6, product_gflops=product / 1e9, copy_gigabytes=copy / 1e9,

@@ -39,9 +39,9 @@ def write(report: dict[str, Any], folder: Path) -> list[Path]:
     colours = _colours(measured)
     for name, draw in drawings:
         path = folder / f"{name}.png"
-        path.unlink(missing_ok=True)
         figure = draw(measured, colours)
         if figure is None:
+            path.unlink(missing_ok=True)  # an earlier report's
             continue
         figure.suptitle(f"{figure.get_suptitle()}\n{report['machine']}, fastdiff {report['fastdiff']}", fontsize=9)
         write_atomically(path, lambda p, f=figure: f.savefig(p, dpi=110, format="png"))

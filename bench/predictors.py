@@ -16,11 +16,18 @@ from torch import Tensor
 
 import fastdiff
 from fastdiff.bench import compiling, networks
+from fastdiff.kernels.dispatch import using
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 PUBLISHED, TUNED, COMPILED, AUTOTUNED = "reference", "eager, tuned", "torch.compile", "torch.compile, max-autotune"
 ONNXRUNTIME = "ONNX Runtime"
+FLOAT32 = (PUBLISHED, COMPILED, ONNXRUNTIME)  # as they come, whatever the case's dtype
+
+
+def precision(label: str, dtype: str) -> str | None:
+    """Contender.precision of one of these."""
+    return "float32" if label in FLOAT32 and dtype != "float32" else None
 
 
 def time_of(model: fastdiff.Model, value: float, n: int, device: torch.device) -> Tensor:
@@ -47,7 +54,13 @@ def _ours(name: str, device: torch.device, dtype: torch.dtype) -> Callable[[Tens
 
 
 def tuned(name: str, device: torch.device, dtype: torch.dtype) -> Predict:
-    return _ours(name, device, dtype)
+    call = _ours(name, device, dtype)
+
+    def predict(x: Tensor, time: Tensor) -> Tensor:
+        with using("reference"):  # plain torch: its operators would be fastdiff's Triton kernels on a GPU
+            return call(x, time)
+
+    return predict
 
 
 @cache
@@ -72,6 +85,13 @@ def autotuned(name: str, device: torch.device, dtype: torch.dtype, batch: int, t
     return predict
 
 
+def forget() -> None:
+    """Drop compiled networks, and what they hold; they are compiled again from torch's cache."""
+    compiled.cache_clear()
+    autotuned.cache_clear()
+    torch._dynamo.reset()
+
+
 @cache
 def exported(name: str) -> bytes:
     """The network as `fastdiff export` writes it: any batch, its linear attention folded."""
@@ -89,7 +109,13 @@ def onnxruntime(name: str, device: torch.device, threads: int) -> Predict:
     runtime, providers = module(), choose_providers(device.type)
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    if device.type == "cuda":  # a row of a dtype computes in it
+        providers = [(str(provider), {"use_tf32": 0}) for provider in providers]
     session = runtime.InferenceSession(exported(name), options, providers=providers)
+    session.disable_fallback()
+    started = session.get_providers()[0]
+    if device.type not in started.lower():
+        raise RuntimeError(f"ONNX Runtime started {started} in place of a provider for {device.type}")
     names = [given.name for given in session.get_inputs()]
     width = 0 if "context" not in names else session.get_inputs()[names.index("context")].shape[1]
 

@@ -15,6 +15,7 @@ from typing import Any
 from fastdiff.bench import quality, report
 from fastdiff.bench.cases import SAMPLING
 from fastdiff.bench.networks import SHIPPED
+from fastdiff.bench.predictors import PUBLISHED
 from fastdiff.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,14 +25,19 @@ NAMES = {"A28@28": "fashion-mnist (system A)", "B@16": "sprites (system B)"}
 
 
 def reports() -> dict[Path, dict[str, Any]]:
-    """The committed reports of `fastdiff bench` by folder, GPUs' first."""
+    """The committed reports of `fastdiff bench` that have whole sampling in them, by folder, GPUs' first."""
     found = {path.parent: report.read(path) for path in sorted(RESULTS.glob(f"*/{report.NAME}"))}
+    found = {folder: made for folder, made in found.items() if _shown(made)}
     return dict(sorted(found.items(), key=lambda item: item[1]["rows"][0]["device"] == "cpu"))
+
+
+def _shown(made: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in made["rows"] if row["kind"] == SAMPLING and row["what"] == SHOWN]
 
 
 def measured(folder: Path, made: dict[str, Any]) -> str:
     """Whole sampling of the largest batch that was measured: a line for each contender, a column for each network."""
-    rows = [row for row in made["rows"] if row["kind"] == SAMPLING and row["what"] == SHOWN]
+    rows = _shown(made)
     batch = max(row["batch"] for row in rows)
     rows = [row for row in rows if row["batch"] == batch]
     networks = [name for name in SHIPPED if any(row["network"] == name for row in rows)]
@@ -46,8 +52,8 @@ def measured(folder: Path, made: dict[str, Any]) -> str:
     labels = list(dict.fromkeys((row["contender"], row["dtype"], row["other_network"]) for row in rows))
     several = len({dtype for _, dtype, _ in labels}) > 1
     for name, dtype, other in sorted(labels, key=lambda label: label[2]):
-        cells = [_cell(row) for network in networks for row in rows
-                 if (row["network"], row["contender"], row["dtype"]) == (network, name, dtype)]  # fmt: skip
+        found = {row["network"]: row for row in rows if (row["contender"], row["dtype"]) == (name, dtype)}
+        cells = [_cell(found[network]) if network in found else "" for network in networks]
         text = f"**{name}**" if name == "fastdiff" else f"{name} (another network of that size)" if other else name
         lines.append(f"| {text}{', ' + dtype if several else ''} | {' | '.join(cells)} |")
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
@@ -66,9 +72,9 @@ def measured(folder: Path, made: dict[str, Any]) -> str:
 
 def _cell(row: dict[str, Any]) -> str:
     if "median_seconds" not in row:
-        return row["note"].split(";")[0].split(":")[0]
-    time = report.seconds_text(row["median_seconds"])
-    return time if row["ratio"] == [1, 1, 1] else f"{time}, {report.ratio_text(row['ratio'])}"
+        return re.sub(r"^\w+(Error|Exception): ", "", row["note"]).split(";")[0].replace("|", "/")
+    time, faster = report.seconds_text(row["median_seconds"]), report.ratio_text(row.get("ratio"))
+    return time if row["contender"] == PUBLISHED or not faster else f"{time}, {faster}"
 
 
 def told(path: Path) -> str:

@@ -234,6 +234,13 @@ class AnnotatedLoop:
         mean = self.sqrt_recip_alphas[t] * (x - self.betas[t] * model(x, time) / self.sqrt_one_minus_alphas_cumprod[t])
         return mean if z is None else mean + torch.sqrt(self.posterior_variance[t]) * z
 
+    def p_sample_last(self, model: nn.Module, noise: Noise) -> Tensor:
+        """p_sample_loop's sample, no frame kept."""
+        img, steps = noise(0), len(self.betas)
+        for k, t in enumerate(reversed(range(steps))):
+            img = self.p_sample(model, img, t, noise(k + 1) if t else None)
+        return img
+
     def p_sample_loop(self, model: nn.Module, noise: Noise) -> list[Tensor]:
         """Every frame, on the host, as the tutorial keeps them; the last is the sample."""
         img, frames, steps = noise(0), [], len(self.betas)

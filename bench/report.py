@@ -15,7 +15,7 @@ from fastdiff.files import write_atomically
 Report = dict[str, Any]
 Row = dict[str, Any]
 
-NAME = "report.json"
+NAME, PARTIAL = "report.json", "report.partial.json"  # the latter while a run goes on, or where it was cut short
 FORMAT = 1
 PACKAGES = ("torch", "triton", "numpy", "onnxruntime", "onnxruntime-gpu", "diffusers", "denoising-diffusion-pytorch")
 
@@ -53,10 +53,23 @@ def read(path: str | Path) -> Report:
     return report
 
 
-def save(report: Report, folder: Path) -> Path:
+def save(report: Report, folder: Path, name: str = NAME) -> Path:
     """The JSON alone."""
-    write_atomically(folder / NAME, lambda path: path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n"))
-    return folder / NAME
+    write_atomically(folder / name, lambda path: path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n"))
+    return folder / name
+
+
+def updated(old: Report, new: Report) -> Report:
+    """The old report with the new one's rows in place of its own for the same cases; both are named."""
+    cases = {case_key(row) for row in new["rows"]}
+    kept = [row for row in old["rows"] if case_key(row) not in cases]
+    made = {**old, "rows": kept + new["rows"], "seconds": old["seconds"] + new["seconds"]}
+    for name, join in (("command", " and then "), ("fastdiff", " and "), ("plan", " and ")):
+        if new[name] not in old[name].split(join):
+            made[name] = f"{old[name]}{join}{new[name]}"
+    made["versions"] = {**old["versions"], **new["versions"]}
+    made["cases"] = done(made)
+    return made
 
 
 def write(report: Report, folder: Path) -> list[Path]:
@@ -82,7 +95,8 @@ def seconds_text(seconds: float) -> str:
 
 def cells(row: Row) -> list[str]:
     """What the tables show of a row after its case: contender, time, ratio, rate, share, parity."""
-    name = row["contender"] + (" (other network)" if row["other_network"] else "")
+    precision = f" ({row['precision']})" if row.get("precision") else ""
+    name = row["contender"] + (" (other network)" if row["other_network"] else precision)
     if "median_seconds" not in row:
         return [name, row.get("note", "not measured"), "", "", "", ""]
     rate = next((f"{row[key]:.3g}" for key in ("images_per_second", "evaluations_per_second") if key in row), "")
@@ -157,8 +171,8 @@ def _extra(row: Row) -> str:
     words = []
     if "parameters" in row:
         words.append(f"{row['parameters'] / 1e6:.2f} M parameters")
-        if "gflop" in row:
-            words.append(f"{row['gflop']:.3g} GFLOP an image")
+        if "gflop_of_an_image" in row:
+            words.append(f"{row['gflop_of_an_image']:.3g} GFLOP an image and evaluation")
     if "peak_bytes" in row:
         words.append(f"peak {row['peak_bytes'] / 1e6:.0f} MB")
     if "graph_bytes" in row:

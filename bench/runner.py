@@ -10,7 +10,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -32,7 +31,7 @@ from fastdiff.bench import (
     trainings,
 )
 from fastdiff.bench.cases import COLD, EVALUATION, EXPORT, SAMPLING, STEP, TRAINING, Case
-from fastdiff.bench.contender import Contender, Ready
+from fastdiff.bench.contender import FASTDIFF, Contender, Ready
 from fastdiff.placement import ieee_float32
 
 Row = dict[str, Any]
@@ -48,6 +47,7 @@ CONTENDERS: dict[str, Callable[[Case, bool], Iterable[Contender]]] = {
 # Relative error, ||difference|| / ||reference||, that parity allows. One evaluation in float32 adds up a few roundings;
 # a loop of trained networks amplifies them; 16-bit networks round every layer, to 2^-8 or 2^-11.
 BOUNDS = {STEP: 1e-5, EVALUATION: 1e-5, SAMPLING: 3e-4, TRAINING: 1e-4, EXPORT: 1e-5, COLD: 3e-4}
+BOUNDS_TF32 = {EVALUATION: 5e-3, SAMPLING: 5e-2, TRAINING: 5e-3}  # 10 bits of mantissa, in the others' convolutions
 BOUNDS_16 = {EVALUATION: 5e-2, SAMPLING: 0.25, TRAINING: 5e-2}
 
 
@@ -64,6 +64,8 @@ class Prepared:
         for contender in CONTENDERS[case.kind](case, cold):
             on_step(contender.name)
             row: Row = {**_facts(case), "contender": contender.name, "other_network": contender.other_network}
+            if contender.precision:
+                row["precision"] = contender.precision
             self.rows.append(row)
             try:
                 self._gate(contender, row)
@@ -77,15 +79,18 @@ class Prepared:
         cuda = self.case.device == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
         made = contender.make()
         if made.outputs is not None:
-            # The reference runs with torch's own settings when it is timed; parity is asked of float32. torch's ONNX
-            # exporter refuses those settings, and they mean nothing on a CPU.
-            with ieee_float32() if cuda else nullcontext():
-                outputs = made.outputs().detach().float().cpu()
+            # All are compared as they will be timed, on CUDA with TF32 where torch has it on; with what the reference
+            # gives without it. (On a CPU these settings mean nothing, and torch's ONNX exporter refuses them.)
+            outputs = made.outputs().detach().float().cpu()
             row["first_seconds"] = time.perf_counter() - began
             if reference:
                 self.expected = outputs
+                if cuda:
+                    with ieee_float32():
+                        self.expected = made.outputs().detach().float().cpu()
             self._compare(outputs, row)
         elif not contender.other_network:
             row["told"] = "nothing to compare: it checks its own result"
@@ -96,8 +101,8 @@ class Prepared:
         # Once as it will be timed; long calls need no more to be warm, and none to be planned.
         once = timing.timed(made.run, end=made.end)
         row.setdefault("first_seconds", time.perf_counter() - began)
-        if cuda:  # of the process: what other contenders hold is in it
-            row["peak_bytes"] = torch.cuda.max_memory_allocated()
+        if cuda:  # what the contender itself holds at most
+            row["peak_bytes"] = torch.cuda.max_memory_allocated() - before
         if graphs.POOL.bytes() > held:
             row["graph_bytes"] = graphs.POOL.bytes() - held
         self.ready[contender.name] = made
@@ -108,8 +113,9 @@ class Prepared:
         if self.expected is None:
             row["note"] = "not timed: there is no reference to compare with"
             return
-        wide = self.case.dtype == "float32" or row["contender"] == predictors.PUBLISHED
-        bound = (BOUNDS if wide else BOUNDS_16)[self.case.kind]
+        wide = "float32" in (self.case.dtype, row.get("precision"))
+        tf32 = wide and self.case.device == "cuda" and row["contender"].split(",")[0] != FASTDIFF
+        bound = ((BOUNDS if wide else BOUNDS_16) | (BOUNDS_TF32 if tf32 else {}))[self.case.kind]
         row["bound"] = bound
         if outputs.shape != self.expected.shape:
             row["note"] = f"refused: its result has shape {tuple(outputs.shape)}, not {tuple(self.expected.shape)}"
@@ -179,8 +185,8 @@ def measure(
     limit, graphs.POOL.limit = graphs.POOL.limit, 1 << 40  # contenders that take turns must not push each other out
     rows: list[Row] = []
     try:
-        groups = [list(cases)] if together else [[case] for case in cases]
-        for group in groups:
+        groups = [list(cases)] if together else _by_network(cases)
+        for place, group in enumerate(groups):
             prepared = []
             for case in group:
                 with torch.set_grad_enabled(case.kind == TRAINING):  # as in the rounds: compiled code depends on it
@@ -190,11 +196,27 @@ def measure(
                 done = one.finish()
                 rows += done
                 on_rows(done)
-            del prepared
+            del prepared, one
+            following = next(iter(groups[place + 1]), None) if place + 1 < len(groups) else None
+            if case.device == "cuda" and (following is None or _shares(following) != _shares(case)):
+                predictors.forget()  # compiled code and its graphs hold memory
     finally:
         torch.set_num_threads(threads)
         graphs.POOL.limit = limit
     return rows
+
+
+def _shares(case: Case) -> tuple[str, int, str]:
+    """Cases of the same have compiled networks in common."""
+    return case.network, case.batch, case.dtype
+
+
+def _by_network(cases: Sequence[Case]) -> list[list[Case]]:
+    """Each case by itself; on CUDA those that share compiled networks one after the other."""
+    if cases[0].device == "cuda":
+        first = {_shares(case): place for place, case in reversed(list(enumerate(cases)))}
+        cases = sorted(cases, key=lambda case: first[_shares(case)])
+    return [[case] for case in cases]
 
 
 def _rounds(prepared: list[Prepared], on_step: Callable[[str], object]) -> None:

@@ -42,14 +42,19 @@ def table_of(model: fastdiff.Model, what: str) -> fastdiff.StepTable:
     )  # trailing: where the steps divide T these are the nodes of the course's stride too
 
 
-def published_loop(model: fastdiff.Model, what: str, n: int, device: torch.device) -> Loop:
-    """The loop of the system's own publication, or of the sampler's where the system has none."""
+def published_loop(model: fastdiff.Model, what: str, n: int, device: torch.device, frames: bool = False) -> Loop:
+    """The loop of the system's own publication, or of the sampler's where the system has none.
+
+    frames: keep those of every step on the host, as the Annotated tutorial does; the others are spared that.
+    """
     sampler, steps = named(what)
     schedule = model.schedule
     whole = steps == schedule.num_timesteps
     if isinstance(model.network, fastdiff.AnnotatedUnet) and sampler == "ddpm" and whole:
         annotated = AnnotatedLoop(torch.from_numpy(schedule.betas.copy()).float().to(device))
-        return lambda predict, noise: annotated.p_sample_loop(predict, noise)[-1]
+        if frames:
+            return lambda predict, noise: annotated.p_sample_loop(predict, noise)[-1]
+        return lambda predict, noise: annotated.p_sample_last(predict, noise).cpu()
     if isinstance(model.network, fastdiff.ContextUnet) and sampler == "ddpm_large" and whole:
         course = CourseLoop(steps).to(device)
         return lambda predict, noise: course.sample_ddpm(lambda x, t, context: predict(x, t), noise).cpu()
@@ -74,7 +79,12 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
         (predictors.AUTOTUNED, partial(predictors.autotuned, name, device, dtype, *more)),
         (predictors.ONNXRUNTIME, partial(predictors.onnxruntime, name, device, case.threads)),
     ):
-        yield Contender(label, lambda make=make: _by_loop(case, make()))
+        frames = label == predictors.PUBLISHED
+        yield Contender(
+            label,
+            lambda make=make, frames=frames: _by_loop(case, make(), frames),
+            precision=predictors.precision(label, case.dtype),
+        )
     yield Contender(DIFFUSERS, partial(_by_scheduler, case))
     forms = [form for form in FORMS.values() if form.missing(device, dtype) is None]
     for form in forms:
@@ -94,8 +104,8 @@ def _sources(case: Case) -> tuple[Noise, Noise]:
     return lambda draw: philox(draw, 0, shape), lambda draw: torch.randn(shape, device=device)
 
 
-def _by_loop(case: Case, predict: Predict) -> Ready:
-    loop = published_loop(networks.load(case.network), case.what, case.batch, torch.device(case.device))
+def _by_loop(case: Case, predict: Predict, frames: bool) -> Ready:
+    loop = published_loop(networks.load(case.network), case.what, case.batch, torch.device(case.device), frames)
     shared, own = _sources(case)
     return Ready(lambda: loop(predict, own), lambda: loop(predict, shared))
 
@@ -119,12 +129,17 @@ def _by_engine(case: Case, form: str, unroll: int) -> Ready:
     table, dtype = table_of(model, case.what), getattr(torch, case.dtype)
     engine = Engine(model, table, case.batch, dtype, case.device, form=form, unroll=unroll)
 
-    def sample() -> Tensor:
-        return engine.sample(case.batch)
+    told: dict[str, str] = {}
 
-    return Ready(sample, sample)
+    def sample() -> Tensor:
+        images = engine.sample(case.batch)
+        graphs = (getattr(run, "told", "") for _, run in engine.steps.values())
+        told["told"] = "; ".join(filter(None, [*engine.notes, *graphs]))  # smaller batches, captures
+        return images
+
+    return Ready(sample, sample, told)
 
 
 def _other(case: Case, make: Callable[[], others.Other]) -> Ready:
     other, (sampler, steps) = make(), named(case.what)
-    return Ready(lambda: other.sample(sampler, steps, case.batch), told={"parameters": other.parameters})
+    return Ready(lambda: other.sample(sampler, steps, case.batch).cpu(), told=evaluations.size_of(case, other))

@@ -25,9 +25,10 @@ CHECKED = 3  # steps whose losses are compared: the second and third see what th
 
 def contenders(case: Case, cold: bool) -> Iterator[Contender]:
     """The reference first. cold: whether torch.compile may take its minutes."""
-    yield Contender(predictors.PUBLISHED, partial(_published, case))
-    yield Contender(predictors.TUNED, partial(_published, case, layout=torch.channels_last))
-    yield Contender(predictors.COMPILED, partial(_published, case, cold=cold, compile=True))
+    bf16 = case.dtype == "bfloat16"
+    yield Contender(predictors.PUBLISHED, partial(_published, case), precision="float32" if bf16 else None)
+    yield Contender(predictors.TUNED, partial(_published, case, layout=torch.channels_last, bf16=bf16))
+    yield Contender(predictors.COMPILED, partial(_published, case, cold=cold, compile=True, bf16=bf16))
     yield Contender(FASTDIFF, partial(_ours, case))
 
 
@@ -62,15 +63,23 @@ def _ours(case: Case) -> Ready:
 
 
 def _published(
-    case: Case, layout: torch.memory_format = torch.contiguous_format, compile: bool = False, cold: bool = False
+    case: Case,
+    layout: torch.memory_format = torch.contiguous_format,
+    compile: bool = False,
+    cold: bool = False,
+    bf16: bool = False,
 ) -> Ready:
-    """The tutorials' step in float32 (their recipe's loss and Adam), each drawing its timesteps and noise anew."""
+    """The tutorials' step (their recipe's loss and Adam), each drawing its timesteps and noise anew.
+
+    bf16: the network under autocast, as in fastdiff's own step.
+    """
     like, model, device = trainer(case), networks.load(case.network), torch.device(case.device)
     network: Any = networks.published(model).to(device, memory_format=layout).train().requires_grad_(True)
     optimizer = torch.optim.Adam(network.parameters(), lr=like.recipe.lr)
     call = network
     if compile:
-        call = compiling.compiled(network, ("train", case.network, case.batch, case.device, case.threads), None, cold)
+        key = ("train", case.network, case.batch, case.dtype, case.device, case.threads)
+        call = compiling.compiled(network, key, None, cold)
     annotated = model.time == "index"
     criterion = F.smooth_l1_loss if annotated else F.mse_loss
     schedule = model.schedule
@@ -84,8 +93,9 @@ def _published(
         x0 = pictures[rows]
         x = abar[t].sqrt().view(shape) * x0 + (1 - abar[t]).sqrt().view(shape) * noise
         x = x.contiguous(memory_format=layout)
-        out = call(x, t) if annotated else call(x, (t / schedule.num_timesteps).view(shape), labels[rows])
-        loss = criterion(out, noise)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            out = call(x, t) if annotated else call(x, (t / schedule.num_timesteps).view(shape), labels[rows])
+        loss = criterion(out.float(), noise)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

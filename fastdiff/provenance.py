@@ -11,6 +11,8 @@ import torch
 
 import fastdiff
 
+SOURCES = (":/fastdiff", ":/kernels", ":/export", ":/bench", ":(exclude,top)bench/results")
+
 
 def source_version() -> str:
     """The package's version, and the commit where it runs from a checkout ("+" where files differ from it)."""
@@ -23,7 +25,7 @@ def source_version() -> str:
 
     try:
         if git("ls-files", "--error-unmatch", __file__):
-            changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/fastdiff", ":/kernels", ":/export")
+            changed = git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
             return f"{fastdiff.__version__}, commit {git('rev-parse', '--short=12', 'HEAD')}{'+' if changed else ''}"
     except (OSError, subprocess.CalledProcessError):
         pass

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -101,7 +102,9 @@ def small(monkeypatch, models, tmp_path):
 
 
 def another() -> others.Other:
-    return others.Other("another", torch.nn.Identity(), 1000, lambda x, t: x + 1, lambda sampler, steps, n: None)
+    return others.Other(
+        "another", torch.nn.Identity(), 1000, lambda x, t: x + 1, lambda sampler, steps, n: torch.zeros(n)
+    )
 
 
 @pytest.fixture
@@ -178,7 +181,7 @@ def test_every_contender_agrees_with_the_reference(case, small):
     for row in rows:
         assert row["median_seconds"] > 0 and len(row["seconds"]) == 1 and row["first_seconds"] > 0
         if row["other_network"]:
-            assert "parity" not in row and "share_of_limit" not in row and row["parameters"] == 1000
+            assert "parity" not in row and row["parameters"] == 1000 and row["gflop_of_an_image"] == 0
             continue
         assert row["parity"] <= row["bound"] == runner.BOUNDS[case.kind] and row["share_of_limit"] > 0
         assert ("images_per_second" in row) == (case.kind in (SAMPLING, TRAINING))
@@ -203,8 +206,10 @@ def test_diffusers_own_network_is_measured_without_a_claim(small, monkeypatch, k
     case = Case(EVALUATION, "B@16", "", 1, rounds=1)
     keep_only(EVALUATION, "reference", OTHERS[0])
     reference, other = measured(case)
-    assert other["other_network"] and other["parameters"] > 10_000 and other["gflop"] > 0
-    assert other["ratio"][0] > 0 and "parity" not in other and "share_of_limit" not in other
+    assert other["other_network"] and other["parameters"] > 10_000
+    # Its own operations, for a batch of one image.
+    assert other["gflop"] == other["gflop_of_an_image"] > 0 and other["share_of_limit"] > 0
+    assert other["ratio"][0] > 0 and "parity" not in other
     assert report.cells(other)[0].endswith("(other network)") and report.cells(other)[-1] == "no claim"
     assert reference["gflop"] > 0
 
@@ -585,9 +590,10 @@ def test_an_interrupted_run_leaves_the_cases_that_are_done(small, run, monkeypat
     monkeypatch.setitem(runner.CONTENDERS, STEP, contenders)
     result = run("--only", "denoise step", "--batch", 1, "--rounds", 1, "--device", "cpu", code=130)
     assert "stopped: 2 of 4 cases are in bench-report" in result.stdout
-    rows = report.read("bench-report")["rows"]
-    assert [row["contender"] for row in rows] == expected_names(STEP) * 2
-    assert "Cut short: 2 of 4 cases." in open("bench-report/report.md").read()
+    assert [path.name for path in Path("bench-report").iterdir()] == [report.PARTIAL]
+    made = report.read(f"bench-report/{report.PARTIAL}")
+    assert [row["contender"] for row in made["rows"]] == expected_names(STEP) * 2
+    assert "Cut short: 2 of 4 cases." in report.markdown(made)
 
 
 def test_list_prints_the_cases_and_measures_nothing(run, tmp_path, monkeypatch):
@@ -766,8 +772,13 @@ def test_what_is_refused_now_and_was_not_then_is_worse(clocked, run, monkeypatch
     clocked(0)
     run(*QUICK, "-o", "old")
     clocked(1)
-    right = denoising.denoise_step
-    monkeypatch.setattr(denoising, "denoise_step", lambda *given, **more: (right(*given, **more)[0] * 1.001,))
+    right = denoising.advance
+
+    def wrong(state, network):
+        right(state, network)
+        state.x.mul_(1.001)
+
+    monkeypatch.setattr(denoising, "advance", wrong)
     result = run(*QUICK, "--against", "old", "-o", "new", code=1)
     worse = [line for line in result.stdout.splitlines() if line.startswith("WORSE")]
     assert len(worse) == 2 and all("now refused: it differs from the reference by 1.0e-03" in line for line in worse)
@@ -825,3 +836,24 @@ def test_the_old_scripts_promises_hold_for_the_cold_start_too():
     """A cold start is a kind like the others: it is gated, and --quick has none."""
     assert runner.CONTENDERS.keys() == runner.BOUNDS.keys() and COLD in runner.BOUNDS
     assert COLD not in {case.kind for case in plan("quick", "cpu")}
+
+
+def test_an_update_replaces_its_own_cases_and_keeps_the_rest(clocked, run, monkeypatch):
+    clocked(0)
+    monkeypatch.setattr(sys, "argv", ["fastdiff", "bench", "--quick"])
+    run("--quick", "--only", "evaluation", "--rounds", 3, "-o", "whole")
+    old = report.read("whole")
+    clocked(1)
+    monkeypatch.setattr(sys, "argv", ["fastdiff", "bench", "--update"])
+    run("--quick", "--only", "evaluation B@16", "--rounds", 4, "--update", "-o", "whole")
+    new = report.read("whole")
+    kept = [row for row in old["rows"] if row["network"] == "A28@28"]
+    assert new["rows"][: len(kept)] == kept and new["cases"] == 2 == report.done(new)
+    anew = [row for row in new["rows"] if row["network"] == "B@16" and "seconds" in row]
+    assert anew and all(len(row["seconds"]) == 4 for row in anew)
+    assert new["command"] == "fastdiff bench --quick and then fastdiff bench --update"
+    other = {**new, "machine": "another machine"}
+    (Path("whole") / report.NAME).write_text(json.dumps(other))
+    result = run("--quick", "--only", "evaluation", "--update", "-o", "whole", code=2)
+    assert "is of 'another machine'" in result.stderr
+    assert "cannot read the report" in run("--quick", "--update", "-o", "nothing", code=2).stderr

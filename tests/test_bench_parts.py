@@ -322,8 +322,11 @@ def test_the_share_of_the_limit_is_the_longer_of_work_and_traffic_over_the_time(
     made = limits.derived(Case(SAMPLING, "one", "ddim 25", 5), row, rates)
     assert made["share_of_limit"] == pytest.approx(25 * 4 * MOVED / 1e3 / 0.5)
     assert made["images_per_second"] == 10 and made["evaluations_per_second"] == 250
-    other = limits.derived(Case(SAMPLING, "one", "ddim 25", 5), {**row, "other_network": True}, rates)
-    assert other == {"images_per_second": 10}  # of another network the operations are not these
+    other = limits.derived(
+        Case(SAMPLING, "one", "ddim 25", 5), {**row, "other_network": True, "gflop_of_an_image": 2.0}, rates
+    )
+    assert other["gflop"] == 2 * 25 * 5 and other["megabytes"] == 0  # of another network, its own
+    assert other["share_of_limit"] == pytest.approx(2e9 * 25 * 5 / 1e9 / 0.5)
     assert limits.derived(Case(COLD, "one"), row, SimpleNamespace(wanted=False)) == {}
 
 
@@ -399,7 +402,7 @@ def test_the_markdown_has_every_row_and_note():
         row("reference", ratio=[1.0, 1.0, 1.0]),
         row("fastdiff", graph_bytes=5_000_000),
         row("ONNX Runtime", note="ImportError: onnxruntime is not installed"),
-        row("theirs", kind=SAMPLING, what="ddim 25", other_network=True, parameters=2_500_000, gflop=0.123),
+        row("theirs", kind=SAMPLING, what="ddim 25", other_network=True, parameters=2_500_000, gflop_of_an_image=0.123),
         row("fastdiff", kind=COLD, what="ddim 25", batch=1, threads=2, dtype="bfloat16", peak_bytes=300_000_000),
         row("fastdiff, the whole loop", kind=EXPORT, batch=1, told="nothing to compare"),
         row("fastdiff", kind=STEP, what="ddpm", note="refused: it differs from the reference by 1.0e-02"),
@@ -420,7 +423,7 @@ def test_the_markdown_has_every_row_and_note():
     for kind in KINDS:
         assert f"## {kind.capitalize()}" in text and report.EXPLAINED[kind] in text
     expected = (
-        "2.50 M parameters, 0.123 GFLOP an image", "peak 300 MB", "nothing to compare", "(other network)", "2 ms",
+        "2.50 M parameters, 0.123 GFLOP an image and evaluation", "peak 300 MB", "nothing to compare", "(other network)", "2 ms",
         "1e-07", "50%", "A CPU, 2 cores", "torch 2.13.0", "`fastdiff bench --quick`",
         "![images by batch](images-by-batch.png)", "B@16, ddim 25, batch 1, bfloat16, 2 threads",
     )  # fmt: skip

@@ -12,7 +12,7 @@ from fastdiff.errors import InputError
 
 @click.command(short_help="Measure fastdiff against every contender installed; a report with plots.")
 @click.option("--quick", "plan", flag_value="quick", help="Under three minutes: small batches, one thread.")
-@click.option("--full", "plan", flag_value="full", help="Every network, batch and precision; hours on a CPU.")
+@click.option("--full", "plan", flag_value="full", help="Every network and batch, one thread and all; hours on a CPU.")
 @click.option("--only", multiple=True, metavar="WORDS",
               help='Only cases with these words, such as evaluation, or "sampling B@16"; repeatable.')  # fmt: skip
 @click.option("--network", multiple=True, metavar="NAME",
@@ -24,18 +24,20 @@ from fastdiff.errors import InputError
 @click.option("--list", "list_", is_flag=True, help="Print the cases and stop.")
 @click.option("--against", metavar="REPORT",
               help="An older report of this machine; exits with 1 where a ratio is over 10% worse.")  # fmt: skip
+@click.option("--update", is_flag=True, help="Put the cases into the report that DIR holds, in place of its own.")
 @click.option("-o", "--output", default="bench-report", show_default=True, metavar="DIR", help="The report's folder.")
 @device_option
 def bench(plan: str | None, only: tuple[str, ...], network: tuple[str, ...], batch: tuple[int, ...],
           dtype: tuple[str, ...], threads: tuple[int, ...], rounds: int | None, list_: bool, against: str | None,
-          output: str, device: str | None) -> None:  # fmt: skip
+          update: bool,           output: str, device: str | None) -> None:  # fmt: skip
     """Measure sampling, single evaluations, the denoise step, training, export and the cold start.
 
     \b
-    fastdiff bench --quick                          does it pay here? three minutes
-    fastdiff bench --only evaluation --batch 16     a part of the standard plan
-    fastdiff bench -o report/                       the standard plan, both shipped networks
+    fastdiff bench --quick -o report/               does it pay here? three minutes
     fastdiff bench --quick --against report/        has anything become slower? for CI
+    fastdiff bench -o whole/                        the standard plan, both shipped networks
+    fastdiff bench --only evaluation --batch 16     a part of it
+    fastdiff bench --only "cold start" --update -o whole/      that part anew, the rest as it was
 
     \b
     reference              the published network and loop, eager float32, as the tutorials run them
@@ -70,7 +72,7 @@ def bench(plan: str | None, only: tuple[str, ...], network: tuple[str, ...], bat
         return
     if not output:
         raise InputError("-o ''; accepted: a folder")
-    made = session.run(cases, plan or "standard", Path(output), against)
+    made = session.run(cases, plan or "standard", Path(output), against, update)
     refused = session.refused(made)
     for text in refused:
         click.echo(f"refused: {text}", err=True)
