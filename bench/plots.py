@@ -60,13 +60,17 @@ def _colours(rows: list[Row]) -> dict[str, Any]:
     return {"fastdiff": palette[6], **{name: left[i % len(left)] for i, name in enumerate(others)}}
 
 
+TITLES = {"threads": "{} threads", "batch": "batch {}"}
+
+
 def _panels(rows: list[Row], keys: Iterable[str]) -> dict[str, list[Row]]:
     """The rows by network, and by whatever else differs."""
     names = list(keys)
     differing = [n for n in names if len({row[n] for row in rows}) > 1]
     panels: dict[str, list[Row]] = {}
     for row in rows:
-        title = ", ".join([row["network"], *(f"{row[n]} {n}" if n == "threads" else str(row[n]) for n in differing)])
+        told = (TITLES.get(n, "{}").format(row[n]) for n in differing)
+        title = ", ".join([row["network"], *told])
         panels.setdefault(title, []).append(row)
     return panels
 
@@ -94,6 +98,22 @@ def _lines(axis: Any, rows: list[Row], colours: dict[str, Any], x: Callable[[Row
         axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, color=colours[name], **_style(name))
 
 
+def _numbers(axis: Any) -> None:
+    """Plain numbers at 1, 2 and 5 of each decade, for an axis may span less than one."""
+    from matplotlib.ticker import LogLocator
+
+    axis.minorticks_off()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.grid(alpha=0.3)
+
+
+def _legend(figure: Any, axes: list[Any]) -> None:
+    """One for all panels, beside them."""
+    labelled = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(labelled.values(), labelled.keys(), loc="outside right upper", fontsize=7)
+
+
 def _images_by_batch(rows: list[Row], colours: dict[str, Any]) -> Any:
     rows = [row for row in rows if row["kind"] == SAMPLING]
     panels = _panels(rows, ("what", "dtype", "threads"))
@@ -105,10 +125,9 @@ def _images_by_batch(rows: list[Row], colours: dict[str, Any]) -> Any:
         _lines(axis, some, colours, lambda row: row["batch"], "images_per_second")
         batches = sorted({row["batch"] for row in some})
         axis.set(xscale="log", yscale="log", xlabel="batch", ylabel="images/s", title=title)
-        axis.set_xticks(batches, list(map(str, batches)), minor=False)
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=6)
+        axis.set_xticks(batches, list(map(str, batches)))
+        _numbers(axis)
+    _legend(figure, axes)
     return figure
 
 
@@ -122,11 +141,11 @@ def _time_by_steps(rows: list[Row], colours: dict[str, Any]) -> Any:
     for axis, (title, some) in zip(axes, panels.items(), strict=True):
         _lines(axis, some, colours, lambda row: int(row["what"].split()[1]), "median_seconds")
         labels = sorted({(int(row["what"].split()[1]), row["what"]) for row in some})
-        axis.set(xscale="log", yscale="log", ylabel="seconds", title=f"{title} images")
+        axis.set(xscale="log", yscale="log", ylabel="seconds",
+                 title=title if "batch" in title else f"{title}, batch {some[0]['batch']}")  # fmt: skip
         axis.set_xticks([steps for steps, _ in labels], [what for _, what in labels], rotation=30, fontsize=7)
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=6)
+        _numbers(axis)
+    _legend(figure, axes)
     return figure
 
 

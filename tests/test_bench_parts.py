@@ -423,8 +423,8 @@ def test_the_markdown_has_every_row_and_note():
     for kind in KINDS:
         assert f"## {kind.capitalize()}" in text and report.EXPLAINED[kind] in text
     expected = (
-        "2.50 M parameters, 0.123 GFLOP an image and evaluation", "peak 300 MB", "nothing to compare", "(other network)", "2 ms",
-        "1e-07", "50%", "A CPU, 2 cores", "torch 2.13.0", "`fastdiff bench --quick`",
+        "2.50 M parameters, 0.123 GFLOP an image and evaluation", "peak 300 MB", "nothing to compare",
+        "(other network)", "2 ms", "1e-07", "50%", "A CPU, 2 cores", "torch 2.13.0", "`fastdiff bench --quick`",
         "![images by batch](images-by-batch.png)", "B@16, ddim 25, batch 1, bfloat16, 2 threads",
     )  # fmt: skip
     assert [words for words in expected if words not in text] == []
