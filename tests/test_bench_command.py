@@ -24,7 +24,6 @@ from click.testing import CliRunner
 from fastdiff import AnnotatedUnet, ContextUnet, Model, graphs, make_schedule
 from fastdiff.bench import (
     compiling,
-    denoising,
     evaluations,
     exporting,
     limits,
@@ -41,6 +40,7 @@ from fastdiff.bench.cases import COLD, EVALUATION, EXPORT, SAMPLING, STEP, TRAIN
 from fastdiff.bench.contender import Contender, Ready
 from fastdiff.cli import main
 from fastdiff.forms import FORMS
+from fastdiff.prepared import Prediction
 
 CPU = torch.device("cpu")
 T = 25  # as many as an evaluation's table has steps
@@ -569,7 +569,7 @@ def test_the_quick_plan_on_tiny_networks(small, run, tmp_path, monkeypatch):
         f"wrote deep/report/{name}" for name in ("report.json", "report.md", "share-of-limit.png")
     ]
     headings = [line for line in lines if not line.startswith((" ", "wrote"))]
-    assert headings == ["denoise step:", "evaluation:", "sampling:"]
+    assert headings == ["evaluation:", "sampling:"]
     for name in ("report.json", "report.md"):
         assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", files[name].read_text())
     assert whole["machine"] == session.hardware("cpu") and f"{os.cpu_count()} cores" in whole["machine"]
@@ -616,7 +616,7 @@ def test_list_prints_the_cases_and_measures_nothing(run, tmp_path, monkeypatch):
         (("--batch", "many"), "'many' is not a valid integer"),
         (("--threads", "-1"), "threads = -1; accepted: 1 or more"),
         (("--rounds", "0"), "rounds = 0; accepted: 1 or more"),
-        (("--only", "nothing"), "no case for 'nothing'; its cases: denoise step"),
+        (("--only", "nothing"), "no case for 'nothing'; its cases: evaluation"),
         (("--device", "abacus"), "abacus"),
         (("-o", ""), "-o ''; accepted: a folder"),
         (("-o", "file"), "cannot write to 'file'"),
@@ -646,9 +646,9 @@ def test_a_terminal_shows_the_table_that_fills(small, run, monkeypatch):
     monkeypatch.setattr(
         rich.console, "Console", lambda **options: whole(file=text, force_terminal=True, width=150, **options)
     )
-    run("--quick", "--only", "ddim step B@16", "--rounds", 3)
+    run("--quick", "--only", "evaluation B@16", "--rounds", 3)
     shown = text.getvalue()
-    assert "denoise step B@16 ddim batch 16: round 3 of 3" in shown and "━" in shown and "100%" in shown
+    assert "evaluation B@16 batch 1: round 3 of 3" in shown and "━" in shown and "100%" in shown
     table = re.sub(r"\x1b\[[0-9;]*m", "", shown[shown.rindex("contender") :])
     assert all(f" {name} " in table for name in ("reference", "torch.compile", "fastdiff")) and "━" not in table
     assert "wrote bench-report/report.json" in table
@@ -708,7 +708,7 @@ def clocked(small, monkeypatch):
     return start
 
 
-QUICK = ("--quick", "--only", "evaluation", "--only", "step ddim")
+QUICK = ("--quick", "--only", "evaluation")
 
 
 def test_an_unchanged_tree_is_no_worse_than_itself(clocked, run):
@@ -718,7 +718,7 @@ def test_an_unchanged_tree_is_no_worse_than_itself(clocked, run):
         clocked(seed)
         result = run(*QUICK, "--against", "old", "-o", "new")
         # References, and what would have to be compiled, have no ratio to compare.
-        compared = sum(len(expected_names(row)) for row in (STEP, EVALUATION)) * 2 - 2 * 2 - 2 * 3
+        compared = (len(expected_names(EVALUATION)) - 3) * 2
         assert f"no row of {compared} is worse by more than 10%" in result.stdout.splitlines()
         assert "WORSE" not in result.stdout and report.read("new")["worse"] == []
 
@@ -730,11 +730,11 @@ def test_a_planted_slowdown_of_a_quarter_is_found_and_named(clocked, run):
     clock.slower = {"fastdiff": 1.25}
     result = run(*QUICK, "--against", "old/report.json", "-o", "new", code=1)
     lines = result.stdout.splitlines()
-    cases = [case for case in plan("quick", "cpu") if (case.kind, case.what) in ((EVALUATION, ""), (STEP, "ddim"))]
+    cases = [case for case in plan("quick", "cpu") if case.kind == EVALUATION]
     assert f"measuring again: {'; '.join(case.label for case in cases)}" in lines
     worse = [line for line in lines if line.startswith("WORSE")]
     expected = [f"WORSE  {c.kind} {report.case_text(vars(c))}, fastdiff: was " for c in cases]
-    assert len(worse) == len(expected) == 4
+    assert len(worse) == len(expected) == 2
     for line, start in zip(worse, expected, strict=True):
         assert line.startswith(start)
         was, now = (float(part.split("x")[0]) for part in line.removeprefix(start).split(", now "))
@@ -743,9 +743,8 @@ def test_a_planted_slowdown_of_a_quarter_is_found_and_named(clocked, run):
     assert new["worse"] == worse
     # Rows that were measured again took twice the rounds, and theirs are the figures that are kept.
     for row in new["rows"]:
-        rounds = {EVALUATION: 42, STEP: 21}[row["kind"]]
         if "note" not in row:
-            assert len(row["seconds"]) == rounds * (2 if row["contender"] == "fastdiff" else 1)
+            assert len(row["seconds"]) == cases[0].rounds * (2 if row["contender"] == "fastdiff" else 1)
     # A quarter faster is nothing to complain of.
     clocked(2)
     assert "no row of" in run(*QUICK, "--against", "new", "-o", "newer").stdout
@@ -772,17 +771,13 @@ def test_what_is_refused_now_and_was_not_then_is_worse(clocked, run, monkeypatch
     clocked(0)
     run(*QUICK, "-o", "old")
     clocked(1)
-    right = denoising.advance
-
-    def wrong(state, network):
-        right(state, network)
-        state.x.mul_(1.001)
-
-    monkeypatch.setattr(denoising, "advance", wrong)
+    right = Prediction.__call__
+    monkeypatch.setattr(Prediction, "__call__", lambda self, *given: right(self, *given) * 1.001)
     result = run(*QUICK, "--against", "old", "-o", "new", code=1)
     worse = [line for line in result.stdout.splitlines() if line.startswith("WORSE")]
-    assert len(worse) == 2 and all("now refused: it differs from the reference by 1.0e-03" in line for line in worse)
-    assert len(result.stderr.splitlines()) == 2
+    assert len(worse) == 2 * len(ours())
+    assert all("now refused: it differs from the reference by 1.0e-03" in line for line in worse)
+    assert len(result.stderr.splitlines()) == len(worse)
 
 
 def test_a_report_of_other_cases_is_refused(clocked, run, monkeypatch):
@@ -828,7 +823,7 @@ def test_work_that_is_done_again_a_quarter_of_the_time_is_found(small, run, monk
 
     monkeypatch.setattr(evaluations, "_by_engine", slower)
     worse = run(*words, "--against", "old", "-o", "new", code=1).stdout
-    assert "WORSE  evaluation B@16, batch 4, fastdiff: was " in worse
+    assert "WORSE  evaluation B@16, batch 1, fastdiff: was " in worse
     shutil.rmtree("new")
 
 
