@@ -65,7 +65,7 @@ def quick() -> Iterator[Case]:
     ratios of two runs differ by 15%, and it is a hundredth of an evaluation.
     """
     yield from _cases(MAIN, (1,), kind=EVALUATION, rounds=24)
-    yield from _cases(MAIN, (1,), kind=SAMPLING, what="ddim 25", rounds=6)
+    yield from _cases(MAIN, (1,), kind=SAMPLING, what="ddim 25", rounds=9)
 
 
 def standard(device: str) -> Iterator[Case]:
