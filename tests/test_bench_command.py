@@ -574,7 +574,7 @@ def test_the_quick_plan_on_tiny_networks(small, run, tmp_path, monkeypatch):
         assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", files[name].read_text())
     assert whole["machine"] == session.hardware("cpu") and f"{os.cpu_count()} cores" in whole["machine"]
     assert whole["plan"] == "quick" and "worse" not in whole and whole["seconds"] > 0
-    assert whole["versions"]["torch"] and whole["command"].startswith("fastdiff ") and whole["fastdiff"]
+    assert whole["versions"]["torch"] and whole["command"].startswith("fastdiff") and whole["fastdiff"]
     assert result.stderr == "" and not [p for p in tmp_path.rglob("*") if p.name.startswith(".fastdiff-")]
 
 

@@ -431,7 +431,7 @@ def test_the_readmes_python_without_torch(models, make, monkeypatch, tmp_path):
     names = {}
     exec(block, names)
     assert names["images"].shape == (16, 3, 16, 16) and names["images"].dtype == np.float32
-    expected = fastdiff.sample(models["B"], 16, context={"item": 1}, guidance_scale=2, form="eager")
+    expected = fastdiff.sample(models["B"], 16, "ddim", context={"item": 1}, guidance_scale=2, form="eager")
     assert apart(names["images"], expected) < 1e-4
 
 
