@@ -158,7 +158,7 @@ class Prepared:
 
 def _facts(case: Case) -> Row:
     facts = asdict(case)
-    del facts["rounds"]
+    del facts["rounds"], facts["others"]
     return facts
 
 

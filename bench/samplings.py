@@ -92,7 +92,7 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
         yield Contender(label, partial(_by_engine, case, form.name, 1))
         if form.captured:
             yield Contender(f"{label}, {UNROLLED} steps a graph", partial(_by_engine, case, form.name, UNROLLED))
-    for label, make in evaluations.other_networks(case):
+    for label, make in evaluations.other_networks(case) if case.others else ():
         yield Contender(label, partial(_other, case, make), other_network=True)
 
 

@@ -551,7 +551,8 @@ def test_the_quick_plan_on_tiny_networks(small, run, tmp_path, monkeypatch):
     rows = whole["rows"]
     assert [(row["kind"], row["network"], row["what"], row["batch"]) for row in rows] == [
         (case.kind, case.network, case.what, case.batch)
-        for case in plan("quick", "cpu") for _ in expected_names(case.kind)
+        for case in plan("quick", "cpu") for name in expected_names(case.kind)
+        if case.kind != SAMPLING or name not in OTHERS
     ]  # fmt: skip
     assert {row["contender"]: row["note"] for row in rows if "note" in row} == dict.fromkeys(
         ("torch.compile", "torch.compile, max-autotune"), f"ColdCacheError: {compiling.COLD}"
