@@ -35,12 +35,17 @@ def parser(module: str, description: str | None, output: str) -> argparse.Argume
     return made
 
 
+def command(*words: str) -> str:
+    """A command line for a report; of a path from the root, which tells of one machine only, the last part."""
+    return shlex.join(Path(word).name if word.startswith("/") else word for word in words)
+
+
 def provenance(module: str, device: torch.device, arguments: list[str] | None) -> dict[str, Any]:
     return {
         "machine": machine(device),
         "versions": f"{versions()}, triton {triton.__version__}",
         "fastdiff": source_version(),
-        "command": shlex.join(["python", "-m", f"fastdiff.bench.{module}", *(arguments or sys.argv[1:])]),
+        "command": command("python", "-m", f"fastdiff.bench.{module}", *(arguments or sys.argv[1:])),
         "note": " Run in Triton's interpreter: the times mean nothing." if interpreted() else "",
     }
 

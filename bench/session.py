@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastdiff.bench import against, compiling, plots, report, runner
+from fastdiff.bench import against, compiling, plots, report, reporting, runner
 from fastdiff.bench.cases import Case
 from fastdiff.bench.contender import FASTDIFF
 from fastdiff.bench.live import Live
@@ -56,7 +55,7 @@ def run(
         "python": platform.python_version(),
         "versions": report.installed(),
         "fastdiff": source_version(),
-        "command": shlex.join(["fastdiff", *sys.argv[1:]]),
+        "command": reporting.command("fastdiff", *sys.argv[1:]),
         "cases": len(cases),
         "rows": [],
     }
