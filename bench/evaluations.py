@@ -15,7 +15,7 @@ from fastdiff.bench.contender import FASTDIFF, Contender, Ready, end_of
 from fastdiff.bench.predictors import Predict
 from fastdiff.bench.traffic import count_flop
 from fastdiff.engine import Engine, Kind
-from fastdiff.forms import FORMS
+from fastdiff.forms import FORMS, Form
 from fastdiff.graphs import CapturedStep
 
 ROWS = (0, 12, 24)  # of DDIM's table of 25 steps; the second is timed
@@ -23,23 +23,21 @@ ROWS = (0, 12, 24)  # of DDIM's table of 25 steps; the second is timed
 
 def contenders(case: Case, cold: bool) -> Iterator[Contender]:
     """The reference first. cold: whether torch.compile may take its minutes."""
-    device, dtype, name = torch.device(case.device), getattr(torch, case.dtype), case.network
-    more = (case.batch, case.threads, cold)
-    for label, make in (
-        (predictors.PUBLISHED, partial(predictors.published, name, device)),
-        (predictors.TUNED, partial(predictors.tuned, name, device, dtype)),
-        (predictors.COMPILED, partial(predictors.compiled, name, device, *more)),
-        (predictors.AUTOTUNED, partial(predictors.autotuned, name, device, dtype, *more)),
-        (predictors.ONNXRUNTIME, partial(predictors.onnxruntime, name, device, case.threads)),
-    ):
+    for label, make in predictors.makers(case, cold):
         precision = predictors.precision(label, case.dtype)
         yield Contender(label, lambda make=make: _ready(case, make()), precision=precision)
-    forms = [form for form in FORMS.values() if form.missing(device, dtype) is None]
-    for form in forms:
-        label = FASTDIFF if form is forms[0] else f"{FASTDIFF}, {form.name}"
+    for label, form in own_forms(case):
         yield Contender(label, partial(_by_engine, case, form.name))
     for label, make in other_networks(case):
         yield Contender(label, partial(_other, case, make), other_network=True)
+
+
+def own_forms(case: Case) -> Iterator[tuple[str, Form]]:
+    """The forms of fastdiff that run there, by contender's name; the first is what users get."""
+    device, dtype = torch.device(case.device), getattr(torch, case.dtype)
+    forms = [form for form in FORMS.values() if form.missing(device, dtype) is None]
+    for form in forms:
+        yield FASTDIFF if form is forms[0] else f"{FASTDIFF}, {form.name}", form
 
 
 def other_networks(case: Case) -> Iterator[tuple[str, Callable[[], others.Other]]]:

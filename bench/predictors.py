@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 import fastdiff
 from fastdiff.bench import compiling, networks
+from fastdiff.bench.cases import Case
 from fastdiff.kernels.dispatch import using
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -83,6 +84,21 @@ def autotuned(name: str, device: torch.device, dtype: torch.dtype, batch: int, t
         return call(x, time).clone()  # which the graph's next replay would overwrite
 
     return predict
+
+
+def makers(case: Case, cold: bool) -> Iterator[tuple[str, Callable[[], Predict]]]:
+    """The contenders' networks by name, the reference first; what makes each may fail.
+
+    cold: whether torch.compile may take its minutes.
+    """
+    device, dtype, name = torch.device(case.device), getattr(torch, case.dtype), case.network
+    more = (case.batch, case.threads, cold)
+    # Looked up when called, so that one may be replaced.
+    yield PUBLISHED, lambda: published(name, device)
+    yield TUNED, lambda: tuned(name, device, dtype)
+    yield COMPILED, lambda: compiled(name, device, *more)
+    yield AUTOTUNED, lambda: autotuned(name, device, dtype, *more)
+    yield ONNXRUNTIME, lambda: onnxruntime(name, device, case.threads)
 
 
 def forget() -> None:

@@ -15,12 +15,11 @@ from torch import Tensor
 import fastdiff
 from fastdiff.bench import evaluations, networks, others, predictors, schedulers
 from fastdiff.bench.cases import Case
-from fastdiff.bench.contender import FASTDIFF, Contender, Ready
+from fastdiff.bench.contender import Contender, Ready
 from fastdiff.bench.predictors import Predict, time_of
 from fastdiff.bench.reference import AnnotatedLoop, CourseLoop, Noise, ddim_loop, dpmpp_2m_loop
 from fastdiff.engine import Engine
 from fastdiff.errors import InputError
-from fastdiff.forms import FORMS
 from fastdiff.noise import PhiloxNoise
 
 UNROLLED = 5  # steps in one CUDA graph, beside one
@@ -70,15 +69,7 @@ def published_loop(model: fastdiff.Model, what: str, n: int, device: torch.devic
 
 def contenders(case: Case, cold: bool) -> Iterator[Contender]:
     """The reference first. cold: whether torch.compile may take its minutes."""
-    device, dtype, name = torch.device(case.device), getattr(torch, case.dtype), case.network
-    more = (case.batch, case.threads, cold)
-    for label, make in (
-        (predictors.PUBLISHED, partial(predictors.published, name, device)),
-        (predictors.TUNED, partial(predictors.tuned, name, device, dtype)),
-        (predictors.COMPILED, partial(predictors.compiled, name, device, *more)),
-        (predictors.AUTOTUNED, partial(predictors.autotuned, name, device, dtype, *more)),
-        (predictors.ONNXRUNTIME, partial(predictors.onnxruntime, name, device, case.threads)),
-    ):
+    for label, make in predictors.makers(case, cold):
         frames = label == predictors.PUBLISHED
         yield Contender(
             label,
@@ -86,9 +77,7 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
             precision=predictors.precision(label, case.dtype),
         )
     yield Contender(DIFFUSERS, partial(_by_scheduler, case))
-    forms = [form for form in FORMS.values() if form.missing(device, dtype) is None]
-    for form in forms:
-        label = FASTDIFF if form is forms[0] else f"{FASTDIFF}, {form.name}"
+    for label, form in evaluations.own_forms(case):
         yield Contender(label, partial(_by_engine, case, form.name, 1))
         if form.captured:
             yield Contender(f"{label}, {UNROLLED} steps a graph", partial(_by_engine, case, form.name, UNROLLED))
