@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastdiff.bench.schedulers import diffusers
 from fastdiff.bench.standins import stand_in
@@ -44,14 +43,6 @@ class Other:
 
 def count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
-
-
-def gflop(other: Other, shape: tuple[int, int, int], device: torch.device | str = "cpu") -> float:
-    """Of one evaluation of one image, by torch's counter: products and convolutions, a multiply-add as two."""
-    x, t = torch.zeros(1, *shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
-    with FlopCounterMode(display=False) as counter:
-        other.predict(x, t)
-    return counter.get_total_flops() / 1e9
 
 
 def _nearest(make: Callable[[int], nn.Module], parameters: int) -> int:
