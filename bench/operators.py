@@ -34,7 +34,7 @@ from fastdiff.kernels.dispatch import using
 from fastdiff.kernels.group_norm import group_norm
 from fastdiff.kernels.linear_attention import linear_attention
 from fastdiff.networks.blocks import EDITIONS, LinearAttention, PreNorm, Residual
-from fastdiff.placement import ieee_float32
+from fastdiff.numerics import fixed_numerics
 from fastdiff.prepared import FoldedLinearAttention
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -326,7 +326,7 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := set(given.only) - names:
         parser.error(f"no operator {', '.join(sorted(unknown))}; there are {', '.join(sorted(names))}")
     rows = []
-    with ieee_float32():
+    with fixed_numerics():
         rate = copy_rate(device, given.smoke)
         for case, batch in tqdm([c for c in chosen if not given.only or c[0].operator in given.only], unit="case"):
             try:

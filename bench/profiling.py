@@ -30,7 +30,7 @@ from fastdiff.bench.timing import ratio
 from fastdiff.bench.traffic import network_flop, network_traffic
 from fastdiff.kernels.dispatch import using
 from fastdiff.networks import AnnotatedUnet
-from fastdiff.placement import ieee_float32
+from fastdiff.numerics import fixed_numerics
 from fastdiff.prepared import prepare_network
 
 BOUND = 3e-2  # relative, between two 16-bit evaluations of some 60 layers
@@ -222,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
     device, dtype = torch.device(given.device), reporting.DTYPES[given.dtype]
     torch.backends.cudnn.benchmark = True
     network = SMOKE if given.smoke else NETWORKS[given.network]
-    with ieee_float32() if dtype == torch.float32 else nullcontext():
+    with fixed_numerics() if dtype == torch.float32 else nullcontext():
         rates = {"copy": copy_rate(device, given.smoke), "matmul": matmul_rate(device, dtype, given.smoke)}
         rows = []
         for batch in given.batch:

@@ -32,7 +32,7 @@ from fastdiff.bench import (
 )
 from fastdiff.bench.cases import COLD, EVALUATION, EXPORT, SAMPLING, STEP, TRAINING, Case
 from fastdiff.bench.contender import FASTDIFF, Contender, Ready
-from fastdiff.placement import ieee_float32
+from fastdiff.numerics import fixed_numerics
 
 Row = dict[str, Any]
 
@@ -89,7 +89,7 @@ class Prepared:
             if reference:
                 self.expected = outputs
                 if cuda:
-                    with ieee_float32():
+                    with fixed_numerics():
                         self.expected = made.outputs().detach().float().cpu()
             self._compare(outputs, row)
         elif not contender.other_network:

@@ -17,9 +17,12 @@ from fastdiff.errors import InputError, finite, whole
 from fastdiff.forms import Form, choose_form
 from fastdiff.graphs import CapturedStep
 from fastdiff.kernels import philox
+from fastdiff.kernels.ahead import compile_ahead
+from fastdiff.kernels.dispatch import triton_for
 from fastdiff.model import Model, check_table
 from fastdiff.noise import LIMIT, NoiseSource
-from fastdiff.placement import choose_device, choose_dtype, ieee_float32, out_of_memory
+from fastdiff.numerics import CUDNN_ALGORITHMS, fixed_numerics
+from fastdiff.placement import choose_device, choose_dtype, out_of_memory
 from fastdiff.prediction import check_clip
 from fastdiff.prepared import Prediction, TimeInputs
 from fastdiff.provenance import device_name, versions
@@ -27,6 +30,8 @@ from fastdiff.step import State, advance
 from fastdiff.table import StepTable
 
 DEFAULT_BATCH = 64
+
+Step = Callable[[], None]
 
 
 class Kind(NamedTuple):
@@ -60,7 +65,7 @@ class Engine:
     table: the sampler; another one may be given to each call. batch_size: samples run together, 64 unless given.
     dtype: the network's, float32 (TF32 off) unless given; x itself stays float32. device: None is the CUDA device
     where there is one, else the CPU. clip: as in `sample`. form: how the network runs, see forms.FORMS; None is the
-    fastest there is for the device and dtype. unroll: steps in one CUDA graph.
+    fastest there is for the device and dtype.
 
     The network is copied and prepared when the engine is made; later changes to its weights do not show. On a CUDA
     device a step is captured when its kind (guided or not, with a context or not) first runs; the table, the number
@@ -81,14 +86,12 @@ class Engine:
         device: torch.device | str | None = None,
         clip: Any = None,
         form: str | None = None,
-        unroll: int = 1,
     ) -> None:
         self.table = check_table(model, table)
         self.batch_size = DEFAULT_BATCH if batch_size is None else whole("batch_size", batch_size, 1, LIMIT - 1)
         self.dtype, self.device = choose_dtype(dtype), choose_device(device)
         self.clip = model.clip if clip is None else check_clip(clip)
         self.form: Form = choose_form(form, self.device, self.dtype)
-        self.unroll = whole("unroll", unroll, 1, 1000)
         self.notes: list[str] = []  # what happened that a manifest should tell
         with self._settings():
             self.network = self.form.prepare(model.network, self.device, self.dtype)
@@ -103,6 +106,23 @@ class Engine:
                 raise InputError(
                     f"batch_size = {self.batch_size} does not fit in memory; accepted: a smaller one"
                 ) from problem
+            if self.time.separable and triton_for(self.device, self.dtype):
+                self._compile()
+
+    def _compile(self) -> None:
+        """Compile the Triton kernels of a step without a context; the few that others add compile as they first run."""
+        prediction, step = self._step(self._kind(self.table), self.table)
+        prediction.load_context(None)
+
+        def begin_and_step() -> None:
+            philox.normals(0, 0, 0, tuple(self.x.shape), self.device)
+            step()
+
+        try:
+            compile_ahead(begin_and_step, self.device)
+        except Exception as problem:
+            if not out_of_memory(problem):  # in which case the batch is halved when it runs
+                raise
 
     def _allocate(self) -> None:
         """The buffers of a batch, and no step bodies yet."""
@@ -117,8 +137,11 @@ class Engine:
         self.index = torch.zeros((), dtype=torch.int64, device=self.device)
         self.key = torch.zeros(2, dtype=torch.int64, device=self.device)
         self.guidance_scale = torch.ones((), dtype=torch.float32, device=self.device)
+        # Copies from a device are at full speed only into pinned memory, of which there is little: so none is given away.
+        on_cuda = self.device.type == "cuda"
+        self.landing = torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=True) if on_cuda else None
         self.loaded: StepTable | None = None
-        self.steps: dict[Kind, tuple[Prediction, Callable[[int], None]]] = {}
+        self.steps: dict[Kind, tuple[Prediction, Step]] = {}
 
     def sample(
         self, n: int, seed: int = 0, first: int = 0, context: Any = None, guidance_scale: float | None = None,
@@ -159,13 +182,19 @@ class Engine:
                 raise InputError(
                     f"guidance_scale = {guidance_scale} without a context; give a context to guide towards"
                 )
-        kind = Kind(
-            guided=guidance_scale not in (None, 1),
-            context=None if contexts is None else contexts.width,
-            noise="given" if noise is not None else "philox" if self.form.captured or table.s.any() else "none",
+        width = None if contexts is None else contexts.width
+        kind = self._kind(table, guidance_scale not in (None, 1), width, noise is not None)
+        return self._stream(first, n, origin, _Request(seed, contexts, guidance_scale, table, noise, on_step, kind))
+
+    def _kind(
+        self, table: StepTable, guided: bool = False, context: int | None = None, given_noise: bool = False
+    ) -> Kind:
+        return Kind(
+            guided,
+            context,
+            noise="given" if given_noise else "philox" if self.form.captured or table.s.any() else "none",
             history=self.form.captured or bool(table.c.any()),
         )
-        return self._stream(first, n, origin, _Request(seed, contexts, guidance_scale, table, noise, on_step, kind))
 
     def _stream(self, first: int, n: int, origin: int, ask: _Request) -> Iterator[Tensor]:
         at, end = first, first + n
@@ -189,21 +218,16 @@ class Engine:
         """Samples at .. upto - 1 of the batch that begins at sample `start`."""
         self._used = slice(at - start, upto - start)
         run = self._begin(start, at, upto, ask)
-        row, total = 0, len(ask.table)
-        # With a look at every step, or noise from outside, steps cannot run several at a time.
-        together = self.unroll if ask.on_step is None and ask.noise is None else 1
-        while row < total:
+        for row in range(len(ask.table)):
             if ask.noise is not None and ask.table.s[row]:
                 self.noise[self._used] = self._drawn(ask.noise, row + 1, at, upto)
-            count = together if total - row >= together else 1
-            run(count)
-            row += count
+            run()
             if ask.on_step is not None:
-                ask.on_step(row - 1)
+                ask.on_step(row)
         return self.current()
 
-    def _begin(self, start: int, at: int, upto: int, ask: _Request) -> Callable[[int], None]:
-        """Put what the batch begins with into the buffers; returns what runs so many steps."""
+    def _begin(self, start: int, at: int, upto: int, ask: _Request) -> Step:
+        """Put what the batch begins with into the buffers; returns what runs a step."""
         prediction, run = self._step(ask.kind, ask.table)
         rows = None
         if ask.contexts is not None:
@@ -226,9 +250,9 @@ class Engine:
     def current(self) -> Tensor:
         """A copy on the CPU of x of the samples at hand, (m, C, H, W) float32."""
         images = self.x[self._used]
-        return torch.empty(
-            images.shape, dtype=torch.float32, device="cpu", pin_memory=self.device.type == "cuda"
-        ).copy_(images)
+        if self.landing is None:
+            return images.to(device="cpu", copy=True, memory_format=torch.contiguous_format)
+        return self.landing[: len(images)].copy_(images).clone()
 
     def _drawn(self, noise: NoiseSource, draw: int, at: int, upto: int) -> Tensor:
         """The caller's normals for samples at .. upto - 1, checked."""
@@ -238,7 +262,7 @@ class Engine:
             raise InputError(f"the noise source returned shape {tuple(normals.shape)}; it was asked for {shape}")
         return normals.to(device=self.device, dtype=torch.float32)
 
-    def _step(self, kind: Kind, table: StepTable) -> tuple[Prediction, Callable[[int], None]]:
+    def _step(self, kind: Kind, table: StepTable) -> tuple[Prediction, Step]:
         """The prediction and the step body of that kind, the table loaded; captured the first time."""
         if table is not self.loaded:
             self._load(table)
@@ -265,21 +289,11 @@ class Engine:
             self.steps.clear()
         self.loaded = table
 
-    def _runner(self, state: State, prediction: Prediction) -> Callable[[int], None]:
-        def body() -> None:
+    def _runner(self, state: State, prediction: Prediction) -> Step:
+        def body() -> None:  # holds the state, not the engine: a dropped engine and its graphs go at once
             advance(state, prediction)
 
-        def eager(count: int) -> None:
-            for _ in range(count):
-                body()
-
-        if not self.form.captured:
-            return eager
-
-        def reset() -> None:  # holds the index, not the engine: a dropped engine and its graphs go at once
-            state.index.zero_()
-
-        return CapturedStep(body, reset, self.device, tuple(sorted({1, self.unroll})))
+        return CapturedStep(body, state.index, self.device) if self.form.captured else body
 
     def _halve(self, at: int) -> None:
         before, self.batch_size = self.batch_size, self.batch_size // 2
@@ -298,7 +312,7 @@ class Engine:
             torch.inference_mode(False),  # buffers of inference mode could not be written to outside of it
             torch.no_grad(),
             torch.autocast(self.device.type, enabled=False),  # the engine's dtype is the one that was asked for
-            ieee_float32(),
+            fixed_numerics(),
         ):
             yield
 
@@ -320,7 +334,8 @@ class Engine:
             "dtype": str(self.dtype).removeprefix("torch."),
             "form": self.form.name,
             "kernels": self.form.kernels(),
-            "cudnn_benchmark": torch.backends.cudnn.benchmark if self.device.type == "cuda" else None,
+            "cudnn": torch.backends.cudnn.version() if self.device.type == "cuda" else None,
+            "cudnn_algorithms": CUDNN_ALGORITHMS if self.device.type == "cuda" else None,
             "device": self.device.type,
             "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
             "clip": list(self.clip) if isinstance(self.clip, tuple) else self.clip,

@@ -1,200 +1,249 @@
-"""Steps captured as CUDA graphs, those of all engines in one pool: a cap in bytes, the least recently used go first."""
+"""Steps captured as CUDA graphs, those of all engines in one pool: a cap in bytes, the least recently used go first.
+
+Only one step is captured at a time in a process, and nothing is given back to the driver meanwhile: either would end
+the capture that is under way. Other threads may launch, allocate and read what they like. All captures of a device use
+one stream, and so the library's workspace that belongs to it; engines that replay at the same time on several streams
+of one device would share that workspace, and must not.
+"""
 
 from __future__ import annotations
 
+import itertools
 import statistics
-import time
+import threading
 import warnings
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, cuda
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-GAIN = 0.97  # a graph whose replay takes more than this share of the eager step is not worth its memory
-
-
-class Recorder(Protocol):
-    """Turns a body into something that replays it."""
-
-    def record(
-        self, body: Callable[[], None], reset: Callable[[], None], device: torch.device, owner: int
-    ) -> tuple[Callable[[], None], int]:
-        """body's replay, and the bytes that it holds. reset puts the state where a body may begin.
-
-        What an owner records may share memory: it never runs at the same time.
-        """
-        ...
-
-    def release(self, owner: int) -> None:
-        """Everything that the owner recorded has been dropped."""
-        ...
-
-    def seconds(self, call: Callable[[], None], device: torch.device) -> float:
-        """How long a call takes on the device."""
-        ...
+SLOWER = 1.03  # a replay is used unless it takes this share of the launched step: a tie spares the CPU the launches
+INDEXED = {"index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put"}
 
 
-class CudaGraphs:
-    """Recorder by torch.cuda.CUDAGraph. Each owner has a memory pool of its own: CUDA gives the memory of one back only
-    when all of its graphs are gone, so that in a common one a cap would bound nothing."""
+class Graph(NamedTuple):
+    replay: Callable[[], None]
+    bytes: int
 
-    def __init__(self) -> None:
-        self.memory: dict[int, Any] = {}  # handles
 
-    def release(self, owner: int) -> None:
-        if self.memory.pop(owner, None) is not None:
-            torch.cuda.empty_cache()
+class CannotCapture(RuntimeError):
+    """Why a step cannot be a CUDA graph."""
 
-    def record(
-        self, body: Callable[[], None], reset: Callable[[], None], device: torch.device, owner: int
-    ) -> tuple[Callable[[], None], int]:
-        current = torch.cuda.current_stream(device)
-        with torch.cuda.device(device), torch.cuda.stream(current):  # a capture that fails leaves its own in place
-            pool = self.memory.setdefault(owner, torch.cuda.graph_pool_handle())
-            aside = torch.cuda.Stream(device)
-            aside.wait_stream(current)
-            with torch.cuda.stream(aside):
-                reset()
-                body()  # kernels compile and libraries choose before the capture
-                reset()
-                with _no_sync():
-                    body()
-                reset()
-            current.wait_stream(aside)
-            torch.cuda.synchronize(device)
-            torch.cuda.empty_cache()  # as a capture begins with; here, so that what it frees is not counted
-            before = torch.cuda.memory_reserved(device)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+
+def capture(body: Callable[[], None], index: Tensor, device: torch.device) -> Graph:
+    """The body as a CUDA graph. It moves the index, () int64 on the device, on by one; the index ends at 0.
+
+    Raises CannotCapture, or what torch raises during a capture; whatever was current before is current again.
+    """
+    current = cuda.current_stream(device)
+    with cuda.device(device), cuda.stream(current):  # a capture that fails leaves its own stream and device behind
+        aside = _stream(device)
+        aside.wait_stream(current)
+        with cuda.stream(aside):
+            index.zero_()
+            body()  # kernels compile and libraries choose before the capture
+            index.zero_()
+            with _Capturable(device):
                 body()
-            return graph.replay, max(0, torch.cuda.memory_reserved(device) - before)
+            index.zero_()
+        current.wait_stream(aside)
+        cuda.synchronize(device)
+        cuda.empty_cache()  # as a capture begins with; here, so that what it frees is not counted
+        before = cuda.memory_reserved(device)
+        graph = cuda.CUDAGraph()
+        # Without a stream torch would take one of the device that captured first in this process.
+        with cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+            body()
+        index.zero_()
+        graph.replay()
+        if int(index) != 1:
+            raise CannotCapture("the graph is empty: the step was launched somewhere else than on the capture's stream")
+        index.zero_()
+        return Graph(graph.replay, max(0, cuda.memory_reserved(device) - before))
 
-    def seconds(self, call: Callable[[], None], device: torch.device) -> float:
-        torch.cuda.synchronize(device)
-        began = time.perf_counter()
-        call()
-        torch.cuda.synchronize(device)
-        return time.perf_counter() - began
+
+@cache
+def _stream(device: torch.device) -> Any:
+    return cuda.Stream(device)
 
 
-@contextmanager
-def _no_sync() -> Iterator[None]:
-    """A host read raises an error that names it: within a capture it would only invalidate that."""
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+class _Capturable(TorchDispatchMode):
+    """Raises CannotCapture at an operation that no graph can hold, by its name.
+
+    In a capture such an operation would leave torch's allocator waiting for the end of it for ever.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes a second
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
+        name, given = func.overloadpacket.__name__, _tensors((args, kwargs))
+        if name in INDEXED:
+            reads = any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1]))
+        else:
+            reads = bool({torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(func.tags))
+        there = any(t.device.type == self.device.type for t in given)
+        if there and reads:
+            raise CannotCapture(f"aten.{name} has the host read a tensor, which a graph cannot hold")
+        out = func(*args, **(kwargs or {}))
+        # A single number on the host is an argument of a launch, unless it is copied.
+        places = {t.device.type for t in [*given, *_tensors(out)] if t.ndim or name in ("copy_", "_to_copy")}
+        if len(places) > 1 or (there and name in ("lift", "lift_fresh")):  # torch.tensor(...) ends in one of these
+            raise CannotCapture(f"aten.{name} copies data between host and device, which a graph cannot hold")
+        return out
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(values) if isinstance(t, Tensor)]
 
 
 class GraphPool:
-    """The captured steps of a process, by owner and number of steps.
+    """The captured steps of a process, by owner.
 
-    limit: bytes that graphs may hold together before all those of the owner that is least recently used are dropped.
+    limit: bytes that graphs may hold together before that of the owner which is least recently used is dropped.
     """
 
-    def __init__(self, recorder: Recorder, limit: int = 4 << 30) -> None:
-        self.recorder, self.limit = recorder, limit
-        self.held: OrderedDict[int, dict[int, tuple[Callable[[], None], int]]] = OrderedDict()
+    def __init__(self, limit: int = 4 << 30) -> None:
+        self.limit = limit
+        self.held: OrderedDict[int, Graph] = OrderedDict()
+        self._captures = threading.Lock()
+        self._captor: int | None = None  # the thread that captures
+        self._dropped: deque[int] = deque()  # owners whose graphs are to go
 
-    def replay(self, owner: int, count: int) -> Callable[[], None] | None:
-        """The owner's graph of that many steps, the owner now the most recently used; None where it is not held."""
-        if count not in self.held.get(owner, ()):
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """For one capture at a time; what is forgotten meanwhile is released afterwards."""
+        if self._captor == threading.get_ident():
+            raise CannotCapture("it samples by another engine that captures")
+        try:
+            with self._captures:
+                self._captor = threading.get_ident()
+                try:
+                    yield
+                finally:
+                    self._captor = None
+        finally:
+            self._release()
+
+    def replay(self, owner: int) -> Callable[[], None] | None:
+        """What replays the owner's graph, the owner now the most recently used; None if it is not held."""
+        try:
+            self.held.move_to_end(owner)
+            return self.held[owner].replay
+        except KeyError:  # never captured, or dropped for another thread's
             return None
-        self.held.move_to_end(owner)
-        return self.held[owner][count][0]
 
-    def add(self, owner: int, count: int, replay: Callable[[], None], size: int) -> None:
-        self.held.setdefault(owner, {})[count] = replay, size
-        self.held.move_to_end(owner)
+    def add(self, owner: int, graph: Graph) -> None:
+        """To be called within exclusive()."""
+        self.held[owner] = graph
         while self.bytes() > self.limit and len(self.held) > 1:
-            self.forget(next(iter(self.held)))
+            self._drop(next(iter(self.held)))
 
     def forget(self, owner: int) -> None:
-        self.held.pop(owner, None)
-        self.recorder.release(owner)
+        """Release the owner's graph, at once or when the capture that is under way is over; for finalizers too."""
+        self._dropped.append(owner)
+        self._release()
+
+    def _release(self) -> None:
+        # A finalizer may run in the middle of anything, so it never waits: whoever holds the lock calls this after it.
+        while self._dropped and self._captures.acquire(blocking=False):
+            try:
+                self._drop(self._dropped.popleft())
+            except IndexError:  # another thread was faster
+                pass
+            finally:
+                self._captures.release()
+
+    def _drop(self, owner: int) -> None:
+        if self.held.pop(owner, None) is not None:
+            cuda.empty_cache()  # the memory of a graph is of no use to anything else
 
     def bytes(self, owner: int | None = None) -> int:
-        """What all graphs hold, or those of one owner."""
-        return sum(size for key, graphs in self.held.items() if owner in (None, key) for _, size in graphs.values())
+        """What all graphs hold, or that of one owner."""
+        return sum(graph.bytes for key, graph in list(self.held.items()) if owner in (None, key))
 
 
-POOL = GraphPool(CudaGraphs())
+POOL = GraphPool()
+_owners = itertools.count()  # unlike addresses these are not used again while a graph waits to be dropped
 
 
 class CapturedStep:
-    """A step body that is replayed from the pool: call ready() before a batch, then it with a number of steps.
+    """A step that is replayed from the pool: call ready() before a batch, then it for each step.
 
-    body: one step, reading and writing fixed buffers only. reset: puts the state at a table's first row.
-    counts: the numbers of steps that one graph may hold. Where capture fails, or gains nothing over the eager body,
-    the body runs eagerly; `told` says which and why.
+    body: one step, which reads and writes fixed buffers only and moves `index`, () int64, the row at hand, on by one.
+    Where capture fails, or a replay is slower than the launched body, the body is launched; `told` says which and why.
     """
 
     def __init__(
-        self,
-        body: Callable[[], None],
-        reset: Callable[[], None],
-        device: torch.device,
-        counts: tuple[int, ...] = (1,),
-        pool: GraphPool | None = None,
+        self, body: Callable[[], None], index: Tensor, device: torch.device, pool: GraphPool | None = None
     ) -> None:
-        self.body, self.reset, self.device, self.counts = body, reset, device, counts
+        self.body, self.index, self.device = body, index, device
         self.pool = POOL if pool is None else pool
-        self.eager, self.told = False, ""
-        weakref.finalize(self, self.pool.forget, id(self)).atexit = False
+        self.eager, self.told, self.owner = False, "", next(_owners)
+        weakref.finalize(self, self.pool.forget, self.owner).atexit = False
 
     def ready(self) -> None:
-        """Capture what the pool does not hold; the state's contents are lost."""
-        for count in self.counts:
-            if self.eager or self.pool.replay(id(self), count) is not None:
-                continue
-
-            def steps(count: int = count) -> None:
-                for _ in range(count):
-                    self.body()
-
-            try:
-                replay, size = self.pool.recorder.record(steps, self.reset, self.device, id(self))
-            except torch.OutOfMemoryError:
-                raise  # the batch is too large, eagerly too
-            except Exception as problem:
-                reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-                self.told = f"the step could not be captured as a CUDA graph and runs eagerly: {reason}"
-                warnings.warn(self.told, stacklevel=2)
-                self.eager = True
-                return
-            if not self.told:
-                self._compare(steps, replay, count)
+        """Capture the step unless the pool holds it; the state's contents are lost."""
+        if self.eager or self.pool.replay(self.owner) is not None:
+            return
+        try:
+            with self.pool.exclusive():
+                graph = capture(self.body, self.index, self.device)
+                if not self.told:
+                    self._compare(graph.replay)
                 if self.eager:
-                    del replay
-                    self.pool.forget(id(self))
-                    return
-            self.pool.add(id(self), count, replay, size)
+                    del graph
+                    cuda.empty_cache()
+                else:
+                    self.pool.add(self.owner, graph)
+        except torch.OutOfMemoryError:
+            raise  # the batch is too large, eagerly too
+        except Exception as problem:
+            cause = problem.__context__ or problem  # the end of a capture that failed raises an error of its own
+            reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+            self.told = f"the step could not be captured as a CUDA graph and runs eagerly: {reason}"
+            self.eager = True
+            warnings.warn(self.told, stacklevel=2)
 
-    def _compare(self, steps: Callable[[], None], replay: Callable[[], None], count: int) -> None:
-        """Whether replaying is faster than launching, by the medians of interleaved runs."""
-        taken: dict[Callable[[], None], list[float]] = {steps: [], replay: []}
+    def _compare(self, replay: Callable[[], None]) -> None:
+        """Whether to replay, by the medians of interleaved runs."""
+        launched, replayed = [], []
         for _ in range(5):
-            for call in taken:
-                self.reset()
-                taken[call].append(self.pool.recorder.seconds(call, self.device) / count)
-        self.reset()
-        eager, replayed = (statistics.median(times) for times in taken.values())
-        self.eager = replayed > GAIN * eager
-        verb = "gains nothing and is not used" if self.eager else "is used"
-        self.told = f"capture {verb}: {replayed * 1e3:.3f} ms a step replayed, {eager * 1e3:.3f} ms launched"
+            for call, taken in ((self.body, launched), (replay, replayed)):
+                self.index.zero_()
+                taken.append(_milliseconds(call, self.device))
+        self.index.zero_()
+        slow, fast = statistics.median(launched), statistics.median(replayed)
+        self.eager = fast > SLOWER * slow
+        verb = "is slower and not used" if self.eager else "is used"
+        self.told = f"capture {verb}: {fast:.3f} ms a step replayed, {slow:.3f} ms launched"
 
     def bytes(self) -> int:
-        return self.pool.bytes(id(self))
+        return self.pool.bytes(self.owner)
 
-    def __call__(self, count: int) -> None:
-        replay = None if self.eager else self.pool.replay(id(self), count)
-        if replay is not None:
-            replay()
-        else:
-            for _ in range(count):
-                self.body()
+    def __call__(self) -> None:
+        (self.body if self.eager else self.pool.replay(self.owner) or self.body)()
+
+
+def _milliseconds(call: Callable[[], None], device: torch.device) -> float:
+    """How long the device takes for a call, gaps between its launches included."""
+    with cuda.device(device):
+        cuda.synchronize(device)
+        begin, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from fastdiff.errors import InputError
@@ -15,15 +12,15 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def choose_device(device: torch.device | str | None) -> torch.device:
     """The device asked for, or the CUDA device where there is one, else the CPU.
 
+    A CUDA device comes with its index, since without one it means whichever device is current when it is used.
     Raises InputError for one that cannot be used here.
     """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
         if chosen.type in ("cpu", "cuda"):
-            torch.empty(0, device=chosen)
-            return chosen
+            return torch.empty(0, device=chosen).device
     except (RuntimeError, AssertionError, TypeError):
         pass
     available = "cpu, cuda" if torch.cuda.is_available() else "cpu"
@@ -43,17 +40,3 @@ def out_of_memory(problem: Exception) -> bool:
     if isinstance(problem, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem)
-
-
-@contextmanager
-def ieee_float32() -> Iterator[None]:
-    """Within it float32 means float32: cuDNN's convolutions would use TF32 (10 bits of mantissa) by default."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [place.fp32_precision for place in places]
-    try:
-        for place in places:
-            place.fp32_precision = "ieee"
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.fp32_precision = value

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from fastdiff.errors import InputError
 from fastdiff.kernels.attention_block import FoldedAttention, attention_block, fits, fold
+from fastdiff.kernels.depthwise_conv import taps_first
 from fastdiff.kernels.dispatch import triton_for
-from fastdiff.networks.blocks import HEAD_DIM, HEADS, ChannelNorm, LinearAttention, PreNorm, Residual, normed
+from fastdiff.networks.blocks import HEAD_DIM, HEADS, ChannelNorm, ConvNextBlock, LinearAttention, PreNorm, Residual, normed
 from fastdiff.networks.context import ResidualConvBlock
 from fastdiff.networks.protocol import SeparableNetwork
 from fastdiff.table import StepTable
@@ -24,19 +25,26 @@ def prepare_network(network: nn.Module, device: torch.device, dtype: torch.dtype
 
     channels_last is 1.08x (system A) and 1.19x (system B) of the default format's speed on two AVX2 cores. A
     ContextUnet's BatchNorms go into the weights of the convolutions before them. Where the Triton kernels run in 16
-    bits, each residual linear-attention block becomes one operator with folded weights.
+    bits, each residual linear-attention block becomes one operator with folded weights. What is folded is folded in
+    float64 from the weights as they are given, and rounded to dtype once.
     """
     prepared = copy.deepcopy(network).eval().requires_grad_(False)
     for module in prepared.modules():
         if type(module) is ResidualConvBlock:  # of other networks it is not known that nothing else calls their parts
             _fold_batchnorm(module.conv1)
             _fold_batchnorm(module.conv2)
-    prepared = prepared.to(device=device, dtype=dtype, memory_format=torch.channels_last)
-    if triton_for(device, dtype):
+    prepared = prepared.to(device=device)
+    on_triton = triton_for(device, dtype)
+    if on_triton:
         for module in list(prepared.modules()):
             for name, child in module.named_children():
                 if FoldedLinearAttention.replaces(child) and fits(dtype, child.fn.norm.num_channels, HEAD_DIM):
-                    setattr(module, name, FoldedLinearAttention(child))
+                    setattr(module, name, FoldedLinearAttention(child, dtype))
+    prepared = prepared.to(dtype=dtype, memory_format=torch.channels_last)
+    if on_triton:
+        for module in prepared.modules():
+            if isinstance(module, ConvNextBlock):
+                module.ds_conv.weight.data = taps_first(module.ds_conv.weight)
     return prepared
 
 
@@ -44,7 +52,7 @@ def _fold_batchnorm(sequence: nn.Sequential) -> None:
     """Convolution, BatchNorm, activation: the first two become a convolution and nothing, unless one has hooks."""
     conv, norm, _ = sequence
     if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and not (hooked(conv) or hooked(norm)):
-        sequence[0], sequence[1] = nn.utils.fuse_conv_bn_eval(conv, norm), nn.Identity()
+        sequence[0], sequence[1] = nn.utils.fuse_conv_bn_eval(conv.double(), norm.double()), nn.Identity()
 
 
 def hooked(module: nn.Module) -> bool:
@@ -60,9 +68,10 @@ class FoldedLinearAttention(nn.Module):
         """Whether it is that block itself; a subclass may have a forward of its own."""
         return type(module) is Residual and type(module.fn) is PreNorm and type(module.fn.fn) is LinearAttention
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, dtype: torch.dtype | None = None) -> None:
+        """dtype: of the folded weights, the block's unless given; a last norm that is not folded keeps its own."""
         super().__init__()
-        self.folded = fold_block(block)
+        self.folded = fold_block(block, dtype=dtype)
         _, last = block.fn.fn.to_out
         self.last = None if self.folded.gain is not None else last
 
@@ -71,13 +80,15 @@ class FoldedLinearAttention(nn.Module):
         return out if self.last is None else normed(self.last, out) + x
 
 
-def fold_block(block: nn.Module, precision: torch.dtype = torch.float64) -> FoldedAttention:
-    """The folded weights of a block that FoldedLinearAttention.replaces."""
+def fold_block(
+    block: nn.Module, precision: torch.dtype = torch.float64, dtype: torch.dtype | None = None
+) -> FoldedAttention:
+    """The folded weights of a block that FoldedLinearAttention.replaces; precision and dtype: as in `fold`."""
     norm, attention = block.fn.norm, block.fn.fn
     project, last = attention.to_out
     return fold(
         norm.weight, norm.bias, attention.to_qkv.weight, project.weight, project.bias,
-        last.g if isinstance(last, ChannelNorm) else None, HEADS, attention.divide_by_n, norm.eps, precision,
+        last.g if isinstance(last, ChannelNorm) else None, HEADS, attention.divide_by_n, norm.eps, precision, dtype,
     )  # fmt: skip
 
 

@@ -61,8 +61,9 @@ def fold(
     divide_by_n: bool,
     eps: float = 1e-5,
     precision: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
 ) -> FoldedAttention:
-    """The weights of attention_block, folded in that precision and kept in w_qkv's dtype.
+    """The weights of attention_block, folded in that precision and then rounded to dtype, w_qkv's unless given.
 
     norm_weight, norm_bias: the pre-norm's, (C,), GroupNorm with one group. w_qkv: (3 heads d, C) or with (1, 1) after
     it; w_out: (C, heads d), likewise; b_out: (C,); gain: the output norm's, (1, C, 1, 1), or None.
@@ -79,7 +80,7 @@ def fold(
     checks.shape(OP, "gain", gain, (1, c, 1, 1))
     checks.shape(OP, "w_qkv", w_qkv, (width, c), (width, c, 1, 1))
     checks.shape(OP, "w_out", w_out, (c, width // 3), (c, width // 3, 1, 1))
-    dtype, d = w_qkv.dtype, width // (3 * heads)
+    dtype, d = w_qkv.dtype if dtype is None else dtype, width // (3 * heads)
     wide = torch.promote_types(dtype, torch.float32)
     shift, scale, qkv, out = (t.detach().to(precision) for t in (norm_bias, norm_weight, w_qkv, w_out))
     q, k, v = qkv.reshape(3, heads * d, c)
@@ -94,7 +95,7 @@ def fold(
         values=tuple(m.to(dtype).contiguous() for m in values),
         bias=b_out.detach().to(wide).contiguous(),
         shift=(out @ (v @ shift)[..., None]).sum(0)[:, 0].to(wide),
-        gain=None if gain is None else gain.detach().contiguous(),
+        gain=None if gain is None else gain.detach().to(dtype).contiguous(),
         heads=heads,
         divide_by_n=divide_by_n,
         eps=eps,

@@ -16,9 +16,9 @@ from fastdiff.kernels.attention_block import FoldedAttention
 from fastdiff.kernels.channel_norm_triton import normalise
 from fastdiff.kernels.dispatch import launch
 from fastdiff.kernels.group_norm_triton import channel_statistics
-from fastdiff.kernels.layout import empty_images, positions, power_of_2
+from fastdiff.kernels.layout import FILL, empty_images, positions, power_of_2
 from fastdiff.kernels.linear_attention import output_scale
-from fastdiff.kernels.linear_attention_triton import FILL, softmax_features
+from fastdiff.kernels.linear_attention_triton import softmax_features
 from fastdiff.kernels.products import dot
 
 

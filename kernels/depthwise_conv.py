@@ -44,6 +44,14 @@ def depthwise_conv_reference(
     return y if time_bias is None else y + time_bias.reshape(-1, x.shape[1], 1, 1)
 
 
+def taps_first(weight: Tensor) -> Tensor:
+    """The same weight, (C, 1, K, K), as the Triton form reads it: the channels of a tap side by side in memory.
+
+    A weight that lies otherwise is copied in every call.
+    """
+    return weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+
+
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, weight, bias, time_bias):  # type: ignore[override]

@@ -24,7 +24,7 @@ def depthwise_conv_forward(
     K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
     BIAS: tl.constexpr, TIME: tl.constexpr,
 ):  # fmt: skip
-    """weight: (K, K, C) float32, so that a tap's channels lie side by side."""
+    """weight: (K, K, C), so that a tap's channels lie side by side."""
     pid = tl.program_id(0)
     c = (pid % channel_blocks) * CHANNELS + tl.arange(0, CHANNELS)
     pid = pid // channel_blocks
@@ -48,7 +48,8 @@ def depthwise_conv_forward(
         inside = ((column >= 0) & (column < width))[:, None] & (c < channels)[None, :]
         taps = ()
         for i in tl.static_range(K):
-            taps = taps + (tl.load(weight + (i * K + j) * channels + c, c < channels, 0.0)[None, :],)
+            tap = tl.load(weight + (i * K + j) * channels + c, c < channels, 0.0)
+            taps = taps + (tap.to(tl.float32)[None, :],)
         for r in tl.static_range(ROWS + K - 1):
             source = row + (r - K // 2)
             valid = inside & (source >= 0) & (source < height)
@@ -106,7 +107,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, time_bias: Tensor | 
     y = empty_images(x)
     time_rows, time_b = per_sample(time_bias, c)
     bias = contiguous(bias)
-    taps = weight[:, 0].permute(1, 2, 0).contiguous().float()
+    taps = weight[:, 0].permute(1, 2, 0).contiguous()  # no copy where taps_first has laid it out
     rows = 7 if h % 7 == 0 else 4  # 7 divides the sizes of network A on 28x28 pictures, 4 those of powers of two
     lanes = min(64, power_of_2(c))
     width = min(512 // lanes, 16, power_of_2(w))  # four elements a thread: more would cost occupancy

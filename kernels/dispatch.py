@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sysconfig
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ FORMS = ("auto", "triton", "reference")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _form: ContextVar[str | None] = ContextVar("form", default=None)
-# Set by the code generator (fastdiff.bench.codegen): it takes each launch in place of the device.
+# Set where launches are compiled or counted (kernels.ahead, bench.codegen): it takes each in place of the device.
 _recorder: ContextVar[Callable[..., None] | None] = ContextVar("recorder", default=None)
 
 
@@ -43,14 +45,20 @@ def using(form: str) -> Iterator[None]:
 
 
 @contextmanager
-def recording(record: Callable[..., None]) -> Iterator[None]:
-    """Within it operators run in their Triton form on meta tensors, and each launch is handed to `record`."""
+def withholding(record: Callable[..., None]) -> Iterator[None]:
+    """Within it each launch is handed to `record` and not made: record(kernel, grid, arguments, options)."""
     token = _recorder.set(record)
     try:
-        with using("triton"):
-            yield
+        yield
     finally:
         _recorder.reset(token)
+
+
+@contextmanager
+def recording(record: Callable[..., None]) -> Iterator[None]:
+    """Within it operators run in their Triton form on meta tensors, and each launch is handed to `record`."""
+    with withholding(record), using("triton"):
+        yield
 
 
 def use_triton(x: Tensor) -> bool:
@@ -103,10 +111,18 @@ def _capable(device: torch.device) -> bool:
         return False
     if importlib.util.find_spec("triton") is None:  # a dependency on Linux only
         return False
+    missing = _missing_to_launch()
+    if missing:
+        warnings.warn(f"no {missing}, which Triton needs; the operators run in plain torch", stacklevel=2)
+    return not missing
+
+
+def _missing_to_launch() -> str | None:
+    """What Triton lacks here: it compiles a piece of C for each kernel that it launches."""
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        warnings.warn("no C compiler, which Triton needs; the operators run in plain torch", stacklevel=2)
-        return False
-    return True
+        return "C compiler"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return None if header.exists() else f"{header} (a package such as python3-dev has it)"
 
 
 def _checked(form: str) -> str:

@@ -1,7 +1,10 @@
 """The Triton form of group_norm: a program for each sample, whose second reading comes from the cache.
 
-Statistics by Welford's update in every lane of a tile (positions, channels), the lanes' results combined by Chan's
-formula at the end: no difference of large sums, and no reduction across threads inside the loop.
+Where samples are too few to fill the device their positions are split over programs, in two launches: statistics of
+each part, then every part normalised by those of all parts together. Always in the same order, so with the same bits.
+
+Statistics by Welford's update in every lane of a tile (positions, channels), the lanes' results, and those of parts,
+combined by Chan's formula: no difference of large sums, and no reduction across threads inside the loop.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from fastdiff.kernels.activations import activate, activation_slope
 from fastdiff.kernels.dispatch import launch
-from fastdiff.kernels.layout import contiguous, empty_images, per_sample, positions, power_of_2, registers, tile
+from fastdiff.kernels.layout import contiguous, empty_images, per_sample, positions, power_of_2, registers, split, tile
 
 
 @triton.jit
@@ -78,6 +81,41 @@ def channel_statistics(
 
 
 @triton.jit
+def _group_statistics(mean_c, m2_c, count, mask, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr):
+    """Mean and sum of squared deviations of each column's group, from those of the columns over `count` positions."""
+    mean = _over_group(mean_c, GP, KP) / CG
+    off = tl.where(mask, mean_c - mean, 0.0)
+    return mean, _over_group(m2_c + count * off * off, GP, KP)
+
+
+@triton.jit
+def _added(input_bias, c, mask, ADDED: tl.constexpr):
+    """The bias of each column's input, (1, COLUMNS), or 0."""
+    added = 0.0
+    if ADDED:
+        added = tl.load(input_bias + c, mask, 0.0).to(tl.float32)[None, :]
+    return added
+
+
+@triton.jit
+def _normalise(
+    x, y, mean, rstd, added, b, c, mask, weight, bias, scale, shift, scale_b, shift_b, start, stop,
+    x_p: tl.constexpr, y_p: tl.constexpr, ROWS: tl.constexpr,
+    AFFINE: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
+):  # fmt: skip
+    """Writes the result at positions start to stop. x, y: pointers (1, COLUMNS) to a sample's first position."""
+    w, o, m, t = _modulation(b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE, MODULATED)
+    gain = rstd * w * m
+    offset = o * m + t
+    for first in range(start, stop, ROWS):
+        p = first + tl.arange(0, ROWS)
+        valid = (p < stop)[:, None] & mask[None, :]
+        v = activate(tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32) + added, BEFORE)
+        v = activate((v - mean[None, :]) * gain[None, :] + offset[None, :], AFTER)
+        tl.store(y + p[:, None] * y_p, v.to(y.dtype.element_ty), valid)
+
+
+@triton.jit
 def group_norm_forward(
     x, y, weight, bias, input_bias, scale, shift, means, rstds,
     count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr,
@@ -87,30 +125,72 @@ def group_norm_forward(
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     c, g, mask, first = _columns(GROUPS, CG, GP, KP)
-    r = tl.arange(0, ROWS)
     x += b * x_b + c[None, :] * x_c
     y += b * y_b + c[None, :] * y_c
-    added = 0.0
-    if ADDED:
-        added = tl.load(input_bias + c, mask, 0.0).to(tl.float32)[None, :]
-
+    added = _added(input_bias, c, mask, ADDED)
     mean_c, m2_c = channel_statistics(x, added, count, x_p, mask, BEFORE, ROWS, GP * KP)
-    mean = _over_group(mean_c, GP, KP) / CG
-    off = tl.where(mask, mean_c - mean, 0.0)
-    variance = _over_group(m2_c + count * off * off, GP, KP) / (count * CG)
-    rstd = tl.rsqrt(variance + eps)
+    mean, m2 = _group_statistics(mean_c, m2_c, count, mask, CG, GP, KP)
+    rstd = tl.rsqrt(m2 / (count * CG) + eps)
     tl.store(means + b * GROUPS + g, mean, mask & first)
     tl.store(rstds + b * GROUPS + g, rstd, mask & first)
+    _normalise(
+        x, y, mean, rstd, added, b, c, mask, weight, bias, scale, shift, scale_b, shift_b, 0, count, x_p, y_p, ROWS,
+        AFFINE, MODULATED, BEFORE, AFTER,
+    )  # fmt: skip
 
-    w, o, m, t = _modulation(b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE, MODULATED)
-    gain = rstd * w * m
-    offset = o * m + t
-    for start in range(0, count, ROWS):
-        p = start + r
-        valid = (p < count)[:, None] & mask[None, :]
-        v = activate(tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32) + added, BEFORE)
-        v = activate((v - mean[None, :]) * gain[None, :] + offset[None, :], AFTER)
-        tl.store(y + p[:, None] * y_p, v.to(y.dtype.element_ty), valid)
+
+@triton.jit
+def group_norm_part(
+    x, partial, input_bias, count, span, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr,
+    GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
+    ADDED: tl.constexpr, BEFORE: tl.constexpr,
+):  # fmt: skip
+    """partial (B, parts, GROUPS, 2): mean and sum of squared deviations over a part's positions."""
+    b, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    c, g, mask, first = _columns(GROUPS, CG, GP, KP)
+    start = part * span
+    n = tl.minimum(span, count - start)
+    x += b * x_b + start * x_p + c[None, :] * x_c
+    mean_c, m2_c = channel_statistics(x, _added(input_bias, c, mask, ADDED), n, x_p, mask, BEFORE, ROWS, GP * KP)
+    mean, m2 = _group_statistics(mean_c, m2_c, n, mask, CG, GP, KP)
+    place = partial + ((b * parts + part) * GROUPS + g) * 2
+    tl.store(place, mean, mask & first)
+    tl.store(place + 1, m2, mask & first)
+
+
+@triton.jit
+def group_norm_apply(
+    x, y, weight, bias, input_bias, scale, shift, means, rstds, partial,
+    count, span, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr,
+    y_p: tl.constexpr, scale_b, shift_b, eps,
+    GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
+    AFFINE: tl.constexpr, ADDED: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
+):  # fmt: skip
+    """Combines the statistics of a sample's parts, and normalises one part."""
+    b, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    c, g, mask, first = _columns(GROUPS, CG, GP, KP)
+    mean = tl.zeros(c.shape, tl.float32)
+    m2 = tl.zeros(c.shape, tl.float32)
+    seen = 0.0
+    for other in range(parts):
+        n = tl.minimum(span, count - other * span).to(tl.float32)
+        place = partial + ((b * parts + other) * GROUPS + g) * 2
+        delta = tl.load(place, mask, 0.0) - mean
+        share = n / (seen + n)
+        mean += delta * share
+        m2 += tl.load(place + 1, mask, 0.0) + delta * delta * (seen * share * CG)
+        seen += n
+    rstd = tl.rsqrt(m2 / (count * CG) + eps)
+    if part == 0:
+        tl.store(means + b * GROUPS + g, mean, mask & first)
+        tl.store(rstds + b * GROUPS + g, rstd, mask & first)
+    x += b * x_b + c[None, :] * x_c
+    y += b * y_b + c[None, :] * y_c
+    start = part * span
+    _normalise(
+        x, y, mean, rstd, _added(input_bias, c, mask, ADDED), b, c, mask, weight, bias, scale, shift, scale_b, shift_b,
+        start, tl.minimum(start + span, count), x_p, y_p, ROWS, AFFINE, MODULATED, BEFORE, AFTER,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -132,9 +212,7 @@ def group_norm_backward(
     rstd = tl.load(rstds + b * GROUPS + g, mask, 0.0)[None, :]
     w, o, m, t = _modulation(b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE, MODULATED)
     gain, offset = (w * m)[None, :], (o * m + t)[None, :]
-    added = 0.0
-    if ADDED:
-        added = tl.load(input_bias + c, mask, 0.0).to(tl.float32)[None, :]
+    added = _added(input_bias, c, mask, ADDED)
 
     sum_t = tl.zeros((ROWS, GP * KP), tl.float32)
     normed_t = tl.zeros((ROWS, GP * KP), tl.float32)
@@ -190,13 +268,26 @@ def forward(x, weight, bias, input_bias, scale, shift, groups, eps, before, afte
     (scale, scale_b), (shift, shift_b) = per_sample(scale, c), per_sample(shift, c)
     weight, bias, input_bias = map(contiguous, (weight, bias, input_bias))
     flat, into = positions(x), positions(y)
-    launch(
-        group_norm_forward, (b,), x.device,
-        flat, into, weight, bias, input_bias, scale, shift, means, rstds,
-        h * w, *flat.stride(), *into.stride(), scale_b, shift_b, eps,
-        **_options(x, groups, weight, input_bias, scale, before, after),
-    )  # fmt: skip
+    options = _options(x, groups, weight, input_bias, scale, before, after)
+    given = flat, into, weight, bias, input_bias, scale, shift, means, rstds
+    strides = *flat.stride(), *into.stride(), scale_b, shift_b
+    parts, span = _parts(b, h * w, options["ROWS"])
+    if parts == 1:
+        launch(group_norm_forward, (b,), x.device, *given, h * w, *strides, eps, **options)
+        return y, means, rstds
+    partial = torch.empty((b, parts, groups, 2), dtype=torch.float32, device=x.device)
+    some = {name: value for name, value in options.items() if name not in ("AFFINE", "MODULATED", "AFTER")}
+    launch(group_norm_part, (b, parts), x.device, flat, partial, input_bias, h * w, span, *flat.stride(), **some)
+    launch(group_norm_apply, (b, parts), x.device, *given, partial, h * w, span, *strides, eps, **options)
     return y, means, rstds
+
+
+def _parts(b: int, n: int, rows: int) -> tuple[int, int]:
+    """How many parts a sample's positions are split into, and the positions of each.
+
+    Up to four tiles are not split: by estimate the second launch costs then what the split would save.
+    """
+    return split(b, n, rows, 2 * rows) if n > 4 * rows else (1, n)
 
 
 def backward(

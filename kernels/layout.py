@@ -51,6 +51,19 @@ def tile(columns: int, rows: int, elements: int = 4096) -> tuple[int, int, int]:
     return height, width, max(1, min(8, width * height // 512))
 
 
+FILL = 256  # programs that fill a large device (an H100 has 132 multiprocessors)
+
+
+def split(programs: int, n: int, step: int, least: int) -> tuple[int, int]:
+    """n positions in parts, so that `programs` times the parts fill the device: (parts, positions of each).
+
+    A part has at least `least` positions, a multiple of `step`; the last one may have fewer.
+    """
+    parts = max(1, min(FILL // programs, -(-n // least)))
+    span = -(-n // (parts * step)) * step
+    return -(-n // span), span
+
+
 def registers(x: Tensor, four_bytes: int) -> dict[str, int]:
     """A bound on registers for data of four bytes an element, which is hardly reached.
 

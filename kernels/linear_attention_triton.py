@@ -19,11 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdiff.kernels.dispatch import launch
-from fastdiff.kernels.layout import empty_images, positions, power_of_2
+from fastdiff.kernels.layout import empty_images, positions, power_of_2, split
 from fastdiff.kernels.products import dot
-
-FILL = 256  # programs that fill a large device (an H100 has 132 multiprocessors)
-
 
 @triton.jit
 def softmax_features(q, c, D: tl.constexpr):
@@ -234,13 +231,6 @@ def _options(d: int, n: int, dtype: torch.dtype) -> dict[str, int]:
     return dict(D=d, DP=dp, N=rows, num_warps=8 if dp > 32 else 4, maxnreg=168)
 
 
-def _parts(programs: int, n: int, step: int) -> tuple[int, int]:
-    """How many parts the positions are split into so that the device is filled, and the positions of each."""
-    parts = max(1, min(FILL // programs, -(-n // (4 * step))))
-    span = -(-n // (parts * step)) * step
-    return -(-n // span), span
-
-
 def forward(qkv: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """out (B, heads d, H, W), and for the backward pass context (B, heads, d, d) and normaliser (B, heads, d)."""
     b, c, h, w = qkv.shape
@@ -253,7 +243,7 @@ def forward(qkv: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor, Tens
         return torch.empty(shape, dtype=torch.float32, device=qkv.device)
 
     context, normaliser = empty(b, heads, d, d), empty(b, heads, d)
-    parts, span = _parts(b * heads, n, options["N"])
+    parts, span = split(b * heads, n, options["N"], 4 * options["N"])
     if parts == 1:
         launch(
             linear_attention_whole, (b * heads,), qkv.device,
@@ -280,7 +270,7 @@ def backward(dy: Tensor, qkv: Tensor, context: Tensor, normaliser: Tensor, heads
     dqkv = empty_images(qkv)
     options = _options(d, n, qkv.dtype)
     flat, grad, into = positions(qkv), positions(dy.to(qkv.dtype)), positions(dqkv)
-    parts, span = _parts(b * heads, n, options["N"])
+    parts, span = split(b * heads, n, options["N"], 4 * options["N"])
     partial = torch.empty((parts, b, heads, d, d), dtype=torch.float32, device=qkv.device)
     launch(
         linear_attention_context_gradient, (b * heads, parts), qkv.device,

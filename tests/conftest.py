@@ -12,8 +12,8 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported, which nothing above does
 
-from fastdiff.kernels.dispatch import using
-from fastdiff.placement import ieee_float32
+from fastdiff.kernels.dispatch import recording, using
+from fastdiff.numerics import fixed_numerics
 
 torch.set_num_threads(1)  # the tensors are small; more threads only wait for each other
 settings.register_profile("fastdiff", deadline=None, derandomize=True)
@@ -75,10 +75,23 @@ def triton_device():
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with using("triton"), ieee_float32():
+        with using("triton"), fixed_numerics():
             yield torch.device("cuda" if torch.cuda.is_available() else "cpu")
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def launched():
+    """(call on meta tensors) → the names of the Triton kernels that it launches, in order; with their grids if asked."""
+
+    def run(call, grids: bool = False) -> list:
+        seen = []
+        with recording(lambda kernel, grid, args, options: seen.append((kernel.__name__, grid))):
+            call()
+        return seen if grids else [name for name, _ in seen]
+
+    return run
 
 
 # Of a result against float64 arithmetic on the same inputs, by relative norm: float32 arithmetic accumulates a few of

@@ -60,6 +60,58 @@ def test_group_norm_with_everything_and_its_gradients(triton_device, agrees, lea
         agrees(mine, theirs, times=3)  # a few more roundings: sums over the batch, and a difference of three terms
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("before, after", [("gelu", None), (None, "silu")])
+def test_group_norm_split_over_positions_and_its_gradients(triton_device, agrees, leaves, launched, dtype, before, after):
+    """A sample of five tiles, in parts of 128, 128 and 33 positions; the parameters in float32."""
+    b, c, h, w, groups = 2, 48, 17, 17, 6
+    x = images(triton_device, dtype, b, c, h, w).to(memory_format=torch.channels_last)
+    parameters = torch.randn(3, c, device=triton_device).unbind()
+    modulation = (0.5 * torch.randn(2, b, c, 1, 1, device=triton_device)).unbind()
+    dy = torch.randn(b, c, h, w, device=triton_device).to(dtype)
+
+    def run(function, inputs, dy):
+        x, weight, bias, added, scale, shift = inputs
+        y = function(x, groups, weight, bias, input_bias=added, scale=scale, shift=shift, before=before, after=after)
+        return y, torch.autograd.grad(y, inputs, dy)
+
+    given = [x, *parameters, *modulation]
+    assert launched(lambda: group_norm(x.to("meta"), groups)) == ["group_norm_part", "group_norm_apply"]
+    y, gradients = run(group_norm, leaves(given), dy)
+    exact, exact_gradients = run(group_norm_reference, leaves(given, torch.float64), dy.double())
+    agrees(y, exact)
+    for mine, theirs in zip(gradients, exact_gradients, strict=True):
+        agrees(mine, theirs, times=3)
+
+
+@pytest.mark.parametrize(
+    "b, c, size, parts",
+    [(1, 56, 28, 7), (64, 56, 28, 4), (128, 56, 28, 2), (129, 56, 28, 1), (1024, 56, 28, 1), (1, 28, 28, 4),
+     (1, 112, 14, 4), (1, 56, 14, 1), (1, 112, 7, 1)],
+)  # fmt: skip
+def test_group_norm_is_split_where_samples_are_few_and_large(launched, b, c, size, parts):
+    x = torch.empty(b, c, size, size, device="meta", dtype=torch.bfloat16)
+    seen = launched(lambda: group_norm(x, 1), grids=True)
+    if parts == 1:
+        assert seen == [("group_norm_forward", (b,))]
+    else:
+        assert seen == [("group_norm_part", (b, parts)), ("group_norm_apply", (b, parts))]
+
+
+def test_split_group_norm_does_not_depend_on_the_batch_around_it(triton_device):
+    """Two samples and five are split alike, and so each has the same bits."""
+    x = images(triton_device, torch.float32, 5, 64, 18, 18)
+    whole = group_norm(x, 4, after="silu")
+    assert torch.equal(group_norm(x[3:], 4, after="silu"), whole[3:])
+
+
+def test_split_group_norm_keeps_its_digits_far_from_zero(triton_device, rel):
+    x = 1000 + torch.randn(1, 64, 20, 20, device=triton_device)
+    x[..., 10:] += 5  # parts whose means differ
+    exact = group_norm_reference(x.double(), 1)
+    assert rel(group_norm(x, 1).cpu(), exact.cpu()) < 1.2e-4  # see below
+
+
 @pytest.mark.parametrize("affine", [False, True])
 def test_group_norm_shared_modulation_and_no_affine(triton_device, agrees, leaves, affine):
     x = images(triton_device, torch.float32, 3, 10, 4, 4)

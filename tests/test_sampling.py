@@ -306,20 +306,6 @@ def test_bad_models_are_named(options, words):
     assert words in str(caught.value)
 
 
-def test_float32_means_tf32_off_and_the_users_setting_comes_back(randomised):
-    place, seen = torch.backends.cudnn.conv, []
-    before = place.fp32_precision
-    try:
-        place.fp32_precision = "tf32"
-        model = annotated(randomised)
-        hook = model.network.init_conv.register_forward_pre_hook(lambda *_: seen.append(place.fp32_precision))
-        sample(model, 1, steps=1, device="cpu")
-        hook.remove()
-        assert seen == ["ieee"] and place.fp32_precision == "tf32"
-    finally:
-        place.fp32_precision = before
-
-
 def test_numpy_numbers_are_numbers(randomised):
     model = annotated(randomised)
     ours = sample(model, np.int64(2), steps=np.int32(3), seed=np.uint8(5), clip=np.float32(1), device="cpu")

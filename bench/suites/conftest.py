@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from fastdiff.errors import InputError
-from fastdiff.placement import choose_device, ieee_float32
+from fastdiff.numerics import fixed_numerics
+from fastdiff.placement import choose_device
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,7 +47,7 @@ def settings() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    with torch.no_grad(), ieee_float32():
+    with torch.no_grad(), fixed_numerics():
         yield
     torch.set_num_threads(threads)
 
