@@ -12,12 +12,17 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c $
 # What runs on a GPU too; without one the kernels' tests run in Triton's interpreter.
 GPU_TESTS := tests/test_gpu.py tests/test_noise.py tests/test_norms.py tests/test_depthwise_conv.py tests/test_linear_attention.py \
 	tests/test_attention_block.py tests/test_denoise_step.py tests/test_fused_networks.py
+GPU_SLICES := gpu-test gpu-operators gpu-profile gpu-bench-64 gpu-bench-1024 gpu-bench-1 gpu-distance gpu-bench-b gpu-cold \
+	gpu-float32 gpu-quality
+GPU_SECONDS ?= 470
+GPU_LIMIT = timeout --signal=INT --kill-after=10 $(GPU_SECONDS)
+GPU_BENCH = $(GPU_LIMIT) $(PYTHON) -m fastdiff bench --device cuda --dtype bfloat16 --only evaluation --only "sampling ddim 25"
 DECLARED := $(ROOT)/pyproject.toml $(ROOT)/constraints.txt
 
-.PHONY: help sample test slow lint bench quality readme suites kernels traffic onnx gpu gpu-test gpu-operators gpu-profile gpu-bench gpu-distance gpu-quality clean
+.PHONY: help sample test slow lint bench quality readme suites kernels traffic onnx gpu gpu-install $(GPU_SLICES) clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(ROOT)/Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9 -]+:.*## ' $(ROOT)/Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 sample: $(VENV)/.installed ## sample 64 garments from the shipped model into out/
 	$(BIN)/fastdiff sample fashion-mnist -n 64 -o $(OUT)/fashion-mnist.png --gif $(OUT)/fashion-mnist.gif
@@ -59,32 +64,43 @@ kernels: $(VENV)/.test ## compile every kernel for sm_80, sm_90 and sm_100, no G
 traffic: $(VENV)/.installed ## bytes moved by each operation of an evaluation, from the shapes; writes bench/results/traffic.md
 	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.traffic --output $(ROOT)/bench/results/traffic.md
 
-gpu: ## on a machine with a GPU and torch, into the Python that is there: every test and report of the GPU, into OUT
-	cd $(ROOT) && $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
-	mkdir -p $(OUT)
-	failed=; for part in gpu-test gpu-operators gpu-profile gpu-bench gpu-distance; do \
-		$(MAKE) -f $(ROOT)/Makefile $$part || failed="$$failed $$part"; done; \
+gpu: gpu-install ## on a machine with a GPU and torch, into the Python that is there: all of the slices below, into OUT
+	failed=; for slice in $(GPU_SLICES); do \
+		$(MAKE) -f $(ROOT)/Makefile $$slice || failed="$$failed $$slice"; done; \
 		test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
-gpu-test: ## of gpu: the operators' numerics and the sampler's images on the device
-	cd $(ROOT) && $(PYTHON) -m pytest -m "not slow" -n 8 $(GPU_TESTS)
+gpu-install: ## of gpu: fastdiff into the Python that is there, which a slice by itself needs first
+	cd $(ROOT) && $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
+	mkdir -p $(OUT)
 
-gpu-operators: ## of gpu: each operator against its plain form, torch.compile and the bandwidth
-	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.operators --output $(OUT)/operators-cuda.json
-	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.operators --batch 64 --dtype float32 --no-compile \
+# In the order of what they are worth. Each ends after GPU_SECONDS, with what it has measured until then.
+gpu-test: ## a slice of gpu: the operators' numerics and the sampler's images on the device
+	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m pytest -m "not slow" -n 8 --junit-xml=$(OUT)/gpu-test.xml $(GPU_TESTS)
+
+gpu-operators: ## a slice of gpu: each operator against its plain form, torch.compile and the bandwidth
+	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff.bench.operators --output $(OUT)/operators-cuda.json
+
+gpu-profile: ## a slice of gpu: network A at batches 1, 64 and 1024 against torch.compile and the floor, its kernels by time
+	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff.bench.profiling --output $(OUT)/profile-cuda.json
+
+gpu-bench-64 gpu-bench-1024 gpu-bench-1: gpu-bench-%: ## three slices of gpu: every contender there is, network A in bfloat16, at that batch
+	cd $(ROOT) && $(GPU_BENCH) --network A28@28 --batch $* -o $(OUT)/bench-a-$*
+
+gpu-distance: ## a slice of gpu: 16-bit images against float32 ones
+	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff.bench.distance --device cuda --batch 1024 --whole 64 --output $(OUT)/distance-cuda.json
+
+gpu-bench-b: ## a slice of gpu: every contender there is, network B in bfloat16, at batch 64
+	cd $(ROOT) && $(GPU_BENCH) --network B@16 --batch 64 -o $(OUT)/bench-b-64
+
+gpu-cold: ## a slice of gpu: the cold start, with empty caches too, and the denoise step
+	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff bench --device cuda --only "cold start" --only "denoise step 64" -o $(OUT)/bench-cold
+
+gpu-float32: ## a slice of gpu: each operator in float32 against its plain form
+	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff.bench.operators --batch 64 --dtype float32 --no-compile \
 		--output $(OUT)/operators-cuda-float32.json
 
-gpu-profile: ## of gpu: network A at batches 64 and 1024, against torch.compile and the floor, its kernels by time
-	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.profiling --output $(OUT)/profile-cuda.json
-
-gpu-bench: ## of gpu: fastdiff bench, batches 1, 64, 256 and 1024, every contender that is there
-	cd $(ROOT) && $(PYTHON) -m fastdiff bench --device cuda $(BENCH) -o $(OUT)/bench-cuda
-
-gpu-distance: ## of gpu: 16-bit images against float32 ones
-	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.distance --device cuda --batch 1024 --whole 64 --output $(OUT)/distance-cuda.json
-
-gpu-quality: ## of gpu: time an image against Frechet distance, 10,000 images a point
-	cd $(ROOT) && $(PYTHON) -m fastdiff.bench.quality --device cuda --samples $(OUT)/quality --output $(OUT)/quality-cuda.json
+gpu-quality: ## a slice of gpu: time an image against Frechet distance, 10,000 images a point; goes on where it was stopped
+	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff.bench.quality --device cuda --samples $(OUT)/quality --output $(OUT)/quality-cuda.json
 
 clean: ## remove the virtual environment and what the commands wrote
 	rm -rf $(VENV) $(ROOT)/out

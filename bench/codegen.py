@@ -2,7 +2,8 @@
 
 The networks and the sampler's step run on meta tensors, so that each operator's own code decides what is launched and
 how; every launch is compiled for each architecture in place of being run. Printed for each: registers, shared memory,
-stack and spills, the width of the accesses to global memory, and the number of instructions. Exits with 1 where
+stack and spills, the width of the accesses to global memory, and the number of instructions; before them, how many
+kernels a captured step launches. Exits with 1 where
 anything spills, uses a stack, or wants more shared memory than the chip has. Compiled kernels stay in Triton's cache.
 """
 
@@ -28,6 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastdiff.bench.shapes import NETWORKS, evaluate, on_meta, sampler_steps
+from fastdiff.bench.traffic import launches_table
 from fastdiff.files import write_atomically
 from fastdiff.kernels.dispatch import interpreted, recording
 from fastdiff.provenance import source_version
@@ -263,7 +265,8 @@ def main(arguments: list[str] | None = None) -> None:
     dirty = [row for row in rows if not row.clean]
     text = (
         f"Triton {__import__('triton').__version__}; fastdiff {source_version()}; no GPU. {len(rows)} compiled, "
-        f"{len(dirty)} with spills, a stack, or too much shared memory. {noise_cost(rows)}\n\n{table(rows)}"
+        f"{len(dirty)} with spills, a stack, or too much shared memory. {noise_cost(rows)}\n\n{launches_table()}\n\n"
+        f"{table(rows)}"
     )
     print(text)
     if given.output is not None:

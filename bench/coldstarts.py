@@ -61,7 +61,7 @@ def _process(
     cold: bool = True,
     empty: bool = False,
 ) -> Ready:
-    """empty: with a cache of kernels that is made anew each time."""
+    """empty: with caches of C and of Triton kernels that are made anew each time."""
     here = Path(folder.name)
     start, image = here / "start.npy", here / "image.npy"
     shape = (1, *networks.load(case.network).image_shape)
@@ -77,7 +77,7 @@ def _process(
 
     def run(held: Any = folder) -> None:  # the folder goes with the last that needs it
         with tempfile.TemporaryDirectory() as made:
-            more = {"FASTDIFF_CACHE": made} if empty else {}
+            more = {"FASTDIFF_CACHE": made, "TRITON_CACHE_DIR": str(Path(made) / "triton")} if empty else {}
             ended = subprocess.run(
                 [*words, str(start), str(image), case.device],
                 env={**environment, **more},

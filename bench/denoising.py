@@ -13,6 +13,7 @@ from fastdiff.bench.cases import Case
 from fastdiff.bench.contender import FASTDIFF, Contender, Ready, end_of
 from fastdiff.bench.reference import ancestral_step, ddim_step
 from fastdiff.engine import Engine
+from fastdiff.graphs import CapturedStep
 from fastdiff.kernels import philox
 from fastdiff.step import State, advance
 
@@ -70,24 +71,42 @@ def _scheduler(case: Case) -> Ready:
 
 
 def _ours(case: Case) -> Ready:
-    """The engine's own step around that prediction; x is put back before each, which is part of the time."""
+    """The engine's own step around that prediction, captured where the engine captures its own.
+
+    x and the row are put back before each, which is part of the time.
+    """
     x, out, _ = _inputs(case)
-    model, captured = networks.load(case.network), case.device == "cuda"
+    model = networks.load(case.network)
     engine = Engine(model, samplings.table_of(model, f"{case.what} {STEPS}"), case.batch, device=x.device)
     engine._load(engine.table)
-    noisy = captured or case.what == "ddpm"  # a captured step always draws, and always looks back
+    kind = engine._kind(engine.table)
     state = State(
-        engine.x, engine.rows, engine.index, key=engine.key if noisy else None,
-        x0_prev=engine.x0_prev if captured else None,
+        engine.x, engine.rows, engine.index, key=engine.key if kind.noise == "philox" else None,
+        x0_prev=engine.x0_prev if kind.history else None,
     )  # fmt: skip
     engine.key.zero_()
     out = out.contiguous(memory_format=torch.channels_last)  # as a network leaves it
 
+    row, steps = torch.full_like(engine.index, ROW), torch.zeros_like(engine.index)
+
+    def body() -> None:
+        state.x.copy_(x)
+        state.index.copy_(row)
+        advance(state, lambda x, index: out)
+
+    def counted() -> None:
+        body()
+        steps.add_(1)
+
+    step = body
+    if engine.form.captured:
+        step = CapturedStep(counted, steps, engine.device)
+        with engine._settings():
+            step.ready()
+
     def run() -> Tensor:
         with engine._settings():
-            state.x.copy_(x)
-            state.index.fill_(ROW)
-            advance(state, lambda x, index: out)
+            step()
             return state.x
 
     return Ready(run, lambda: run().clone(), end=end_of(x.device))

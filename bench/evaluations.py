@@ -70,7 +70,7 @@ def _ready(case: Case, predict: Predict) -> Ready:
     )
 
 
-def _by_engine(case: Case, form: str) -> Ready:
+def _by_engine(case: Case, form: str | None) -> Ready:
     """What a step of the engine calls, on the engine's own buffers; `form` as users choose it."""
     x, _ = inputs(case)
     model = networks.load(case.network)
@@ -84,8 +84,9 @@ def _by_engine(case: Case, form: str) -> Ready:
 
     def body() -> None:
         out.copy_(prediction(engine.x, engine.index))
+        engine.index.add_(1)  # as every step does
 
-    captured = CapturedStep(body, engine.index.zero_, x.device) if engine.form.captured else None
+    captured = CapturedStep(body, engine.index, engine.device) if engine.form.captured else None
     if captured is not None:
         with engine._settings():
             captured.ready()
@@ -96,7 +97,7 @@ def _by_engine(case: Case, form: str) -> Ready:
             engine.index.fill_(row)
             if captured is None:
                 return prediction(engine.x, engine.index)
-            captured(1)
+            captured()
             return out
 
     return Ready(

@@ -17,7 +17,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -193,38 +192,46 @@ def table(report: dict[str, Any]) -> str:
             )
         if "note" in row:
             lines.append(f"| {row['batch']} | {row['note']} | | | | | {row['error']:.1e} |")
-    training = report["training"]
-    lines += ["", f"Forward and backward of a training step, batch {training['batch']}, under autocast; gradients "
+    lines += _training_table(report["training"])
+    for row in report["rows"]:
+        for name, kernels in row.get("kernels", {}).items():
+            lines += _kernels_table(f"Batch {row['batch']}, {name}: kernels by time", kernels)
+    return "\n".join(lines)
+
+
+def _training_table(training: dict[str, Any] | None) -> list[str]:
+    if training is None:
+        return []
+    lines = ["", f"Forward and backward of a training step, batch {training['batch']}, under autocast; gradients "
               f"{training['error']:.1e} apart. {training.get('note', '')}", "",
               "| form | ms | fused against it |", "| --- | --- | --- |"]  # fmt: skip
     for name, taken in training["milliseconds"].items():
         against = training["fused_against"].get(name)
         lines.append(f"| {name} | {taken:.2f} | {f'{against[0]:.2f}x' if against else ''} |")
-    for row in report["rows"]:
-        for name, kernels in row.get("kernels", {}).items():
-            total = sum(k["microseconds"] for k in kernels)
-            lines += ["", f"Batch {row['batch']}, {name}: kernels by time", "", "| kernel | calls | µs | share |",
-                      "| --- | --- | --- | --- |"]  # fmt: skip
-            for k in kernels[:12]:
-                label = k["kernel"].replace("|", "/")[:90]
-                lines.append(
-                    f"| {label} | {k['calls']:g} | {k['microseconds']:.1f} | {k['microseconds'] / total:.0%} |"
-                )
-    return "\n".join(lines)
+    return lines
+
+
+def _kernels_table(title: str, kernels: list[dict[str, Any]]) -> list[str]:
+    total = sum(k["microseconds"] for k in kernels)
+    lines = ["", title, "", "| kernel | calls | µs | share |", "| --- | --- | --- | --- |"]
+    for k in kernels[:12]:
+        label = k["kernel"].replace("|", "/")[:90]
+        lines.append(f"| {label} | {k['calls']:g} | {k['microseconds']:.1f} | {k['microseconds'] / total:.0%} |")
+    return lines
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = reporting.parser("profiling", __doc__, "profile.json")
     names = [name for name in NETWORKS if name.startswith("A")]
     parser.add_argument("--network", choices=names, default=names[0], metavar="NAME", help=f"one of {names}")
-    parser.add_argument("--batch", type=int, nargs="+", default=[64, 1024], help="default 64 1024")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 64, 1024], help="default 1 64 1024")
     given = parser.parse_args(arguments)
     device, dtype = torch.device(given.device), reporting.DTYPES[given.dtype]
-    torch.backends.cudnn.benchmark = True
     network = SMOKE if given.smoke else NETWORKS[given.network]
-    with fixed_numerics() if dtype == torch.float32 else nullcontext():
+    rows: list[dict[str, Any]] = []
+    training = None
+    with fixed_numerics(), (stopped := reporting.Stopped()):
         rates = {"copy": copy_rate(device, given.smoke), "matmul": matmul_rate(device, dtype, given.smoke)}
-        rows = []
         for batch in given.batch:
             try:
                 rows.append(measure(network, batch, device, dtype, rates, given.rounds, not given.no_compile))
@@ -235,7 +242,9 @@ def main(arguments: list[str] | None = None) -> None:
             training = measure_training(network, batch, device, dtype, given.rounds, not given.no_compile)
         except Exception as problem:
             training = _failed(batch, problem)
-    report = {
+    if not rows:
+        sys.exit(stopped.status(failed=True))
+    report: dict[str, Any] = {
         **reporting.provenance("profiling", device, arguments),
         "network": "a tiny network" if given.smoke else given.network,
         "dtype": given.dtype,
@@ -243,8 +252,9 @@ def main(arguments: list[str] | None = None) -> None:
         "rows": rows,
         "training": training,
     }
+    report["note"] += stopped.note
     reporting.save(report, table(report), given.output)
-    sys.exit(1 if any("note" in row for row in [*rows, training]) else 0)
+    sys.exit(stopped.status(failed=any("note" in row for row in [*rows, *filter(None, [training])])))
 
 
 if __name__ == "__main__":

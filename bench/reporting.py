@@ -50,6 +50,31 @@ def provenance(module: str, device: torch.device, arguments: list[str] | None) -
     }
 
 
+class Stopped:
+    """`with stopped:` ends at Ctrl-C, or at the signal by which a time limit ends a command, without an error.
+
+    What was measured until then makes a report that says so.
+    """
+
+    def __init__(self) -> None:
+        self.early = False
+
+    def __enter__(self) -> Stopped:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> bool:
+        self.early = kind is KeyboardInterrupt
+        return self.early
+
+    @property
+    def note(self) -> str:
+        return " Stopped early: what is missing was not measured." if self.early else ""
+
+    def status(self, failed: bool) -> int:
+        """The command's exit status."""
+        return 130 if self.early else int(failed)
+
+
 def heading(report: dict[str, Any]) -> str:
     return f"{report['machine']}; {report['versions']}; fastdiff {report['fastdiff']}; `{report['command']}`"
 

@@ -22,7 +22,6 @@ from fastdiff.engine import Engine
 from fastdiff.errors import InputError
 from fastdiff.noise import PhiloxNoise
 
-UNROLLED = 5  # steps in one CUDA graph, beside one
 DIFFUSERS = "diffusers' scheduler"
 
 Loop = Callable[[Predict, Noise], Tensor]
@@ -78,9 +77,7 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
         )
     yield Contender(DIFFUSERS, partial(_by_scheduler, case))
     for label, form in evaluations.own_forms(case):
-        yield Contender(label, partial(_by_engine, case, form.name, 1))
-        if form.captured:
-            yield Contender(f"{label}, {UNROLLED} steps a graph", partial(_by_engine, case, form.name, UNROLLED))
+        yield Contender(label, partial(_by_engine, case, form.name))
     for label, make in evaluations.other_networks(case) if case.others else ():
         yield Contender(label, partial(_other, case, make), other_network=True)
 
@@ -113,10 +110,10 @@ def _by_scheduler(case: Case) -> Ready:
     return Ready(lambda: sample(None), lambda: sample(shared))
 
 
-def _by_engine(case: Case, form: str, unroll: int) -> Ready:
+def _by_engine(case: Case, form: str) -> Ready:
     model = networks.load(case.network)
     table, dtype = table_of(model, case.what), getattr(torch, case.dtype)
-    engine = Engine(model, table, case.batch, dtype, case.device, form=form, unroll=unroll)
+    engine = Engine(model, table, case.batch, dtype, case.device, form=form)
 
     told: dict[str, str] = {}
 

@@ -13,7 +13,10 @@ from torch.overrides import TorchFunctionMode
 from fastdiff.kernels.denoise_step import denoise_step
 from fastdiff.kernels.philox import normals
 from fastdiff.networks import AnnotatedUnet, ContextUnet
-from fastdiff.prepared import prepare_network
+from fastdiff.prepared import Prediction, TimeInputs, prepare_network
+from fastdiff.schedule import make_schedule
+from fastdiff.step import State, advance
+from fastdiff.table import make_table
 
 META = torch.device("meta")
 
@@ -50,9 +53,13 @@ class _ChannelsLast(torch.autograd.Function):
 
 
 class _AsOnAGpu(TorchFunctionMode):
-    """Convolutions on meta tensors leave channels_last, as cuDNN's do and those of the meta device do not."""
+    """What the meta device does otherwise: cuDNN leaves channels_last, and attention is a single kernel."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
+        if func is F.scaled_dot_product_attention and not torch.is_grad_enabled():
+            if args[0].element_size() == 2:
+                return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
+            return torch.ops.aten._scaled_dot_product_efficient_attention(*args, None, False)[0]
         if func not in (F.conv2d, F.conv_transpose2d):
             return func(*args, **(kwargs or {}))
         return _ChannelsLast.apply(func(_ChannelsLast.apply(args[0]), *args[1:], **(kwargs or {})))
@@ -73,6 +80,26 @@ def evaluate(module: nn.Module, shape: tuple[int, ...], batch: int, dtype: torch
         out = module.denoise(x, module.embed_time(t), module.embed_context(None))  # type: ignore[operator]
         if train:
             out.sum().backward()
+
+
+def captured_step(network: Network, dtype: torch.dtype, batch: int) -> Callable[[], None]:
+    """The whole step that an engine captures, on meta tensors: without guidance, by any sampler."""
+    with torch.no_grad(), torch.device(META):
+        module = on_meta(network, dtype)
+        time = TimeInputs(module, META, dtype, integer=True)
+        table = make_table("ddim", make_schedule("linear", 200), 25)
+        time.load(table, len(table))
+        prediction = Prediction(module, dtype, time, guided=False)
+        prediction.load_context(None)
+        x = torch.empty(batch, *network.shape).contiguous(memory_format=torch.channels_last)
+        key, index = torch.empty(2, dtype=torch.int64), torch.empty((), dtype=torch.int64)
+        state = State(x, torch.empty(len(table), 6), index, key=key, x0_prev=torch.empty_like(x))
+
+    def step() -> None:
+        with torch.no_grad(), _AsOnAGpu():
+            advance(state, prediction)
+
+    return step
 
 
 def sampler_steps() -> None:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastdiff.bench.reporting import DTYPES
-from fastdiff.bench.shapes import NETWORKS, Network, evaluate, on_meta
+from fastdiff.bench.shapes import NETWORKS, Network, captured_step, evaluate, on_meta
 from fastdiff.files import write_atomically
 from fastdiff.kernels.dispatch import recording, using
 
@@ -68,6 +68,10 @@ class Traffic:
         seen = {id(t): t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor)}
         self.moved[name] += sum(seen.values())
         self.calls[name] += 1
+
+    def record(self, kernel: Any, grid: Any, args: tuple[Any, ...], options: Any) -> None:
+        """A Triton launch, as dispatch.recording hands it over."""
+        self.add(kernel.__name__, list(args))
 
     @property
     def total(self) -> int:
@@ -126,16 +130,35 @@ def form(fused: bool, record: Callable[..., None] = lambda *_: None) -> Iterator
 
 def network_traffic(network: Network, dtype: torch.dtype, fused: bool, batch: int = BATCH) -> Traffic:
     """One evaluation of a batch, time embedding included (once for the batch, as the sampler has it)."""
-    traffic = Traffic()
-
-    def record(kernel: Any, grid: Any, args: tuple[Any, ...], options: Any) -> None:
-        traffic.add(kernel.__name__, list(args))
-
-    with form(fused, record):
+    with form(fused, (traffic := Traffic()).record):
         module = on_meta(network, dtype)
         with _Count(traffic):
             evaluate(module, network.shape, batch, dtype)
     return traffic
+
+
+def step_launches(network: Network, dtype: torch.dtype, batch: int) -> Counter[str]:
+    """What the step that an engine captures launches on a GPU, by operation.
+
+    A library's convolution and its attention count as one launch each, of which cuDNN may make more.
+    """
+    with form(True, (traffic := Traffic()).record):
+        step = captured_step(network, dtype, batch)
+        with _Count(traffic):
+            step()
+    return traffic.calls
+
+
+def launches_table(dtype: torch.dtype = torch.bfloat16, batches: tuple[int, ...] = (1, 64, 1024)) -> str:
+    """Launches a step of the main networks, in Markdown."""
+    lines = [f"| launches a step, {str(dtype).removeprefix('torch.')} | {' | '.join(f'batch {b}' for b in batches)} |",
+             f"| --- |{' --- |' * len(batches)}"]  # fmt: skip
+    for name in (name for name, network in NETWORKS.items() if network.main):
+        counts = [step_launches(NETWORKS[name], dtype, batch) for batch in batches]
+        lines.append(f"| **{name}** | {' | '.join(f'**{c.total()}**' for c in counts)} |")
+        names = sorted({key for c in counts for key in c}, key=lambda key: (-max(c[key] for c in counts), key))
+        lines += [f"| {key} | {' | '.join(str(c[key]) for c in counts)} |" for key in names]
+    return "\n".join(lines)
 
 
 def network_flop(network: Network, batch: int = BATCH) -> int:

@@ -137,7 +137,7 @@ class Engine:
         self.index = torch.zeros((), dtype=torch.int64, device=self.device)
         self.key = torch.zeros(2, dtype=torch.int64, device=self.device)
         self.guidance_scale = torch.ones((), dtype=torch.float32, device=self.device)
-        # Copies from a device are at full speed only into pinned memory, of which there is little: so none is given away.
+        # A device's copies are fast into pinned memory alone, of which there is little: so none of it is given away.
         on_cuda = self.device.type == "cuda"
         self.landing = torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=True) if on_cuda else None
         self.loaded: StepTable | None = None

@@ -219,7 +219,8 @@ class CapturedStep:
 
     def _compare(self, replay: Callable[[], None]) -> None:
         """Whether to replay, by the medians of interleaved runs."""
-        launched, replayed = [], []
+        launched: list[float] = []
+        replayed: list[float] = []
         for _ in range(5):
             for call, taken in ((self.body, launched), (replay, replayed)):
                 self.index.zero_()

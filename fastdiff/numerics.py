@@ -35,8 +35,8 @@ _SETTINGS = (
     _attribute(_cuda.matmul, "fp32_precision", "ieee"),
     _attribute(_cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
     _attribute(_cudnn.rnn, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
-    _attribute(_mkldnn.matmul, "fp32_precision", "ieee"),
-    _attribute(_mkldnn.conv, "fp32_precision", "ieee"),
+    _attribute(_mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+    _attribute(_mkldnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
     # Some of cuDNN's algorithms add in an order that changes from run to run, and a choice by timing (benchmark) may
     # differ between processes; the choice by its heuristics does not.
     _attribute(_cudnn, "deterministic", True),

@@ -14,7 +14,16 @@ from fastdiff.errors import InputError
 from fastdiff.kernels.attention_block import FoldedAttention, attention_block, fits, fold
 from fastdiff.kernels.depthwise_conv import taps_first
 from fastdiff.kernels.dispatch import triton_for
-from fastdiff.networks.blocks import HEAD_DIM, HEADS, ChannelNorm, ConvNextBlock, LinearAttention, PreNorm, Residual, normed
+from fastdiff.networks.blocks import (
+    HEAD_DIM,
+    HEADS,
+    ChannelNorm,
+    ConvNextBlock,
+    LinearAttention,
+    PreNorm,
+    Residual,
+    normed,
+)
 from fastdiff.networks.context import ResidualConvBlock
 from fastdiff.networks.protocol import SeparableNetwork
 from fastdiff.table import StepTable

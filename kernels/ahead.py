@@ -1,4 +1,4 @@
-"""Triton kernels compiled before they are launched, several at a time; their first launches would compile one by one."""
+"""Triton kernels compiled before they are launched, several at a time; a first launch compiles one while all wait."""
 
 from __future__ import annotations
 

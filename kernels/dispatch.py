@@ -121,8 +121,12 @@ def _missing_to_launch() -> str | None:
     """What Triton lacks here: it compiles a piece of C for each kernel that it launches."""
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "C compiler"
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    return None if header.exists() else f"{header} (a package such as python3-dev has it)"
+    folders = [sysconfig.get_path("include"), sysconfig.get_path("include", "posix_prefix")]  # the latter on Debian
+    for variable in ("CPATH", "C_INCLUDE_PATH"):
+        folders += filter(None, os.environ.get(variable, "").split(os.pathsep))
+    if any((Path(folder) / "Python.h").exists() for folder in folders):
+        return None
+    return f"Python.h in {folders[0]} (a package such as python3-dev has it)"
 
 
 def _checked(form: str) -> str:

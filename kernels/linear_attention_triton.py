@@ -22,6 +22,7 @@ from fastdiff.kernels.dispatch import launch
 from fastdiff.kernels.layout import empty_images, positions, power_of_2, split
 from fastdiff.kernels.products import dot
 
+
 @triton.jit
 def softmax_features(q, c, D: tl.constexpr):
     """Softmax over the columns c < D of a tile (positions, features), float32."""

@@ -1,5 +1,6 @@
 """Settings and helpers of all tests."""
 
+import dataclasses
 import importlib.util
 import os
 from pathlib import Path
@@ -12,6 +13,8 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported, which nothing above does
 
+from fastdiff import engine, graphs
+from fastdiff.forms import FORMS
 from fastdiff.kernels.dispatch import recording, using
 from fastdiff.numerics import fixed_numerics
 
@@ -67,6 +70,27 @@ def standin():
 
 
 @pytest.fixture
+def cuda(standin, monkeypatch):
+    """The stand-in, in the place of torch.cuda."""
+    made = standin.cuda()
+    monkeypatch.setattr(graphs, "cuda", made)
+    graphs._stream.cache_clear()
+    yield made
+    graphs._stream.cache_clear()
+
+
+@pytest.fixture
+def pool(cuda, monkeypatch):
+    """Engines capture by the stand-in, in a pool of their own, unless another form is named."""
+    held = graphs.GraphPool()
+    form = dataclasses.replace(FORMS["eager"], name="graph-standin", captured=True)
+    choose = engine.choose_form
+    monkeypatch.setattr(graphs, "POOL", held)
+    monkeypatch.setattr(engine, "choose_form", lambda name, *more: choose(name, *more) if name else form)
+    return held
+
+
+@pytest.fixture
 def triton_device():
     """Where Triton kernels run here: the CUDA device, or the CPU by Triton's interpreter.
 
@@ -83,7 +107,7 @@ def triton_device():
 
 @pytest.fixture
 def launched():
-    """(call on meta tensors) → the names of the Triton kernels that it launches, in order; with their grids if asked."""
+    """(call on meta tensors) → the names of the Triton kernels that it launches, in order; with grids if asked."""
 
     def run(call, grids: bool = False) -> list:
         seen = []

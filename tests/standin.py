@@ -2,8 +2,8 @@
 
 As in a graph, Python values, branches and the tensors themselves are those of the recording; what a recording or a
 replay made is garbage afterwards (here NaN), but for what the body wrote into tensors that were there before. What no
-graph can hold is refused where torch tells nothing of it, and so is torch's global generator, which a graph can hold but
-a sample must not depend on.
+graph can hold is refused where torch tells nothing of it, and so is torch's global generator, which a graph can hold
+but a sample must not depend on.
 
 What goes wrong with several devices, threads and engines goes wrong here too: a capture records what is launched on its
 own stream only; a synchronisation of the device, or memory that goes back to the driver, ends every capture that is
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -209,8 +209,8 @@ class Cuda(threading.local):
 class Process:
     """captures, replays: how many there were. slower: milliseconds that a replay takes, the launched body taking 1.
 
-    home: the device whose current stream bodies launch on, since their tensors lie on the CPU. reserved: bytes of graphs
-    that torch holds; `unused` ones of them go back to the driver by empty_cache.
+    home: the device whose current stream bodies launch on, since their tensors lie on the CPU. reserved: the graphs'
+    bytes that torch holds; `unused` ones of them go back to the driver by empty_cache.
     """
 
     def __init__(self, slower: float = 0.1, home: torch.device = CPU) -> None:

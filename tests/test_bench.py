@@ -8,7 +8,7 @@ import torch
 
 from fastdiff.bench import operators, profiling
 from fastdiff.bench.shapes import NETWORKS, Network
-from fastdiff.bench.traffic import network_flop, network_traffic, report
+from fastdiff.bench.traffic import launches_table, network_flop, network_traffic, report, step_launches
 from fastdiff.kernels import bias_add_triton
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +47,22 @@ def test_an_operator_that_is_wrong_is_not_timed(tmp_path, monkeypatch):
     notes = {row["operator"]: (row["note"], row["microseconds"]) for row in json.loads(output.read_text())["rows"]}
     assert notes["bias_add"][0].startswith("not timed: the error exceeds") and not notes["bias_add"][1]
     assert notes["channel_norm"][0] == "" and notes["channel_norm"][1]
+
+
+def test_every_sample_that_is_timed_is_compared(tmp_path, monkeypatch):
+    """For other numbers of samples an operator may choose other kernels."""
+    right = bias_add_triton.forward
+
+    def wrong_in_the_last(x, *more):
+        y = right(x, *more)
+        y[-1] *= 2
+        return y
+
+    monkeypatch.setattr(bias_add_triton, "forward", wrong_in_the_last)
+    output = tmp_path / "operators.json"
+    assert run(operators.main, "--batch", 20, "--only", "bias_add", "--output", output) == 1
+    notes = [row["note"] for row in json.loads(output.read_text())["rows"]]
+    assert all(note.startswith("not timed: the error exceeds") for note in notes)
 
 
 def test_an_operator_that_fails_is_a_row_that_says_so(tmp_path, monkeypatch):
@@ -109,6 +125,26 @@ def test_bytes_are_counted_as_by_hand():
     assert sum(moved.values()) == moved["convolution"] + moved["convolution's bias"] + moved["gelu"]
 
 
+def test_launches_of_a_step_are_counted_as_by_hand():
+    """x in the network's dtype, the row's time, convolution, its bias, GELU, the update, the row's number."""
+
+    class Flat(_One):
+        def denoise(self, x, time, context):
+            return torch.nn.functional.gelu(self.conv(x))[:, :2]
+
+    counted = step_launches(Network(Flat, (2, 4, 4)), torch.bfloat16, 5)
+    assert counted == {name: 1 for name in (
+        "_to_copy", "index_select", "convolution", "convolution's bias", "gelu", "denoise_step_forward", "add_",
+    )}  # fmt: skip
+
+
+def test_network_a_launches_what_the_readme_says():
+    """142 before the taps of depthwise convolutions were laid out once."""
+    counts = [step_launches(NETWORKS["A, dim 28, 28x28"], torch.bfloat16, batch) for batch in (1, 64, 1024)]
+    assert [count.total() for count in counts] == [125, 125, 116]
+    assert all(not count["clone"] and count["_to_copy"] == 1 for count in counts)
+
+
 def test_the_committed_count_and_the_readme_are_what_the_code_counts():
     network = NETWORKS["A, dim 28, 28x28"]
     plain, fused = (network_traffic(network, torch.bfloat16, form).total / 1024 / 1e6 for form in (False, True))
@@ -121,6 +157,7 @@ def test_the_committed_count_and_the_readme_are_what_the_code_counts():
 def test_the_committed_code_generation_is_clean_and_whole():
     text = (ROOT / "bench/results/kernels.md").read_text()
     assert " 0 with spills, a stack, or too much shared memory" in text
+    assert launches_table() in text
     for kernel in ("denoise_step_forward", "linear_attention_whole", "attention_block_out", "group_norm_backward"):
         for arch in (80, 90, 100):
             assert f"| {kernel} | {arch} |" in text

@@ -310,6 +310,27 @@ def test_a_steps_bytes_are_of_the_tensors_that_it_is_given(small):
     assert limits.work(case)[2] == 2 * x.nbytes + out.nbytes
 
 
+@pytest.mark.parametrize("network", ["A28@28", "B@16"])
+@pytest.mark.parametrize("kind, what", [(STEP, "ddim"), (STEP, "ddpm"), (EVALUATION, "")])
+def test_where_steps_are_captured_a_captured_one_is_timed(kind, what, network, small, pool, cuda, rel):
+    """By the stand-in for torch.cuda, which the engine then takes for its device's."""
+    case = Case(kind, network, what, 3)
+    if kind == STEP:
+        ours, published = denoising._ours(case), denoising._published(case, False, True)
+    else:
+        ours = evaluations._by_engine(case, None)
+        published = next(evaluations.contenders(case, True)).make()
+    assert cuda.captures == 1
+    for _ in range(2):  # each from the same x and row
+        before = cuda.replays
+        images = ours.outputs()
+        assert cuda.replays - before == (1 if kind == STEP else 3)
+        assert rel(images, published.outputs()) < runner.BOUNDS[kind]
+    before = cuda.replays
+    ours.run()
+    assert cuda.replays - before == 1
+
+
 def test_the_share_of_the_limit_is_the_longer_of_work_and_traffic_over_the_time(one):
     rates = SimpleNamespace(wanted=True, product=[1e9, 5e6, 2e9, 1e9], copy=[4e9, 1e9, 2e9])
     row = {"median_seconds": 0.5, "other_network": False}
@@ -828,8 +849,9 @@ def processes(monkeypatch, small, cache, clock):
         contender, model, start, image, device = words[3:]
         assert device == "cpu"
         empty = env.get("FASTDIFF_CACHE") not in (None, os.environ.get("FASTDIFF_CACHE"))
-        if empty:
-            assert os.listdir(env["FASTDIFF_CACHE"]) == []
+        assert empty == (env.get("TRITON_CACHE_DIR") != os.environ.get("TRITON_CACHE_DIR"))
+        if empty:  # of both: the C kernels' and Triton's
+            assert os.listdir(env["FASTDIFF_CACHE"]) == [] and not os.path.exists(env["TRITON_CACHE_DIR"])
         asked.append((contender, model, empty and env["FASTDIFF_CACHE"], env))
         np.save(image, np.load(start) * 0.5)
         clock.now += TAKES[contender] + (2 if empty else 0)

@@ -116,3 +116,45 @@ def test_the_compiler_is_not_run_in_the_interpreter():
         env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2 and "TRITON_INTERPRET=1 is set" in done.stderr
+
+
+AHEAD = """
+import threading, torch
+from concurrent.futures import ThreadPoolExecutor
+from fastdiff.bench.codegen import _Target
+from fastdiff.kernels import ahead
+from fastdiff.kernels.bias_add import bias_add
+from fastdiff.kernels.channel_norm import channel_norm
+from fastdiff.kernels.dispatch import using
+from triton import knobs
+from triton.runtime import driver
+
+driver.set_active(_Target(90))
+meta, threads, compiled = torch.device("meta"), set(), []
+knobs.runtime.jit_post_compile_hook = lambda **told: compiled.append(told["fn"].name)
+
+class Pool(ThreadPoolExecutor):
+    def submit(self, call):
+        def run():
+            threads.add(threading.get_ident())
+            return call()
+        return super().submit(run)
+
+ahead.ThreadPoolExecutor = Pool
+
+def run():
+    x = torch.empty(2, 8, 4, 4, device=meta)
+    for _ in range(2):  # the second time they are known
+        bias_add(x, x, x[0, :, 0, 0])
+        channel_norm(x, torch.empty(1, 8, 1, 1, device=meta))
+        channel_norm(x, torch.empty(1, 8, 1, 1, device=meta), x)
+
+with using("triton"):
+    print(ahead.compile_ahead(run, meta, 2), len(compiled), threading.get_ident() in threads, 1 <= len(threads) <= 2)
+    print(ahead.compile_ahead(run, meta), len(compiled))
+"""
+
+
+def test_kernels_are_compiled_ahead_in_threads_and_once():
+    done = compiler("-c", AHEAD)
+    assert done.stdout == "3 3 False True\n0 3\n", done.stdout + done.stderr[-3000:]

@@ -8,7 +8,7 @@ import torch
 from fastdiff import AnnotatedUnet, ContextUnet, Model, load, make_schedule, sample
 from fastdiff.kernels.dispatch import launch, recording, use_triton, using
 from fastdiff.networks.blocks import EDITIONS, LinearAttention, PreNorm, Residual
-from fastdiff.prepared import FoldedLinearAttention, prepare_network
+from fastdiff.prepared import FoldedLinearAttention, fold_block, prepare_network
 
 # Tiny: the interpreter takes a tenth of a millisecond for each line of a kernel and program.
 NETWORKS = {
@@ -170,3 +170,33 @@ def test_the_environment_chooses_a_form(monkeypatch):
     monkeypatch.setenv("FASTDIFF_KERNELS", "fast")
     with pytest.raises(ValueError, match="kernel form 'fast'"):
         use_triton(torch.zeros(1))
+
+
+def test_what_is_folded_is_rounded_once(randomised):
+    """Folding weights that were rounded to bfloat16 before doubled the attention block's error."""
+    network = randomised(AnnotatedUnet(8, dim_mults=(1, 2)))
+    with using("triton"):
+        half = prepare_network(network, torch.device("cpu"), torch.bfloat16)
+    block, prepared = network.downs[0][2], half.downs[0][2]
+    exact = fold_block(block.double(), dtype=torch.float64)
+    for name in ("w_q", "w_k", "gain"):
+        assert torch.equal(getattr(prepared.folded, name), getattr(exact, name).bfloat16()), name
+    assert torch.equal(prepared.folded.values[0], exact.values[0].bfloat16())
+    torch.testing.assert_close(prepared.folded.bias.double(), exact.bias, rtol=1e-7, atol=0)  # kept in float32
+
+    course = randomised(ContextUnet(3, 8, 2, 8))
+    convolution, norm, _ = copy.deepcopy(course.down1.model[0].conv1).eval().double()
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    prepared = prepare_network(course, torch.device("cpu"), torch.bfloat16).down1.model[0].conv1[0]
+    assert torch.equal(prepared.weight, (convolution.weight * scale[:, None, None, None]).bfloat16())
+
+
+def test_taps_are_laid_out_when_a_network_is_prepared(randomised):
+    """In a step they are read as they lie; a weight that lies otherwise is copied in every call."""
+    network = randomised(AnnotatedUnet(8, dim_mults=(1,)))
+    with using("triton"):
+        prepared = prepare_network(network, torch.device("cpu"), torch.bfloat16)
+    ours = prepared.downs[0][0].ds_conv.weight
+    assert torch.equal(ours, network.downs[0][0].ds_conv.weight.bfloat16()) and ours.shape == (4, 1, 7, 7)
+    assert ours[:, 0].permute(1, 2, 0).is_contiguous()
+    assert network.downs[0][0].ds_conv.weight.is_contiguous()  # the user's own stays as it was

@@ -1,5 +1,6 @@
 """On a CUDA device: the same noise, the same images as on the CPU, captured steps. `make gpu` runs these."""
 
+import threading
 import warnings
 from contextlib import contextmanager
 
@@ -16,6 +17,30 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+# Of the root of the mean square of two runs' differences, over images in [-1, 1]; single pixels may be 20 times as far
+# apart, for a network amplifies the last bits of some images. A wrong row, seed or weight shows as 0.1 and more.
+# Two implementations of float32 (native and eager on a CPU, 64 images, 25 steps): up to 9e-6.
+FLOAT32 = 1e-4
+# The same kernels, the last bit of the noise apart (eager on a CPU, the requests of
+# test_captured_steps_are_the_eager_ones): up to 4.4e-6, 1.2e-2 and 1.5e-3.
+ONE_BIT = {torch.float32: 2e-5, torch.bfloat16: 5e-2, torch.float16: 6e-3}
+
+
+def rms(images, others) -> float:
+    return float((images - others).double().square().mean().sqrt())
+
+
+@contextmanager
+def no_sync():
+    torch.cuda.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls this mode a prototype once in a process
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_integers_are_equal_and_the_normals_within_2e_6():
@@ -34,13 +59,13 @@ def test_the_integers_are_equal_and_the_normals_within_2e_6():
 def test_images_agree_with_the_cpu(name, sampler):
     model = load(name)
     there, here = (sample(model, 8, sampler, 25, seed=1, device=device) for device in (CUDA, CPU))
-    assert float((there - here).abs().max()) < 1e-3
+    assert rms(there, here) < FLOAT32
 
 
 def test_a_sample_does_not_depend_on_its_batch():
     model = load("fashion-mnist")
     whole = sample(model, 64, "ddpm", 25, device=CUDA)
-    assert torch.allclose(sample(model, 1, "ddpm", 25, first=7, device=CUDA)[0], whole[7], atol=1e-3)
+    assert rms(sample(model, 1, "ddpm", 25, first=7, device=CUDA)[0], whole[7]) < FLOAT32
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -65,14 +90,9 @@ def test_a_captured_step_obeys_what_lies_in_device_memory():
         index.add_(1)
 
     body()  # compiles
-    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.cuda.graph(graph):
-            body()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with no_sync(), torch.cuda.graph(graph):
+        body()
     for seed in (1, 2**40 + 3):
         table = torch.randn(steps, 6) * 0.5
         table[0, 4] = 0.0
@@ -96,28 +116,26 @@ def test_a_captured_step_obeys_what_lies_in_device_memory():
 # --- the engine's graphs; tests/test_graphs.py has the same by a stand-in --------------------------------------------
 
 
-@contextmanager
-def no_sync():
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.fixture
 def captures(monkeypatch):
     """The captures made, as a list; the pool is empty and the test's own."""
-    made = []
+    made, capture = [], graphs.capture
 
-    class Counting(graphs.CudaGraphs):
-        def record(self, *given):
-            made.append(super().record(*given))
-            return made[-1]
+    def counted(*given):
+        graph = capture(*given)
+        made.append(graph.bytes)
+        return graph
 
-    monkeypatch.setattr(graphs, "POOL", graphs.GraphPool(Counting()))
+    monkeypatch.setattr(graphs, "capture", counted)
+    monkeypatch.setattr(graphs, "POOL", graphs.GraphPool())
     return made
+
+
+@contextmanager
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
 
 
 def table_of(model, name="ddim", steps=25, **options):
@@ -135,12 +153,11 @@ def test_captured_steps_are_the_eager_ones(name, dtype, captures):
     if name == "sprites":
         context = torch.randn(11, 5)
         requests = [dict(r, context=context, guidance_scale=g) for r in requests for g in (None, 2.0, 3.5)]
-    # Adding no noise and adding noise times 0 are two kernels; in 16 bits the last bit of one of them may grow.
-    bound = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}[dtype]
+    # Adding no noise and adding noise times 0 are two kernels, and may differ in the last bit.
     for request in requests:
-        torch.testing.assert_close(graph.sample(**request), eager.sample(**request), atol=bound, rtol=0)
+        assert rms(graph.sample(**request), eager.sample(**request)) < ONE_BIT[dtype]
     assert len(captures) == (2 if name == "sprites" else 1)
-    assert all("capture" in run.told for _, run in graph.steps.values())
+    assert all(run.told.startswith("capture is used") for _, run in graph.steps.values())
 
 
 @pytest.mark.parametrize("form", ["graph", "eager"])
@@ -153,19 +170,17 @@ def test_nothing_synchronises_in_the_loop(form, clip):
     engine.index.zero_()
     with engine._settings(), no_sync():
         for _ in range(25):
-            run(1)
+            run()
     assert int(engine.index) == 25
 
 
-def test_unrolled_steps_and_given_noise(captures):
+def test_noise_from_outside_is_read_before_each_replay(captures):
     model = load("fashion-mnist")
     table = table_of(model, "ddpm", 27)
     expected = Engine(model, table, 8, device=CUDA, form="eager").sample(10, seed=3)
-    for unroll in (1, 5, 25):
-        engine = Engine(model, table, 8, device=CUDA, form="graph", unroll=unroll)
-        torch.testing.assert_close(engine.sample(10, seed=3), expected, atol=3e-4, rtol=0)
-        given = torch.cat(list(engine.stream(10, noise=PhiloxNoise(3))))
-        torch.testing.assert_close(given, expected, atol=1e-3, rtol=0)
+    engine = Engine(model, table, 8, device=CUDA, form="graph")
+    assert rms(torch.cat(list(engine.stream(10, noise=PhiloxNoise(3)))), expected) < FLOAT32
+    assert rms(engine.sample(10, seed=3), expected) < FLOAT32 and len(captures) == 2
 
 
 @pytest.mark.parametrize("form", ["graph", "eager"])
@@ -187,7 +202,7 @@ def test_a_request_does_not_change_a_bit(form):
 def test_graphs_agree_with_the_cpu(name):
     model = load(name)
     there, here = (Engine(model, table_of(model), 8, device=device).sample(8, seed=1) for device in (CUDA, CPU))
-    assert float((there - here).abs().max()) < 1e-3
+    assert rms(there, here) < FLOAT32
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -222,13 +237,92 @@ def test_a_network_that_reads_the_device_runs_eagerly_and_harms_nothing(captures
     model = Model(_Reads(), make_schedule("linear", 50), image_shape=(1, 8, 8))
     stream = torch.cuda.current_stream()
     engine = Engine(model, table_of(model, "ddpm", 10), 4, device=CUDA, form="graph")
-    with pytest.warns(UserWarning, match="could not be captured .* runs eagerly: .*synchroniz") as caught:
+    with pytest.warns(UserWarning, match="could not be captured .* runs eagerly: aten._local_scalar_dense") as caught:
         images = engine.sample(6)
     assert len(caught) == 1 and not captures and torch.cuda.current_stream() == stream
     expected = Engine(model, engine.table, 4, device=CPU).sample(6)
-    torch.testing.assert_close(images, expected, atol=1e-3, rtol=0)
-    with warnings.catch_warnings():  # and the next engine captures
-        warnings.filterwarnings("error", message=".*could not be captured")
+    assert rms(images, expected) < FLOAT32
+    with no_warnings():  # and the next engine captures
         shipped = load("fashion-mnist")
         assert torch.isfinite(Engine(shipped, table_of(shipped), 4, device=CUDA, form="graph").sample(4)).all()
     assert len(captures) == 1
+
+
+class _Synchronises(torch.nn.Module):
+    """What no operation tells of, so that the capture itself fails."""
+
+    def forward(self, x, t):
+        torch.cuda.current_stream().synchronize()
+        return 0.1 * x
+
+
+def test_a_capture_that_fails_leaves_stream_device_and_the_next_capture_alone(captures):
+    model = Model(_Synchronises(), make_schedule("linear", 50), image_shape=(1, 8, 8))
+    before = torch.cuda.current_stream(), torch.cuda.current_device()
+    engine = Engine(model, table_of(model, "ddpm", 10), 4, device=CUDA, form="graph")
+    with pytest.warns(UserWarning, match="could not be captured"):
+        images = engine.sample(6)
+    assert before == (torch.cuda.current_stream(), torch.cuda.current_device()) and not captures
+    assert rms(images, Engine(model, engine.table, 4, device=CPU).sample(6)) < FLOAT32
+    shipped = load("fashion-mnist")
+    with no_warnings():
+        Engine(shipped, table_of(shipped), 4, device=CUDA, form="graph").sample(4)
+    assert len(captures) == 1
+
+
+def test_sampling_warns_of_nothing_and_leaves_torchs_settings_alone():
+    places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [place.fp32_precision for place in places], torch.backends.cudnn.deterministic
+    model = load("sprites")
+    for form in ("graph", "eager"):
+        with no_warnings():
+            engine = Engine(model, table_of(model, "ddpm"), 4, torch.bfloat16, CUDA, form=form)
+            engine.sample(5, context={"item": 1}, guidance_scale=2.0)
+    assert before == ([place.fp32_precision for place in places], torch.backends.cudnn.deterministic)
+    assert torch.cuda.get_sync_debug_mode() == 0
+
+
+def test_engines_in_two_threads_capture_and_give_the_bits_of_one_after_the_other(captures):
+    models = [load("fashion-mnist"), load("sprites")]
+
+    def images(model):
+        return Engine(model, table_of(model, "ddpm", 20), 8, device=CUDA, form="graph").sample(20, seed=1)
+
+    expected, found = [images(model) for model in models], {}
+    threads = [threading.Thread(target=lambda k=k: found.update({k: images(models[k])})) for k in (0, 1)]
+    with no_warnings():
+        [thread.start() for thread in threads]
+        [thread.join(200) for thread in threads]
+    assert len(captures) == 4 and all(torch.equal(found[k], expected[k]) for k in (0, 1))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_a_second_device_of_the_process_captures_too(captures):
+    model = load("fashion-mnist")
+    one, two = (Engine(model, table_of(model), 8, device=f"cuda:{k}", form="graph") for k in (0, 1))
+    assert (one.device.index, two.device.index) == (0, 1)
+    assert torch.equal(one.sample(8), two.sample(8)) and len(captures) == 2
+
+
+def test_a_device_comes_with_its_index_and_images_leave_pinned_memory():
+    model = load("sprites")
+    engine = Engine(model, table_of(model), 4, device="cuda")
+    assert engine.device == torch.device("cuda", torch.cuda.current_device())
+    first, second = engine.stream(7)
+    assert first.shape[0] == 4 and second.shape[0] == 3 and not first.is_pinned()
+    assert first.data_ptr() != second.data_ptr() and engine.landing.is_pinned()
+    assert torch.equal(torch.cat((first, second)), engine.sample(7))
+
+
+def test_kernels_are_compiled_when_an_engine_is_made(captures, monkeypatch):
+    """So that the first batch, whatever asks for it, finds nearly all of them: a guided step adds its own update."""
+    from triton import knobs
+
+    compiled = []
+    monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", lambda **told: compiled.append(told["fn"].name))
+    shipped = load("fashion-mnist")
+    model = Model(shipped.network, shipped.schedule, image_shape=(1, 36, 36))  # a size of no other test
+    engine = Engine(model, table_of(model), 8, torch.bfloat16, CUDA)
+    made = len(compiled)
+    engine.sample(8)
+    assert made > 5 and len(compiled) == made

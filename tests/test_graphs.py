@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from fastdiff import AnnotatedUnet, ContextUnet, Engine, InputError, Model, PhiloxNoise, make_schedule, make_table
-from fastdiff import engine as engine_module
 from fastdiff import graphs as graphs_module
 from fastdiff.forms import FORMS
 from fastdiff.graphs import CannotCapture, CapturedStep, GraphPool
@@ -54,27 +53,6 @@ def tables(model: Model) -> list:
         make_table(name, model.schedule, steps, eta=eta, time=model.time, prediction_type=model.prediction_type)
         for name, steps, eta in SAMPLERS
     ]
-
-
-@pytest.fixture
-def cuda(standin, monkeypatch):
-    """The stand-in, in the place of torch.cuda."""
-    made = standin.cuda()
-    monkeypatch.setattr(graphs_module, "cuda", made)
-    graphs_module._stream.cache_clear()
-    yield made
-    graphs_module._stream.cache_clear()
-
-
-@pytest.fixture
-def pool(cuda, monkeypatch):
-    """Engines capture by the stand-in, in a pool of their own."""
-    held = GraphPool()
-    form = dataclasses.replace(FORMS["eager"], name="graph-standin", captured=True)
-    choose = engine_module.choose_form
-    monkeypatch.setattr(graphs_module, "POOL", held)
-    monkeypatch.setattr(engine_module, "choose_form", lambda name, *more: choose(name, *more) if name else form)
-    return held
 
 
 def both(model: Model, *args, **options) -> tuple[Engine, Engine]:

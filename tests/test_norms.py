@@ -62,7 +62,7 @@ def test_group_norm_with_everything_and_its_gradients(triton_device, agrees, lea
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("before, after", [("gelu", None), (None, "silu")])
-def test_group_norm_split_over_positions_and_its_gradients(triton_device, agrees, leaves, launched, dtype, before, after):
+def test_group_norm_split_and_its_gradients(triton_device, agrees, leaves, launched, dtype, before, after):
     """A sample of five tiles, in parts of 128, 128 and 33 positions; the parameters in float32."""
     b, c, h, w, groups = 2, 48, 17, 17, 6
     x = images(triton_device, dtype, b, c, h, w).to(memory_format=torch.channels_last)
