@@ -15,7 +15,8 @@ from fastdiff.files import write_atomically
 Report = dict[str, Any]
 Row = dict[str, Any]
 
-NAME, PARTIAL = "report.json", "report.partial.json"  # the latter while a run goes on, or where it was cut short
+NAME = "report.json"
+PARTIAL, PARTIAL_TEXT = "report.partial.json", "report.partial.md"  # while a run goes on, or where it was cut short
 FORMAT = 1
 PACKAGES = ("torch", "triton", "numpy", "onnxruntime", "onnxruntime-gpu", "diffusers", "denoising-diffusion-pytorch")
 
@@ -57,6 +58,17 @@ def save(report: Report, folder: Path, name: str = NAME) -> Path:
     """The JSON alone."""
     write_atomically(folder / name, lambda path: path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n"))
     return folder / name
+
+
+def save_partial(report: Report, folder: Path) -> None:
+    """What is done of a run, as JSON and Markdown."""
+    save(report, folder, PARTIAL)
+    write_atomically(folder / PARTIAL_TEXT, lambda path: path.write_text(markdown(report)))
+
+
+def remove_partial(folder: Path) -> None:
+    for name in (PARTIAL, PARTIAL_TEXT):
+        (folder / name).unlink(missing_ok=True)
 
 
 def updated(old: Report, new: Report) -> Report:

@@ -64,7 +64,7 @@ def run(
         """What is done is on disk, should the run be cut short."""
         made["rows"] += rows
         made["seconds"] = time.perf_counter() - began
-        report.save(made, folder, report.PARTIAL)
+        report.save_partial(made, folder)
         live.rows(rows)
 
     try:
@@ -80,7 +80,7 @@ def run(
     made["seconds"] = time.perf_counter() - began
     for path in report.write(made if there is None else report.updated(there, made), folder):
         live.console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
-    (folder / report.PARTIAL).unlink(missing_ok=True)
+    report.remove_partial(folder)
     return made
 
 

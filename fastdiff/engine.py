@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from fastdiff import graphs
 from fastdiff.context import Contexts, resolve_context
@@ -72,7 +73,10 @@ class Engine:
     of steps, the seed, eta, the guidance scale and the contexts are data of that capture, not new ones.
 
     With one configuration (`engine.configuration()`) a sample's pixels are the same bits whatever is asked for with
-    it: sample i lies at place i % batch_size of its batch, which is always run whole. Not for concurrent use.
+    it: sample i lies at place i % batch_size of its batch, which is always run whole.
+
+    One engine serves one thread at a time. Several may run in threads of their own, those of a CUDA device all on one
+    stream (as they do unless the threads choose others); while any runs, torch's TF32 is off in the whole process.
 
     Raises InputError for values outside these.
     """
@@ -118,11 +122,17 @@ class Engine:
             philox.normals(0, 0, 0, tuple(self.x.shape), self.device)
             step()
 
-        try:
-            compile_ahead(begin_and_step, self.device)
-        except Exception as problem:
-            if not out_of_memory(problem):  # in which case the batch is halved when it runs
-                raise
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update()
+
+        with tqdm(desc="compiling Triton kernels", unit="kernel", delay=1, leave=False) as bar:
+            try:
+                compile_ahead(begin_and_step, self.device, progress=show)
+            except Exception as problem:
+                if not out_of_memory(problem):  # in which case the batch is halved when it runs
+                    raise
+        self.steps.clear()
 
     def _allocate(self) -> None:
         """The buffers of a batch, and no step bodies yet."""
@@ -189,6 +199,7 @@ class Engine:
     def _kind(
         self, table: StepTable, guided: bool = False, context: int | None = None, given_noise: bool = False
     ) -> Kind:
+        """The kind of step for a request; captured ones all draw noise and keep x0, so that one serves any sampler."""
         return Kind(
             guided,
             context,

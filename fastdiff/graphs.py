@@ -24,7 +24,7 @@ from torch import Tensor, cuda
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-SLOWER = 1.03  # a replay is used unless it takes this share of the launched step: a tie spares the CPU the launches
+SLOWER = 1.03  # a replay is used unless it takes more than this share of a launch: a tie spares the CPU the launches
 INDEXED = {"index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put"}
 
 

@@ -9,17 +9,21 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from fastdiff.kernels.dispatch import withholding
 
 
-def compile_ahead(run: Callable[[], None], device: torch.device, workers: int | None = None) -> int:
+def compile_ahead(
+    run: Callable[[], None],
+    device: torch.device,
+    workers: int | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> int:
     """Compile what run() launches through dispatch.launch, in threads; returns how many kernels that were.
 
     Nothing is launched: what operators give back within run is whatever lies in memory, and run must not look at it.
-    workers: threads, one a processor unless given. From the first second on a bar on stderr tells how far it is.
-    Kernels that this process has compiled are passed over, and those in Triton's cache on disk are read from it.
+    workers: threads, one a processor unless given. progress(done, total) is called after each kernel. Those that this
+    process has compiled are passed over, and those in Triton's cache on disk are read from it.
     """
     import triton
 
@@ -30,8 +34,7 @@ def compile_ahead(run: Callable[[], None], device: torch.device, workers: int | 
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool, triton.AsyncCompileMode(pool) as mode, here:
         with withholding(compile):
             run()
-        bar = tqdm(total=len(mode.raw_futures), desc="compiling Triton kernels", unit="kernel", delay=1, leave=False)
-        with bar:
-            for _ in as_completed(mode.raw_futures):
-                bar.update()
-    return len(mode.raw_futures)
+        total = len(mode.raw_futures)
+        for done, _ in enumerate(as_completed(mode.raw_futures), start=1):
+            progress(done, total)
+    return total

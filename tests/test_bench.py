@@ -161,3 +161,42 @@ def test_the_committed_code_generation_is_clean_and_whole():
     for kernel in ("denoise_step_forward", "linear_attention_whole", "attention_block_out", "group_norm_backward"):
         for arch in (80, 90, 100):
             assert f"| {kernel} | {arch} |" in text
+
+
+def test_a_report_that_is_stopped_early_keeps_what_was_measured(tmp_path, monkeypatch):
+    """As `make gpu` stops a slice that takes too long: by the signal of Ctrl-C."""
+    measure, output = operators.measure, tmp_path / "operators.json"
+
+    def stops(case, *more):
+        if case.operator == "channel_norm":
+            raise KeyboardInterrupt
+        return measure(case, *more)
+
+    monkeypatch.setattr(operators, "measure", stops)
+    assert run(operators.main, "--batch", 2, "--only", "bias_add", "channel_norm", "--output", output) == 130
+    report = json.loads(output.read_text())
+    assert [row["operator"] for row in report["rows"]] == ["bias_add"]
+    assert "Stopped early: what is missing was not measured." in output.with_suffix(".md").read_text()
+
+
+def test_a_profile_that_is_stopped_early_keeps_what_was_measured(tmp_path, monkeypatch):
+    def stops(network, batch, *more):
+        if batch == 2:
+            raise KeyboardInterrupt
+        return profiling._failed(batch, RuntimeError("no GPU"))
+
+    monkeypatch.setattr(profiling, "measure", stops)
+    output = tmp_path / "profile.json"
+    assert run(profiling.main, "--batch", 1, 2, "--output", output) == 130
+    report = json.loads(output.read_text())
+    assert [row["batch"] for row in report["rows"]] == [1] and report["training"] is None
+    assert "Stopped early" in output.with_suffix(".md").read_text()
+
+
+def test_stopped_before_anything_was_measured_no_report_is_left(tmp_path, monkeypatch):
+    def stops(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(operators, "copy_rate", stops)
+    output = tmp_path / "operators.json"
+    assert run(operators.main, "--output", output) == 130 and not output.exists()

@@ -278,6 +278,8 @@ def test_sampling_warns_of_nothing_and_leaves_torchs_settings_alone():
         with no_warnings():
             engine = Engine(model, table_of(model, "ddpm"), 4, torch.bfloat16, CUDA, form=form)
             engine.sample(5, context={"item": 1}, guidance_scale=2.0)
+        told = engine.configuration()
+        assert told["cudnn"] == torch.backends.cudnn.version() and "deterministic" in told["cudnn_algorithms"]
     assert before == ([place.fp32_precision for place in places], torch.backends.cudnn.deterministic)
     assert torch.cuda.get_sync_debug_mode() == 0
 
