@@ -173,7 +173,7 @@ def test_the_environment_chooses_a_form(monkeypatch):
 
 
 def test_what_is_folded_is_rounded_once(randomised):
-    """Folding weights that were rounded to bfloat16 before doubled the attention block's error."""
+    """Weights that were rounded to bfloat16 before they are folded would be rounded twice."""
     network = randomised(AnnotatedUnet(8, dim_mults=(1, 2)))
     with using("triton"):
         half = prepare_network(network, torch.device("cpu"), torch.bfloat16)

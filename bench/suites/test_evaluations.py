@@ -10,7 +10,7 @@ import fastdiff
 from fastdiff.bench.networks import SHIPPED, load, published
 from fastdiff.bench.shapes import Network
 from fastdiff.bench.traffic import network_flop
-from fastdiff.engine import Engine, Kind
+from fastdiff.engine import Engine
 from fastdiff.kernels.denoise_step import denoise_step
 from fastdiff.kernels.dispatch import using
 
@@ -37,11 +37,9 @@ def test_step(name: str, batch: int, dtype: torch.dtype, device: torch.device, m
     model = load(name)
     table = fastdiff.make_table("ddim", model.schedule, 25, prediction_type=model.prediction_type, time=model.time)
     engine = Engine(model, table, batch, dtype, device)
-    kind = Kind(guided=False, context=None, noise="philox" if engine.form.captured else "none",
-                history=engine.form.captured)  # fmt: skip
     x = torch.randn(batch, *model.image_shape, device=device)
     with engine._settings():
-        prediction, run = engine._step(kind, table)
+        prediction, run = engine._step(engine._kind(table), table)
         prediction.load_context(None)
         getattr(run, "ready", lambda: None)()  # where it is captured
 
@@ -51,7 +49,7 @@ def test_step(name: str, batch: int, dtype: torch.dtype, device: torch.device, m
 
         def step() -> None:
             begin()
-            run(1)
+            run()
 
         begin()
         out = prediction(engine.x, engine.index).double()[:CHECKED]
