@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -57,10 +57,16 @@ def capture(body: Callable[[], None], index: Tensor, device: torch.device) -> Gr
         cuda.synchronize(device)
         cuda.empty_cache()  # as a capture begins with; here, so that what it frees is not counted
         before = cuda.memory_reserved(device)
-        graph = cuda.CUDAGraph()
-        # Without a stream torch would take one of the device that captured first in this process.
-        with cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-            body()
+        graph, pool = cuda.CUDAGraph(), cuda.graph_pool_handle()
+        try:
+            # Without a stream torch would take one of the device that captured first in this process.
+            with cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+                body()
+        except BaseException:
+            # After a capture that CUDA ended torch still allocates for it, and empty_cache would fail from then on.
+            with suppress(RuntimeError):  # where it has stopped by itself
+                cuda.memory._cuda_endAllocateToPool(device.index, pool)
+            raise
         index.zero_()
         graph.replay()
         if int(index) != 1:
@@ -77,7 +83,7 @@ def _stream(device: torch.device) -> Any:
 class _Capturable(TorchDispatchMode):
     """Raises CannotCapture at an operation that no graph can hold, by its name.
 
-    In a capture such an operation would leave torch's allocator waiting for the end of it for ever.
+    In a capture such an operation would end it with an error that names nothing.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -7,7 +7,8 @@ but a sample must not depend on.
 
 What goes wrong with several devices, threads and engines goes wrong here too: a capture records what is launched on its
 own stream only; a synchronisation of the device, or memory that goes back to the driver, ends every capture that is
-under way; and without a stream torch captures on one of the device that captured first.
+under way; a capture that was ended so leaves torch's allocator in it; and without a stream torch captures on one of the
+device that captured first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -174,22 +176,31 @@ class Cuda(threading.local):
         return Event(self)
 
     @contextmanager
-    def graph(self, graph: Graph, stream: Stream | None = None, capture_error_mode: str = "global") -> Iterator[None]:
+    def graph(
+        self, graph: Graph, pool: Any, stream: Stream | None = None, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
         if stream is None:
             self.process.capture_stream = stream = self.process.capture_stream or self.Stream()
         self.synchronize()
         self.empty_cache()
         drawn, recording = torch.get_rng_state(), _Recording()
         capture = self.process.begin_capture(capture_error_mode)
+        self.allocating.append(pool)
         try:
             with self.stream(stream):
                 here = self.current_stream(self.process.home) is stream
                 with _Reads(), recording if here else nullcontext():
                     yield
+        except NotInAGraph:  # CUDA ends the capture, and torch is left allocating for it
+            raise
+        except BaseException:
+            self.allocating.remove(pool)
+            raise
         finally:
             self.process.captures_under_way.remove(capture)
         if capture["invalid"]:
             raise NotInAGraph(f"the capture was ended by {capture['invalid']}")
+        self.allocating.remove(pool)
         if not torch.equal(drawn, torch.get_rng_state()):
             raise NotInAGraph("the body draws from torch's generator")
         self.process.captures += 1
@@ -219,6 +230,8 @@ class Process:
         self.replaying = False
         self.observers: list[Observer] = []
         self.captures_under_way: list[dict[str, Any]] = []
+        self.allocating: list[Any] = []  # the pools of captures, until torch has ended them
+        self.memory = SimpleNamespace(_cuda_endAllocateToPool=self.end_allocation)
         self.capture_stream: Stream | None = None
         self.streams: dict[torch.device, Stream] = {}
 
@@ -237,8 +250,18 @@ class Process:
     def synchronize(self, device: torch.device | None = None) -> None:
         self._hazard("synchronize")
 
+    def graph_pool_handle(self) -> object:
+        return object()
+
+    def end_allocation(self, index: int | None, pool: object) -> None:
+        if pool not in self.allocating:
+            raise RuntimeError("not currently recording to this pool")
+        self.allocating.remove(pool)
+
     def empty_cache(self) -> None:
         self._hazard("empty_cache")
+        if self.allocating and not self.captures_under_way:
+            raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
         self.reserved, self.unused = self.reserved - self.unused, 0
 
     def memory_reserved(self, device: torch.device) -> int:

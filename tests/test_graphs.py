@@ -229,6 +229,22 @@ def test_what_was_current_is_current_again_after_a_capture_that_failed(cuda):
     assert cuda.current == before
 
 
+@pytest.mark.parametrize("look", [lambda: torch.ones(1).numpy(), lambda: 1 / 0])
+def test_after_a_capture_that_failed_the_next_one_succeeds(cuda, look):
+    """One that CUDA ended, and one that ended well before an error was raised."""
+    _, body, index = step_and_index(lambda: look() if cuda.captures_under_way else None)
+    failed = CapturedStep(body, index, CPU, GraphPool())
+    with pytest.warns(UserWarning, match="could not be captured"):
+        failed.ready()
+    assert not cuda.allocating
+    x, body, index = step_and_index()
+    step = CapturedStep(body, index, CPU, GraphPool())
+    step.ready()
+    x.zero_()
+    step()
+    assert x.tolist() == [1, 1] and cuda.captures == 1
+
+
 def test_a_warning_turned_into_an_error_leaves_the_step_eager(cuda):
     cuda.home = TWO
     x, body, index = step_and_index()
