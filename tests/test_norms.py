@@ -37,51 +37,45 @@ def test_group_norm_of_every_shape(triton_device, agrees, layouts, b, c, h, w, g
             assert y.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.fixture
+def with_everything(triton_device, agrees, leaves):
+    """group_norm and its gradients; scale and shift per sample, the parameters in float32, as under autocast."""
+
+    def check(b, c, h, w, groups, dtype, before, after) -> None:
+        x = images(triton_device, dtype, b, c, h, w).to(memory_format=torch.channels_last)
+        parameters = torch.randn(3, c, device=triton_device).unbind()
+        modulation = (0.5 * torch.randn(2, b, c, 1, 1, device=triton_device)).unbind()
+        dy = torch.randn(b, c, h, w, device=triton_device).to(dtype)
+
+        def run(function, inputs, dy):
+            x, weight, bias, added, scale, shift = inputs
+            options = dict(input_bias=added, scale=scale, shift=shift, before=before, after=after)
+            y = function(x, groups, weight, bias, **options)
+            return y, torch.autograd.grad(y, inputs, dy)
+
+        given = [x, *parameters, *modulation]
+        y, gradients = run(group_norm, leaves(given), dy)
+        exact, exact_gradients = run(group_norm_reference, leaves(given, torch.float64), dy.double())
+        agrees(y, exact)
+        for mine, theirs in zip(gradients, exact_gradients, strict=True):
+            agrees(mine, theirs, times=3)  # a few more roundings: sums over the batch, and a difference of three terms
+
+    return check
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("before, after", [(b, None) for b in ACTIVATIONS] + [(None, a) for a in ACTIVATIONS[1:]])
-def test_group_norm_with_everything_and_its_gradients(triton_device, agrees, leaves, dtype, before, after):
-    """scale and shift per sample; the parameters in float32, as under autocast."""
-    b, c, h, w, groups = 2, 12, 5, 7, 2
-    x = images(triton_device, dtype, b, c, h, w).to(memory_format=torch.channels_last)
-    parameters = torch.randn(3, c, device=triton_device).unbind()
-    modulation = (0.5 * torch.randn(2, b, c, 1, 1, device=triton_device)).unbind()
-    dy = torch.randn(b, c, h, w, device=triton_device).to(dtype)
-
-    def run(function, inputs, dy):
-        x, weight, bias, added, scale, shift = inputs
-        y = function(x, groups, weight, bias, input_bias=added, scale=scale, shift=shift, before=before, after=after)
-        return y, torch.autograd.grad(y, inputs, dy)
-
-    given = [x, *parameters, *modulation]
-    y, gradients = run(group_norm, leaves(given), dy)
-    exact, exact_gradients = run(group_norm_reference, leaves(given, torch.float64), dy.double())
-    agrees(y, exact)
-    for mine, theirs in zip(gradients, exact_gradients, strict=True):
-        agrees(mine, theirs, times=3)  # a few more roundings: sums over the batch, and a difference of three terms
+def test_group_norm_with_everything_and_its_gradients(with_everything, dtype, before, after):
+    with_everything(2, 12, 5, 7, 2, dtype, before, after)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("before, after", [("gelu", None), (None, "silu")])
-def test_group_norm_split_and_its_gradients(triton_device, agrees, leaves, launched, dtype, before, after):
-    """A sample of five tiles, in parts of 128, 128 and 33 positions; the parameters in float32."""
-    b, c, h, w, groups = 2, 48, 17, 17, 6
-    x = images(triton_device, dtype, b, c, h, w).to(memory_format=torch.channels_last)
-    parameters = torch.randn(3, c, device=triton_device).unbind()
-    modulation = (0.5 * torch.randn(2, b, c, 1, 1, device=triton_device)).unbind()
-    dy = torch.randn(b, c, h, w, device=triton_device).to(dtype)
-
-    def run(function, inputs, dy):
-        x, weight, bias, added, scale, shift = inputs
-        y = function(x, groups, weight, bias, input_bias=added, scale=scale, shift=shift, before=before, after=after)
-        return y, torch.autograd.grad(y, inputs, dy)
-
-    given = [x, *parameters, *modulation]
-    assert launched(lambda: group_norm(x.to("meta"), groups)) == ["group_norm_part", "group_norm_apply"]
-    y, gradients = run(group_norm, leaves(given), dy)
-    exact, exact_gradients = run(group_norm_reference, leaves(given, torch.float64), dy.double())
-    agrees(y, exact)
-    for mine, theirs in zip(gradients, exact_gradients, strict=True):
-        agrees(mine, theirs, times=3)
+def test_group_norm_split_and_its_gradients(with_everything, launched, dtype, before, after):
+    """A sample of five tiles, in parts of 128, 128 and 33 positions."""
+    x = torch.empty(2, 48, 17, 17, device="meta")
+    assert launched(lambda: group_norm(x, 6)) == ["group_norm_part", "group_norm_apply"]
+    with_everything(2, 48, 17, 17, 6, dtype, before, after)
 
 
 @pytest.mark.parametrize(
