@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastdiff
-from fastdiff.checkpoint import read_tensors, write_tensors
-from fastdiff.data import ImageData, load_data
-from fastdiff.data.images import split
+from fastdiff.checkpoints.tensors import read_tensors, write_tensors
+from fastdiff.data.images import ImageData, split
+from fastdiff.data.load import load_data
 from fastdiff.errors import InputError, unknown
 from fastdiff.files import write_atomically
 from fastdiff.provenance import machine, source_version, versions

@@ -18,8 +18,8 @@ from torch import Tensor
 from fastdiff.bench import coldstart, compiling, networks, predictors
 from fastdiff.bench.cases import Case
 from fastdiff.bench.contender import FASTDIFF, Contender, Ready
+from fastdiff.engine.noise import PhiloxNoise
 from fastdiff.errors import InputError
-from fastdiff.noise import PhiloxNoise
 
 SAMPLER_FILE = "ONNX Runtime, sampler.onnx"
 

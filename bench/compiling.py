@@ -17,7 +17,7 @@ import triton
 import fastdiff
 from fastdiff.bench import reference
 from fastdiff.files import write_atomically
-from fastdiff.kernels.compiled import cache_folder
+from fastdiff.kernels.cpu.compiled import cache_folder
 from fastdiff.provenance import device_name
 
 COLD = "not compiled here before, which takes minutes; a run without --quick does it once"

@@ -12,10 +12,10 @@ from fastdiff.bench import compiling, networks, predictors, samplings, scheduler
 from fastdiff.bench.cases import Case
 from fastdiff.bench.contender import FASTDIFF, Contender, Ready, end_of
 from fastdiff.bench.reference import ancestral_step, ddim_step
-from fastdiff.engine import Engine
-from fastdiff.graphs import CapturedStep
+from fastdiff.engine.engine import Engine
+from fastdiff.engine.graphs import CapturedStep
+from fastdiff.engine.step import State, advance
 from fastdiff.kernels import philox
-from fastdiff.step import State, advance
 
 ROW, STEPS = 12, 25
 

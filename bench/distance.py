@@ -18,7 +18,7 @@ import torch
 import fastdiff
 from fastdiff.bench import reporting
 from fastdiff.bench.evaluations import ddim
-from fastdiff.engine import Engine
+from fastdiff.engine.engine import Engine
 
 DTYPES = reporting.DTYPES
 STEPS = 25

@@ -14,9 +14,9 @@ from fastdiff.bench.cases import Case
 from fastdiff.bench.contender import FASTDIFF, Contender, Ready, end_of
 from fastdiff.bench.predictors import Predict
 from fastdiff.bench.traffic import count_flop
-from fastdiff.engine import Engine, Kind
-from fastdiff.forms import FORMS, Form
-from fastdiff.graphs import CapturedStep
+from fastdiff.engine.engine import Engine, Kind
+from fastdiff.engine.forms import FORMS, Form
+from fastdiff.engine.graphs import CapturedStep
 
 ROWS = (0, 12, 24)  # of DDIM's table of 25 steps; the second is timed
 

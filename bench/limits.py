@@ -19,7 +19,7 @@ from fastdiff.bench import networks, timing
 from fastdiff.bench.cases import COLD, EVALUATION, EXPORT, SAMPLING, STEP, TRAINING, Case
 from fastdiff.bench.shapes import Network
 from fastdiff.bench.traffic import network_flop, network_traffic
-from fastdiff.placement import out_of_memory
+from fastdiff.engine.placement import out_of_memory
 
 SIZES = {"cpu": (1024, 2**22), "cuda": (8192, 2**29)}  # of the product; floats that are copied
 EVERY = 3  # rounds between two looks at the rates

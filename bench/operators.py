@@ -25,6 +25,8 @@ from tqdm.auto import tqdm
 
 from fastdiff.bench import reporting
 from fastdiff.bench.timing import ratio
+from fastdiff.engine.numerics import fixed_numerics
+from fastdiff.engine.prepared import FoldedLinearAttention
 from fastdiff.kernels.bias_add import bias_add
 from fastdiff.kernels.channel_norm import channel_norm
 from fastdiff.kernels.conv import conv_add, conv_norm
@@ -34,8 +36,6 @@ from fastdiff.kernels.dispatch import using
 from fastdiff.kernels.group_norm import group_norm
 from fastdiff.kernels.linear_attention import linear_attention
 from fastdiff.networks.blocks import EDITIONS, LinearAttention, PreNorm, Residual
-from fastdiff.numerics import fixed_numerics
-from fastdiff.prepared import FoldedLinearAttention
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 

@@ -27,10 +27,10 @@ from fastdiff.bench.operators import Timer, copy_rate
 from fastdiff.bench.shapes import NETWORKS, Network
 from fastdiff.bench.timing import ratio
 from fastdiff.bench.traffic import network_flop, network_traffic
+from fastdiff.engine.numerics import fixed_numerics
+from fastdiff.engine.prepared import prepare_network
 from fastdiff.kernels.dispatch import using
-from fastdiff.networks import AnnotatedUnet
-from fastdiff.numerics import fixed_numerics
-from fastdiff.prepared import prepare_network
+from fastdiff.networks.annotated import AnnotatedUnet
 
 BOUND = 3e-2  # relative, between two 16-bit evaluations of some 60 layers
 TRAINING_BOUND = 6e-2  # of all gradients together, each form rounding to 16 bits at its own places

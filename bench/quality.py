@@ -28,15 +28,15 @@ from torch import Tensor
 import fastdiff
 from fastdiff.bench import classifier, reporting
 from fastdiff.bench.timing import in_turns
-from fastdiff.context import context_width
-from fastdiff.data import ImageData
-from fastdiff.distributed import Processes
-from fastdiff.engine import DEFAULT_BATCH, Engine
+from fastdiff.data.images import ImageData
+from fastdiff.engine.context import context_width
+from fastdiff.engine.engine import DEFAULT_BATCH, Engine
+from fastdiff.engine.placement import choose_device
 from fastdiff.errors import InputError, whole
 from fastdiff.files import check_writable, write_atomically
-from fastdiff.manifest import RESTORED, Request, read_manifest
-from fastdiff.placement import choose_device
-from fastdiff.shardrun import ShardRun
+from fastdiff.shards.manifest import RESTORED, Request, read_manifest
+from fastdiff.shards.processes import Processes
+from fastdiff.shards.run import ShardRun
 
 OUTPUT = Path(__file__).resolve().parent.parent / "bench" / "results" / "quality-cpu.json"
 POINTS = {

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff import graphs
 from fastdiff.bench import (
     coldstarts,
     compiling,
@@ -32,7 +31,8 @@ from fastdiff.bench import (
 )
 from fastdiff.bench.cases import COLD, EVALUATION, EXPORT, SAMPLING, STEP, TRAINING, Case
 from fastdiff.bench.contender import FASTDIFF, Contender, Ready
-from fastdiff.numerics import fixed_numerics
+from fastdiff.engine import graphs
+from fastdiff.engine.numerics import fixed_numerics
 
 Row = dict[str, Any]
 

@@ -18,9 +18,9 @@ from fastdiff.bench.cases import Case
 from fastdiff.bench.contender import Contender, Ready
 from fastdiff.bench.predictors import Predict, time_of
 from fastdiff.bench.reference import AnnotatedLoop, CourseLoop, Noise, ddim_loop, dpmpp_2m_loop
-from fastdiff.engine import Engine
+from fastdiff.engine.engine import Engine
+from fastdiff.engine.noise import PhiloxNoise
 from fastdiff.errors import InputError
-from fastdiff.noise import PhiloxNoise
 
 DIFFUSERS = "diffusers' scheduler"
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import fastdiff
 from fastdiff.errors import InputError, unknown, whole
-from fastdiff.table import spaced
+from fastdiff.samplers.table import spaced
 
 SAMPLERS = ("ddim", "ddpm", "ddpm_large", "dpmpp_2m")
 

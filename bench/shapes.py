@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fastdiff.engine.prepared import Prediction, TimeInputs, prepare_network
+from fastdiff.engine.step import State, advance
 from fastdiff.kernels.denoise_step import denoise_step
 from fastdiff.kernels.philox import normals
-from fastdiff.networks import AnnotatedUnet, ContextUnet
-from fastdiff.prepared import Prediction, TimeInputs, prepare_network
-from fastdiff.schedule import make_schedule
-from fastdiff.step import State, advance
-from fastdiff.table import make_table
+from fastdiff.networks.annotated import AnnotatedUnet
+from fastdiff.networks.context import ContextUnet
+from fastdiff.samplers.schedule import make_schedule
+from fastdiff.samplers.table import make_table
 
 META = torch.device("meta")
 

@@ -15,9 +15,9 @@ import fastdiff
 from fastdiff.bench import compiling, networks, predictors
 from fastdiff.bench.cases import Case
 from fastdiff.bench.contender import FASTDIFF, Contender, Ready, end_of
-from fastdiff.data import ImageData
-from fastdiff.recipe import PRESETS, Recipe
-from fastdiff.training import Trainer, generator
+from fastdiff.data.images import ImageData
+from fastdiff.training.recipe import PRESETS, Recipe
+from fastdiff.training.trainer import Trainer, generator
 
 STEPS = 100_000  # more than a benchmark takes
 CHECKED = 3  # steps whose losses are compared: the second and third see what the updates before them did

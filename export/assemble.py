@@ -1,6 +1,6 @@
 """The files: a traced network alone, and the whole sampling loop around it as one ONNX Loop.
 
-The loop is the step table's (fastdiff.table): x0 = clip(p x + q out), x <- a x + b x0 + c x0_prev + s noise. The
+The loop is the step table's (samplers.table): x0 = clip(p x + q out), x <- a x + b x0 + c x0_prev + s noise. The
 network's weights are initializers of the Loop's body: only there does ONNX Runtime put them into the layout that its
 convolutions want (as an outer graph's they make a step 1.5 times as long).
 """
@@ -18,8 +18,8 @@ from fastdiff.errors import InputError
 from fastdiff.export import metadata, philox
 from fastdiff.export.graph import BOOL, FLOAT, INT64, UINT8, Graph, finish_model, value
 from fastdiff.export.trace import Parts
-from fastdiff.prediction import Clip
-from fastdiff.table import StepTable
+from fastdiff.samplers.prediction import Clip
+from fastdiff.samplers.table import StepTable
 
 NOISES = ("philox", "input")
 WORTH_HALVING = 64  # numbers; fewer are less than the operator that widens them

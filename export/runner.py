@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdiff import defaults
-from fastdiff.context import resolve_rows
-from fastdiff.engine import DEFAULT_BATCH
+from fastdiff.engine.context import resolve_rows
+from fastdiff.engine.engine import DEFAULT_BATCH
+from fastdiff.engine.noise import LIMIT, NoiseSource, PhiloxNoise
 from fastdiff.errors import InputError, finite, unknown, whole
 from fastdiff.export import metadata
-from fastdiff.noise import LIMIT, NoiseSource, PhiloxNoise
-from fastdiff.schedule import from_config
-from fastdiff.table import StepTable, make_table
+from fastdiff.samplers import defaults
+from fastdiff.samplers.schedule import from_config
+from fastdiff.samplers.table import StepTable, make_table
 
 # Short names; ONNX Runtime's own are accepted too.
 PROVIDERS = {

@@ -24,7 +24,8 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.export import Dim
 
-from fastdiff.context import context_width
+from fastdiff.engine.context import context_width
+from fastdiff.engine.prepared import FoldedLinearAttention, fold_block
 from fastdiff.errors import InputError, unknown
 from fastdiff.export.graph import OPSET
 from fastdiff.kernels import dispatch
@@ -32,7 +33,6 @@ from fastdiff.kernels.attention_block import attention_block_reference
 from fastdiff.model import Model
 from fastdiff.networks.blocks import normed
 from fastdiff.networks.protocol import SeparableNetwork
-from fastdiff.prepared import FoldedLinearAttention, fold_block
 
 WEIGHTS = ("float32", "float16")
 SMALL = 16  # elements; shapes and scalars have fewer

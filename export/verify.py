@@ -22,9 +22,9 @@ from fastdiff.images import to_uint8
 from fastdiff.kernels import philox as reference
 from fastdiff.kernels.denoise_step import denoise_step_reference, x0_bound
 from fastdiff.model import Model
-from fastdiff.prediction import Clip
+from fastdiff.samplers.prediction import Clip
+from fastdiff.samplers.table import StepTable, make_table
 from fastdiff.sampling import sample
-from fastdiff.table import StepTable, make_table
 
 NETWORK_BATCHES = (1, 3, 8)
 LOOP_BATCHES = (1, 3)

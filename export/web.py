@@ -19,7 +19,7 @@ from fastdiff.errors import InputError
 from fastdiff.export import metadata
 from fastdiff.files import TEMPORARY, check_folder
 from fastdiff.model import Model
-from fastdiff.table import SAMPLERS, StepTable, make_table
+from fastdiff.samplers.table import SAMPLERS, StepTable, make_table
 
 PAGE = Path(__file__).parent / "page"
 # onnxruntime-web 1.30.0 from npm: its ort.wasm.bundle.min.mjs (named .js, which every server knows the type of) and

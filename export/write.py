@@ -19,8 +19,8 @@ from fastdiff.export.verify import Check, checked, network_checks, sampler_check
 from fastdiff.export.web import check_page_folder, write_page
 from fastdiff.files import check_writable, write_atomically
 from fastdiff.model import Model, check_table
-from fastdiff.prediction import check_clip
-from fastdiff.table import StepTable
+from fastdiff.samplers.prediction import check_clip
+from fastdiff.samplers.table import StepTable
 
 
 def export_network(

@@ -10,40 +10,40 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from fastdiff._version import __version__
 
 # Loaded when first used, so that `fastdiff --help` does not wait for torch.
 _PUBLIC = {
-    "AnnotatedUnet": "networks",
-    "ContextUnet": "networks",
-    "Engine": "engine",
+    "AnnotatedUnet": "networks.annotated",
+    "ContextUnet": "networks.context",
+    "Engine": "engine.engine",
     "InputError": "errors",
     "Model": "model",
-    "PhiloxNoise": "noise",
-    "Schedule": "schedule",
-    "StepTable": "table",
-    "load": "checkpoint",
-    "make_schedule": "schedule",
-    "make_table": "table",
+    "PhiloxNoise": "engine.noise",
+    "Schedule": "samplers.schedule",
+    "StepTable": "samplers.table",
+    "load": "checkpoints.load",
+    "make_schedule": "samplers.schedule",
+    "make_table": "samplers.table",
     "sample": "sampling",
-    "save": "checkpoint",
+    "save": "checkpoints.save",
 }
 __all__ = [*_PUBLIC, "__version__"]
 
 if TYPE_CHECKING:
-    from fastdiff.checkpoint import load as load
-    from fastdiff.checkpoint import save as save
-    from fastdiff.engine import Engine as Engine
+    from fastdiff.checkpoints.load import load as load
+    from fastdiff.checkpoints.save import save as save
+    from fastdiff.engine.engine import Engine as Engine
+    from fastdiff.engine.noise import PhiloxNoise as PhiloxNoise
     from fastdiff.errors import InputError as InputError
     from fastdiff.model import Model as Model
-    from fastdiff.networks import AnnotatedUnet as AnnotatedUnet
-    from fastdiff.networks import ContextUnet as ContextUnet
-    from fastdiff.noise import PhiloxNoise as PhiloxNoise
+    from fastdiff.networks.annotated import AnnotatedUnet as AnnotatedUnet
+    from fastdiff.networks.context import ContextUnet as ContextUnet
+    from fastdiff.samplers.schedule import Schedule as Schedule
+    from fastdiff.samplers.schedule import make_schedule as make_schedule
+    from fastdiff.samplers.table import StepTable as StepTable
+    from fastdiff.samplers.table import make_table as make_table
     from fastdiff.sampling import sample as sample
-    from fastdiff.schedule import Schedule as Schedule
-    from fastdiff.schedule import make_schedule as make_schedule
-    from fastdiff.table import StepTable as StepTable
-    from fastdiff.table import make_table as make_table
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """python -m fastdiff."""
 
-from fastdiff.cli import main
+from fastdiff.cli.main import main
 
 main(prog_name="fastdiff")

@@ -9,9 +9,9 @@ import numpy as np
 from torch import nn
 
 from fastdiff.errors import InputError, unknown
-from fastdiff.prediction import PREDICTION_TYPES, Clip, check_clip
-from fastdiff.schedule import Schedule
-from fastdiff.table import TIMES, StepTable
+from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
+from fastdiff.samplers.schedule import Schedule
+from fastdiff.samplers.table import TIMES, StepTable
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-import fastdiff
+from fastdiff._version import __version__
 
 SOURCES = (":/fastdiff", ":/kernels", ":/export", ":/bench", ":(exclude,top)bench/results")
 
@@ -26,10 +26,10 @@ def source_version() -> str:
     try:
         if git("ls-files", "--error-unmatch", __file__):
             changed = git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
-            return f"{fastdiff.__version__}, commit {git('rev-parse', '--short=12', 'HEAD')}{'+' if changed else ''}"
+            return f"{__version__}, commit {git('rev-parse', '--short=12', 'HEAD')}{'+' if changed else ''}"
     except (OSError, subprocess.CalledProcessError):
         pass
-    return fastdiff.__version__
+    return __version__
 
 
 def cpu_name() -> str:

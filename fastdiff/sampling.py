@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fastdiff import defaults
-from fastdiff.engine import DEFAULT_BATCH, Engine
+from fastdiff.engine.engine import DEFAULT_BATCH, Engine
+from fastdiff.engine.noise import LIMIT, NoiseSource
 from fastdiff.errors import whole
 from fastdiff.model import Model
-from fastdiff.noise import LIMIT, NoiseSource
-from fastdiff.table import StepTable, make_table
+from fastdiff.samplers import defaults
+from fastdiff.samplers.table import StepTable, make_table
 
 
 def sample(

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdiff.kernels.attention_block import FoldedAttention
 from fastdiff.kernels.channel_norm_triton import normalise
 from fastdiff.kernels.dispatch import launch
+from fastdiff.kernels.folded_attention import FoldedAttention
 from fastdiff.kernels.group_norm_triton import channel_statistics
 from fastdiff.kernels.layout import FILL, empty_images, positions, power_of_2
 from fastdiff.kernels.linear_attention import output_scale

@@ -13,10 +13,10 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported, which nothing above does
 
-from fastdiff import engine, graphs
-from fastdiff.forms import FORMS
+from fastdiff.engine import engine, graphs
+from fastdiff.engine.forms import FORMS
+from fastdiff.engine.numerics import fixed_numerics
 from fastdiff.kernels.dispatch import recording, using
-from fastdiff.numerics import fixed_numerics
 
 torch.set_num_threads(1)  # the tensors are small; more threads only wait for each other
 settings.register_profile("fastdiff", deadline=None, derandomize=True)

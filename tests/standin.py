@@ -1,4 +1,4 @@
-"""torch.cuda on the CPU, as far as fastdiff.graphs uses it: what a body did to its tensors, done again.
+"""torch.cuda on the CPU, as far as fastdiff.engine.graphs uses it: what a body did to its tensors, done again.
 
 As in a graph, Python values, branches and the tensors themselves are those of the recording; what a recording or a
 replay made is garbage afterwards (here NaN), but for what the body wrote into tensors that were there before. What no

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fastdiff.kernels import attention_block_triton
-from fastdiff.kernels.attention_block import attention_block, attention_block_reference, fold
+from fastdiff.kernels.attention_block import attention_block, attention_block_reference
+from fastdiff.kernels.folded_attention import fold
 from fastdiff.networks.blocks import EDITIONS, ChannelNorm, LinearAttention, PreNorm, Residual
 
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from fastdiff import AnnotatedUnet, ContextUnet, Model, graphs, make_schedule
+from fastdiff import AnnotatedUnet, ContextUnet, Model, make_schedule
 from fastdiff.bench import (
     compiling,
     evaluations,
@@ -38,9 +38,10 @@ from fastdiff.bench import (
 )
 from fastdiff.bench.cases import COLD, EVALUATION, EXPORT, SAMPLING, STEP, TRAINING, Case, plan
 from fastdiff.bench.contender import Contender, Ready
-from fastdiff.cli import main
-from fastdiff.forms import FORMS
-from fastdiff.prepared import Prediction
+from fastdiff.cli.main import main
+from fastdiff.engine import graphs
+from fastdiff.engine.forms import FORMS
+from fastdiff.engine.prepared import Prediction
 
 CPU = torch.device("cpu")
 T = 25  # as many as an evaluation's table has steps

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from fastdiff import AnnotatedUnet, ContextUnet, InputError, Model, load, make_schedule, sample, save
 from fastdiff.bench.reference import AnnotatedReference, ContextReference
-from fastdiff.checkpoint import shipped_models, stored_info
+from fastdiff.checkpoints.load import stored_info
+from fastdiff.checkpoints.shipped import shipped_models
 
 
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:

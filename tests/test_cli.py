@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fastdiff import AnnotatedUnet, ContextUnet, Model, load, make_schedule, sample, save
-from fastdiff.cli import main
+from fastdiff.cli.main import main
 
 TINY = ["--epochs", "2", "--batch-size", "10", "--threads", "1"]
 
@@ -359,7 +359,7 @@ def test_python_dash_m():
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_stop_is_saved_wherever_it_falls(after, run, sprites, monkeypatch):
     """On the step that has just been logged too."""
-    from fastdiff.cli import run as runs
+    from fastdiff.training import loop as runs
 
     monkeypatch.setattr(runs, "LOG_EVERY", 2)
     step = runs.Trainer.step
@@ -377,7 +377,7 @@ def test_a_stop_is_saved_wherever_it_falls(after, run, sprites, monkeypatch):
 
 def test_a_killed_run_has_saved_meanwhile(run, sprites, monkeypatch):
     """Between epochs too, every SAVE_SECONDS; what a crash leaves behind can be resumed."""
-    from fastdiff.cli import run as runs
+    from fastdiff.training import loop as runs
 
     monkeypatch.setattr(runs, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(runs, "LOG_EVERY", 1)

@@ -52,7 +52,8 @@ ONES = """
 import torch
 from fastdiff.bench.codegen import compile_launch, recorded
 from fastdiff.kernels import philox
-from fastdiff.kernels.attention_block import attention_block, fold
+from fastdiff.kernels.attention_block import attention_block
+from fastdiff.kernels.folded_attention import fold
 from fastdiff.kernels.bias_add import bias_add
 from fastdiff.kernels.channel_norm import channel_norm
 from fastdiff.kernels.denoise_step import denoise_step

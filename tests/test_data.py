@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from fastdiff import InputError
-from fastdiff.data import cifar, load_data
+from fastdiff.data import cifar
 from fastdiff.data import idx as data
+from fastdiff.data.load import load_data
 
 
 def idx_bytes(array: np.ndarray) -> bytes:

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdiff import AnnotatedUnet, ContextUnet, Engine, InputError, Model, PhiloxNoise, load, make_schedule, make_table
-from fastdiff.forms import FORMS
-from fastdiff.numerics import fixed_numerics
-from fastdiff.prepared import Prediction, TimeInputs
+from fastdiff.engine.forms import FORMS
+from fastdiff.engine.numerics import fixed_numerics
+from fastdiff.engine.prepared import Prediction, TimeInputs
+from fastdiff.engine.step import State, advance
 from fastdiff.sampling import sample
-from fastdiff.step import State, advance
 
 CPU = torch.device("cpu")
 HERE = [f.name for f in FORMS.values() if not f.captured and f.missing(CPU, torch.float32) is None]

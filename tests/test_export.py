@@ -17,7 +17,7 @@ from torch import nn
 
 import fastdiff
 from fastdiff import AnnotatedUnet, ContextUnet, InputError, Model, make_schedule, make_table
-from fastdiff.cli import main
+from fastdiff.cli.main import main
 from fastdiff.export import OnnxSampler, assemble, export_network, export_sampler, philox, verify, write
 from fastdiff.export.assemble import Face, network_model, sampler_model
 from fastdiff.export.graph import FLOAT, INT64, Graph, finish_model, value
@@ -26,7 +26,7 @@ from fastdiff.export.trace import _DenoisePart, _takes_other_sizes, trace
 from fastdiff.export.web import FILES, RUNTIME
 from fastdiff.images import to_uint8
 from fastdiff.kernels import philox as reference
-from fastdiff.table import SAMPLERS
+from fastdiff.samplers.table import SAMPLERS
 
 CPU = torch.device("cpu")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fastdiff import AnnotatedUnet, ContextUnet, Model, load, make_schedule, sample
+from fastdiff.engine.prepared import FoldedLinearAttention, fold_block, prepare_network
 from fastdiff.kernels.dispatch import launch, recording, use_triton, using
 from fastdiff.networks.blocks import EDITIONS, LinearAttention, PreNorm, Residual
-from fastdiff.prepared import FoldedLinearAttention, fold_block, prepare_network
 
 # Tiny: the interpreter takes a tenth of a millisecond for each line of a kernel and program.
 NETWORKS = {

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from fastdiff import Engine, Model, PhiloxNoise, graphs, load, make_schedule, make_table, sample
+from fastdiff import Engine, Model, PhiloxNoise, load, make_schedule, make_table, sample
+from fastdiff.engine import graphs
 from fastdiff.kernels import philox
 from fastdiff.kernels.denoise_step import denoise_step, denoise_step_reference
 from fastdiff.kernels.dispatch import use_triton

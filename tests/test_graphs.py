@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fastdiff import AnnotatedUnet, ContextUnet, Engine, InputError, Model, PhiloxNoise, make_schedule, make_table
-from fastdiff import graphs as graphs_module
-from fastdiff.forms import FORMS
-from fastdiff.graphs import CannotCapture, CapturedStep, GraphPool
+from fastdiff.engine import graphs as graphs_module
+from fastdiff.engine.forms import FORMS
+from fastdiff.engine.graphs import CannotCapture, CapturedStep, GraphPool
 from fastdiff.kernels.denoise_step import denoise_step
 
 CPU = torch.device("cpu")

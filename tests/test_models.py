@@ -12,12 +12,13 @@ from PIL import Image
 
 import fastdiff
 from fastdiff.bench.reference import AnnotatedLoop, AnnotatedReference, ContextReference, CourseLoop
-from fastdiff.checkpoint import SHIPPED, shipped_models, stored_info
-from fastdiff.cli import main
-from fastdiff.data import load_data
+from fastdiff.checkpoints.load import stored_info
+from fastdiff.checkpoints.shipped import SHIPPED, shipped_models
+from fastdiff.cli.main import main
 from fastdiff.data.idx import DEBIAN_FASHION
-from fastdiff.recipe import PRESETS
-from fastdiff.training import Trainer
+from fastdiff.data.load import load_data
+from fastdiff.training.recipe import PRESETS
+from fastdiff.training.trainer import Trainer
 
 # How each model's samples.png was drawn.
 PICTURES = {

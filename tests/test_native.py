@@ -14,19 +14,15 @@ import torch
 import torch.nn.functional as F
 
 from fastdiff import AnnotatedUnet, ContextUnet, Engine, InputError, Model, make_schedule, make_table, sample
-from fastdiff.forms import FORMS, choose_form
-from fastdiff.kernels import compiled, native, native_attention
-from fastdiff.kernels.attention_block import attention_block_reference, fold
+from fastdiff.engine.forms import FORMS, choose_form
+from fastdiff.engine.native import NativeAttention, NativeConv, NativeConvNext, NativeDepthwise, NativeNorm, make_native
+from fastdiff.engine.prepared import prepare_network
+from fastdiff.kernels.attention_block import attention_block_reference
+from fastdiff.kernels.cpu import attention as native_attention
+from fastdiff.kernels.cpu import compiled
+from fastdiff.kernels.cpu import operators as native
+from fastdiff.kernels.folded_attention import fold
 from fastdiff.kernels.group_norm import group_norm_reference
-from fastdiff.native import (
-    NativeAttention,
-    NativeConv,
-    NativeConvNext,
-    NativeDepthwise,
-    NativeNorm,
-    make_native,
-)
-from fastdiff.prepared import prepare_network
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(compiled.missing() is not None, reason=str(compiled.missing()))

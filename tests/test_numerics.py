@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastdiff import Engine, Model, make_schedule, make_table
-from fastdiff.numerics import fixed_numerics
+from fastdiff.engine.numerics import fixed_numerics
 
 backends = torch.backends
 cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn

@@ -10,7 +10,7 @@ import fastdiff
 from fastdiff import AnnotatedUnet, ContextUnet, InputError, Model, make_schedule, make_table
 from fastdiff.bench import others, schedulers, standins
 from fastdiff.bench.traffic import count_flop
-from fastdiff.noise import PhiloxNoise
+from fastdiff.engine.noise import PhiloxNoise
 
 SEED, T = 7, 50
 # float32 loops of 50 steps, and diffusers' float32 schedule against ours in float64

@@ -10,8 +10,9 @@ import torch
 
 from fastdiff import AnnotatedUnet, ContextUnet, Model, make_schedule
 from fastdiff.bench import classifier, quality
-from fastdiff.data import ImageData, load_data
 from fastdiff.data.idx import DEBIAN_FASHION
+from fastdiff.data.images import ImageData
+from fastdiff.data.load import load_data
 from fastdiff.errors import InputError
 from fastdiff.images import to_uint8
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fastdiff import defaults
 from fastdiff.bench import quality, readme, report
 from fastdiff.bench.readme import RESULTS
-from fastdiff.cli import main
+from fastdiff.cli.main import main
+from fastdiff.samplers import defaults
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastdiff import InputError, Schedule, make_schedule
 from fastdiff.bench.reference import CourseLoop
-from fastdiff.schedule import NAMES, from_config
+from fastdiff.samplers.schedule import NAMES, from_config
 
 
 def test_linear_quadratic_and_sigmoid():

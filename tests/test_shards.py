@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fastdiff import ContextUnet, Engine, InputError, Model, load, make_schedule, make_table, sample, save
-from fastdiff.cli import main
-from fastdiff.distributed import Processes, default_threads
+from fastdiff.cli.main import main
 from fastdiff.images import to_uint8
-from fastdiff.shards import Plan, Shard, ShardFolder, check_channels, check_shard_size, only_writer, save_npz
+from fastdiff.shards.folder import Plan, Shard, ShardFolder, check_channels, check_shard_size, only_writer, save_npz
+from fastdiff.shards.processes import Processes, default_threads
 
 CLASSES = ("monster", "player", "item", "spell", "dungeon")
 WORDS = ["sample", "b.safetensors", "-n", 21, "--first", 3, "--steps", 2, "--batch-size", 4, "--shard-size", 8]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from fastdiff import InputError, Schedule, StepTable, make_schedule, make_table
 from fastdiff.bench.reference import CourseLoop
-from fastdiff.prediction import PREDICTION_TYPES
-from fastdiff.schedule import NAMES
-from fastdiff.table import SAMPLERS, SPACINGS, spaced
+from fastdiff.samplers.prediction import PREDICTION_TYPES
+from fastdiff.samplers.schedule import NAMES
+from fastdiff.samplers.table import SAMPLERS, SPACINGS, spaced
 
 
 @given(

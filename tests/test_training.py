@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fastdiff import InputError, make_schedule
-from fastdiff.data import ImageData
-from fastdiff.losses import snr_weight, weighted_loss
-from fastdiff.prediction import target
-from fastdiff.recipe import PRESETS, Recipe
-from fastdiff.training import Trainer, generator, network_for, read_training
+from fastdiff.data.images import ImageData
+from fastdiff.samplers.prediction import target
+from fastdiff.training.losses import snr_weight, weighted_loss
+from fastdiff.training.recipe import PRESETS, Recipe
+from fastdiff.training.trainer import Trainer, generator, network_for, read_training
 
 CPU = torch.device("cpu")
 

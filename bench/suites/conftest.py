@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from fastdiff.engine.numerics import fixed_numerics
+from fastdiff.engine.placement import choose_device
 from fastdiff.errors import InputError
-from fastdiff.numerics import fixed_numerics
-from fastdiff.placement import choose_device
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

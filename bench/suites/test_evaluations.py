@@ -10,7 +10,7 @@ import fastdiff
 from fastdiff.bench.networks import SHIPPED, load, published
 from fastdiff.bench.shapes import Network
 from fastdiff.bench.traffic import network_flop
-from fastdiff.engine import Engine
+from fastdiff.engine.engine import Engine
 from fastdiff.kernels.denoise_step import denoise_step
 from fastdiff.kernels.dispatch import using
 

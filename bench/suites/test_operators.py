@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fastdiff.bench.operators import BOUNDS, Case, cases, plain, size_of, step_cases
 from fastdiff.bench.traffic import count_flop
-from fastdiff.kernels import compiled, native
+from fastdiff.engine.native import NativeAttention
+from fastdiff.kernels.cpu import compiled
+from fastdiff.kernels.cpu import operators as native
 from fastdiff.kernels.dispatch import triton_for
-from fastdiff.native import NativeAttention
 from fastdiff.networks.blocks import EDITIONS, LinearAttention, PreNorm, Residual
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ REPLACED = {"depthwise_conv", "group_norm", "conv_norm", "conv_add", "attention_
 
 
 def native_cases() -> Iterator[Case]:
-    """The C kernels at the shapes of networks A (dim 28, 28x28) and B (16x16), as fastdiff.native calls them."""
+    """The C kernels at the shapes of networks A (dim 28, 28x28) and B (16x16), as fastdiff.engine.native calls them."""
 
     def image(b: int, c: int, size: int) -> Tensor:
         return torch.randn(b, c, size, size).to(memory_format=torch.channels_last)

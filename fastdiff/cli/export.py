@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from fastdiff.cli.options import foreign_options, load_model, parse_clip, parse_dtype
-from fastdiff.cli.sample import default_steps
 from fastdiff.errors import InputError, unknown
 
 ANY = "any"
@@ -115,7 +114,8 @@ def _refuse(given: dict[str, Any], web: str | None) -> None:
 
 
 def _table(model: Any, given: dict[str, Any]) -> Any:
-    from fastdiff.table import SAMPLERS, make_table
+    from fastdiff.cli.drawn import default_steps
+    from fastdiff.samplers.table import SAMPLERS, make_table
 
     sampler = given["sampler"]
     if sampler == ANY:

@@ -11,14 +11,14 @@ from typing import Any
 import click
 from tqdm.auto import tqdm
 
+from fastdiff.cli.drawn import default_steps, parse_contexts, where
 from fastdiff.cli.options import load_model, parse_clip, parse_dtype
-from fastdiff.cli.run import StopSignal
-from fastdiff.cli.sample import default_steps, parse_contexts, where
-from fastdiff.distributed import AnotherFailed, Processes
+from fastdiff.cli.stop import StopSignal
 from fastdiff.errors import InputError
-from fastdiff.manifest import Request
 from fastdiff.model import Model
-from fastdiff.shardrun import ShardRun
+from fastdiff.shards.manifest import Request
+from fastdiff.shards.processes import AnotherFailed, Processes
+from fastdiff.shards.run import ShardRun
 
 LAST_WORDS_SECONDS = 1.0  # for the process that failed to say why, before torchrun ends all
 

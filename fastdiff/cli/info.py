@@ -26,7 +26,7 @@ def info(model: str | None, as_json: bool, schedule: str | None, timesteps: int 
     fastdiff info my_tutorial_model.pt
     fastdiff info sampler.onnx
     """
-    from fastdiff.checkpoint import shipped_models
+    from fastdiff.checkpoints.shipped import shipped_models
 
     if model is None:
         for name, path in shipped_models().items():
@@ -42,7 +42,8 @@ def info(model: str | None, as_json: bool, schedule: str | None, timesteps: int 
 
 
 def describe(name: str, schedule: str | None, timesteps: int | None, image_size: int | None) -> dict[str, Any]:
-    from fastdiff.checkpoint import model_config, stored_info
+    from fastdiff.checkpoints.config import model_config
+    from fastdiff.checkpoints.load import stored_info
 
     if name.lower().endswith(".onnx"):
         return describe_onnx(name)

@@ -31,9 +31,9 @@ def noise(picture: str, output: str, schedule: str, timesteps: int, at: str | No
 
     import torch
 
+    from fastdiff.engine.noise import PhiloxNoise
     from fastdiff.images import grid, grid_layout, read_picture, save_picture
-    from fastdiff.noise import PhiloxNoise
-    from fastdiff.schedule import make_schedule
+    from fastdiff.samplers.schedule import make_schedule
 
     chosen = make_schedule(schedule, timesteps)
     first, last = chosen.first, chosen.first + chosen.num_timesteps - 1

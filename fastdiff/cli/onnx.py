@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from fastdiff.cli.drawn import Drawn, contexts_in_turn, default_steps, frames_of, parse_contexts
 from fastdiff.cli.options import given_flags
-from fastdiff.cli.sample import Drawn, contexts_in_turn, default_steps, frames_of, parse_contexts
 from fastdiff.errors import InputError
 from fastdiff.export import OnnxSampler
 

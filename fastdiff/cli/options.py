@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from fastdiff.model import Model
 
+ONNX = ".onnx"
 DTYPES = ("float32", "bfloat16", "float16")
 
 device_option = click.option(
@@ -34,10 +35,10 @@ def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def load_model(name: str, schedule: str | None, timesteps: int | None, image_size: int | None) -> Model:
-    from fastdiff.checkpoint import load
-    from fastdiff.schedule import make_schedule
+    from fastdiff.checkpoints.load import load
+    from fastdiff.samplers.schedule import make_schedule
 
-    if name.lower().endswith(".onnx"):
+    if name.lower().endswith(ONNX):
         raise InputError(f"{name!r} is an ONNX file; accepted here: a shipped model's name or a checkpoint")
     if (schedule is None) != (timesteps is None):
         raise InputError("--schedule and --timesteps belong together; give both or neither")
@@ -88,6 +89,6 @@ def set_threads(threads: int | None) -> None:
 
 def parse_device(text: str | None) -> torch.device:
     """Checked; raises InputError for one that is not here."""
-    from fastdiff.placement import choose_device
+    from fastdiff.engine.placement import choose_device
 
     return choose_device(text)

@@ -12,8 +12,8 @@ from fastdiff.cli.options import device_option, given_flags, parse_device, set_t
 from fastdiff.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from fastdiff.recipe import Recipe
-    from fastdiff.training import Trainer
+    from fastdiff.training.recipe import Recipe
+    from fastdiff.training.trainer import Trainer
 
 
 @click.command(short_help="Train a model of your own.")
@@ -96,11 +96,11 @@ def train(
     The folder gets the model (model.safetensors, for `fastdiff sample`), a checkpoint to resume from, the loss
     curve, a grid of samples for every epoch, and a model card. Ctrl-C saves before it stops.
     """
-    from fastdiff import runlog
-    from fastdiff.checkpoint import load, stored_info
-    from fastdiff.cli.run import Run
-    from fastdiff.data import load_data
-    from fastdiff.training import Trainer, read_training
+    from fastdiff.checkpoints.load import load, stored_info
+    from fastdiff.data.load import load_data
+    from fastdiff.training import folder as runlog
+    from fastdiff.training.loop import Run
+    from fastdiff.training.trainer import Trainer, read_training
 
     set_threads(threads)
     chosen = parse_device(device)
@@ -137,7 +137,7 @@ def train(
 
 def build_recipe(preset: str, options: dict[str, Any]) -> Recipe:
     """A preset with the options that were given."""
-    from fastdiff.recipe import PRESETS
+    from fastdiff.training.recipe import PRESETS
 
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
@@ -161,7 +161,7 @@ def build_recipe(preset: str, options: dict[str, Any]) -> Recipe:
 
 
 def _recipe_from(config: dict[str, Any]) -> Recipe:
-    from fastdiff.recipe import Recipe
+    from fastdiff.training.recipe import Recipe
 
     names = {field.name for field in dataclasses.fields(Recipe)}
     if config.keys() != names:

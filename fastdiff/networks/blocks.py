@@ -49,7 +49,7 @@ EDITIONS = {
 def normed(norm: nn.GroupNorm, x: Tensor, before: str | None = None, after: str | None = None) -> Tensor:
     """The GroupNorm module by the fused operator: after(norm(before(x))).
 
-    A module with a `fused` of its own (see fastdiff.native) is asked to compute it; so below.
+    A module with a `fused` of its own (see fastdiff.engine.native) is asked to compute it; so below.
     """
     if hasattr(norm, "fused") and before is None:
         return norm.fused(x, after)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from typing import Any
 
@@ -10,41 +9,18 @@ import click
 import torch
 from tqdm.auto import tqdm
 
-from fastdiff.checkpoint import save
-from fastdiff.data import ImageData
+from fastdiff.checkpoints.save import save
+from fastdiff.cli.stop import StopSignal
+from fastdiff.data.images import ImageData
 from fastdiff.errors import InputError
 from fastdiff.provenance import source_version
-from fastdiff.runlog import RunFolder
 from fastdiff.sampling import sample
-from fastdiff.training import Trainer
+from fastdiff.training.folder import RunFolder
+from fastdiff.training.trainer import Trainer
 
 SAVE_SECONDS = 120.0  # what a crash may cost
 LOG_EVERY = 25  # steps averaged into one row of the log
 GRID = 64
-
-
-class StopSignal:
-    """Within it, Ctrl-C or a polite kill only asks: a step is never cut in half, so what is saved is consistent.
-
-    A second one interrupts at once.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.before: dict[int, Any] = {}
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __enter__(self) -> StopSignal:
-        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 class Run:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fastdiff.kernels.denoise_step import denoise_step, x0_bound
-from fastdiff.prediction import Clip
+from fastdiff.samplers.prediction import Clip
 
 
 @dataclass(frozen=True)

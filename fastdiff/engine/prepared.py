@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.errors import InputError
-from fastdiff.kernels.attention_block import FoldedAttention, attention_block, fits, fold
+from fastdiff.kernels.attention_block import attention_block, fits
 from fastdiff.kernels.depthwise_conv import taps_first
 from fastdiff.kernels.dispatch import triton_for
+from fastdiff.kernels.folded_attention import FoldedAttention, fold
 from fastdiff.networks.blocks import (
     HEAD_DIM,
     HEADS,
@@ -26,7 +27,7 @@ from fastdiff.networks.blocks import (
 )
 from fastdiff.networks.context import ResidualConvBlock
 from fastdiff.networks.protocol import SeparableNetwork
-from fastdiff.table import StepTable
+from fastdiff.samplers.table import StepTable
 
 
 def prepare_network(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fastdiff import graphs
-from fastdiff.context import Contexts, resolve_context
+from fastdiff.engine import graphs
+from fastdiff.engine.context import Contexts, resolve_context
+from fastdiff.engine.forms import Form, choose_form
+from fastdiff.engine.graphs import CapturedStep
+from fastdiff.engine.noise import LIMIT, NoiseSource
+from fastdiff.engine.numerics import CUDNN_ALGORITHMS, fixed_numerics
+from fastdiff.engine.placement import choose_device, choose_dtype, out_of_memory
+from fastdiff.engine.prepared import Prediction, TimeInputs
+from fastdiff.engine.step import State, advance
 from fastdiff.errors import InputError, finite, whole
-from fastdiff.forms import Form, choose_form
-from fastdiff.graphs import CapturedStep
 from fastdiff.kernels import philox
 from fastdiff.kernels.ahead import compile_ahead
 from fastdiff.kernels.dispatch import triton_for
 from fastdiff.model import Model, check_table
-from fastdiff.noise import LIMIT, NoiseSource
-from fastdiff.numerics import CUDNN_ALGORITHMS, fixed_numerics
-from fastdiff.placement import choose_device, choose_dtype, out_of_memory
-from fastdiff.prediction import check_clip
-from fastdiff.prepared import Prediction, TimeInputs
 from fastdiff.provenance import device_name, versions
-from fastdiff.step import State, advance
-from fastdiff.table import StepTable
+from fastdiff.samplers.prediction import check_clip
+from fastdiff.samplers.table import StepTable
 
 DEFAULT_BATCH = 64
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastdiff.kernels import compiled, native, native_attention
+from fastdiff.engine.prepared import FoldedLinearAttention, hooked
+from fastdiff.kernels.cpu import attention as native_attention
+from fastdiff.kernels.cpu import compiled
+from fastdiff.kernels.cpu import operators as native
 from fastdiff.networks.blocks import HEAD_DIM, ConvNextBlock, normed
 from fastdiff.networks.context import ResidualConvBlock
-from fastdiff.prepared import FoldedLinearAttention, hooked
 
 
 def make_native(network: nn.Module) -> nn.Module:

@@ -119,3 +119,11 @@ def read_mindspore(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise InputError(f"{str(path)!r} holds no tensors")
     return tensors
+
+
+def is_mindspore(path: Path) -> bool:
+    """Whether the file begins as MindSpore's message does, with field 1, length-delimited, and its field 1."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    body = head[1:].lstrip(bytes(range(0x80, 0x100)))[1:]  # after the varint length
+    return head[:1] == b"\x0a" and body[:1] == b"\x0a"

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from fastdiff.engine.noise import LIMIT
 from fastdiff.errors import InputError, whole
 from fastdiff.files import TEMPORARY, write_atomically
 from fastdiff.images import to_picture, to_uint8
-from fastdiff.manifest import Manifest
-from fastdiff.noise import LIMIT
+from fastdiff.shards.manifest import Manifest
 
 ENDINGS = {"npz": ".npz", "npy": ".npy", "png": ""}
 SHARD_NAME = re.compile(r"samples-(\d+)-(\d+)(\.npz|\.npy|)")

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from fastdiff.checkpoint import build_network, load_weights, model_config, read_tensors, write_tensors
-from fastdiff.data import ImageData
+from fastdiff.checkpoints.config import build_network, model_config
+from fastdiff.checkpoints.tensors import load_weights, read_tensors, write_tensors
+from fastdiff.data.images import ImageData
 from fastdiff.errors import InputError
-from fastdiff.losses import snr_weight, weighted_loss
 from fastdiff.model import Model
-from fastdiff.prediction import target
-from fastdiff.recipe import Recipe
+from fastdiff.samplers.prediction import target
+from fastdiff.training.losses import snr_weight, weighted_loss
+from fastdiff.training.recipe import Recipe
 
 VAL_IMAGES = 2000
 VAL_BATCH = 250

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from fastdiff.errors import InputError, finite, unknown, whole
-from fastdiff.prediction import PREDICTION_TYPES, coefficients
-from fastdiff.schedule import Schedule
+from fastdiff.samplers.prediction import PREDICTION_TYPES, coefficients
+from fastdiff.samplers.schedule import Schedule
 
 SPACINGS = ("trailing", "leading", "linspace", "course")
 TIMES = ("index", "fraction")

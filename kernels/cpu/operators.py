@@ -11,7 +11,7 @@ import threading
 import torch
 from torch import Tensor
 
-from fastdiff.kernels.compiled import library, vector_width
+from fastdiff.kernels.cpu.compiled import library, vector_width
 
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4}
 # groups, weight (C,), bias (C,), eps of a GroupNorm

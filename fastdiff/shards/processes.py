@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from fastdiff.engine.placement import choose_device
 from fastdiff.errors import InputError
-from fastdiff.placement import choose_device
 
 T = TypeVar("T")
 POLL_SECONDS = 0.1

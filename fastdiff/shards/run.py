@@ -13,11 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.distributed import Processes, default_threads
-from fastdiff.engine import DEFAULT_BATCH, Engine
+from fastdiff.engine.engine import DEFAULT_BATCH, Engine
+from fastdiff.engine.noise import LIMIT
+from fastdiff.engine.placement import choose_device
 from fastdiff.errors import InputError, unknown, whole
 from fastdiff.files import check_folder
-from fastdiff.manifest import (
+from fastdiff.model import Model
+from fastdiff.provenance import source_version
+from fastdiff.shards.folder import (
+    ENDINGS,
+    SHORT_NAMES,
+    Plan,
+    Shard,
+    ShardFolder,
+    check_channels,
+    check_shard_size,
+    digits,
+    only_writer,
+)
+from fastdiff.shards.manifest import (
     RESTORED,
     Manifest,
     Request,
@@ -29,21 +43,7 @@ from fastdiff.manifest import (
     read_manifest,
     write_manifest,
 )
-from fastdiff.model import Model
-from fastdiff.noise import LIMIT
-from fastdiff.placement import choose_device
-from fastdiff.provenance import source_version
-from fastdiff.shards import (
-    ENDINGS,
-    SHORT_NAMES,
-    Plan,
-    Shard,
-    ShardFolder,
-    check_channels,
-    check_shard_size,
-    digits,
-    only_writer,
-)
+from fastdiff.shards.processes import Processes, default_threads
 
 SHARED_SECONDS = 10.0  # for a folder of the network to show on another machine
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-SOURCES = Path(__file__).parent / "c"
+SOURCES = Path(__file__).parent
 FILES = ("winograd.c", "norm.c", "attention.c", "depthwise.c")
 # No -ffast-math: NaN and infinity keep their meaning. What is fused the sources say (vectors.h).
 FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fPIC")

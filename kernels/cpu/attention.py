@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdiff.kernels.attention_block import FoldedAttention
-from fastdiff.kernels.compiled import library, vector_width
+from fastdiff.kernels.cpu.compiled import library, vector_width
+from fastdiff.kernels.cpu.operators import empty, images, pointer, scratch
+from fastdiff.kernels.folded_attention import FoldedAttention
 from fastdiff.kernels.linear_attention import output_scale
-from fastdiff.kernels.native import empty, images, pointer, scratch
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastdiff.checkpoint import model_config
-from fastdiff.context import resolve_context
+from fastdiff.checkpoints.config import model_config
+from fastdiff.engine.context import resolve_context
+from fastdiff.engine.noise import LIMIT
 from fastdiff.errors import InputError, whole
 from fastdiff.files import write_atomically
 from fastdiff.model import Model
-from fastdiff.noise import LIMIT
-from fastdiff.prediction import check_clip
-from fastdiff.table import StepTable, make_table
+from fastdiff.samplers.prediction import check_clip
+from fastdiff.samplers.table import StepTable, make_table
 
 NAME = "manifest.json"
 FORMAT = 1

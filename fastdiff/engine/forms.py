@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fastdiff.engine.native import make_native
+from fastdiff.engine.native import missing as native_missing
+from fastdiff.engine.prepared import prepare_network
 from fastdiff.errors import InputError, unknown
-from fastdiff.kernels import compiled
-from fastdiff.native import make_native
-from fastdiff.native import missing as native_missing
-from fastdiff.prepared import prepare_network
+from fastdiff.kernels.cpu import compiled
 
 Reason = str | None
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from fastdiff.errors import InputError, finite, unknown
-from fastdiff.losses import LOSSES
-from fastdiff.prediction import PREDICTION_TYPES
-from fastdiff.schedule import Schedule, make_schedule
+from fastdiff.samplers.prediction import PREDICTION_TYPES
+from fastdiff.samplers.schedule import Schedule, make_schedule
+from fastdiff.training.losses import LOSSES
 
 OPTIMIZERS = ("adam", "adamw")
 LR_DECAYS = ("cosine", "linear-epoch", "constant")

@@ -1,0 +1,63 @@
+"""A model as plain values: what a checkpoint says about it beside its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from fastdiff.errors import InputError, unknown
+from fastdiff.model import Model
+from fastdiff.networks.annotated import AnnotatedUnet
+from fastdiff.networks.context import ContextUnet
+from fastdiff.samplers.schedule import from_config
+
+FORMAT = 1
+NETWORKS: dict[str, type[nn.Module]] = {"annotated": AnnotatedUnet, "context": ContextUnet}
+
+
+def network_config(network: nn.Module) -> dict[str, Any]:
+    """Plain values from which `build_network` makes the network again."""
+    for name, kind in NETWORKS.items():
+        if type(network) is kind:
+            return {"name": name, **network.options}  # type: ignore[dict-item]
+    raise InputError(f"a network of class {type(network).__name__} cannot be saved; accepted: {', '.join(NETWORKS)}")
+
+
+def build_network(config: Mapping[str, Any]) -> nn.Module:
+    options = dict(config)
+    name = options.pop("name", None)
+    if name not in NETWORKS:
+        raise unknown("network", name, NETWORKS)
+    try:
+        return NETWORKS[name](**options)
+    except (TypeError, RuntimeError, MemoryError) as error:  # wrong options, or more memory than there is
+        raise InputError(f"network {name!r} cannot be made with {options}: {error}") from error
+
+
+def model_config(model: Model) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "network": network_config(model.network),
+        "schedule": model.schedule.config(),
+        "prediction_type": model.prediction_type,
+        "image_shape": list(model.image_shape),
+        "time": model.time,
+        "class_names": list(model.class_names),
+        "clip": model.clip,
+    }
+
+
+def model_from_config(config: Mapping[str, Any], network: nn.Module | None = None) -> Model:
+    """The inverse of model_config; the network has fresh weights unless one is given."""
+    clip = config.get("clip")
+    return Model(
+        network=build_network(config["network"]) if network is None else network,
+        schedule=from_config(config["schedule"]),
+        prediction_type=config["prediction_type"],
+        image_shape=tuple(config["image_shape"]),
+        time=config["time"],
+        class_names=config.get("class_names", ()),
+        clip=tuple(clip) if isinstance(clip, list) else clip,
+    )

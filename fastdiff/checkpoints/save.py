@@ -1,0 +1,28 @@
+"""Models into fastdiff's own format: one safetensors file whose metadata entry "fastdiff" is JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdiff.checkpoints.config import model_config
+from fastdiff.checkpoints.tensors import write_tensors
+from fastdiff.model import Model
+
+
+def save(
+    model: Model, path: str | Path, dtype: torch.dtype | None = None, info: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model as one safetensors file, atomically.
+
+    dtype: of the stored weights (float16 halves the file); None keeps them. Integers stay as they are.
+    info: plain values kept in the metadata, shown by `fastdiff info`.
+    """
+    tensors = {
+        name: value.detach().to("cpu", dtype if dtype and value.is_floating_point() else value.dtype).contiguous()
+        for name, value in model.network.state_dict().items()
+    }
+    write_tensors(path, tensors, {**model_config(model), "info": dict(info or {})})

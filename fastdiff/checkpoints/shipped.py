@@ -1,0 +1,30 @@
+"""The models that come with the package, and where a model of any name lies. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastdiff.errors import unknown
+
+SHIPPED = Path(__file__).parent.parent / "models"
+
+
+def shipped_models() -> dict[str, Path]:
+    """Name → checkpoint of the models that come with the package."""
+    return {path.parent.name: path for path in sorted(SHIPPED.glob("*/model.safetensors"))}
+
+
+def locate(name_or_path: str | Path) -> Path:
+    shipped = shipped_models()
+    if str(name_or_path) in shipped:
+        return shipped[str(name_or_path)]
+    path = Path(name_or_path)
+    try:
+        if path.is_dir() and (path / "model.safetensors").is_file():
+            return path / "model.safetensors"  # the folder of a training run
+        found = path.is_file()
+    except OSError:  # a name too long
+        found = False
+    if not found:
+        raise unknown("model (neither a file nor a shipped model)", str(name_or_path), shipped)
+    return path

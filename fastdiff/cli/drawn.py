@@ -1,0 +1,59 @@
+"""What pictures are drawn from, by either engine, and the words for how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastdiff.engine.context import parse_context
+from fastdiff.errors import InputError
+from fastdiff.samplers import defaults
+
+GIF_FRAMES = 40
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images in [-1, 1], frames if they were asked for, and how they were made, in words."""
+
+    images: Tensor
+    frames: Tensor | None
+    sampler: str
+    steps: int
+    seconds: float
+    where: str
+
+
+def frames_of(steps: int) -> int:
+    """Every how many steps a frame is taken."""
+    return max(1, -(-steps // GIF_FRAMES))
+
+
+def default_steps(sampler: str, timesteps: int) -> int:
+    """25, and for the ddpm family, which is defined step by step, all of them."""
+    return timesteps if sampler.startswith("ddpm") else min(defaults.STEPS, timesteps)
+
+
+def contexts_in_turn(rows: list[Tensor], first: int, n: int) -> Tensor | None:
+    """One context for all, or a row for each sample, the contexts taking turns by the sample's index."""
+    if len(rows) < 2:
+        return rows[0] if rows else None
+    return torch.stack([rows[(first + r) % len(rows)] for r in range(n)])
+
+
+def parse_contexts(texts: Sequence[str], class_names: Sequence[str]) -> list[Tensor]:
+    """The contexts as typed, all of one width."""
+    rows = [parse_context(text, class_names) for text in texts]
+    if len({len(row) for row in rows}) > 1:
+        raise InputError(f"contexts of {sorted({len(row) for row in rows})} numbers; accepted: all of one width")
+    return rows
+
+
+def where(device: torch.device, form: str, dtype: str) -> str:
+    """How it ran, in words: "cpu, native, 2 threads, float32"."""
+    threads = torch.get_num_threads()
+    cpu = f", {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else ""
+    return f"{device}, {form}{cpu}, {dtype}"

@@ -1,0 +1,84 @@
+"""fastdiff sample into a picture: the grid, the animation, the numbers."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from fastdiff.cli.drawn import Drawn, contexts_in_turn, default_steps, frames_of, parse_contexts, where
+from fastdiff.cli.options import ONNX, load_model, parse_clip, parse_device, parse_dtype, set_threads
+from fastdiff.engine.forms import choose_form
+from fastdiff.engine.noise import LIMIT
+from fastdiff.errors import InputError, whole
+from fastdiff.files import check_writable, write_atomically
+from fastdiff.images import check_picture_name, grid, grid_layout, save_gif, save_picture
+from fastdiff.sampling import sample
+
+
+def sample_to_picture(model: str, output: str, n: int, gif: str | None, npy: str | None, columns: int | None,
+                      scale: int | None, **options: Any) -> None:  # fmt: skip
+    _check_outputs(output, gif, npy)
+
+    set_threads(options["threads"])
+    whole("n", n, 1, LIMIT - 1)
+
+    def check_grid(image_shape: tuple[int, int, int]) -> None:
+        grid_layout(n, *image_shape[1:], columns, scale, gap=1)
+
+    draw: Callable[..., Drawn] = _draw
+    if model.lower().endswith(ONNX):
+        from fastdiff.cli.onnx import draw_from_onnx
+
+        draw = draw_from_onnx
+    drawn = draw(model, n, gif is not None, check_grid, **options)
+
+    save_picture(grid(drawn.images, columns, scale), output)
+    written = [output]
+    if gif and drawn.frames is not None:
+        save_gif([grid(frame, columns, scale) for frame in drawn.frames], gif)
+        written.append(gif)
+    if npy:
+        write_atomically(npy, lambda path: np.save(path, drawn.images.numpy()))
+        written.append(npy)
+    click.echo(
+        f"{n} images, {drawn.sampler}, {drawn.steps} steps, in {drawn.seconds:.2f} s: "
+        f"{n / drawn.seconds:.1f} images/s ({drawn.where})"
+    )
+    for path in written:
+        click.echo(f"wrote {Path(path).resolve()}")
+
+
+def _draw(model: str, n: int, animated: bool, check_grid: Callable[..., None], steps: int | None, clip: str | None,
+          contexts: tuple[str, ...], dtype: str | None, form: str | None, device: str | None, threads: int | None,
+          schedule: str | None, timesteps: int | None, image_size: int | None, **options: Any) -> Drawn:  # fmt: skip
+    loaded = load_model(model, schedule, timesteps, image_size)
+    count = steps if steps is not None else default_steps(options["sampler"], loaded.schedule.num_timesteps)
+    check_grid(loaded.image_shape)
+    context = contexts_in_turn(parse_contexts(contexts, loaded.class_names), options["first"], n)
+    chosen, dtype = parse_device(device), dtype or "float32"
+    form = choose_form(form, chosen, parse_dtype(dtype)).name
+
+    began = time.perf_counter()
+    result = sample(
+        loaded, n, steps=count, clip=parse_clip(clip), context=context, frames=frames_of(count) if animated else None,
+        device=chosen, dtype=parse_dtype(dtype), form=form, progress=sys.stderr.isatty(), **options,
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    images, frames = result if isinstance(result, tuple) else (result, None)
+    return Drawn(images, frames, options["sampler"], count, seconds, where(chosen, form, dtype))
+
+
+def _check_outputs(output: str, gif: str | None, npy: str | None) -> None:
+    check_picture_name(check_writable(output))
+    for path, ending in ((gif, ".gif"), (npy, ".npy")):
+        if path is not None and check_writable(path).suffix.lower() != ending:
+            raise InputError(f"output {path!r}; accepted: a name that ends in {ending}")
+    names = [str(Path(path).resolve()) for path in (output, gif, npy) if path is not None]
+    if len(set(names)) < len(names):
+        raise InputError(f"two outputs have the name {output!r}; accepted: a name for each")
