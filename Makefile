@@ -10,8 +10,7 @@ BIN := $(VENV)/bin
 OUT ?= $(ROOT)/out
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(ROOT)/constraints.txt
 # What runs on a GPU too; without one the kernels' tests run in Triton's interpreter.
-GPU_TESTS := tests/test_gpu.py tests/test_noise.py tests/test_norms.py tests/test_depthwise_conv.py tests/test_linear_attention.py \
-	tests/test_attention_block.py tests/test_denoise_step.py tests/test_fused_networks.py
+GPU_TESTS := $(addprefix tests/engine/test_,gpu.py noise.py fused_networks.py) tests/kernels
 GPU_SLICES := gpu-test gpu-operators gpu-profile gpu-bench-64 gpu-bench-1024 gpu-bench-1 gpu-distance gpu-bench-b gpu-cold \
 	gpu-float32 gpu-quality
 GPU_SECONDS ?= 470

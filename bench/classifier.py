@@ -23,7 +23,7 @@ import fastdiff
 from fastdiff.checkpoints.tensors import read_tensors, write_tensors
 from fastdiff.data.images import ImageData, split
 from fastdiff.data.load import load_data
-from fastdiff.errors import InputError, unknown
+from fastdiff.errors import InputError, unknown_name
 from fastdiff.files import write_atomically
 from fastdiff.provenance import machine, source_version, versions
 
@@ -91,7 +91,9 @@ def load(name: str, folder: Path | None = None) -> Classifier:
     """The shipped classifier of that name, in eval mode; raises InputError where there is none, or no whole one."""
     path = (folder or FOLDER) / f"{name}.safetensors"
     if not path.is_file():
-        raise unknown("classifier", name, NAMES if folder is None else sorted(p.stem for p in path.parent.glob("*.s*")))
+        raise unknown_name(
+            "classifier", name, NAMES if folder is None else sorted(p.stem for p in path.parent.glob("*.s*"))
+        )
     tensors, config = read_tensors(path)
     try:
         if config is None or config["format"] != FORMAT:

@@ -35,7 +35,7 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
 def own_forms(case: Case) -> Iterator[tuple[str, Form]]:
     """The forms of fastdiff that run there, by contender's name; the first is what users get."""
     device, dtype = torch.device(case.device), getattr(torch, case.dtype)
-    forms = [form for form in FORMS.values() if form.missing(device, dtype) is None]
+    forms = [form for form in FORMS.values() if form.build_error(device, dtype) is None]
     for form in forms:
         yield FASTDIFF if form is forms[0] else f"{FASTDIFF}, {form.name}", form
 

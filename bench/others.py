@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastdiff.bench.schedulers import diffusers
 from fastdiff.bench.standins import stand_in
-from fastdiff.errors import InputError, unknown, whole
+from fastdiff.errors import InputError, check_int, unknown_name
 
 SIZES = (16, 28, 32, 64)  # three levels: 28 halves twice
 MULTIPLES = (1, 2, 4)  # of the width, by level, as network A has them
@@ -65,8 +65,8 @@ def _seeded(make: Callable[[int], nn.Module], width: int) -> nn.Module:
 
 
 def _checked(channels: int, size: int, parameters: int) -> None:
-    whole("channels", channels, 1, 4096)
-    whole("parameters", parameters, 1, 2**40)
+    check_int("channels", channels, 1, 4096)
+    check_int("parameters", parameters, 1, 2**40)
     if size not in SIZES:
         raise InputError(f"size = {size!r}; accepted: {', '.join(map(str, SIZES))}")
 
@@ -106,9 +106,9 @@ def diffusers_unet(
     @torch.no_grad()
     def sample(sampler: str, steps: int, n: int) -> Tensor:
         if sampler not in schedulers:
-            raise unknown("sampler", sampler, schedulers)
+            raise unknown_name("sampler", sampler, schedulers)
         scheduler = schedulers[sampler]
-        scheduler.set_timesteps(whole("steps", steps, 1, TIMESTEPS))
+        scheduler.set_timesteps(check_int("steps", steps, 1, TIMESTEPS))
         image = torch.randn(n, channels, size, size, device=device, dtype=dtype)
         for t in scheduler.timesteps:
             image = scheduler.step(network(image, t).sample, t, image).prev_sample
@@ -164,7 +164,7 @@ def lucidrains_unet(
         if sampler not in ("ddim", "ddpm"):
             raise InputError(f"sampler {sampler!r} with denoising-diffusion-pytorch; accepted: ddim, ddpm")
         # It runs DDIM where there are fewer steps than timesteps, and else DDPM over all of them.
-        steps = whole("steps", steps, 1, TIMESTEPS - 1 if sampler == "ddim" else TIMESTEPS)
+        steps = check_int("steps", steps, 1, TIMESTEPS - 1 if sampler == "ddim" else TIMESTEPS)
         chosen = (TIMESTEPS if sampler == "ddim" else steps), steps
         if chosen not in loops:
             made = library.GaussianDiffusion(network, image_size=size, timesteps=chosen[0], sampling_timesteps=steps)

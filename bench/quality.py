@@ -32,7 +32,7 @@ from fastdiff.data.images import ImageData
 from fastdiff.engine.context import context_width
 from fastdiff.engine.engine import DEFAULT_BATCH, Engine
 from fastdiff.engine.placement import choose_device
-from fastdiff.errors import InputError, whole
+from fastdiff.errors import InputError, check_int
 from fastdiff.files import check_writable, write_atomically
 from fastdiff.shards.manifest import RESTORED, Request, read_manifest
 from fastdiff.shards.processes import Processes
@@ -387,7 +387,7 @@ def _measured(given: argparse.Namespace, arguments: list[str] | None) -> dict[st
     """The report without times; the arguments and the data are checked before any work."""
     device = choose_device(given.device)
     n = 10_000 if device.type == "cuda" else 2000
-    n = n if given.n is None else whole("n", given.n, 4, 2**31)
+    n = n if given.n is None else check_int("n", given.n, 4, 2**31)
     points = _checked(given.model, given.points, n)
     own = {"sprites": (given.data, given.labels)}
     data = {name: classifier.read_data(name, *own.get(name, ())) for name in given.model}
@@ -424,7 +424,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         check_writable(given.output)
         if given.threads is not None:
-            torch.set_num_threads(whole("threads", given.threads, 1, 1024))
+            torch.set_num_threads(check_int("threads", given.threads, 1, 1024))
         device = choose_device(given.device)
         there = given.times_only or given.render
         report = read_report(given.output) if there else _measured(given, arguments)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import fastdiff
-from fastdiff.errors import InputError, unknown, whole
+from fastdiff.errors import InputError, check_int, unknown_name
 from fastdiff.samplers.table import spaced
 
 SAMPLERS = ("ddim", "ddpm", "ddpm_large", "dpmpp_2m")
@@ -44,7 +44,7 @@ def spacing_of(model: fastdiff.Model, sampler: str) -> str:
     ddpm_large: diffusers leaves the noise out at timestep 0 only, our table in its last row; leading ends at 0.
     """
     if sampler not in SAMPLERS:
-        raise unknown("sampler", sampler, SAMPLERS)
+        raise unknown_name("sampler", sampler, SAMPLERS)
     return "leading" if sampler == "ddpm_large" else "trailing"
 
 
@@ -88,7 +88,7 @@ def _scheduler(model: fastdiff.Model, sampler: str) -> Any:
 def _set_timesteps(scheduler: Any, model: fastdiff.Model, sampler: str, steps: int) -> None:
     """Raises InputError for a number of steps at which diffusers takes others than our table."""
     total = model.schedule.num_timesteps
-    whole("steps", steps, 1, total)
+    check_int("steps", steps, 1, total)
     if sampler == "ddim" and total % steps:
         raise InputError(
             f"steps = {steps} with diffusers' ddim; accepted: a divisor of {total}, for it takes t - T // n to be the "

@@ -141,11 +141,19 @@ class _Sampler:
         description = metadata.describe(
             self.parts,
             kind="sampler",
-            sampler=None if table is None else {
-                "name": table.sampler, "steps": len(table), "timesteps": table.timestep.astype(int).tolist(),
+            sampler=None
+            if table is None
+            else {
+                "name": table.sampler,
+                "steps": len(table),
+                "timesteps": table.timestep.astype(int).tolist(),
             },
-            clip=face.clip, stepwise=face.stepwise, noise=face.noise, random=face.random, pictures=face.pictures,
-        )  # fmt: skip
+            clip=face.clip,
+            stepwise=face.stepwise,
+            noise=face.noise,
+            random=face.random,
+            pictures=face.pictures,
+        )
         order = {name: place for place, name in enumerate(INPUTS)}
         graph = outer.finish("sampler", sorted(self.inputs, key=lambda given: order[given.name]), outputs)
         return finish_model(graph, metadata.to_properties(description))

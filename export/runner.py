@@ -15,7 +15,7 @@ import torch
 from fastdiff.engine.context import resolve_rows
 from fastdiff.engine.engine import DEFAULT_BATCH
 from fastdiff.engine.noise import LIMIT, NoiseSource, PhiloxNoise
-from fastdiff.errors import InputError, finite, unknown, whole
+from fastdiff.errors import InputError, check_float, check_int, unknown_name
 from fastdiff.export import metadata
 from fastdiff.samplers import defaults
 from fastdiff.samplers.schedule import from_config
@@ -45,8 +45,11 @@ def onnxruntime() -> ModuleType:
         ) from error
     names = {str(d.metadata["Name"]).lower() for d in installed.distributions()}
     if {"onnxruntime", "onnxruntime-gpu"} <= names:
-        warnings.warn("onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
-                      "uninstall both, then install one", stacklevel=2)  # fmt: skip
+        warnings.warn(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "uninstall both, then install one",
+            stacklevel=2,
+        )
     return onnxruntime
 
 
@@ -62,7 +65,7 @@ def choose_providers(providers: str | Sequence[Provider] | None) -> list[Provide
         full = PROVIDERS.get(name.lower(), name)
         if full not in available:
             if full not in PROVIDERS.values():
-                raise unknown("provider", name, [*PROVIDERS, *available])
+                raise unknown_name("provider", name, [*PROVIDERS, *available])
             hint = "; pip install 'fastdiff-engine[onnx-gpu]' in place of [onnx]" if "cuda" in short[full] else ""
             here = ", ".join(short.get(name, name) for name in available)
             raise InputError(f"provider {name!r} is not in this ONNX Runtime; available: {here}{hint}")
@@ -78,7 +81,7 @@ def open_file(
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors: its warnings are about its own inner workings
     if threads is not None:
-        options.intra_op_num_threads = whole("threads", threads, 1, 4096)
+        options.intra_op_num_threads = check_int("threads", threads, 1, 4096)
     if not Path(path).is_file():
         raise InputError(f"cannot read {str(path)!r}: no such file")
     try:
@@ -90,8 +93,10 @@ def open_file(
     started = session.get_providers()
     for name in (one[0] if isinstance(one, tuple) else one for one in chosen):
         if name not in started:
-            raise InputError(f"provider {name!r} could not start, its libraries are missing or do not fit; "
-                             f"ONNX Runtime would have taken {', '.join(started)}")  # fmt: skip
+            raise InputError(
+                f"provider {name!r} could not start, its libraries are missing or do not fit; "
+                f"ONNX Runtime would have taken {', '.join(started)}"
+            )
     return session, metadata.from_properties(session.get_modelmeta().custom_metadata_map, str(path))
 
 
@@ -113,8 +118,10 @@ class OnnxSampler:
         self.session, self.description = open_file(path, providers, threads)
         self.provider: str = self.session.get_providers()[0]
         if self.description["kind"] != "sampler":
-            raise InputError(f"{self.path!r} is a {self.description['kind']} without a sampling loop; "
-                             "accepted: a file of `fastdiff export MODEL --sampler ...`")  # fmt: skip
+            raise InputError(
+                f"{self.path!r} is a {self.description['kind']} without a sampling loop; "
+                "accepted: a file of `fastdiff export MODEL --sampler ...`"
+            )
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.image_shape: tuple[int, int, int] = tuple(self.description["image_shape"])
         self.class_names: list[str] = self.description["class_names"]
@@ -158,10 +165,10 @@ class OnnxSampler:
         file that takes them from outside, Philox's unless given. on_step is called with the number of images times
         steps done since the last call. Raises InputError, before any work, for what the file does not take.
         """
-        n = whole("n", n, 1, LIMIT - 1)
-        seed, first = whole("seed", seed, 0, LIMIT - 1), whole("first", first, 0, LIMIT - n)
-        size = min(n, DEFAULT_BATCH) if batch_size is None else whole("batch_size", batch_size, 1, LIMIT - 1)
-        frames = None if frames is None else whole("frames", frames, 1, LIMIT - 1)
+        n = check_int("n", n, 1, LIMIT - 1)
+        seed, first = check_int("seed", seed, 0, LIMIT - 1), check_int("first", first, 0, LIMIT - n)
+        size = min(n, DEFAULT_BATCH) if batch_size is None else check_int("batch_size", batch_size, 1, LIMIT - 1)
+        frames = None if frames is None else check_int("frames", frames, 1, LIMIT - 1)
         if frames is not None and not self.stepwise:
             raise InputError(
                 f"frames from {self.path!r}, which runs its loop whole; accepted: one made with --stepwise"
@@ -173,7 +180,7 @@ class OnnxSampler:
         contexts = resolve_rows(width, self.class_names, context, n, first)
         if (
             guidance_scale is not None
-            and finite("guidance_scale", guidance_scale, -3e38, 3e38) != 1
+            and check_float("guidance_scale", guidance_scale, -3e38, 3e38) != 1
             and contexts is None
         ):
             raise InputError(f"guidance_scale = {guidance_scale} without a context; give a context to guide towards")

@@ -26,7 +26,7 @@ from torch.export import Dim
 
 from fastdiff.engine.context import context_width
 from fastdiff.engine.prepared import FoldedLinearAttention, fold_block
-from fastdiff.errors import InputError, unknown
+from fastdiff.errors import InputError, unknown_name
 from fastdiff.export.graph import OPSET
 from fastdiff.kernels import dispatch
 from fastdiff.kernels.attention_block import attention_block_reference
@@ -112,7 +112,7 @@ def trace(
 def _rounded(model: Model, weights: str) -> Model:
     """A copy for inference on the CPU, its weights float32, with the values of halves where they are stored so."""
     if weights not in WEIGHTS:
-        raise unknown("weights", weights, WEIGHTS)
+        raise unknown_name("weights", weights, WEIGHTS)
     network = copy.deepcopy(model.network).to("cpu", torch.float32).eval().requires_grad_(False)
     if weights == "float16":
         for name, tensor in network.state_dict().items():
@@ -129,11 +129,16 @@ def _context_width(model: Model) -> int:
     if width is None:
         named = [p for p in inspect.signature(model.network.forward).parameters.values() if p.kind in _BY_PLACE][2:]
         if named and named[0].default is inspect.Parameter.empty:
-            raise InputError(f"the network takes {named[0].name!r}, of which the width is not known; "
-                             "give the Model class_names, or the network an attribute n_cfeat")  # fmt: skip
+            raise InputError(
+                f"the network takes {named[0].name!r}, of which the width is not known; "
+                "give the Model class_names, or the network an attribute n_cfeat"
+            )
         if named:
-            warnings.warn(f"exported without the network's {named[0].name!r}; for contexts give the Model class_names, "
-                          "or the network an attribute n_cfeat", stacklevel=4)  # fmt: skip
+            warnings.warn(
+                f"exported without the network's {named[0].name!r}; for contexts give the Model class_names, "
+                "or the network an attribute n_cfeat",
+                stacklevel=4,
+            )
     return width or 0
 
 
@@ -242,9 +247,14 @@ def _export(
     with _quiet():
         try:
             program = torch.onnx.export(
-                part.eval(), given, dynamic_shapes=tuple(free), opset_version=OPSET, dynamo=True, optimize=False,
+                part.eval(),
+                given,
+                dynamic_shapes=tuple(free),
+                opset_version=OPSET,
+                dynamo=True,
+                optimize=False,
                 verbose=False,
-            )  # fmt: skip
+            )
         except Exception as problem:
             raise InputError(f"the network's {name} part cannot be exported: {_reason(problem)}") from problem
         assert program is not None and program.exported_program is not None

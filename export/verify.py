@@ -97,9 +97,15 @@ def sampler_checks(path: Path, parts: Parts, face: Face) -> Iterator[Check]:
         for n in LOOP_BATCHES:
             context = torch.rand(n, parts.width, generator=dice) if parts.width else None
             run = Run(
-                model, table, n, secrets.randbelow(2**63), secrets.randbelow(2**62), face.clip, context,
+                model,
+                table,
+                n,
+                secrets.randbelow(2**63),
+                secrets.randbelow(2**62),
+                face.clip,
+                context,
                 None if context is None or n == 1 else 1 + 2 * float(torch.rand((), generator=dice)),
-            )  # fmt: skip
+            )
             given = None if face.table is not None else table
             out = sampler.sample(n, run.seed, run.first, context, run.guidance_scale, given)
             assert isinstance(out, np.ndarray)
@@ -133,9 +139,17 @@ class Run:
         float32. Such a one is judged by SHAKY times torch's own distance from float64.
         """
         expected = sample(
-            self.model, self.n, self.table, seed=self.seed, first=self.first, context=self.context, device="cpu",
-            guidance_scale=self.guidance_scale, clip=False if self.clip is None else self.clip, form="eager",
-        )  # fmt: skip
+            self.model,
+            self.n,
+            self.table,
+            seed=self.seed,
+            first=self.first,
+            context=self.context,
+            device="cpu",
+            guidance_scale=self.guidance_scale,
+            clip=False if self.clip is None else self.clip,
+            form="eager",
+        )
         assert isinstance(expected, torch.Tensor)
         if out.dtype == np.uint8:
             pixels = to_uint8(expected).permute(0, 2, 3, 1).numpy()

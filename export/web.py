@@ -28,8 +28,17 @@ RUNTIME = {
     "ort.js": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-FILES = ("index.html", "asked.js", "picture.js", "page.js", "worker.js", "style.css", "onnxruntime-LICENSE.txt",
-         "onnxruntime-ThirdPartyNotices.txt", *RUNTIME)  # fmt: skip
+FILES = (
+    "index.html",
+    "asked.js",
+    "picture.js",
+    "page.js",
+    "worker.js",
+    "style.css",
+    "onnxruntime-LICENSE.txt",
+    "onnxruntime-ThirdPartyNotices.txt",
+    *RUNTIME,
+)
 STEPS = (5, 10, 15, 25, 50, 100)
 LEFT_OUT = ("ddpm_no_noise",)  # a teaching mode whose samples collapse
 

@@ -16,7 +16,7 @@ class InputError(ValueError):
     """
 
 
-def unknown(kind: str, value: object, accepted: Iterable[str]) -> InputError:
+def unknown_name(kind: str, value: object, accepted: Iterable[str]) -> InputError:
     """An InputError for a name that is not among those accepted, with the nearest one suggested."""
     names = list(accepted)
     near = difflib.get_close_matches(str(value), names, n=1)
@@ -24,7 +24,7 @@ def unknown(kind: str, value: object, accepted: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {value!r}; accepted: {', '.join(names)}{hint}")
 
 
-def whole(name: str, value: Any, low: int, high: int) -> int:
+def check_int(name: str, value: Any, low: int, high: int) -> int:
     """`value` as an int with low <= value <= high, NumPy's integers too, else an InputError that names it."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -36,7 +36,7 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
     return number
 
 
-def finite(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+def check_float(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     """`value` as a finite float with low <= value <= high, else an InputError that names it."""
     try:
         number = math.nan if isinstance(value, (bool, str)) else float(value)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from fastdiff.errors import InputError, unknown
+from fastdiff.errors import InputError, unknown_name
 from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import TIMES, StepTable
@@ -36,9 +36,9 @@ class Model:
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTION_TYPES:
-            raise unknown("prediction type", self.prediction_type, PREDICTION_TYPES)
+            raise unknown_name("prediction type", self.prediction_type, PREDICTION_TYPES)
         if self.time not in TIMES:
-            raise unknown("time convention", self.time, TIMES)
+            raise unknown_name("time convention", self.time, TIMES)
         shape = tuple(self.image_shape)
         if len(shape) != 3 or any(not isinstance(size, int) or size < 1 for size in shape):
             raise InputError(f"image_shape = {shape}; accepted: (channels, height, width), each at least 1")

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from fastdiff.engine.engine import DEFAULT_BATCH, Engine
 from fastdiff.engine.noise import LIMIT, NoiseSource
-from fastdiff.errors import whole
+from fastdiff.errors import check_int
 from fastdiff.model import Model
 from fastdiff.samplers import defaults
 from fastdiff.samplers.table import StepTable, make_table
@@ -56,9 +56,9 @@ def sample(
 
     Raises InputError, before any long work, for values outside these.
     """
-    n = whole("n", n, 1, LIMIT - 1)
-    first = whole("first", first, 0, LIMIT - n)
-    frames = None if frames is None else whole("frames", frames, 1, LIMIT - 1)
+    n = check_int("n", n, 1, LIMIT - 1)
+    first = check_int("first", first, 0, LIMIT - n)
+    frames = None if frames is None else check_int("frames", frames, 1, LIMIT - 1)
     if isinstance(sampler, StepTable):
         table = sampler
     else:

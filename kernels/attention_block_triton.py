@@ -24,10 +24,23 @@ from fastdiff.kernels.products import dot
 
 @triton.jit
 def attention_block_keys(
-    x, w_k, sums, statistics, count, blocks, eps,
-    x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr,
-    C: tl.constexpr, CP: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    x,
+    w_k,
+    sums,
+    statistics,
+    count,
+    blocks,
+    eps,
+    x_b: tl.constexpr,
+    x_c: tl.constexpr,
+    x_p: tl.constexpr,
+    C: tl.constexpr,
+    CP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """sums (B, C, WIDTH): xh K^T in x's dtype; statistics (B, 2): mean and 1 / standard deviation, float32."""
     b = (tl.program_id(0) // blocks).to(tl.int64)
     j = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
@@ -67,11 +80,35 @@ def attention_block_keys(
 
 @triton.jit
 def attention_block_out(
-    x, y, w_q, q_bias, first, second, bias, shift, gain, sums, statistics, count, chunks, scale,
-    x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr, y_p: tl.constexpr,
-    HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, N: tl.constexpr,
-    FOLDED: tl.constexpr, NORM: tl.constexpr,
-):  # fmt: skip
+    x,
+    y,
+    w_q,
+    q_bias,
+    first,
+    second,
+    bias,
+    shift,
+    gain,
+    sums,
+    statistics,
+    count,
+    chunks,
+    scale,
+    x_b: tl.constexpr,
+    x_c: tl.constexpr,
+    x_p: tl.constexpr,
+    y_b: tl.constexpr,
+    y_c: tl.constexpr,
+    y_p: tl.constexpr,
+    HEADS: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    C: tl.constexpr,
+    CP: tl.constexpr,
+    N: tl.constexpr,
+    FOLDED: tl.constexpr,
+    NORM: tl.constexpr,
+):
     """first: A (HEADS, C, C) where FOLDED, else W_out (HEADS, C, D), with second = W_v (HEADS, D, C)."""
     b = (tl.program_id(0) // chunks).to(tl.int64)
     p = (tl.program_id(0) % chunks) * N + tl.arange(0, N)
@@ -123,17 +160,55 @@ def forward(x: Tensor, folded: FoldedAttention) -> Tensor:
     columns = max(16, power_of_2(width)) if b >= FILL // 2 and cp * power_of_2(width) <= 8192 else dp
     rows = max(16, min(64, power_of_2(n), 4096 // max(cp, columns)))
     launch(
-        attention_block_keys, (b * -(-width // columns),), x.device,
-        flat, folded.w_k, sums, statistics, n, -(-width // columns), folded.eps, *flat.stride(),
-        C=c, CP=cp, WIDTH=width, COLUMNS=columns, N=rows, ROWS=max(1, min(power_of_2(n), 4096 // cp)), num_warps=8,
-    )  # fmt: skip
+        attention_block_keys,
+        (b * -(-width // columns),),
+        x.device,
+        flat,
+        folded.w_k,
+        sums,
+        statistics,
+        n,
+        -(-width // columns),
+        folded.eps,
+        *flat.stride(),
+        C=c,
+        CP=cp,
+        WIDTH=width,
+        COLUMNS=columns,
+        N=rows,
+        ROWS=max(1, min(power_of_2(n), 4096 // cp)),
+        num_warps=8,
+    )
     rows = max(16, min(64, power_of_2(n), 8192 // cp))
     launch(
-        attention_block_out, (b * -(-n // rows),), x.device,
-        flat, into, folded.w_q, folded.q_bias, *folded.values, *((None,) if len(folded.values) == 1 else ()),
-        folded.bias, folded.shift, folded.gain, sums, statistics, n, -(-n // rows),
-        output_scale(d, n, folded.divide_by_n), *flat.stride(), *into.stride(),
-        HEADS=folded.heads, D=d, DP=dp, C=c, CP=cp, N=rows, FOLDED=len(folded.values) == 1,
-        NORM=folded.gain is not None, num_warps=4 if cp <= 64 else 8, num_stages=2,
-    )  # fmt: skip
+        attention_block_out,
+        (b * -(-n // rows),),
+        x.device,
+        flat,
+        into,
+        folded.w_q,
+        folded.q_bias,
+        *folded.values,
+        *((None,) if len(folded.values) == 1 else ()),
+        folded.bias,
+        folded.shift,
+        folded.gain,
+        sums,
+        statistics,
+        n,
+        -(-n // rows),
+        output_scale(d, n, folded.divide_by_n),
+        *flat.stride(),
+        *into.stride(),
+        HEADS=folded.heads,
+        D=d,
+        DP=dp,
+        C=c,
+        CP=cp,
+        N=rows,
+        FOLDED=len(folded.values) == 1,
+        NORM=folded.gain is not None,
+        num_warps=4 if cp <= 64 else 8,
+        num_stages=2,
+    )
     return y

@@ -12,11 +12,28 @@ from fastdiff.kernels.layout import contiguous, empty_images, positions, promote
 
 @triton.jit
 def bias_add_forward(
-    x, y, residual, bias, residual_bias, count, channel_blocks, C: tl.constexpr,
-    x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr, y_p: tl.constexpr,
-    r_b: tl.constexpr, r_c: tl.constexpr, r_p: tl.constexpr,
-    BIAS: tl.constexpr, RESIDUAL_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    x,
+    y,
+    residual,
+    bias,
+    residual_bias,
+    count,
+    channel_blocks,
+    C: tl.constexpr,
+    x_b: tl.constexpr,
+    x_c: tl.constexpr,
+    x_p: tl.constexpr,
+    y_b: tl.constexpr,
+    y_c: tl.constexpr,
+    y_p: tl.constexpr,
+    r_b: tl.constexpr,
+    r_c: tl.constexpr,
+    r_p: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL_BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     pid = tl.program_id(0)
     c = (pid % channel_blocks) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     pid = pid // channel_blocks
@@ -41,8 +58,24 @@ def forward(x: Tensor, residual: Tensor, bias: Tensor | None, residual_bias: Ten
     blocks = -(-c // columns)
     flat, other, into = positions(x), positions(residual), positions(y)
     launch(
-        bias_add_forward, (b * -(-h * w // rows) * blocks,), x.device,
-        flat, into, other, bias, residual_bias, h * w, blocks, c, *flat.stride(), *into.stride(), *other.stride(),
-        BIAS=bias is not None, RESIDUAL_BIAS=residual_bias is not None, ROWS=rows, COLUMNS=columns, num_warps=warps,
-    )  # fmt: skip
+        bias_add_forward,
+        (b * -(-h * w // rows) * blocks,),
+        x.device,
+        flat,
+        into,
+        other,
+        bias,
+        residual_bias,
+        h * w,
+        blocks,
+        c,
+        *flat.stride(),
+        *into.stride(),
+        *other.stride(),
+        BIAS=bias is not None,
+        RESIDUAL_BIAS=residual_bias is not None,
+        ROWS=rows,
+        COLUMNS=columns,
+        num_warps=warps,
+    )
     return y

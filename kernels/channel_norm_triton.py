@@ -21,10 +21,26 @@ def normalise(v, mask, C: tl.constexpr, eps):
 
 @triton.jit
 def channel_norm_forward(
-    x, y, gain, residual, count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr,
-    y_c: tl.constexpr, y_p: tl.constexpr, r_b: tl.constexpr, r_c: tl.constexpr, r_p: tl.constexpr, eps,
-    RESIDUAL: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    x,
+    y,
+    gain,
+    residual,
+    count,
+    x_b: tl.constexpr,
+    x_c: tl.constexpr,
+    x_p: tl.constexpr,
+    y_b: tl.constexpr,
+    y_c: tl.constexpr,
+    y_p: tl.constexpr,
+    r_b: tl.constexpr,
+    r_c: tl.constexpr,
+    r_p: tl.constexpr,
+    eps,
+    RESIDUAL: tl.constexpr,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     per_sample = tl.cdiv(count, ROWS)
     b = (tl.program_id(0) // per_sample).to(tl.int64)
     p = (tl.program_id(0) % per_sample) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -40,11 +56,27 @@ def channel_norm_forward(
 
 @triton.jit
 def channel_norm_backward(
-    x, dy, dx, gain, partial, tiles, count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr,
-    dy_b: tl.constexpr, dy_c: tl.constexpr, dy_p: tl.constexpr, dx_b: tl.constexpr, dx_c: tl.constexpr,
-    dx_p: tl.constexpr, eps,
-    C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    x,
+    dy,
+    dx,
+    gain,
+    partial,
+    tiles,
+    count,
+    x_b: tl.constexpr,
+    x_c: tl.constexpr,
+    x_p: tl.constexpr,
+    dy_b: tl.constexpr,
+    dy_c: tl.constexpr,
+    dy_p: tl.constexpr,
+    dx_b: tl.constexpr,
+    dx_c: tl.constexpr,
+    dx_p: tl.constexpr,
+    eps,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """dx, and each program's part of the gain's gradient, (programs, C)."""
     columns = tl.arange(0, COLUMNS)
     c = columns[None, :]
@@ -73,11 +105,24 @@ def forward(x: Tensor, gain: Tensor, residual: Tensor | None, eps: float) -> Ten
     flat, into = positions(x), positions(y)
     other = None if residual is None else positions(residual)
     launch(
-        channel_norm_forward, (b * -(-h * w // rows),), x.device,
-        flat, into, gain.contiguous(), other,
-        h * w, *flat.stride(), *into.stride(), *((0, 0, 0) if other is None else other.stride()), eps,
-        RESIDUAL=residual is not None, C=c, ROWS=rows, COLUMNS=columns, num_warps=warps,
-    )  # fmt: skip
+        channel_norm_forward,
+        (b * -(-h * w // rows),),
+        x.device,
+        flat,
+        into,
+        gain.contiguous(),
+        other,
+        h * w,
+        *flat.stride(),
+        *into.stride(),
+        *((0, 0, 0) if other is None else other.stride()),
+        eps,
+        RESIDUAL=residual is not None,
+        C=c,
+        ROWS=rows,
+        COLUMNS=columns,
+        num_warps=warps,
+    )
     return y
 
 
@@ -90,9 +135,24 @@ def backward(dy: Tensor, x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, T
     partial = torch.empty((programs, c), dtype=torch.float32, device=x.device)
     flat, grad, into = positions(x), positions(dy), positions(dx)
     launch(
-        channel_norm_backward, (programs,), x.device,
-        flat, grad, into, gain.contiguous(), partial, tiles,
-        h * w, *flat.stride(), *grad.stride(), *into.stride(), eps,
-        C=c, ROWS=rows, COLUMNS=columns, num_warps=warps, **registers(x, 128),
-    )  # fmt: skip
+        channel_norm_backward,
+        (programs,),
+        x.device,
+        flat,
+        grad,
+        into,
+        gain.contiguous(),
+        partial,
+        tiles,
+        h * w,
+        *flat.stride(),
+        *grad.stride(),
+        *into.stride(),
+        eps,
+        C=c,
+        ROWS=rows,
+        COLUMNS=columns,
+        num_warps=warps,
+        **registers(x, 128),
+    )
     return dx, partial.sum(0).view(1, c, 1, 1).to(gain.dtype)

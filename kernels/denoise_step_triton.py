@@ -25,12 +25,35 @@ def _clamp(x, bound):
 
 @triton.jit(do_not_specialize_on_alignment=["index"])  # index lies anywhere in a vector of indices
 def denoise_step_forward(
-    x, following, out, conditional, x0_prev, x0_kept, noise, rows, index, guidance, bound, key, samples, limit,
-    out_b: tl.constexpr, out_c: tl.constexpr, out_p: tl.constexpr,
-    E: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
-    OUT_FIRST: tl.constexpr, GUIDED: tl.constexpr, CLIP: tl.constexpr, READ_PREV: tl.constexpr, KEEP: tl.constexpr,
+    x,
+    following,
+    out,
+    conditional,
+    x0_prev,
+    x0_kept,
+    noise,
+    rows,
+    index,
+    guidance,
+    bound,
+    key,
+    samples,
+    limit,
+    out_b: tl.constexpr,
+    out_c: tl.constexpr,
+    out_p: tl.constexpr,
+    E: tl.constexpr,
+    C: tl.constexpr,
+    LANES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHANNELS_FIRST: tl.constexpr,
+    OUT_FIRST: tl.constexpr,
+    GUIDED: tl.constexpr,
+    CLIP: tl.constexpr,
+    READ_PREV: tl.constexpr,
+    KEEP: tl.constexpr,
     NOISE: tl.constexpr,
-):  # fmt: skip
+):
     """E elements a sample, C channels. CHANNELS_FIRST, OUT_FIRST: whether x, out lie in row-major order.
 
     CLIP: "off", "limit" or "sample". NOISE: "off", "given" or "philox".
@@ -112,17 +135,37 @@ def forward(
     block = 1024 // lanes
     per_sample = clip if isinstance(clip, Tensor) else None
     launch(
-        denoise_step_forward, (-(-groups // block),), x.device,
-        state, following, flat, None if guidance_scale is None else flat[n:], previous, kept,
-        None if noise is None else _dense(noise, state), rows.contiguous(), index, guidance_scale,
-        contiguous(per_sample), contiguous(key),
-        n, 0.0 if clip is None or per_sample is not None else float(clip), *flat.stride(),
-        E=elements, C=c, LANES=lanes, BLOCK=block, CHANNELS_FIRST=first, OUT_FIRST=out_first,
+        denoise_step_forward,
+        (-(-groups // block),),
+        x.device,
+        state,
+        following,
+        flat,
+        None if guidance_scale is None else flat[n:],
+        previous,
+        kept,
+        None if noise is None else _dense(noise, state),
+        rows.contiguous(),
+        index,
+        guidance_scale,
+        contiguous(per_sample),
+        contiguous(key),
+        n,
+        0.0 if clip is None or per_sample is not None else float(clip),
+        *flat.stride(),
+        E=elements,
+        C=c,
+        LANES=lanes,
+        BLOCK=block,
+        CHANNELS_FIRST=first,
+        OUT_FIRST=out_first,
         GUIDED=guidance_scale is not None,
         CLIP="off" if clip is None else "limit" if per_sample is None else "sample",
-        READ_PREV=previous is not None, KEEP=keep_x0,
-        NOISE="given" if noise is not None else "philox" if key is not None else "off", num_warps=4,
-    )  # fmt: skip
+        READ_PREV=previous is not None,
+        KEEP=keep_x0,
+        NOISE="given" if noise is not None else "philox" if key is not None else "off",
+        num_warps=4,
+    )
     if inplace:
         following = x if following.data_ptr() == x.data_ptr() else x.copy_(following)
         if kept is not None and x0_prev is not None and kept.data_ptr() != x0_prev.data_ptr():

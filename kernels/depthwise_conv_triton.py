@@ -18,12 +18,33 @@ from fastdiff.kernels.layout import contiguous, empty_images, per_sample, power_
 
 @triton.jit
 def depthwise_conv_forward(
-    x, y, weight, bias, time_bias, height, width, channels: tl.constexpr, row_blocks, column_blocks, channel_blocks,
-    x_b: tl.constexpr, x_c: tl.constexpr, x_h: tl.constexpr, x_w: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr,
-    y_h: tl.constexpr, y_w: tl.constexpr, time_b,
-    K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
-    BIAS: tl.constexpr, TIME: tl.constexpr,
-):  # fmt: skip
+    x,
+    y,
+    weight,
+    bias,
+    time_bias,
+    height,
+    width,
+    channels: tl.constexpr,
+    row_blocks,
+    column_blocks,
+    channel_blocks,
+    x_b: tl.constexpr,
+    x_c: tl.constexpr,
+    x_h: tl.constexpr,
+    x_w: tl.constexpr,
+    y_b: tl.constexpr,
+    y_c: tl.constexpr,
+    y_h: tl.constexpr,
+    y_w: tl.constexpr,
+    time_b,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BIAS: tl.constexpr,
+    TIME: tl.constexpr,
+):
     """weight: (K, K, C), so that a tap's channels lie side by side."""
     pid = tl.program_id(0)
     c = (pid % channel_blocks) * CHANNELS + tl.arange(0, CHANNELS)
@@ -69,11 +90,26 @@ def depthwise_conv_forward(
 
 @triton.jit
 def depthwise_conv_weight_gradient(
-    x, dy, partial, batch, height, width, channels: tl.constexpr, channel_blocks,
-    x_b: tl.constexpr, x_c: tl.constexpr, x_h: tl.constexpr, x_w: tl.constexpr, dy_b: tl.constexpr,
-    dy_c: tl.constexpr, dy_h: tl.constexpr, dy_w: tl.constexpr,
-    K: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
+    x,
+    dy,
+    partial,
+    batch,
+    height,
+    width,
+    channels: tl.constexpr,
+    channel_blocks,
+    x_b: tl.constexpr,
+    x_c: tl.constexpr,
+    x_h: tl.constexpr,
+    x_w: tl.constexpr,
+    dy_b: tl.constexpr,
+    dy_c: tl.constexpr,
+    dy_h: tl.constexpr,
+    dy_w: tl.constexpr,
+    K: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     """partial (parts, K, K, C): a program sums one kernel row's taps over its share of the batch."""
     c = (tl.program_id(0) % channel_blocks) * CHANNELS + tl.arange(0, CHANNELS)
     i = tl.program_id(0) // channel_blocks
@@ -113,11 +149,30 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, time_bias: Tensor | 
     width = min(512 // lanes, 16, power_of_2(w))  # four elements a thread: more would cost occupancy
     blocks = -(-h // rows), -(-w // width), -(-c // lanes)
     launch(
-        depthwise_conv_forward, (b * blocks[0] * blocks[1] * blocks[2],), x.device,
-        x, y, taps, bias, time_rows, h, w, c, *blocks, *x.stride(), *y.stride(), time_b,
-        K=size, ROWS=rows, COLUMNS=width, CHANNELS=lanes, BIAS=bias is not None, TIME=time_bias is not None,
-        num_warps=max(1, min(4, width * lanes // 128)), maxnreg=128 if x.element_size() == 2 else 168,
-    )  # fmt: skip
+        depthwise_conv_forward,
+        (b * blocks[0] * blocks[1] * blocks[2],),
+        x.device,
+        x,
+        y,
+        taps,
+        bias,
+        time_rows,
+        h,
+        w,
+        c,
+        *blocks,
+        *x.stride(),
+        *y.stride(),
+        time_b,
+        K=size,
+        ROWS=rows,
+        COLUMNS=width,
+        CHANNELS=lanes,
+        BIAS=bias is not None,
+        TIME=time_bias is not None,
+        num_warps=max(1, min(4, width * lanes // 128)),
+        maxnreg=128 if x.element_size() == 2 else 168,
+    )
     return y
 
 
@@ -130,8 +185,22 @@ def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     parts = min(b * -(-h * w // span), max(1, 512 // (blocks * size)))  # some hundred programs; summed below
     partial = torch.empty((parts, size, size, c), dtype=torch.float32, device=x.device)
     launch(
-        depthwise_conv_weight_gradient, (blocks * size, parts), x.device,
-        x, dy, partial, b, h, w, c, blocks, *x.stride(), *dy.stride(),
-        K=size, POSITIONS=span, CHANNELS=lanes, num_warps=4,
-    )  # fmt: skip
+        depthwise_conv_weight_gradient,
+        (blocks * size, parts),
+        x.device,
+        x,
+        dy,
+        partial,
+        b,
+        h,
+        w,
+        c,
+        blocks,
+        *x.stride(),
+        *dy.stride(),
+        K=size,
+        POSITIONS=span,
+        CHANNELS=lanes,
+        num_warps=4,
+    )
     return partial.sum(0).permute(2, 0, 1).unsqueeze(1).to(weight.dtype)

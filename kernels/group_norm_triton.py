@@ -99,10 +99,30 @@ def _added(input_bias, c, mask, ADDED: tl.constexpr):
 
 @triton.jit
 def _normalise(
-    x, y, mean, rstd, added, b, c, mask, weight, bias, scale, shift, scale_b, shift_b, start, stop,
-    x_p: tl.constexpr, y_p: tl.constexpr, ROWS: tl.constexpr,
-    AFFINE: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
-):  # fmt: skip
+    x,
+    y,
+    mean,
+    rstd,
+    added,
+    b,
+    c,
+    mask,
+    weight,
+    bias,
+    scale,
+    shift,
+    scale_b,
+    shift_b,
+    start,
+    stop,
+    x_p: tl.constexpr,
+    y_p: tl.constexpr,
+    ROWS: tl.constexpr,
+    AFFINE: tl.constexpr,
+    MODULATED: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+):
     """Writes the result at positions start to stop. x, y: pointers (1, COLUMNS) to a sample's first position."""
     w, o, m, t = _modulation(b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE, MODULATED)
     gain = rstd * w * m
@@ -117,12 +137,36 @@ def _normalise(
 
 @triton.jit
 def group_norm_forward(
-    x, y, weight, bias, input_bias, scale, shift, means, rstds,
-    count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr,
-    y_p: tl.constexpr, scale_b, shift_b, eps,
-    GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
-    AFFINE: tl.constexpr, ADDED: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
-):  # fmt: skip
+    x,
+    y,
+    weight,
+    bias,
+    input_bias,
+    scale,
+    shift,
+    means,
+    rstds,
+    count,
+    x_b: tl.constexpr,
+    x_c: tl.constexpr,
+    x_p: tl.constexpr,
+    y_b: tl.constexpr,
+    y_c: tl.constexpr,
+    y_p: tl.constexpr,
+    scale_b,
+    shift_b,
+    eps,
+    GROUPS: tl.constexpr,
+    CG: tl.constexpr,
+    GP: tl.constexpr,
+    KP: tl.constexpr,
+    ROWS: tl.constexpr,
+    AFFINE: tl.constexpr,
+    ADDED: tl.constexpr,
+    MODULATED: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+):
     b = tl.program_id(0).to(tl.int64)
     c, g, mask, first = _columns(GROUPS, CG, GP, KP)
     x += b * x_b + c[None, :] * x_c
@@ -134,17 +178,50 @@ def group_norm_forward(
     tl.store(means + b * GROUPS + g, mean, mask & first)
     tl.store(rstds + b * GROUPS + g, rstd, mask & first)
     _normalise(
-        x, y, mean, rstd, added, b, c, mask, weight, bias, scale, shift, scale_b, shift_b, 0, count, x_p, y_p, ROWS,
-        AFFINE, MODULATED, BEFORE, AFTER,
-    )  # fmt: skip
+        x,
+        y,
+        mean,
+        rstd,
+        added,
+        b,
+        c,
+        mask,
+        weight,
+        bias,
+        scale,
+        shift,
+        scale_b,
+        shift_b,
+        0,
+        count,
+        x_p,
+        y_p,
+        ROWS,
+        AFFINE,
+        MODULATED,
+        BEFORE,
+        AFTER,
+    )
 
 
 @triton.jit
 def group_norm_part(
-    x, partial, input_bias, count, span, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr,
-    GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
-    ADDED: tl.constexpr, BEFORE: tl.constexpr,
-):  # fmt: skip
+    x,
+    partial,
+    input_bias,
+    count,
+    span,
+    x_b: tl.constexpr,
+    x_c: tl.constexpr,
+    x_p: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CG: tl.constexpr,
+    GP: tl.constexpr,
+    KP: tl.constexpr,
+    ROWS: tl.constexpr,
+    ADDED: tl.constexpr,
+    BEFORE: tl.constexpr,
+):
     """partial (B, parts, GROUPS, 2): mean and sum of squared deviations over a part's positions."""
     b, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     c, g, mask, first = _columns(GROUPS, CG, GP, KP)
@@ -160,12 +237,38 @@ def group_norm_part(
 
 @triton.jit
 def group_norm_apply(
-    x, y, weight, bias, input_bias, scale, shift, means, rstds, partial,
-    count, span, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, y_b: tl.constexpr, y_c: tl.constexpr,
-    y_p: tl.constexpr, scale_b, shift_b, eps,
-    GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
-    AFFINE: tl.constexpr, ADDED: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
-):  # fmt: skip
+    x,
+    y,
+    weight,
+    bias,
+    input_bias,
+    scale,
+    shift,
+    means,
+    rstds,
+    partial,
+    count,
+    span,
+    x_b: tl.constexpr,
+    x_c: tl.constexpr,
+    x_p: tl.constexpr,
+    y_b: tl.constexpr,
+    y_c: tl.constexpr,
+    y_p: tl.constexpr,
+    scale_b,
+    shift_b,
+    eps,
+    GROUPS: tl.constexpr,
+    CG: tl.constexpr,
+    GP: tl.constexpr,
+    KP: tl.constexpr,
+    ROWS: tl.constexpr,
+    AFFINE: tl.constexpr,
+    ADDED: tl.constexpr,
+    MODULATED: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+):
     """Combines the statistics of a sample's parts, and normalises one part."""
     b, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     c, g, mask, first = _columns(GROUPS, CG, GP, KP)
@@ -188,19 +291,70 @@ def group_norm_apply(
     y += b * y_b + c[None, :] * y_c
     start = part * span
     _normalise(
-        x, y, mean, rstd, _added(input_bias, c, mask, ADDED), b, c, mask, weight, bias, scale, shift, scale_b, shift_b,
-        start, tl.minimum(start + span, count), x_p, y_p, ROWS, AFFINE, MODULATED, BEFORE, AFTER,
-    )  # fmt: skip
+        x,
+        y,
+        mean,
+        rstd,
+        _added(input_bias, c, mask, ADDED),
+        b,
+        c,
+        mask,
+        weight,
+        bias,
+        scale,
+        shift,
+        scale_b,
+        shift_b,
+        start,
+        tl.minimum(start + span, count),
+        x_p,
+        y_p,
+        ROWS,
+        AFFINE,
+        MODULATED,
+        BEFORE,
+        AFTER,
+    )
 
 
 @triton.jit
 def group_norm_backward(
-    x, dy, dx, weight, bias, input_bias, scale, shift, means, rstds, sums, sums_normed, sums_input,
-    count, x_b: tl.constexpr, x_c: tl.constexpr, x_p: tl.constexpr, dy_b: tl.constexpr, dy_c: tl.constexpr,
-    dy_p: tl.constexpr, dx_b: tl.constexpr, dx_c: tl.constexpr, dx_p: tl.constexpr, scale_b, shift_b,
-    GROUPS: tl.constexpr, CG: tl.constexpr, GP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
-    AFFINE: tl.constexpr, ADDED: tl.constexpr, MODULATED: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
-):  # fmt: skip
+    x,
+    dy,
+    dx,
+    weight,
+    bias,
+    input_bias,
+    scale,
+    shift,
+    means,
+    rstds,
+    sums,
+    sums_normed,
+    sums_input,
+    count,
+    x_b: tl.constexpr,
+    x_c: tl.constexpr,
+    x_p: tl.constexpr,
+    dy_b: tl.constexpr,
+    dy_c: tl.constexpr,
+    dy_p: tl.constexpr,
+    dx_b: tl.constexpr,
+    dx_c: tl.constexpr,
+    dx_p: tl.constexpr,
+    scale_b,
+    shift_b,
+    GROUPS: tl.constexpr,
+    CG: tl.constexpr,
+    GP: tl.constexpr,
+    KP: tl.constexpr,
+    ROWS: tl.constexpr,
+    AFFINE: tl.constexpr,
+    ADDED: tl.constexpr,
+    MODULATED: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+):
     """dx, and for each sample and channel the sums over positions of dz, of dz normed and of dx, dz = dy after'(z)."""
     b = tl.program_id(0).to(tl.int64)
     c, g, mask, _ = _columns(GROUPS, CG, GP, KP)
@@ -254,10 +408,19 @@ def _options(x: Tensor, groups: int, weight, input_bias, scale, before, after) -
     gp, kp = power_of_2(groups), power_of_2(width)
     rows, _, warps = tile(gp * kp, x.shape[2] * x.shape[3])
     return dict(
-        GROUPS=groups, CG=width, GP=gp, KP=kp, ROWS=rows, AFFINE=weight is not None, ADDED=input_bias is not None,
-        MODULATED=scale is not None, BEFORE=before or "none", AFTER=after or "none",
-        num_warps=warps, **registers(x, 128),
-    )  # fmt: skip
+        GROUPS=groups,
+        CG=width,
+        GP=gp,
+        KP=kp,
+        ROWS=rows,
+        AFFINE=weight is not None,
+        ADDED=input_bias is not None,
+        MODULATED=scale is not None,
+        BEFORE=before or "none",
+        AFTER=after or "none",
+        num_warps=warps,
+        **registers(x, 128),
+    )
 
 
 def forward(x, weight, bias, input_bias, scale, shift, groups, eps, before, after) -> tuple[Tensor, Tensor, Tensor]:
@@ -301,11 +464,30 @@ def backward(
     weight, bias, input_bias = map(contiguous, (weight, bias, input_bias))
     flat, grad, into = positions(x), positions(dy), positions(dx)
     launch(
-        group_norm_backward, (b,), x.device,
-        flat, grad, into, weight, bias, input_bias, scale_rows, shift_rows, means, rstds, s, s_normed, s_input,
-        h * w, *flat.stride(), *grad.stride(), *into.stride(), scale_b, shift_b,
+        group_norm_backward,
+        (b,),
+        x.device,
+        flat,
+        grad,
+        into,
+        weight,
+        bias,
+        input_bias,
+        scale_rows,
+        shift_rows,
+        means,
+        rstds,
+        s,
+        s_normed,
+        s_input,
+        h * w,
+        *flat.stride(),
+        *grad.stride(),
+        *into.stride(),
+        scale_b,
+        shift_b,
         **_options(x, groups, weight, input_bias, scale, before, after),
-    )  # fmt: skip
+    )
     # What is left are sums over the (B, C) tensors: z = (xhat weight + bias) (scale + 1) + shift.
     dweight = dbias = dadded = dscale = dshift = None
     modulation = 1.0 if scale_rows is None else scale_rows.float() + 1

@@ -99,10 +99,23 @@ def _save(context, normaliser, index, top, total, value, D: tl.constexpr, DP: tl
 
 @triton.jit
 def linear_attention_whole(
-    qkv, out, context, normaliser, count, heads, s_b: tl.constexpr, s_c: tl.constexpr, s_p: tl.constexpr,
-    out_b: tl.constexpr, out_c: tl.constexpr, out_p: tl.constexpr, scale,
-    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    out,
+    context,
+    normaliser,
+    count,
+    heads,
+    s_b: tl.constexpr,
+    s_c: tl.constexpr,
+    s_p: tl.constexpr,
+    out_b: tl.constexpr,
+    out_c: tl.constexpr,
+    out_p: tl.constexpr,
+    scale,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    N: tl.constexpr,
+):
     """A program for each sample and head. context (B, heads, D, D), normaliser (B, heads, D): log sum_n exp k."""
     index = tl.program_id(0).to(tl.int64)
     h = index % heads
@@ -117,9 +130,19 @@ def linear_attention_whole(
 
 @triton.jit
 def linear_attention_part(
-    qkv, context, normaliser, count, heads, span, s_b: tl.constexpr, s_c: tl.constexpr, s_p: tl.constexpr,
-    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    context,
+    normaliser,
+    count,
+    heads,
+    span,
+    s_b: tl.constexpr,
+    s_c: tl.constexpr,
+    s_p: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    N: tl.constexpr,
+):
     """The context and normaliser of `span` positions; context (B, heads, parts, D, D), normaliser likewise."""
     index = tl.program_id(0).to(tl.int64)
     part, parts = tl.program_id(1), tl.num_programs(1)
@@ -132,11 +155,27 @@ def linear_attention_part(
 
 @triton.jit
 def linear_attention_apply(
-    qkv, out, context, normaliser, merged, merged_normaliser, count, heads, parts,
-    s_b: tl.constexpr, s_c: tl.constexpr, s_p: tl.constexpr, out_b: tl.constexpr, out_c: tl.constexpr,
-    out_p: tl.constexpr, scale,
-    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr, SPAN: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    out,
+    context,
+    normaliser,
+    merged,
+    merged_normaliser,
+    count,
+    heads,
+    parts,
+    s_b: tl.constexpr,
+    s_c: tl.constexpr,
+    s_p: tl.constexpr,
+    out_b: tl.constexpr,
+    out_c: tl.constexpr,
+    out_p: tl.constexpr,
+    scale,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    N: tl.constexpr,
+    SPAN: tl.constexpr,
+):
     """Merges the parts' contexts, each by its share of sum_n exp k, and applies the whole to SPAN positions."""
     index = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, DP)
@@ -162,10 +201,23 @@ def linear_attention_apply(
 
 @triton.jit
 def linear_attention_context_gradient(
-    qkv, dy, partial, count, heads, span, s_b: tl.constexpr, s_c: tl.constexpr, s_p: tl.constexpr,
-    dy_b: tl.constexpr, dy_c: tl.constexpr, dy_p: tl.constexpr, scale,
-    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    dy,
+    partial,
+    count,
+    heads,
+    span,
+    s_b: tl.constexpr,
+    s_c: tl.constexpr,
+    s_p: tl.constexpr,
+    dy_b: tl.constexpr,
+    dy_c: tl.constexpr,
+    dy_p: tl.constexpr,
+    scale,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    N: tl.constexpr,
+):
     """scale Q^T d out over `span` positions; partial (parts, B, heads, D, D)."""
     index = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -188,11 +240,28 @@ def linear_attention_context_gradient(
 
 @triton.jit
 def linear_attention_input_gradient(
-    qkv, dy, dqkv, context, dcontext, normaliser, count, heads,
-    s_b: tl.constexpr, s_c: tl.constexpr, s_p: tl.constexpr, dy_b: tl.constexpr, dy_c: tl.constexpr,
-    dy_p: tl.constexpr, d_b: tl.constexpr, d_c: tl.constexpr, d_p: tl.constexpr, scale,
-    D: tl.constexpr, DP: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    dy,
+    dqkv,
+    context,
+    dcontext,
+    normaliser,
+    count,
+    heads,
+    s_b: tl.constexpr,
+    s_c: tl.constexpr,
+    s_p: tl.constexpr,
+    dy_b: tl.constexpr,
+    dy_c: tl.constexpr,
+    dy_p: tl.constexpr,
+    d_b: tl.constexpr,
+    d_c: tl.constexpr,
+    d_p: tl.constexpr,
+    scale,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    N: tl.constexpr,
+):
     """Gradients of q, k and v at N positions."""
     index = tl.program_id(0).to(tl.int64)
     h = index % heads
@@ -247,21 +316,55 @@ def forward(qkv: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor, Tens
     parts, span = split(b * heads, n, options["N"], 4 * options["N"])
     if parts == 1:
         launch(
-            linear_attention_whole, (b * heads,), qkv.device,
-            flat, into, context, normaliser, n, heads, *flat.stride(), *into.stride(), scale, **options,
-        )  # fmt: skip
+            linear_attention_whole,
+            (b * heads,),
+            qkv.device,
+            flat,
+            into,
+            context,
+            normaliser,
+            n,
+            heads,
+            *flat.stride(),
+            *into.stride(),
+            scale,
+            **options,
+        )
         return out, context, normaliser
     pieces, normalisers = empty(b, heads, parts, d, d), empty(b, heads, parts, d)
     launch(
-        linear_attention_part, (b * heads, parts), qkv.device,
-        flat, pieces, normalisers, n, heads, span, *flat.stride(), **options,
-    )  # fmt: skip
+        linear_attention_part,
+        (b * heads, parts),
+        qkv.device,
+        flat,
+        pieces,
+        normalisers,
+        n,
+        heads,
+        span,
+        *flat.stride(),
+        **options,
+    )
     each = 4 * options["N"]
     launch(
-        linear_attention_apply, (b * heads, -(-n // each)), qkv.device,
-        flat, into, pieces, normalisers, context, normaliser, n, heads, parts,
-        *flat.stride(), *into.stride(), scale, **options, SPAN=each,
-    )  # fmt: skip
+        linear_attention_apply,
+        (b * heads, -(-n // each)),
+        qkv.device,
+        flat,
+        into,
+        pieces,
+        normalisers,
+        context,
+        normaliser,
+        n,
+        heads,
+        parts,
+        *flat.stride(),
+        *into.stride(),
+        scale,
+        **options,
+        SPAN=each,
+    )
     return out, context, normaliser
 
 
@@ -274,13 +377,37 @@ def backward(dy: Tensor, qkv: Tensor, context: Tensor, normaliser: Tensor, heads
     parts, span = split(b * heads, n, options["N"], 4 * options["N"])
     partial = torch.empty((parts, b, heads, d, d), dtype=torch.float32, device=qkv.device)
     launch(
-        linear_attention_context_gradient, (b * heads, parts), qkv.device,
-        flat, grad, partial, n, heads, span, *flat.stride(), *grad.stride(), scale, **options,
-    )  # fmt: skip
+        linear_attention_context_gradient,
+        (b * heads, parts),
+        qkv.device,
+        flat,
+        grad,
+        partial,
+        n,
+        heads,
+        span,
+        *flat.stride(),
+        *grad.stride(),
+        scale,
+        **options,
+    )
     dcontext = partial[0] if parts == 1 else partial.sum(0)
     launch(
-        linear_attention_input_gradient, (b * heads, -(-n // options["N"])), qkv.device,
-        flat, grad, into, context, dcontext, normaliser, n, heads,
-        *flat.stride(), *grad.stride(), *into.stride(), scale, **options,
-    )  # fmt: skip
+        linear_attention_input_gradient,
+        (b * heads, -(-n // options["N"])),
+        qkv.device,
+        flat,
+        grad,
+        into,
+        context,
+        dcontext,
+        normaliser,
+        n,
+        heads,
+        *flat.stride(),
+        *grad.stride(),
+        *into.stride(),
+        scale,
+        **options,
+    )
     return dqkv

@@ -92,6 +92,14 @@ def normals(out: Tensor, key: Tensor, draw: int) -> None:
     if blocks >= 2**31:
         raise ValueError(f"normals: {samples} samples of {elements} elements; accepted: fewer than {2**33} in all")
     launch(
-        philox_normals, (-(-blocks // 256),), out.device,
-        out, key, samples, draw, E=elements, BLOCK=256, num_warps=4,
-    )  # fmt: skip
+        philox_normals,
+        (-(-blocks // 256),),
+        out.device,
+        out,
+        key,
+        samples,
+        draw,
+        E=elements,
+        BLOCK=256,
+        num_warps=4,
+    )

@@ -53,7 +53,7 @@ NAMES = ("monster", "player", "item", "spell", "dungeon")
 
 def ours() -> list[str]:
     """fastdiff's contenders on this CPU, in float32."""
-    names = [form.name for form in FORMS.values() if form.missing(CPU, torch.float32) is None]
+    names = [form.name for form in FORMS.values() if form.build_error(CPU, torch.float32) is None]
     return ["fastdiff", *(f"fastdiff, {name}" for name in names[1:])]
 
 

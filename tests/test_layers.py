@@ -1,6 +1,7 @@
 """Who may import whom (design.md): imports go one way, and nothing heavy is imported by the command line at start."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = {"fastdiff": ROOT / "fastdiff", "fastdiff.kernels": ROOT / "kernels", "fastdiff.export": ROOT / "export",
-           "fastdiff.bench": ROOT / "bench"}  # fmt: skip
-
-# The chain of the sampler; a module may import those before it, never one after it.
-CHAIN = ["schedule", "table", "step", "engine", "sampling", "cli"]
+FOLDERS = {
+    "fastdiff": ROOT / "fastdiff",
+    "fastdiff.kernels": ROOT / "kernels",
+    "fastdiff.export": ROOT / "export",
+    "fastdiff.bench": ROOT / "bench",
+}
+# The rooms of the house, floor by floor: a module imports from its own floor and from those below it.
+FLOORS = [
+    {"_version", "errors", "files", "images", "provenance", "stop", "kernels", "data"},
+    {"samplers", "networks", "model"},
+    {"checkpoints", "engine", "sampling", "training", "shards", "export"},
+    {"cli", "bench", "__main__"},
+]
 
 
 def modules():
@@ -22,14 +31,17 @@ def modules():
             yield ".".join([package, *(p for p in parts if p != "__init__")]), path
 
 
+ALL = dict(modules())
+
+
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, at its top or in a function; names only used by type checkers left out."""
-    found = set()
     tree = ast.parse(path.read_text())
     skipped = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
             skipped |= {id(inner) for inner in ast.walk(node)}
+    found = set()
     for node in ast.walk(tree):
         if id(node) in skipped:
             continue
@@ -37,11 +49,19 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            submodules = full & ALL.keys()
+            found |= submodules or {node.module}
+            if submodules and submodules != full:
+                found.add(node.module)
     return found
 
 
-ALL = dict(modules())
+IMPORTS = {name: imports(path) & ALL.keys() for name, path in ALL.items()}
+
+
+def room(name: str) -> str:
+    return name.split(".")[1] if "." in name else "fastdiff"
 
 
 def test_the_walk_finds_the_modules():
@@ -51,35 +71,57 @@ def test_the_walk_finds_the_modules():
         "fastdiff.cli.sample",
         "fastdiff.bench.reference",
     } <= ALL.keys()
+    assert "fastdiff.samplers.table" in IMPORTS["fastdiff.engine.engine"]
+
+
+def test_imports_have_no_circles():
+    try:
+        graphlib.TopologicalSorter(IMPORTS).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if "." in name])
+def test_imports_go_down(name):
+    floor = next(number for number, rooms in enumerate(FLOORS) if room(name) in rooms)
+    allowed = {"fastdiff"}.union(*FLOORS[: floor + 1])
+    assert {room(other) for other in IMPORTS[name]} <= allowed
+
+
+def test_packages_import_nothing_by_themselves():
+    """So that a module of a package can be imported without the others, and no circle goes through the package."""
+    for name, path in ALL.items():
+        if path.name == "__init__.py":
+            tops = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+            assert {node.module for node in tops if node.module.startswith("fastdiff")} <= {"fastdiff._version"}, name
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n.startswith("fastdiff.kernels")])
 def test_kernels_import_torch_and_triton_only(name):
-    outside = {m.split(".")[0] for m in imports(ALL[name])} - {"torch", "triton", *sys.stdlib_module_names}
-    inside = {m for m in imports(ALL[name]) if m.startswith("fastdiff") and not m.startswith("fastdiff.kernels")}
+    found = imports(ALL[name])
+    outside = {m.split(".")[0] for m in found} - {"torch", "triton", *sys.stdlib_module_names}
+    inside = {m for m in found if m.startswith("fastdiff") and not m.startswith("fastdiff.kernels")}
     assert outside <= {"fastdiff"} and not inside
-
-
-@pytest.mark.parametrize("name", [n for n in ALL if len(n.split(".")) > 1 and n.split(".")[1] in CHAIN])
-def test_the_chain_goes_one_way(name):
-    place = CHAIN.index(name.split(".")[1])
-    later = {f"fastdiff.{m}" for m in CHAIN[place + 1 :]}
-    assert not {m for m in imports(ALL[name]) if ".".join(m.split(".")[:2]) in later}
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n.startswith("fastdiff.networks")])
 def test_networks_know_kernels_and_errors_only(name):
-    own = {".".join(m.split(".")[:2]) for m in imports(ALL[name]) if m.startswith("fastdiff")}
-    assert own <= {"fastdiff.kernels", "fastdiff.networks", "fastdiff.errors"}
+    assert {room(m) for m in IMPORTS[name]} <= {"kernels", "networks", "errors"}
 
 
-@pytest.mark.parametrize("name", ["fastdiff.training.trainer", "fastdiff.training.losses", "fastdiff.training.recipe", "fastdiff.data"])
-def test_training_never_imports_the_sampler(name):
-    assert not imports(ALL[name]) & {"fastdiff.engine.engine", "fastdiff.sampling", "fastdiff.engine.step", "fastdiff.engine.prepared"}
+@pytest.mark.parametrize("name", [n for n in ALL if n.startswith("fastdiff.samplers")])
+def test_samplers_are_formulas_alone(name):
+    """Of numbers, not of tensors: the command line reads their names without torch."""
+    assert {room(m) for m in IMPORTS[name]} <= {"samplers", "errors"}
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if room(n) == "data"])
+def test_data_knows_nothing_of_models(name):
+    assert {room(m) for m in IMPORTS[name]} <= {"data", "errors", "files", "images"}
 
 
 def test_the_reference_imports_nothing_of_the_product():
-    assert not {m for m in imports(ALL["fastdiff.bench.reference"]) if m.startswith("fastdiff")}
+    assert not IMPORTS["fastdiff.bench.reference"]
 
 
 def test_the_library_imports_neither_benchmarks_nor_tests():
@@ -89,14 +131,14 @@ def test_the_library_imports_neither_benchmarks_nor_tests():
 
 
 def test_the_exports_are_used_by_the_command_line_and_the_benchmarks_alone():
-    for name, path in ALL.items():
-        if not name.startswith(("fastdiff.export", "fastdiff.cli", "fastdiff.bench")):
-            assert not {m for m in imports(path) if m.startswith("fastdiff.export")}, name
+    for name in ALL:
+        if room(name) not in ("export", "cli", "bench"):
+            assert not {m for m in IMPORTS[name] if room(m) == "export"}, name
 
 
 def test_help_does_not_wait_for_torch():
     code = (
-        "import sys; from fastdiff.cli import main\n"
+        "import sys; from fastdiff.cli.main import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

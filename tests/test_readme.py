@@ -38,8 +38,15 @@ def test_the_committed_reports_are_whole(folder):
     assert all("parity" in row or "told" in row for row in timed)
     for network in ("A28@28", "B@16") if cpu else ():  # a GPU's machine may lack some
         there = {row["contender"] for row in timed if row["network"] == network and row["kind"] == "sampling"}
-        assert {"reference", "eager, tuned", "torch.compile", "torch.compile, max-autotune", "ONNX Runtime",
-                "diffusers' scheduler", "fastdiff"} <= there  # fmt: skip
+        assert {
+            "reference",
+            "eager, tuned",
+            "torch.compile",
+            "torch.compile, max-autotune",
+            "ONNX Runtime",
+            "diffusers' scheduler",
+            "fastdiff",
+        } <= there
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("quality-*.json")), ids=lambda path: path.name)

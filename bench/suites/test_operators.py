@@ -86,7 +86,7 @@ def native_cases() -> Iterator[Case]:
 def chosen(device: torch.device) -> Iterator[tuple[str, Case, torch.dtype, int]]:
     """(form, case, dtype, batch)"""
     batch, steps = BATCHES[device.type]
-    in_c = device.type == "cpu" and compiled.missing() is None
+    in_c = device.type == "cpu" and compiled.build_error() is None
     if in_c:
         yield from (("native", case, torch.float32, batch) for case in native_cases())
     for dtype in DTYPES[device.type]:

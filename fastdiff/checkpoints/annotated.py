@@ -68,6 +68,8 @@ def annotated(path: Path, tensors: Mapping[str, Tensor], schedule, image_size) -
     except ODD_SHAPES as error:
         raise InputError(f"{str(path)!r} is no whole Annotated Diffusion U-Net: it lacks or has {error}") from error
     height, width = (image_size or 28,) * 2 if not isinstance(image_size, tuple) else image_size
-    return filled(path, tensors, Model(
-        network, schedule or make_schedule("linear", 200), image_shape=(network.channels, height, width)
-    ))  # fmt: skip
+    return filled(
+        path,
+        tensors,
+        Model(network, schedule or make_schedule("linear", 200), image_shape=(network.channels, height, width)),
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fastdiff.errors import InputError, unknown
+from fastdiff.errors import InputError, unknown_name
 from fastdiff.model import Model
 from fastdiff.networks.annotated import AnnotatedUnet
 from fastdiff.networks.context import ContextUnet
@@ -29,7 +29,7 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     options = dict(config)
     name = options.pop("name", None)
     if name not in NETWORKS:
-        raise unknown("network", name, NETWORKS)
+        raise unknown_name("network", name, NETWORKS)
     try:
         return NETWORKS[name](**options)
     except (TypeError, RuntimeError, MemoryError) as error:  # wrong options, or more memory than there is

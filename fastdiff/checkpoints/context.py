@@ -33,6 +33,13 @@ def context(path: Path, tensors: Mapping[str, Tensor], schedule, image_size) -> 
             "has it; it is taken as zero, its mean",
             stacklevel=4,
         )
-    return filled(path, tensors, Model(
-        network, schedule or make_schedule("course", 500), image_shape=(in_channels, height, height), time="fraction"
-    ))  # fmt: skip
+    return filled(
+        path,
+        tensors,
+        Model(
+            network,
+            schedule or make_schedule("course", 500),
+            image_shape=(in_channels, height, height),
+            time="fraction",
+        ),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastdiff.errors import unknown
+from fastdiff.errors import unknown_name
 
 SHIPPED = Path(__file__).parent.parent / "models"
 
@@ -26,5 +26,5 @@ def locate(name_or_path: str | Path) -> Path:
     except OSError:  # a name too long
         found = False
     if not found:
-        raise unknown("model (neither a file nor a shipped model)", str(name_or_path), shipped)
+        raise unknown_name("model (neither a file nor a shipped model)", str(name_or_path), shipped)
     return path

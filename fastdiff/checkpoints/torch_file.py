@@ -15,8 +15,17 @@ from fastdiff.errors import InputError
 
 # Entries under which trainers keep weights, the averaged ones first, and prefixes that wrappers put before keys.
 WRAPPINGS = (
-    "ema", "ema_model", "ema_state_dict", "shadow", "model", "state_dict", "model_state_dict", "network", "net", "unet",
-)  # fmt: skip
+    "ema",
+    "ema_model",
+    "ema_state_dict",
+    "shadow",
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "network",
+    "net",
+    "unet",
+)
 PREFIXES = ("module.", "_orig_mod.", "ema_model.", "model.", "network.", "net.", "unet.", "denoise_fn.")
 
 

@@ -13,23 +13,43 @@ from fastdiff.errors import InputError
 @click.command(short_help="Measure fastdiff against every contender installed; a report with plots.")
 @click.option("--quick", "plan", flag_value="quick", help="Under three minutes: small batches, one thread.")
 @click.option("--full", "plan", flag_value="full", help="Every network and batch, one thread and all; hours on a CPU.")
-@click.option("--only", multiple=True, metavar="WORDS",
-              help='Only cases with these words, such as evaluation, or "sampling B@16"; repeatable.')  # fmt: skip
-@click.option("--network", multiple=True, metavar="NAME",
-              help="A28@28 and B@16, which ship; A28@32, A28@64, A64@28, A64@32, A64@64.")  # fmt: skip
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="WORDS",
+    help='Only cases with these words, such as evaluation, or "sampling B@16"; repeatable.',
+)
+@click.option(
+    "--network",
+    multiple=True,
+    metavar="NAME",
+    help="A28@28 and B@16, which ship; A28@32, A28@64, A64@28, A64@32, A64@64.",
+)
 @click.option("--batch", multiple=True, type=int, help="Only cases of this batch; repeatable.")
 @click.option("--dtype", multiple=True, help="float32, bfloat16, float16.  [default: float32; CUDA: bfloat16 too]")
 @click.option("--threads", multiple=True, type=int, help="CPU threads; repeatable.  [default: 1, the steadiest]")
 @click.option("--rounds", type=int, help="Rounds of every case, in place of the plan's own.")
 @click.option("--list", "list_", is_flag=True, help="Print the cases and stop.")
-@click.option("--against", metavar="REPORT",
-              help="An older report of this machine; exits with 1 where a ratio is over 10% worse.")  # fmt: skip
+@click.option(
+    "--against", metavar="REPORT", help="An older report of this machine; exits with 1 where a ratio is over 10% worse."
+)
 @click.option("--update", is_flag=True, help="Put the cases into the report that DIR holds, in place of its own.")
 @click.option("-o", "--output", default="bench-report", show_default=True, metavar="DIR", help="The report's folder.")
 @device_option
-def bench(plan: str | None, only: tuple[str, ...], network: tuple[str, ...], batch: tuple[int, ...],
-          dtype: tuple[str, ...], threads: tuple[int, ...], rounds: int | None, list_: bool, against: str | None,
-          update: bool,           output: str, device: str | None) -> None:  # fmt: skip
+def bench(
+    plan: str | None,
+    only: tuple[str, ...],
+    network: tuple[str, ...],
+    batch: tuple[int, ...],
+    dtype: tuple[str, ...],
+    threads: tuple[int, ...],
+    rounds: int | None,
+    list_: bool,
+    against: str | None,
+    update: bool,
+    output: str,
+    device: str | None,
+) -> None:
     """Measure sampling, single evaluations, the denoise step, training, export and the cold start.
 
     \b

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from fastdiff.cli.options import foreign_options, load_model, parse_clip, parse_dtype
-from fastdiff.errors import InputError, unknown
+from fastdiff.errors import InputError, unknown_name
 
 ANY = "any"
 DTYPES = ("float32", "float16")
@@ -22,14 +22,21 @@ NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise
 @click.argument("model")
 @click.option("-o", "--output", metavar="FILE", help="The .onnx file.")
 @click.option("--web", metavar="DIR", help="Write a static page that samples in the visitor's browser.")
-@click.option("--sampler", help="Export the loop: ddim, ddpm, ddpm_large, ddpm_no_noise, dpmpp_2m, dpmpp_2m_sde; "
-              "any: the table is an input, stepwise. Without it the network alone is exported.")  # fmt: skip
+@click.option(
+    "--sampler",
+    help="Export the loop: ddim, ddpm, ddpm_large, ddpm_no_noise, dpmpp_2m, dpmpp_2m_sde; "
+    "any: the table is an input, stepwise. Without it the network alone is exported.",
+)
 @click.option("--steps", type=int, help="Network evaluations, 1 to the model's timesteps.  [default: 25; ddpm*: all]")
 @click.option("--eta", type=float, help="ddim's noise, 0 (none, the default) to 1 (as ddpm).")
 @click.option("--spacing", help="trailing, leading, linspace or course.  [default: trailing]")
 @click.option("--clip", metavar="CLIP", help="Clip the predicted image: off, a bound such as 1, dynamic.")
-@click.option("--stepwise", is_flag=True, default=None,
-              help="Rows `start` to `stop` in each call, for progress, cancelling and frames.")  # fmt: skip
+@click.option(
+    "--stepwise",
+    is_flag=True,
+    default=None,
+    help="Rows `start` to `stop` in each call, for progress, cancelling and frames.",
+)
 @click.option(
     "--noise", help="philox (made in the file from a seed) or input (given by the caller).  [default: philox]"
 )
@@ -37,12 +44,23 @@ NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise
     "--pictures", is_flag=True, default=None, help="The output is uint8 (n, H, W, C), not float32 in [-1, 1]."
 )
 @click.option("--dtype", help="What the network computes in: float32 or float16.  [default: float32]")
-@click.option("--weights", help="How weights are stored: float32, or float16 for half the size."
-              "  [default: the dtype; --web: float16]")  # fmt: skip
+@click.option(
+    "--weights",
+    help="How weights are stored: float32, or float16 for half the size.  [default: the dtype; --web: float16]",
+)
 @click.option("--plain", is_flag=True, help="The network as published, without folding its linear attention.")
 @foreign_options
-def export(model: str, output: str | None, web: str | None, plain: bool, weights: str | None, schedule: str | None,
-           timesteps: int | None, image_size: int | None, **options: Any) -> None:  # fmt: skip
+def export(
+    model: str,
+    output: str | None,
+    web: str | None,
+    plain: bool,
+    weights: str | None,
+    schedule: str | None,
+    timesteps: int | None,
+    image_size: int | None,
+    **options: Any,
+) -> None:
     """Write MODEL as ONNX, to run where there is no PyTorch, and check the file against PyTorch.
 
     \b
@@ -73,7 +91,7 @@ def export(model: str, output: str | None, web: str | None, plain: bool, weights
     loaded = load_model(model, schedule, timesteps, image_size)
     dtype = given.get("dtype", "float32")
     if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
+        raise unknown_name("dtype", dtype, DTYPES)
     common: dict[str, Any] = {"prepared": not plain, "weights": weights or ("float16" if web else None)}
     began = time.perf_counter()
     if sys.stderr.isatty():
@@ -121,8 +139,13 @@ def _table(model: Any, given: dict[str, Any]) -> Any:
     if sampler == ANY:
         return None
     if sampler not in SAMPLERS:
-        raise unknown("sampler", sampler, [*SAMPLERS, ANY])
+        raise unknown_name("sampler", sampler, [*SAMPLERS, ANY])
     return make_table(
-        sampler, model.schedule, given.get("steps", default_steps(sampler, model.schedule.num_timesteps)),
-        given.get("eta", 0.0), given.get("spacing", "trailing"), model.prediction_type, model.time,
-    )  # fmt: skip
+        sampler,
+        model.schedule,
+        given.get("steps", default_steps(sampler, model.schedule.num_timesteps)),
+        given.get("eta", 0.0),
+        given.get("spacing", "trailing"),
+        model.prediction_type,
+        model.time,
+    )

@@ -13,18 +13,19 @@ from tqdm.auto import tqdm
 
 from fastdiff.cli.drawn import default_steps, parse_contexts, where
 from fastdiff.cli.options import load_model, parse_clip, parse_dtype
-from fastdiff.cli.stop import StopSignal
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.shards.manifest import Request
 from fastdiff.shards.processes import AnotherFailed, Processes
 from fastdiff.shards.run import ShardRun
+from fastdiff.stop import StopSignal
 
 LAST_WORDS_SECONDS = 1.0  # for the process that failed to say why, before torchrun ends all
 
 
-def sample_to_folder(model: str, output: str, *, schedule: str | None, timesteps: int | None, image_size: int | None,
-                     **options: Any) -> None:  # fmt: skip
+def sample_to_folder(
+    model: str, output: str, *, schedule: str | None, timesteps: int | None, image_size: int | None, **options: Any
+) -> None:
     """The command with a folder as its output, in each process of a run."""
     processes = Processes(options["device"])
 
@@ -41,12 +42,12 @@ def sample_to_folder(model: str, output: str, *, schedule: str | None, timesteps
         processes.close()
     except AnotherFailed:
         time.sleep(LAST_WORDS_SECONDS)
-        if processes.leads:
+        if processes.is_rank_zero:
             click.echo(f"stopped, for another process has; the same command goes on in {output}", err=True)
         raise SystemExit(1) from None
     except InputError as error:
         processes.fail()
-        if processes.leads:
+        if processes.is_rank_zero:
             raise
         raise InputError(f"{error} (process {processes.rank} of {processes.world})") from error
     except Exception:
@@ -57,7 +58,7 @@ def sample_to_folder(model: str, output: str, *, schedule: str | None, timesteps
 def _first_alone(processes: Processes, make: Callable[[], Any]) -> Any:
     """What each process makes for itself, the first before the others, so that bad input is told of once."""
     made: list[Any] = []
-    processes.lead(lambda: made.append(make()))
+    processes.on_rank_zero(lambda: made.append(make()))
     return made[0] if made else make()
 
 
@@ -73,7 +74,7 @@ def _request(model: Model, options: dict[str, Any]) -> Request:
 
 
 def _to_the_end(run: ShardRun) -> None:
-    ask, folder, leads = run.request, run.path.resolve(), run.processes.leads
+    ask, folder, leads = run.request, run.path.resolve(), run.processes.is_rank_zero
     began, made = time.perf_counter(), 0
     _tell_of_crowding(run)
 
@@ -115,6 +116,6 @@ def _tell_of_crowding(run: ShardRun) -> None:
     """Each process has the threads of a run in one process, for the same bytes; together they may be too many."""
     here, threads = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), run.manifest["configuration"]["threads"]
     cores = os.cpu_count() or 1
-    if run.processes.leads and here > 1 and threads and here * threads > cores:
+    if run.processes.is_rank_zero and here > 1 and threads and here * threads > cores:
         several = f"{here} processes of {threads} threads on {cores} cores"
         click.echo(f"note: {several}; a new run with --threads {max(1, cores // here)} would be faster", err=True)

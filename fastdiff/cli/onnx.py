@@ -22,8 +22,16 @@ SETTLED = ("clip", "dtype", "form", "schedule", "timesteps", "image_size")
 OF_TABLES = ("sampler", "steps", "eta", "spacing")
 
 
-def draw_from_onnx(model: str, n: int, animated: bool, check_grid: Callable[..., None], contexts: tuple[str, ...],
-                   device: str | None, threads: int | None, **options: Any) -> Drawn:  # fmt: skip
+def draw_from_onnx(
+    model: str,
+    n: int,
+    animated: bool,
+    check_grid: Callable[..., None],
+    contexts: tuple[str, ...],
+    device: str | None,
+    threads: int | None,
+    **options: Any,
+) -> Drawn:
     """What `sample` draws, by ONNX Runtime."""
     sampler = OnnxSampler(model, None if device is None else [_provider(device)], threads)
     own = sampler.description["sampler"]
@@ -42,17 +50,28 @@ def draw_from_onnx(model: str, n: int, animated: bool, check_grid: Callable[...,
     began = time.perf_counter()
     with tqdm(total=n * total, disable=not sys.stderr.isatty(), unit="evaluation", leave=False) as bar:
         result = sampler.sample(
-            n, options["seed"], first, context, options["guidance_scale"], table,
-            frames_of(total) if animated else None, batch_size=options["batch_size"], on_step=bar.update,
-        )  # fmt: skip
+            n,
+            options["seed"],
+            first,
+            context,
+            options["guidance_scale"],
+            table,
+            frames_of(total) if animated else None,
+            batch_size=options["batch_size"],
+            on_step=bar.update,
+        )
     seconds = time.perf_counter() - began
     images, frames = result if isinstance(result, tuple) else (result, None)
     name = own["name"] if own is not None else options["sampler"]
     short = sampler.provider.removesuffix("ExecutionProvider")
     return Drawn(
-        _in_range(images), None if frames is None else torch.from_numpy(frames), name, total, seconds,
+        _in_range(images),
+        None if frames is None else torch.from_numpy(frames),
+        name,
+        total,
+        seconds,
         f"ONNX Runtime, {short}, {sampler.description['dtype']}",
-    )  # fmt: skip
+    )
 
 
 def _in_range(images: np.ndarray) -> torch.Tensor:

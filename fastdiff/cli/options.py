@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastdiff.errors import InputError, unknown
+from fastdiff.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ def parse_dtype(name: str) -> torch.dtype:
     import torch
 
     if name not in DTYPES:
-        raise unknown("dtype", name, DTYPES)
+        raise unknown_name("dtype", name, DTYPES)
     return getattr(torch, name)
 
 

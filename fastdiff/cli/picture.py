@@ -15,18 +15,26 @@ from fastdiff.cli.drawn import Drawn, contexts_in_turn, default_steps, frames_of
 from fastdiff.cli.options import ONNX, load_model, parse_clip, parse_device, parse_dtype, set_threads
 from fastdiff.engine.forms import choose_form
 from fastdiff.engine.noise import LIMIT
-from fastdiff.errors import InputError, whole
+from fastdiff.errors import InputError, check_int
 from fastdiff.files import check_writable, write_atomically
 from fastdiff.images import check_picture_name, grid, grid_layout, save_gif, save_picture
 from fastdiff.sampling import sample
 
 
-def sample_to_picture(model: str, output: str, n: int, gif: str | None, npy: str | None, columns: int | None,
-                      scale: int | None, **options: Any) -> None:  # fmt: skip
+def sample_to_picture(
+    model: str,
+    output: str,
+    n: int,
+    gif: str | None,
+    npy: str | None,
+    columns: int | None,
+    scale: int | None,
+    **options: Any,
+) -> None:
     _check_outputs(output, gif, npy)
 
     set_threads(options["threads"])
-    whole("n", n, 1, LIMIT - 1)
+    check_int("n", n, 1, LIMIT - 1)
 
     def check_grid(image_shape: tuple[int, int, int]) -> None:
         grid_layout(n, *image_shape[1:], columns, scale, gap=1)
@@ -54,9 +62,23 @@ def sample_to_picture(model: str, output: str, n: int, gif: str | None, npy: str
         click.echo(f"wrote {Path(path).resolve()}")
 
 
-def _draw(model: str, n: int, animated: bool, check_grid: Callable[..., None], steps: int | None, clip: str | None,
-          contexts: tuple[str, ...], dtype: str | None, form: str | None, device: str | None, threads: int | None,
-          schedule: str | None, timesteps: int | None, image_size: int | None, **options: Any) -> Drawn:  # fmt: skip
+def _draw(
+    model: str,
+    n: int,
+    animated: bool,
+    check_grid: Callable[..., None],
+    steps: int | None,
+    clip: str | None,
+    contexts: tuple[str, ...],
+    dtype: str | None,
+    form: str | None,
+    device: str | None,
+    threads: int | None,
+    schedule: str | None,
+    timesteps: int | None,
+    image_size: int | None,
+    **options: Any,
+) -> Drawn:
     loaded = load_model(model, schedule, timesteps, image_size)
     count = steps if steps is not None else default_steps(options["sampler"], loaded.schedule.num_timesteps)
     check_grid(loaded.image_shape)
@@ -66,9 +88,18 @@ def _draw(model: str, n: int, animated: bool, check_grid: Callable[..., None], s
 
     began = time.perf_counter()
     result = sample(
-        loaded, n, steps=count, clip=parse_clip(clip), context=context, frames=frames_of(count) if animated else None,
-        device=chosen, dtype=parse_dtype(dtype), form=form, progress=sys.stderr.isatty(), **options,
-    )  # fmt: skip
+        loaded,
+        n,
+        steps=count,
+        clip=parse_clip(clip),
+        context=context,
+        frames=frames_of(count) if animated else None,
+        device=chosen,
+        dtype=parse_dtype(dtype),
+        form=form,
+        progress=sys.stderr.isatty(),
+        **options,
+    )
     seconds = time.perf_counter() - began
     images, frames = result if isinstance(result, tuple) else (result, None)
     return Drawn(images, frames, options["sampler"], count, seconds, where(chosen, form, dtype))

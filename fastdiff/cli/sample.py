@@ -15,12 +15,21 @@ from fastdiff.samplers import defaults
 @click.command(short_help="Images from a model.")
 @click.argument("model")
 @click.option("-n", "--number", "n", type=int, default=64, show_default=True, help="How many images.")
-@click.option("-o", "--output", default="samples.png", show_default=True,
-              help="Picture of all images in a grid; or a folder (out/), for any number of images.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    default="samples.png",
+    show_default=True,
+    help="Picture of all images in a grid; or a folder (out/), for any number of images.",
+)
 @click.option("--gif", metavar="FILE", help="Also write the denoising as an animation.")
 @click.option("--npy", metavar="FILE", help="Also write the images as float32 (n, C, H, W) in [-1, 1].")
-@click.option("--sampler", default=defaults.SAMPLER, show_default=True,
-              help="ddim, ddpm, ddpm_large, ddpm_no_noise, dpmpp_2m or dpmpp_2m_sde.")  # fmt: skip
+@click.option(
+    "--sampler",
+    default=defaults.SAMPLER,
+    show_default=True,
+    help="ddim, ddpm, ddpm_large, ddpm_no_noise, dpmpp_2m or dpmpp_2m_sde.",
+)
 @click.option("--steps", type=int, help="Network evaluations, 1 to the model's timesteps.  [default: 25; ddpm*: all]")
 @click.option("--eta", type=float, default=0.0, show_default=True, help="ddim's noise, 0 (none) to 1 (as ddpm).")
 @click.option("--spacing", default="trailing", show_default=True, help="trailing, leading, linspace or course.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastdiff.cli.options import device_option, given_flags, parse_device, set_threads, threads_option
-from fastdiff.errors import InputError, unknown
+from fastdiff.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from fastdiff.training.recipe import Recipe
@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Train a model of your own.")
-@click.option("--preset", default="annotated", show_default=True,
-              help="annotated (the Annotated Diffusion Model) or course (How Diffusion Models Work).")  # fmt: skip
+@click.option(
+    "--preset",
+    default="annotated",
+    show_default=True,
+    help="annotated (the Annotated Diffusion Model) or course (How Diffusion Models Work).",
+)
 @click.option(
     "--data",
     help="fashion-mnist, a folder of IDX files, of CIFAR-10 or of pictures, or an .npy of pictures.  "
@@ -53,15 +57,24 @@ if TYPE_CHECKING:
 @click.option("--beta-start", type=float, help="First beta of the schedule.  [default: 1e-4]")
 @click.option("--beta-end", type=float, help="Last beta of the schedule.  [default: 0.02]")
 @click.option("--prediction-type", help="epsilon, sample or v_prediction.")
-@click.option("--course-perturbation", is_flag=True, default=None,
-              help="Perturb as the course's code does, (1 - abar) noise; for comparison.")  # fmt: skip
+@click.option(
+    "--course-perturbation",
+    is_flag=True,
+    default=None,
+    help="Perturb as the course's code does, (1 - abar) noise; for comparison.",
+)
 @click.option("--dim", type=int, help="Base width of the Annotated U-Net.")
 @click.option("--dim-mults", help="Its widths by level, such as 1,2,4.")
 @click.option("--block", help="Its blocks: convnext or resnet.")
 @click.option("--n-feat", type=int, help="Base width of ContextUnet.")
 @click.option("--seed", type=int)
-@click.option("--holdout", type=float, default=0.05, show_default=True,
-              help="Share kept for validation where the data has no test set.")  # fmt: skip
+@click.option(
+    "--holdout",
+    type=float,
+    default=0.05,
+    show_default=True,
+    help="Share kept for validation where the data has no test set.",
+)
 @device_option
 @threads_option
 def train(
@@ -140,7 +153,7 @@ def build_recipe(preset: str, options: dict[str, Any]) -> Recipe:
     from fastdiff.training.recipe import PRESETS
 
     if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
+        raise unknown_name("preset", preset, PRESETS)
     recipe = PRESETS[preset]
     network = dict(recipe.network)
     for name, kind in (("dim", "annotated"), ("dim_mults", "annotated"), ("block", "annotated"), ("n_feat", "context")):
@@ -170,8 +183,9 @@ def _recipe_from(config: dict[str, Any]) -> Recipe:
     return Recipe(**config)
 
 
-def _source(preset: str, data: str | None, labels: str | None, class_names: str | None, size: int | None,
-            holdout: float) -> dict[str, Any]:  # fmt: skip
+def _source(
+    preset: str, data: str | None, labels: str | None, class_names: str | None, size: int | None, holdout: float
+) -> dict[str, Any]:
     """load_data's arguments, as plain values with absolute paths, so that a resumed run finds the data."""
     if data is None:
         if preset != "annotated":

@@ -1,0 +1,1 @@
+"""Training data: small pictures, kept whole in memory as uint8."""

@@ -1,0 +1,1 @@
+"""One model, prepared once, sampled many times."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.errors import InputError, finite, unknown
+from fastdiff.errors import InputError, check_float, unknown_name
 from fastdiff.model import Model
 
 
@@ -29,8 +29,8 @@ def by_name(weights: Mapping[str, float], class_names: Sequence[str]) -> Tensor:
     context = torch.zeros(len(class_names))
     for name, weight in weights.items():
         if name not in class_names:
-            raise unknown("class", name, class_names)
-        context[list(class_names).index(name)] = finite(f"context weight of class {name!r}", weight, -1e30, 1e30)
+            raise unknown_name("class", name, class_names)
+        context[list(class_names).index(name)] = check_float(f"context weight of class {name!r}", weight, -1e30, 1e30)
     return context
 
 

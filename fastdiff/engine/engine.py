@@ -21,7 +21,7 @@ from fastdiff.engine.numerics import CUDNN_ALGORITHMS, fixed_numerics
 from fastdiff.engine.placement import choose_device, choose_dtype, out_of_memory
 from fastdiff.engine.prepared import Prediction, TimeInputs
 from fastdiff.engine.step import State, advance
-from fastdiff.errors import InputError, finite, whole
+from fastdiff.errors import InputError, check_float, check_int
 from fastdiff.kernels import philox
 from fastdiff.kernels.ahead import compile_ahead
 from fastdiff.kernels.dispatch import triton_for
@@ -92,7 +92,7 @@ class Engine:
         form: str | None = None,
     ) -> None:
         self.table = check_table(model, table)
-        self.batch_size = DEFAULT_BATCH if batch_size is None else whole("batch_size", batch_size, 1, LIMIT - 1)
+        self.batch_size = DEFAULT_BATCH if batch_size is None else check_int("batch_size", batch_size, 1, LIMIT - 1)
         self.dtype, self.device = choose_dtype(dtype), choose_device(device)
         self.clip = model.clip if clip is None else check_clip(clip)
         self.form: Form = choose_form(form, self.device, self.dtype)
@@ -154,9 +154,14 @@ class Engine:
         self.steps: dict[Kind, tuple[Prediction, Step]] = {}
 
     def sample(
-        self, n: int, seed: int = 0, first: int = 0, context: Any = None, guidance_scale: float | None = None,
+        self,
+        n: int,
+        seed: int = 0,
+        first: int = 0,
+        context: Any = None,
+        guidance_scale: float | None = None,
         table: StepTable | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """n images, (n, C, H, W) float32 on the CPU; the arguments are those of `stream`."""
         return torch.cat(list(self.stream(n, seed, first, context, guidance_scale, table)))
 
@@ -181,13 +186,13 @@ class Engine:
 
         The arguments are checked at the call, before the first batch is asked for; raises InputError.
         """
-        n = whole("n", n, 1, LIMIT - 1)
-        seed, first = whole("seed", seed, 0, LIMIT - 1), whole("first", first, 0, LIMIT - n)
-        origin = whole("origin", origin, 0, first)
+        n = check_int("n", n, 1, LIMIT - 1)
+        seed, first = check_int("seed", seed, 0, LIMIT - 1), check_int("first", first, 0, LIMIT - n)
+        origin = check_int("origin", origin, 0, first)
         table = self.table if table is None else check_table(self.model, table)
         contexts = resolve_context(self.model, context, n, first)
         if guidance_scale is not None:
-            guidance_scale = finite("guidance_scale", guidance_scale)
+            guidance_scale = check_float("guidance_scale", guidance_scale)
             if contexts is None:
                 raise InputError(
                     f"guidance_scale = {guidance_scale} without a context; give a context to guide towards"
@@ -280,13 +285,15 @@ class Engine:
         if kind not in self.steps:
             prediction = Prediction(self.network, self.dtype, self.time, kind.guided)
             state = State(
-                self.x, self.rows, self.index,
+                self.x,
+                self.rows,
+                self.index,
                 key=self.key if kind.noise == "philox" else None,
                 noise=self.noise if kind.noise == "given" else None,
                 x0_prev=self.x0_prev if kind.history else None,
                 guidance_scale=self.guidance_scale if kind.guided else None,
                 clip=self.clip,
-            )  # fmt: skip
+            )
             self.steps[kind] = prediction, self._runner(state, prediction)
         return self.steps[kind]
 
@@ -333,7 +340,7 @@ class Engine:
         steps = {kind: run for kind, (_, run) in self.steps.items() if isinstance(run, CapturedStep)}
         return {
             "buffers": sum(b.numel() * b.element_size() for b in buffers if b is not None),
-            "steps": {str(kind): f"{run.told}; {run.bytes()} bytes" for kind, run in steps.items()},
+            "steps": {str(kind): f"{run.status}; {run.bytes()} bytes" for kind, run in steps.items()},
             "pool": graphs.POOL.bytes(),
             "pool_limit": graphs.POOL.limit,
         }

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fastdiff.engine.native import build_error as native_build_error
 from fastdiff.engine.native import make_native
-from fastdiff.engine.native import missing as native_missing
 from fastdiff.engine.prepared import prepare_network
-from fastdiff.errors import InputError, unknown
+from fastdiff.errors import InputError, unknown_name
 from fastdiff.kernels.cpu import compiled
 
 Reason = str | None
@@ -22,12 +22,12 @@ Reason = str | None
 class Form:
     """prepare: (network, device, dtype) → the copy that runs. captured: whether a step becomes a CUDA graph.
 
-    missing: (device, dtype) → why the form cannot run there, or None. kernels: what else its bits depend on.
+    build_error: (device, dtype) → why the form cannot run there, or None. kernels: what else its bits depend on.
     """
 
     name: str
     prepare: Callable[[nn.Module, torch.device, torch.dtype], nn.Module]
-    missing: Callable[[torch.device, torch.dtype], Reason]
+    build_error: Callable[[torch.device, torch.dtype], Reason]
     captured: bool = False
     kernels: Callable[[], str | None] = lambda: None
 
@@ -49,7 +49,7 @@ FORMS = {
     form.name: form
     for form in (
         Form("graph", prepare_network, _on_cuda, captured=True),
-        Form("native", _native, native_missing, kernels=compiled.identity),
+        Form("native", _native, native_build_error, kernels=compiled.identity),
         Form("eager", prepare_network, _anywhere),
     )
 }
@@ -58,13 +58,13 @@ FORMS = {
 def choose_form(name: str | None, device: torch.device, dtype: torch.dtype) -> Form:
     """The form of that name, or the first that can run there; raises InputError for one that cannot."""
     if name is None:
-        reason = FORMS["native"].missing(device, dtype) if device.type == "cpu" and dtype == torch.float32 else None
+        reason = FORMS["native"].build_error(device, dtype) if device.type == "cpu" and dtype == torch.float32 else None
         if reason and not reason.startswith("FASTDIFF_KERNELS"):  # which the user asked for
             warnings.warn(f"the network runs in plain torch, at about half the speed: {reason}", stacklevel=3)
-        return next(form for form in FORMS.values() if form.missing(device, dtype) is None)
+        return next(form for form in FORMS.values() if form.build_error(device, dtype) is None)
     if name not in FORMS:
-        raise unknown("form", name, FORMS)
-    reason = FORMS[name].missing(device, dtype)
+        raise unknown_name("form", name, FORMS)
+    reason = FORMS[name].build_error(device, dtype)
     if reason:
         raise InputError(f"form = {name!r} cannot be used here: {reason}")
     return FORMS[name]

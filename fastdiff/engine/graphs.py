@@ -189,7 +189,8 @@ class CapturedStep:
     """A step that is replayed from the pool: call ready() before a batch, then it for each step.
 
     body: one step, which reads and writes fixed buffers only and moves `index`, () int64, the row at hand, on by one.
-    Where capture fails, or a replay is slower than the launched body, the body is launched; `told` says which and why.
+    Where capture fails, or a replay is slower than the launched body, the body is launched; `status` says which and
+    why.
     """
 
     def __init__(
@@ -197,7 +198,7 @@ class CapturedStep:
     ) -> None:
         self.body, self.index, self.device = body, index, device
         self.pool = POOL if pool is None else pool
-        self.eager, self.told, self.owner = False, "", next(_owners)
+        self.eager, self.status, self.owner = False, "", next(_owners)
         weakref.finalize(self, self.pool.forget, self.owner).atexit = False
 
     def ready(self) -> None:
@@ -207,7 +208,7 @@ class CapturedStep:
         try:
             with self.pool.exclusive():
                 graph = capture(self.body, self.index, self.device)
-                if not self.told:
+                if not self.status:
                     self._compare(graph.replay)
                 if self.eager:
                     del graph
@@ -219,9 +220,9 @@ class CapturedStep:
         except Exception as problem:
             cause = problem.__context__ or problem  # the end of a capture that failed raises an error of its own
             reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-            self.told = f"the step could not be captured as a CUDA graph and runs eagerly: {reason}"
+            self.status = f"the step could not be captured as a CUDA graph and runs eagerly: {reason}"
             self.eager = True
-            warnings.warn(self.told, stacklevel=2)
+            warnings.warn(self.status, stacklevel=2)
 
     def _compare(self, replay: Callable[[], None]) -> None:
         """Whether to replay, by the medians of interleaved runs."""
@@ -235,7 +236,7 @@ class CapturedStep:
         slow, fast = statistics.median(launched), statistics.median(replayed)
         self.eager = fast > SLOWER * slow
         verb = "is slower and not used" if self.eager else "is used"
-        self.told = f"capture {verb}: {fast:.3f} ms a step replayed, {slow:.3f} ms launched"
+        self.status = f"capture {verb}: {fast:.3f} ms a step replayed, {slow:.3f} ms launched"
 
     def bytes(self) -> int:
         return self.pool.bytes(self.owner)

@@ -60,10 +60,13 @@ class NativeConv(nn.Conv2d):
     @staticmethod
     def replaces(conv: nn.Conv2d) -> bool:
         return (
-            conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.padding_mode == "zeros"
-            and conv.stride == conv.dilation == (1, 1) and conv.groups == 1
+            conv.kernel_size == (3, 3)
+            and conv.padding == (1, 1)
+            and conv.padding_mode == "zeros"
+            and conv.stride == conv.dilation == (1, 1)
+            and conv.groups == 1
             and min(conv.in_channels, conv.out_channels) >= compiled.vector_width()
-        )  # fmt: skip
+        )
 
     def pack(self) -> None:
         self.activation: str | None = None  # what the module itself ends in
@@ -94,11 +97,14 @@ class NativeDepthwise(nn.Conv2d):
     def replaces(conv: nn.Conv2d) -> bool:
         size = conv.kernel_size[0]
         return (
-            conv.groups == conv.in_channels == conv.out_channels >= compiled.vector_width() and size % 2 == 1
-            and conv.kernel_size == (size, size) and conv.padding == (size // 2, size // 2)
-            and conv.padding_mode == "zeros" and conv.stride == conv.dilation == (1, 1)
+            conv.groups == conv.in_channels == conv.out_channels >= compiled.vector_width()
+            and size % 2 == 1
+            and conv.kernel_size == (size, size)
+            and conv.padding == (size // 2, size // 2)
+            and conv.padding_mode == "zeros"
+            and conv.stride == conv.dilation == (1, 1)
             and not conv._forward_pre_hooks  # which may make the weight anew, as weight_norm's does
-        )  # fmt: skip
+        )
 
     def pack(self) -> None:
         self.packed = native.depthwise_weight(self.weight)
@@ -164,8 +170,8 @@ class NativeAttention(FoldedLinearAttention):
         return out if self.last is None else normed(self.last, out) + x
 
 
-def missing(device: torch.device, dtype: torch.dtype) -> str | None:
+def build_error(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this form cannot run there, or None."""
     if device.type != "cpu" or dtype != torch.float32:
         return f"it is float32 on the CPU, this is {dtype} on {device}"
-    return compiled.missing()
+    return compiled.build_error()

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastdiff.errors import whole
+from fastdiff.errors import check_int
 from fastdiff.kernels import philox
 
 LIMIT = 2**63
@@ -32,7 +32,7 @@ class PhiloxNoise:
     device: torch.device = torch.device("cpu")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed", whole("seed", self.seed, 0, LIMIT - 1))
+        object.__setattr__(self, "seed", check_int("seed", self.seed, 0, LIMIT - 1))
 
     def __call__(self, draw: int, first: int, shape: tuple[int, ...]) -> Tensor:
         return philox.normals(self.seed, draw, first, tuple(shape), self.device)

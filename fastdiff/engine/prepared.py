@@ -97,9 +97,18 @@ def fold_block(
     norm, attention = block.fn.norm, block.fn.fn
     project, last = attention.to_out
     return fold(
-        norm.weight, norm.bias, attention.to_qkv.weight, project.weight, project.bias,
-        last.g if isinstance(last, ChannelNorm) else None, HEADS, attention.divide_by_n, norm.eps, precision, dtype,
-    )  # fmt: skip
+        norm.weight,
+        norm.bias,
+        attention.to_qkv.weight,
+        project.weight,
+        project.bias,
+        last.g if isinstance(last, ChannelNorm) else None,
+        HEADS,
+        attention.divide_by_n,
+        norm.eps,
+        precision,
+        dtype,
+    )
 
 
 class TimeInputs:

@@ -44,7 +44,16 @@ def advance(state: State, network: Callable[[Tensor, Tensor], Tensor]) -> None:
     else:
         clip = state.clip
     denoise_step(
-        state.x, out, state.rows, state.index, state.x0_prev, noise=state.noise, key=state.key, clip=clip,
-        guidance_scale=state.guidance_scale, keep_x0=state.x0_prev is not None, inplace=True,
-    )  # fmt: skip
+        state.x,
+        out,
+        state.rows,
+        state.index,
+        state.x0_prev,
+        noise=state.noise,
+        key=state.key,
+        clip=clip,
+        guidance_scale=state.guidance_scale,
+        keep_x0=state.x0_prev is not None,
+        inplace=True,
+    )
     state.index.add_(1)

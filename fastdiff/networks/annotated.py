@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.errors import InputError, unknown
+from fastdiff.errors import InputError, unknown_name
 from fastdiff.networks.blocks import (
     EDITIONS,
     Attention,
@@ -51,9 +51,9 @@ class AnnotatedUnet(nn.Module):
     ) -> None:
         super().__init__()
         if edition not in EDITIONS:
-            raise unknown("edition", edition, EDITIONS)
+            raise unknown_name("edition", edition, EDITIONS)
         if block not in BLOCKS:
-            raise unknown("block", block, BLOCKS)
+            raise unknown_name("block", block, BLOCKS)
         if dim < 4 or dim % 2:
             raise InputError(f"dim = {dim}; accepted: an even number of at least 4")
         if not dim_mults or dim_mults[0] != 1 or min(dim_mults) < 1:
@@ -64,9 +64,16 @@ class AnnotatedUnet(nn.Module):
         if min(init_dim, channels, convnext_mult, resnet_groups, 1 if out_dim is None else out_dim) < 1:
             raise InputError("init_dim, channels, out_dim, convnext_mult and resnet_groups must be at least 1")
         self.options: dict[str, Any] = dict(
-            dim=dim, init_dim=init_dim, dim_mults=list(dim_mults), channels=channels, out_dim=out_dim,
-            edition=edition, block=block, convnext_mult=convnext_mult, resnet_groups=resnet_groups,
-        )  # fmt: skip
+            dim=dim,
+            init_dim=init_dim,
+            dim_mults=list(dim_mults),
+            channels=channels,
+            out_dim=out_dim,
+            edition=edition,
+            block=block,
+            convnext_mult=convnext_mult,
+            resnet_groups=resnet_groups,
+        )
         self.channels, self.levels = channels, len(dim_mults)
         kind = EDITIONS[edition]
         make: Callable[..., nn.Module] = (

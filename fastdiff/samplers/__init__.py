@@ -1,0 +1,1 @@
+"""Schedules, step tables and the samplers, each a formula. Numbers alone."""

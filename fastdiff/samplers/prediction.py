@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from fastdiff.errors import InputError, unknown
+from fastdiff.errors import InputError, unknown_name
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
@@ -26,7 +26,7 @@ def coefficients(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> 
         return np.zeros_like(alpha), np.ones_like(alpha)
     if prediction_type == "v_prediction":
         return alpha.copy(), -sigma
-    raise unknown("prediction type", prediction_type, PREDICTION_TYPES)
+    raise unknown_name("prediction type", prediction_type, PREDICTION_TYPES)
 
 
 def target(prediction_type: str, x0, noise, alpha, sigma):
@@ -37,7 +37,7 @@ def target(prediction_type: str, x0, noise, alpha, sigma):
         return x0
     if prediction_type == "v_prediction":
         return alpha * noise - sigma * x0
-    raise unknown("prediction type", prediction_type, PREDICTION_TYPES)
+    raise unknown_name("prediction type", prediction_type, PREDICTION_TYPES)
 
 
 def check_clip(clip: object) -> Clip:

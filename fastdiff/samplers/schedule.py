@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.errors import InputError, finite, unknown, whole
+from fastdiff.errors import InputError, check_float, check_int, unknown_name
 
 MAX_TIMESTEPS = 1_000_000
 
@@ -132,9 +132,9 @@ def make_schedule(name: str, timesteps: int, **params: float) -> Schedule:
     params: beta_start, beta_end (all but cosine; defaults 1e-4 and 0.02) or s (cosine; default 0.008).
     """
     if name not in _BETAS:
-        raise unknown("schedule", name, _BETAS)
-    timesteps = whole("timesteps", timesteps, 1, MAX_TIMESTEPS)
-    params = {key: finite(key, value) for key, value in params.items()}
+        raise unknown_name("schedule", name, _BETAS)
+    timesteps = check_int("timesteps", timesteps, 1, MAX_TIMESTEPS)
+    params = {key: check_float(key, value) for key, value in params.items()}
     try:
         betas = _BETAS[name](timesteps, **params)
     except TypeError:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.errors import InputError, finite, unknown, whole
+from fastdiff.errors import InputError, check_float, check_int, unknown_name
 from fastdiff.samplers.prediction import PREDICTION_TYPES, coefficients
 from fastdiff.samplers.schedule import Schedule
 
@@ -65,7 +65,7 @@ class StepTable:
             column.setflags(write=False)
             object.__setattr__(self, name, column)
         if self.prediction_type not in PREDICTION_TYPES:
-            raise unknown("prediction type", self.prediction_type, PREDICTION_TYPES)
+            raise unknown_name("prediction type", self.prediction_type, PREDICTION_TYPES)
         if self.c[0] != 0:
             raise InputError(f"c = {self.c[0]} in the first row; accepted: 0, for there is no x0_prev yet")
         self._require("a alpha + b + c = alpha'", self.a * self.alpha + self.b + self.c - self.alpha_next)
@@ -92,7 +92,7 @@ def spaced(num_timesteps: int, steps: int, spacing: str) -> np.ndarray:
     trailing: round(T, T - T/n, ...) - 1; leading: multiples of T // n; linspace: round(linspace(0, T-1, n)) (Lin et
     al. 2023, table 2). course: stride T // n from T - 1 down, where n must divide T.
     """
-    t, n = num_timesteps, whole("steps", steps, 1, num_timesteps)
+    t, n = num_timesteps, check_int("steps", steps, 1, num_timesteps)
     if spacing == "trailing":
         return np.round(np.arange(t, 0, -t / n))[:n].astype(np.int64) - 1
     if spacing == "leading":
@@ -103,7 +103,7 @@ def spaced(num_timesteps: int, steps: int, spacing: str) -> np.ndarray:
         if t % n:
             raise InputError(f"steps = {n} with spacing 'course'; accepted: a divisor of {t}")
         return np.arange(t, 0, -(t // n)) - 1
-    raise unknown("spacing", spacing, SPACINGS)
+    raise unknown_name("spacing", spacing, SPACINGS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,10 +127,21 @@ class _Path:
         roots = np.sqrt(abar), np.sqrt(1 - abar), np.sqrt(abar_next), np.sqrt(1 - abar_next)
         return cls(schedule, timestep, following, *roots)
 
-    def table(self, sampler, prediction_type, time, a, b, c=None, s=None, alpha_next=None, sigma_next=None,
-              preserves_variance=True) -> StepTable:  # fmt: skip
+    def table(
+        self,
+        sampler,
+        prediction_type,
+        time,
+        a,
+        b,
+        c=None,
+        s=None,
+        alpha_next=None,
+        sigma_next=None,
+        preserves_variance=True,
+    ) -> StepTable:
         if time not in TIMES:
-            raise unknown("time convention", time, TIMES)
+            raise unknown_name("time convention", time, TIMES)
         zero = np.zeros_like(self.alpha)
         p, q = coefficients(prediction_type, self.alpha, self.sigma)
         return StepTable(
@@ -142,11 +153,14 @@ class _Path:
             sigma=self.sigma,
             alpha_next=self.alpha_next if alpha_next is None else alpha_next,
             sigma_next=self.sigma_next if sigma_next is None else sigma_next,
-            p=p, q=q, a=a, b=b,
+            p=p,
+            q=q,
+            a=a,
+            b=b,
             c=zero if c is None else c,
             s=zero if s is None else s,
             preserves_variance=preserves_variance,
-        )  # fmt: skip
+        )
 
 
 def _ddim_coefficients(alpha, sigma, alpha_next, sigma_next, eta):
@@ -157,33 +171,42 @@ def _ddim_coefficients(alpha, sigma, alpha_next, sigma_next, eta):
     return a, alpha_next - a * alpha, s
 
 
-def ddim(schedule: Schedule, steps: int, eta: float = 0.0, spacing: str = "trailing",
-         prediction_type: str = "epsilon", time: str = "index") -> StepTable:  # fmt: skip
+def ddim(
+    schedule: Schedule,
+    steps: int,
+    eta: float = 0.0,
+    spacing: str = "trailing",
+    prediction_type: str = "epsilon",
+    time: str = "index",
+) -> StepTable:
     """DDIM (Song et al. 2021, eq. 12): eta = 0 is deterministic, eta = 1 adds the DDPM posterior's noise."""
     return _generalised("ddim", schedule, steps, eta, spacing, prediction_type, time)
 
 
-def ddpm(schedule: Schedule, steps: int, spacing: str = "trailing", prediction_type: str = "epsilon",
-         time: str = "index") -> StepTable:  # fmt: skip
+def ddpm(
+    schedule: Schedule, steps: int, spacing: str = "trailing", prediction_type: str = "epsilon", time: str = "index"
+) -> StepTable:
     """DDPM with the posterior variance beta_t (1 - abar_{t-1}) / (1 - abar_t) (Ho et al. 2020, eq. 6 and 7)."""
     return _generalised("ddpm", schedule, steps, 1.0, spacing, prediction_type, time)
 
 
 def _generalised(name, schedule, steps, eta, spacing, prediction_type, time) -> StepTable:
-    eta = finite("eta", eta, 0, 1)
+    eta = check_float("eta", eta, 0, 1)
     path = _Path.of(schedule, steps, spacing)
     a, b, s = _ddim_coefficients(path.alpha, path.sigma, path.alpha_next, path.sigma_next, eta)
     return path.table(name, prediction_type, time, a, b, s=s)
 
 
-def ddpm_large(schedule: Schedule, steps: int, spacing: str = "trailing", prediction_type: str = "epsilon",
-               time: str = "index") -> StepTable:  # fmt: skip
+def ddpm_large(
+    schedule: Schedule, steps: int, spacing: str = "trailing", prediction_type: str = "epsilon", time: str = "index"
+) -> StepTable:
     """DDPM with the "fixed large" variance beta_t, none in the last row (Ho et al. 2020, 3.2; the course)."""
     return _fixed_large("ddpm_large", schedule, steps, spacing, prediction_type, time, noise=True)
 
 
-def ddpm_no_noise(schedule: Schedule, steps: int, spacing: str = "trailing", prediction_type: str = "epsilon",
-                  time: str = "index") -> StepTable:  # fmt: skip
+def ddpm_no_noise(
+    schedule: Schedule, steps: int, spacing: str = "trailing", prediction_type: str = "epsilon", time: str = "index"
+) -> StepTable:
     """The course's teaching mode: ddpm_large with the extra noise left out. Its samples collapse."""
     return _fixed_large("ddpm_no_noise", schedule, steps, spacing, prediction_type, time, noise=False)
 
@@ -199,18 +222,21 @@ def _fixed_large(name, schedule, steps, spacing, prediction_type, time, noise: b
     a, b, _ = _ddim_coefficients(path.alpha, path.sigma, alpha_next, sigma_next, 1.0)
     s = np.sqrt(beta) if noise else np.zeros_like(beta)
     s[-1] = 0.0
-    return path.table(name, prediction_type, time, a, b, s=s, alpha_next=alpha_next, sigma_next=sigma_next,
-                      preserves_variance=False)  # fmt: skip
+    return path.table(
+        name, prediction_type, time, a, b, s=s, alpha_next=alpha_next, sigma_next=sigma_next, preserves_variance=False
+    )
 
 
-def dpmpp_2m(schedule: Schedule, steps: int, spacing: str = "trailing", prediction_type: str = "epsilon",
-             time: str = "index") -> StepTable:  # fmt: skip
+def dpmpp_2m(
+    schedule: Schedule, steps: int, spacing: str = "trailing", prediction_type: str = "epsilon", time: str = "index"
+) -> StepTable:
     """DPM-Solver++(2M), deterministic, second order (Lu et al. 2022, algorithm 2)."""
     return _multistep("dpmpp_2m", schedule, steps, spacing, prediction_type, time, sde=False)
 
 
-def dpmpp_2m_sde(schedule: Schedule, steps: int, spacing: str = "trailing", prediction_type: str = "epsilon",
-                 time: str = "index") -> StepTable:  # fmt: skip
+def dpmpp_2m_sde(
+    schedule: Schedule, steps: int, spacing: str = "trailing", prediction_type: str = "epsilon", time: str = "index"
+) -> StepTable:
     """SDE-DPM-Solver++(2M), its midpoint form (Lu et al. 2022, appendix A)."""
     return _multistep("dpmpp_2m_sde", schedule, steps, spacing, prediction_type, time, sde=True)
 
@@ -238,11 +264,18 @@ SAMPLERS: dict[str, Callable[..., StepTable]] = {
 }
 
 
-def make_table(sampler: str, schedule: Schedule, steps: int, eta: float = 0.0, spacing: str = "trailing",
-               prediction_type: str = "epsilon", time: str = "index") -> StepTable:  # fmt: skip
+def make_table(
+    sampler: str,
+    schedule: Schedule,
+    steps: int,
+    eta: float = 0.0,
+    spacing: str = "trailing",
+    prediction_type: str = "epsilon",
+    time: str = "index",
+) -> StepTable:
     """The table of a sampler by name. eta belongs to ddim; a value other than 0 with another is an InputError."""
     if not isinstance(sampler, str) or sampler not in SAMPLERS:
-        raise unknown("sampler", sampler, SAMPLERS)
+        raise unknown_name("sampler", sampler, SAMPLERS)
     builder = SAMPLERS[sampler]
     options: dict[str, Any] = dict(spacing=spacing, prediction_type=prediction_type, time=time)
     if "eta" in inspect.signature(builder).parameters:

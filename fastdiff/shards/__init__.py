@@ -1,0 +1,1 @@
+"""Any number of samples into a folder, by one process or several."""

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from fastdiff.engine.noise import LIMIT
-from fastdiff.errors import InputError, whole
+from fastdiff.errors import InputError, check_int
 from fastdiff.files import TEMPORARY, write_atomically
 from fastdiff.images import to_picture, to_uint8
 from fastdiff.shards.manifest import Manifest
@@ -203,7 +203,7 @@ def check_shard_size(size: int | None, batch_size: int) -> int:
     """A multiple of the batch, so that no batch is computed twice; near SHARD_IMAGES unless given."""
     if size is None:
         return max(1, round(SHARD_IMAGES / batch_size)) * batch_size
-    if whole("shard_size", size, 1, LIMIT - 1) % batch_size:
+    if check_int("shard_size", size, 1, LIMIT - 1) % batch_size:
         lower = size // batch_size * batch_size
         near = " or ".join(str(k) for k in (lower, lower + batch_size) if k)
         raise InputError(f"shard_size = {size}; accepted: a multiple of the batch size, {batch_size}, such as {near}")

@@ -14,7 +14,7 @@ from torch import nn
 from fastdiff.checkpoints.config import model_config
 from fastdiff.engine.context import resolve_context
 from fastdiff.engine.noise import LIMIT
-from fastdiff.errors import InputError, whole
+from fastdiff.errors import InputError, check_int
 from fastdiff.files import write_atomically
 from fastdiff.model import Model
 from fastdiff.samplers.prediction import check_clip
@@ -48,9 +48,9 @@ class Request:
 
     def facts(self, model: Model) -> dict[str, Any]:
         """Checked, as plain values for the manifest; raises InputError."""
-        whole("n", self.n, 1, LIMIT - 1)
-        whole("seed", self.seed, 0, LIMIT - 1)
-        whole("first", self.first, 0, LIMIT - self.n)
+        check_int("n", self.n, 1, LIMIT - 1)
+        check_int("seed", self.seed, 0, LIMIT - 1)
+        check_int("first", self.first, 0, LIMIT - self.n)
         resolve_context(model, self.context(), self.n, self.first)
         self.table(model)
         return {**asdict(self), "clip": model.clip if self.clip is None else check_clip(self.clip)}
@@ -86,10 +86,18 @@ def new_manifest(
     version: str, model: dict[str, Any], samples: dict[str, Any], files: dict[str, Any], configuration: dict[str, Any]
 ) -> Manifest:
     """configuration: Engine.configuration(). What happens in the run is added to smaller_batches and notes."""
-    return plain({
-        "format": FORMAT, "fastdiff": version, "model": model, "samples": samples, "files": files,
-        "configuration": configuration, "smaller_batches": {}, "notes": [],
-    })  # fmt: skip
+    return plain(
+        {
+            "format": FORMAT,
+            "fastdiff": version,
+            "model": model,
+            "samples": samples,
+            "files": files,
+            "configuration": configuration,
+            "smaller_batches": {},
+            "notes": [],
+        }
+    )
 
 
 def plain(value: Any) -> Any:
@@ -122,13 +130,19 @@ def check_same(folder: Path, old: Manifest, model: dict[str, Any], samples: dict
     """Raises InputError for the first value that would make other samples; only n may have grown."""
     for name, value in plain(model).items():
         if name != "name" and value != old["model"].get(name):
-            raise _differs(folder, "the model's weights (sha256)" if name == "sha256" else f"the model's {name}",
-                           value, old["model"].get(name))  # fmt: skip
+            raise _differs(
+                folder,
+                "the model's weights (sha256)" if name == "sha256" else f"the model's {name}",
+                value,
+                old["model"].get(name),
+            )
     for name, value in plain(samples).items():
         before = old["samples"].get(name)
         if name == "n" and value < before:
-            raise InputError(f"n = {value}; the run in {str(folder)!r} has {before}: give as many, more to extend it, "
-                             "or another folder")  # fmt: skip
+            raise InputError(
+                f"n = {value}; the run in {str(folder)!r} has {before}: give as many, more to extend it, "
+                "or another folder"
+            )
         if name != "n" and value != before:
             raise _differs(folder, name, value, before)
 

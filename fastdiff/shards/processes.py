@@ -65,16 +65,16 @@ class Processes:
         self.store = dist.PrefixStore("fastdiff", store)
 
     @property
-    def leads(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this process writes the manifest and talks to the user."""
         return self.rank == 0
 
-    def lead(self, make: Callable[[], T]) -> T:
+    def on_rank_zero(self, make: Callable[[], T]) -> T:
         """What the first process makes, in every process; where it raises, the others raise AnotherFailed."""
         if self.world == 1:
             return make()
         box: list[Any] = [False, None]
-        if self.leads:
+        if self.is_rank_zero:
             try:
                 box = [True, make()]
             except BaseException:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastdiff.engine.engine import DEFAULT_BATCH, Engine
 from fastdiff.engine.noise import LIMIT
 from fastdiff.engine.placement import choose_device
-from fastdiff.errors import InputError, unknown, whole
+from fastdiff.errors import InputError, check_int, unknown_name
 from fastdiff.files import check_folder
 from fastdiff.model import Model
 from fastdiff.provenance import source_version
@@ -78,7 +78,7 @@ class ShardRun:
     def _open(self) -> None:
         request, processes = self.request, self.processes
         facts = model_facts(self.model, self.name)
-        self.manifest, self.done = processes.lead(lambda: self._settle(facts))
+        self.manifest, self.done = processes.on_rank_zero(lambda: self._settle(facts))
         if facts["sha256"] != self.manifest["model"]["sha256"]:
             raise InputError(f"model {self.name!r} has other weights here than in the first process")
         files = self.manifest["files"]
@@ -93,7 +93,7 @@ class ShardRun:
                 self.engine = self._engine({**configuration, "batch_size": smallest})
             own = {"fastdiff": source_version(), **self.engine.configuration()}
         everyone = processes.gather(own)
-        self.manifest = processes.lead(lambda: self._begin(everyone))
+        self.manifest = processes.on_rank_zero(lambda: self._begin(everyone))
         self._check_shared()
 
     def _settle(self, model: dict[str, Any]) -> tuple[Manifest, set[int]]:
@@ -102,13 +102,13 @@ class ShardRun:
         samples = self.request.facts(self.model)
         format, shard_size = self.given["format"], self.given["shard_size"]
         if format is not None and format not in ENDINGS:
-            raise unknown("format", format, ENDINGS)
+            raise unknown_name("format", format, ENDINGS)
         options = {name: self.given[name] for name in RESTORED}
         manifest = read_manifest(self.path)
         if manifest is None:
             self._check_empty()
             size = DEFAULT_BATCH if options["batch_size"] is None else options["batch_size"]
-            whole("batch_size", size, 1, LIMIT - 1)
+            check_int("batch_size", size, 1, LIMIT - 1)
             format = check_channels(format or "npz", self.model.image_shape[0])
             files = {"format": format, "shard_size": check_shard_size(shard_size, size)}
             self.engine = self._engine(options)
@@ -119,8 +119,10 @@ class ShardRun:
             check_given(self.path, manifest["files"], {"format": format, "shard_size": shard_size})
             check_given(self.path, manifest["configuration"], {**options, "device": device})
             if digits(self.request.end) != digits(self.request.first + manifest["samples"]["n"]):
-                raise InputError(f"n = {self.request.n}; the run in {str(self.path)!r} has file names for samples "
-                                 f"below {SHORT_NAMES}: extend it so far, or name another folder")  # fmt: skip
+                raise InputError(
+                    f"n = {self.request.n}; the run in {str(self.path)!r} has file names for samples "
+                    f"below {SHORT_NAMES}: extend it so far, or name another folder"
+                )
             manifest["samples"]["n"] = self.request.n
         folder = ShardFolder(self.path, manifest["files"]["format"], self.request.end, self.model.image_shape)
         folder.take_notes(manifest)
@@ -175,8 +177,10 @@ class ShardRun:
         until = time.monotonic() + SHARED_SECONDS
         while read_manifest(self.path) != self.manifest:
             if time.monotonic() > until:
-                raise InputError(f"{str(self.path)!r} is not the folder that the first process writes to; "
-                                 "accepted: one that all machines share")  # fmt: skip
+                raise InputError(
+                    f"{str(self.path)!r} is not the folder that the first process writes to; "
+                    "accepted: one that all machines share"
+                )
             time.sleep(0.2)
 
     def _left(self) -> Iterator[Shard]:
@@ -201,7 +205,7 @@ class ShardRun:
                 self.folder.note(shard, self.engine.batch_size, self.engine.notes)
             self.folder.write(shard, images)
         self.processes.finish(progress)
-        if self.processes.leads:
+        if self.processes.is_rank_zero:
             self._write_manifest()
         return True
 

@@ -10,11 +10,11 @@ import torch
 from tqdm.auto import tqdm
 
 from fastdiff.checkpoints.save import save
-from fastdiff.cli.stop import StopSignal
 from fastdiff.data.images import ImageData
 from fastdiff.errors import InputError
 from fastdiff.provenance import source_version
 from fastdiff.sampling import sample
+from fastdiff.stop import StopSignal
 from fastdiff.training.folder import RunFolder
 from fastdiff.training.trainer import Trainer
 

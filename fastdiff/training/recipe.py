@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from fastdiff.errors import InputError, finite, unknown
+from fastdiff.errors import InputError, check_float, unknown_name
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.schedule import Schedule, make_schedule
 from fastdiff.training.losses import LOSSES
@@ -61,11 +61,11 @@ class Recipe:
             ("prediction type", self.prediction_type, PREDICTION_TYPES),
         ):
             if value not in accepted:
-                raise unknown(name, value, accepted)
+                raise unknown_name(name, value, accepted)
         for field_ in fields(self):
             value = getattr(self, field_.name)
             if isinstance(value, float):
-                finite(field_.name, value)
+                check_float(field_.name, value)
         for name, ok, range_ in (
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("epochs", self.epochs >= 1, "at least 1"),

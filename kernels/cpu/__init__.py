@@ -1,0 +1,1 @@
+"""The C kernels of the CPU, what compiles them, and what calls them. Imports torch only."""

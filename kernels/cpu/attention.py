@@ -64,8 +64,23 @@ def attention_block(x: Tensor, packed: PackedAttention) -> Tensor:
     out, threads = empty(b, c, h, w), torch.get_num_threads()
     space = scratch(library().attention_space(h * w, c, folded.heads, d, threads))
     library().attention(
-        pointer(x), pointer(out), b, h * w, c, folded.heads, d, pointer(packed.w_q), pointer(packed.w_k),
-        pointer(folded.q_bias), pointer(packed.first), pointer(packed.second), pointer(constant),
-        pointer(packed.gain), scale, folded.eps, threads, space,
-    )  # fmt: skip
+        pointer(x),
+        pointer(out),
+        b,
+        h * w,
+        c,
+        folded.heads,
+        d,
+        pointer(packed.w_q),
+        pointer(packed.w_k),
+        pointer(folded.q_bias),
+        pointer(packed.first),
+        pointer(packed.second),
+        pointer(constant),
+        pointer(packed.gain),
+        scale,
+        folded.eps,
+        threads,
+        space,
+    )
     return out

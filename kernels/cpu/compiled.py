@@ -50,7 +50,7 @@ def _usable(folder: Path) -> bool:
     return os.access(folder, os.W_OK) and not others
 
 
-def missing() -> str | None:
+def build_error() -> str | None:
     """Why the kernels cannot run here, or None; compiles them."""
     if os.environ.get("FASTDIFF_KERNELS") == "reference":
         return "FASTDIFF_KERNELS=reference asks for plain torch"

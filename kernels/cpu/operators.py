@@ -20,9 +20,15 @@ Norm = tuple[int, Tensor, Tensor, float]
 # G of Winograd's F(m x m, 3x3), Lavin and Gray (2016), sections 4.1 and 4.3.
 _G = {
     2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
-    4: [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
-}  # fmt: skip
+    4: [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ],
+}
 
 
 def pointer(x: Tensor | None) -> int | None:
@@ -109,9 +115,14 @@ def winograd_weight(weight: Tensor, m: int) -> Tensor:
 
 
 def winograd(
-    x: Tensor, weight: Tensor, bias: Tensor | None, channels: int, activation: str | None = None,
-    residual: Tensor | None = None, norm: Norm | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    channels: int,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    norm: Norm | None = None,
+) -> Tensor:
     """activation(conv2d(norm(x), w, bias, padding=1)) + residual, w a 3x3 kernel, by Winograd's F(m x m, 3x3).
 
     x: (B, C, H, W) float32 on the CPU; weight: from winograd_weight, which has m; channels: O; residual: (B, O, H, W);
@@ -131,9 +142,25 @@ def winograd(
     out, threads = images(op, "the output", empty(b, channels, h, w), b, channels, h, w), torch.get_num_threads()
     space = scratch(library().winograd_space(m, b, c, channels, threads))
     library().winograd(
-        pointer(x), groups, pointer(gain), pointer(offset), eps, pointer(weight), pointer(bias), pointer(residual),
-        pointer(out), m, b, h, w, c, channels, kind, threads, space,
-    )  # fmt: skip
+        pointer(x),
+        groups,
+        pointer(gain),
+        pointer(offset),
+        eps,
+        pointer(weight),
+        pointer(bias),
+        pointer(residual),
+        pointer(out),
+        m,
+        b,
+        h,
+        w,
+        c,
+        channels,
+        kind,
+        threads,
+        space,
+    )
     return out
 
 
@@ -151,9 +178,19 @@ def group_norm(
     kind = activation_code(op, "after", after)
     out = empty(b, c, h, w)
     library().group_norm(
-        pointer(x), pointer(out), b, h * w, c, groups, pointer(weight), pointer(bias), eps, kind,
-        torch.get_num_threads(), scratch(2 * b * c),
-    )  # fmt: skip
+        pointer(x),
+        pointer(out),
+        b,
+        h * w,
+        c,
+        groups,
+        pointer(weight),
+        pointer(bias),
+        eps,
+        kind,
+        torch.get_num_threads(),
+        scratch(2 * b * c),
+    )
     return out
 
 

@@ -18,7 +18,7 @@ from fastdiff.engine.step import State, advance
 from fastdiff.sampling import sample
 
 CPU = torch.device("cpu")
-HERE = [f.name for f in FORMS.values() if not f.captured and f.missing(CPU, torch.float32) is None]
+HERE = [f.name for f in FORMS.values() if not f.captured and f.build_error(CPU, torch.float32) is None]
 SYSTEMS = ("annotated", "sprites")
 
 
@@ -113,9 +113,7 @@ def test_what_ran_before_does_not_matter(form, randomised):
         dict(n=7, first=1, context=[0.0, 5, 0, 0, 0], table=table_of(model, "ddim", 2, eta=1.0)),
         dict(n=2, noise=PhiloxNoise(9)),
     ]
-    alone = [
-        torch.cat(list(Engine(model, engine.table, 3, device=CPU, form=form).stream(**r))) for r in requests
-    ]  # fmt: skip
+    alone = [torch.cat(list(Engine(model, engine.table, 3, device=CPU, form=form).stream(**r))) for r in requests]
     for k in (0, 1, 2, 3, 2, 1, 0, 0):
         assert torch.equal(torch.cat(list(engine.stream(**requests[k]))), alone[k])
     streams, taken = [engine.stream(**r) for r in requests], [[] for _ in requests]
@@ -194,10 +192,14 @@ def test_a_loop_of_advance_is_the_engine(sampler, guided, randomised):
     prediction = Prediction(network, torch.float32, time, guided)
     x = PhiloxNoise(7)(0, 0, (3, *model.image_shape)).contiguous(memory_format=torch.channels_last)
     state = State(
-        x, torch.tensor([table.row(i) for i in range(len(table))], dtype=torch.float32), torch.tensor(0),
-        key=torch.tensor([7, 0]), x0_prev=torch.empty_like(x), guidance_scale=torch.tensor(2.5) if guided else None,
+        x,
+        torch.tensor([table.row(i) for i in range(len(table))], dtype=torch.float32),
+        torch.tensor(0),
+        key=torch.tensor([7, 0]),
+        x0_prev=torch.empty_like(x),
+        guidance_scale=torch.tensor(2.5) if guided else None,
         clip=2.0,
-    )  # fmt: skip
+    )
     with torch.no_grad(), fixed_numerics():
         time.load(table, len(table))
         prediction.load_context(context.expand(3, -1))
@@ -349,14 +351,20 @@ def test_the_configuration_is_plain(randomised):
 
 
 BAD = [
-    (dict(n=0), ["n = 0", "from 1 to"]), (dict(n=2.5), ["n = 2.5"]), (dict(n="3"), ["n = '3'"]),
-    (dict(seed=-1), ["seed = -1", "from 0 to"]), (dict(seed=2**63), ["seed = "]),
-    (dict(first=2**63 - 2), ["first = ", "from 0 to 2^63 - 3"]), (dict(first=-1), ["first = -1"]),
-    (dict(first=3, origin=4), ["origin = 4", "from 0 to 3"]), (dict(table="ddim"), ["'ddim'", "StepTable"]),
+    (dict(n=0), ["n = 0", "from 1 to"]),
+    (dict(n=2.5), ["n = 2.5"]),
+    (dict(n="3"), ["n = '3'"]),
+    (dict(seed=-1), ["seed = -1", "from 0 to"]),
+    (dict(seed=2**63), ["seed = "]),
+    (dict(first=2**63 - 2), ["first = ", "from 0 to 2^63 - 3"]),
+    (dict(first=-1), ["first = -1"]),
+    (dict(first=3, origin=4), ["origin = 4", "from 0 to 3"]),
+    (dict(table="ddim"), ["'ddim'", "StepTable"]),
     (dict(table=make_table("ddim", make_schedule("linear", 41), 3)), ["timesteps", "40", "0 to 39"]),
-    (dict(context=[1.0]), ["takes no context"]), (dict(guidance_scale=2), ["guidance_scale = 2", "give a context"]),
+    (dict(context=[1.0]), ["takes no context"]),
+    (dict(guidance_scale=2), ["guidance_scale = 2", "give a context"]),
     (dict(guidance_scale=float("nan")), ["guidance_scale = nan", "finite"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("options, words", BAD)

@@ -19,9 +19,15 @@ def gradients(function, x, heads, divide, dy):
 
 # 49, 63, 196, 784 positions; widths 16, 32, 60 and ones that no power of two is near; 1 to 5 heads.
 SHAPES = [
-    (2, 4, 32, 7, 7), (1, 3, 16, 7, 9), (2, 2, 60, 14, 14), (1, 4, 32, 28, 28), (1, 5, 8, 1, 1), (3, 1, 33, 5, 4),
-    (1, 1, 1, 3, 3), (1, 1, 64, 4, 4),
-]  # fmt: skip
+    (2, 4, 32, 7, 7),
+    (1, 3, 16, 7, 9),
+    (2, 2, 60, 14, 14),
+    (1, 4, 32, 28, 28),
+    (1, 5, 8, 1, 1),
+    (3, 1, 33, 5, 4),
+    (1, 1, 1, 3, 3),
+    (1, 1, 64, 4, 4),
+]
 
 
 # The division is a number that the kernels are given: the largest shape need not run twice.

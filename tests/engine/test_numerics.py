@@ -71,10 +71,14 @@ def benchmarking() -> None:
 @pytest.mark.parametrize(
     "chosen",
     [
-        nothing, older_names, newer_names, benchmarking, lambda: torch.set_float32_matmul_precision("high"),
+        nothing,
+        older_names,
+        newer_names,
+        benchmarking,
+        lambda: torch.set_float32_matmul_precision("high"),
         lambda: torch.set_float32_matmul_precision("medium"),
     ],
-)  # fmt: skip
+)
 def test_whatever_the_user_chose_is_set_readable_and_put_back(chosen, fresh):
     chosen()
     before = settings()

@@ -140,14 +140,24 @@ def test_what_a_graph_freezes_shows(cuda):
 @pytest.mark.parametrize(
     "look",
     [
-        lambda x: x[0].item(), lambda x: bool(x.any()), lambda x: float(x.mean()), lambda x: x.nonzero(),
-        lambda x: x[x > 0], lambda x: x.masked_select(x > 0), lambda x: torch.equal(x, x), lambda x: x.unique(),
-        lambda x: torch.allclose(x, x), lambda x: f"{x[0]:.2f}", lambda x: x[torch.zeros((), dtype=torch.int64)],
-        lambda x: x + torch.tensor([1.0, 2.0, 3.0]), lambda x: x + torch.from_numpy(np.ones(3)),
-        lambda x: x + torch.as_tensor(np.ones(3)), lambda x: x.__setitem__(x > 0, 1.0),
+        lambda x: x[0].item(),
+        lambda x: bool(x.any()),
+        lambda x: float(x.mean()),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.masked_select(x > 0),
+        lambda x: torch.equal(x, x),
+        lambda x: x.unique(),
+        lambda x: torch.allclose(x, x),
+        lambda x: f"{x[0]:.2f}",
+        lambda x: x[torch.zeros((), dtype=torch.int64)],
+        lambda x: x + torch.tensor([1.0, 2.0, 3.0]),
+        lambda x: x + torch.from_numpy(np.ones(3)),
+        lambda x: x + torch.as_tensor(np.ones(3)),
+        lambda x: x.__setitem__(x > 0, 1.0),
         lambda x: x.repeat_interleave(x.long()),
     ],
-)  # fmt: skip
+)
 def test_what_no_graph_can_hold_is_named_before_the_capture(look, cuda):
     x, index = torch.ones(3), torch.zeros((), dtype=torch.int64)
     began = []
@@ -269,7 +279,7 @@ def test_a_replay_is_used_unless_it_is_slower(cuda, slower, used):
     step()
     assert cuda.replays - before == used and bool(step.pool.held) == used
     verb = "is used" if used else "is slower and not used"
-    assert step.told == f"capture {verb}: {slower:.3f} ms a step replayed, 1.000 ms launched"
+    assert step.status == f"capture {verb}: {slower:.3f} ms a step replayed, 1.000 ms launched"
     gc.collect()
     assert used or cuda.reserved == 0  # what is not used is given back
 
@@ -348,7 +358,7 @@ def test_a_network_that_samples_by_another_engine_runs_eagerly(pool):
 
 @pytest.mark.parametrize("form", ["native", "eager"])
 def test_two_engines_in_two_threads_give_the_bits_of_one_after_the_other(form, randomised):
-    if form == "native" and FORMS["native"].missing(CPU, torch.float32):
+    if form == "native" and FORMS["native"].build_error(CPU, torch.float32):
         pytest.skip("no C compiler")
     models = [annotated(randomised), sprites(randomised)]
     engines = [Engine(model, tables(model)[4], 3, device=CPU, form=form) for model in models]
@@ -374,7 +384,7 @@ def test_sampler_steps_seed_and_first_are_data_of_one_capture(clip, pool, random
         assert torch.equal(seen[-1], eager.sample(**request)), table.sampler
     assert cuda.captures == 1 and cuda.replays >= 2 * sum(map(len, made))
     assert len({float(images.double().sum()) for images in seen}) == len(seen)  # they do differ
-    assert "is used" in next(iter(captured.steps.values()))[1].told
+    assert "is used" in next(iter(captured.steps.values()))[1].status
 
 
 def test_guidance_and_contexts_are_data_of_two_captures(pool, randomised, cuda):
@@ -438,7 +448,7 @@ def test_a_network_that_reads_the_device_runs_eagerly_and_one_warning_says_why(p
     assert len(caught) == 1 and cuda.captures == 0 and pool.bytes() == 0
     for k, table in enumerate(made):
         assert torch.equal(ours[k], eager.sample(5, seed=k, table=table))
-    assert "_local_scalar_dense" in next(iter(captured.steps.values()))[1].told
+    assert "_local_scalar_dense" in next(iter(captured.steps.values()))[1].status
 
 
 def test_the_least_recently_used_graphs_go_first_and_come_back(pool, randomised, cuda):

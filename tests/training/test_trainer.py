@@ -34,10 +34,25 @@ def small(preset="annotated", **options) -> Recipe:
 def test_the_presets_are_the_published_recipes():
     a, b = PRESETS["annotated"], PRESETS["course"]
     assert (a.loss, a.timesteps, a.schedule, a.batch_size, a.epochs, a.lr, a.lr_final, a.flip) == (
-        "huber", 200, "linear", 16, 10, 1e-4, 1e-7, True)  # fmt: skip
+        "huber",
+        200,
+        "linear",
+        16,
+        10,
+        1e-4,
+        1e-7,
+        True,
+    )
     assert a.network == {"name": "annotated", "dim": 28, "dim_mults": [1, 2, 4]}
     assert (b.loss, b.timesteps, b.schedule, b.batch_size, b.epochs, b.lr, b.context_dropout) == (
-        "l2", 500, "course", 100, 32, 1e-3, 0.1)  # fmt: skip
+        "l2",
+        500,
+        "course",
+        100,
+        32,
+        1e-3,
+        0.1,
+    )
     assert b.network == {"name": "context", "n_feat": 64, "shortcut": True}
     assert not b.course_perturbation
 

@@ -33,9 +33,16 @@ def noise(draw, first, shape):
 def test_ddim_where_the_nodes_agree(kind, spacing, steps, eta, clip, rel):
     """Their DDIM takes t - T // n for the next node, ours the next of the list: equal where n divides T."""
     scheduler = DDIMScheduler(
-        T, 1e-4, 0.02, "linear", clip_sample=clip is not None, clip_sample_range=clip or 1.0, prediction_type=kind,
-        timestep_spacing=spacing, set_alpha_to_one=True,
-    )  # fmt: skip
+        T,
+        1e-4,
+        0.02,
+        "linear",
+        clip_sample=clip is not None,
+        clip_sample_range=clip or 1.0,
+        prediction_type=kind,
+        timestep_spacing=spacing,
+        set_alpha_to_one=True,
+    )
     scheduler.set_timesteps(steps)
     x = noise(0, 0, (3, 1, 6, 5))
     for i, t in enumerate(scheduler.timesteps):
@@ -69,9 +76,19 @@ def test_ddpm_on_all_timesteps(name, variance, sampler, rel, monkeypatch):
 @pytest.mark.parametrize("steps", [2, 3, 15, 50])
 def test_dpm_solver(sampler, algorithm, kind, steps, rel):
     scheduler = DPMSolverMultistepScheduler(
-        T, 1e-4, 0.02, "linear", solver_order=2, prediction_type=kind, algorithm_type=algorithm, solver_type="midpoint",
-        timestep_spacing="trailing", final_sigmas_type="zero", lower_order_final=True, euler_at_final=True,
-    )  # fmt: skip
+        T,
+        1e-4,
+        0.02,
+        "linear",
+        solver_order=2,
+        prediction_type=kind,
+        algorithm_type=algorithm,
+        solver_type="midpoint",
+        timestep_spacing="trailing",
+        final_sigmas_type="zero",
+        lower_order_final=True,
+        euler_at_final=True,
+    )
     scheduler.set_timesteps(steps)
     x = noise(0, 0, (3, 1, 6, 5))
     for i, t in enumerate(scheduler.timesteps):
@@ -83,9 +100,17 @@ def test_dpm_solver(sampler, algorithm, kind, steps, rel):
 
 def test_dynamic_clipping(rel):
     scheduler = DDIMScheduler(
-        T, 1e-4, 0.02, "linear", clip_sample=False, thresholding=True, dynamic_thresholding_ratio=0.9,
-        sample_max_value=1e9, timestep_spacing="trailing", set_alpha_to_one=True,
-    )  # fmt: skip
+        T,
+        1e-4,
+        0.02,
+        "linear",
+        clip_sample=False,
+        thresholding=True,
+        dynamic_thresholding_ratio=0.9,
+        sample_max_value=1e9,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
+    )
     scheduler.set_timesteps(20)
     x = noise(0, 0, (3, 1, 6, 5))
     for t in scheduler.timesteps:

@@ -98,13 +98,25 @@ def test_the_manifest_tells_what_made_the_files(run):
     run(*WORDS, "-o", "out/", "--context", "item", "--context", "spell=0.5", "--guidance-scale", 2, "--clip", "dynamic")
     found = manifest("out")
     assert found["samples"] == {
-        "sampler": "dpmpp_2m_sde", "steps": 2, "eta": 0.0, "spacing": "trailing", "clip": ["dynamic", 0.995], "seed": 0,
-        "first": 3, "n": 21, "contexts": [[0, 0, 1, 0, 0], [0, 0, 0, 0.5, 0]], "guidance_scale": 2.0,
-    }  # fmt: skip
+        "sampler": "dpmpp_2m_sde",
+        "steps": 2,
+        "eta": 0.0,
+        "spacing": "trailing",
+        "clip": ["dynamic", 0.995],
+        "seed": 0,
+        "first": 3,
+        "n": 21,
+        "contexts": [[0, 0, 1, 0, 0], [0, 0, 0, 0.5, 0]],
+        "guidance_scale": 2.0,
+    }
     model = load("b.safetensors")
     ask = found["samples"]
-    again = Engine(model, make_table("dpmpp_2m_sde", model.schedule, 2, time="fraction"), clip=tuple(ask["clip"]),
-                   batch_size=found["configuration"]["batch_size"])  # fmt: skip
+    again = Engine(
+        model,
+        make_table("dpmpp_2m_sde", model.schedule, 2, time="fraction"),
+        clip=tuple(ask["clip"]),
+        batch_size=found["configuration"]["batch_size"],
+    )
     rows = torch.tensor(ask["contexts"])
     images = again.sample(21, first=3, guidance_scale=2.0, context=lambda at, m: rows[(at + torch.arange(m)) % 2])
     shards = [np.load(path)["arr_0"] for path in sorted(Path("out").glob("*.npz"))]
@@ -183,8 +195,17 @@ def test_ctrl_c(batches, run, monkeypatch):
     assert content("cut") == content("whole")
 
 
-EVENTS = [(os, "replace"), (os, "rename"), (os, "unlink"), (Path, "unlink"), (Path, "mkdir"),
-          (Engine, "_batch"), (np.lib.format, "write_array"), (np, "save"), (Image.Image, "save")]  # fmt: skip
+EVENTS = [
+    (os, "replace"),
+    (os, "rename"),
+    (os, "unlink"),
+    (Path, "unlink"),
+    (Path, "mkdir"),
+    (Engine, "_batch"),
+    (np.lib.format, "write_array"),
+    (np, "save"),
+    (Image.Image, "save"),
+]
 
 
 def killed_at(event, words):
@@ -268,9 +289,13 @@ def test_the_configuration_is_restored(run):
         torch.set_num_threads(1)
     assert content("out") == whole
     for option, value, before in (
-        ("batch_size", 8, 4), ("threads", 2, 1), ("form", "native", "eager"), ("dtype", "float32", "bfloat16"),
-        ("format", "npz", "npy"), ("shard_size", 4, 8),
-    ):  # fmt: skip
+        ("batch_size", 8, 4),
+        ("threads", 2, 1),
+        ("form", "native", "eager"),
+        ("dtype", "float32", "bfloat16"),
+        ("format", "npz", "npy"),
+        ("shard_size", 4, 8),
+    ):
         out = run(*words, f"--{option.replace('_', '-')}", value, code=2)
         refused(out, f"{option} = {value!r}", f"has {before!r}", "'out'")
     assert content("out") == whole
@@ -426,8 +451,13 @@ def test_threads_are_those_of_a_process_alone(monkeypatch):
     assert default_threads() == torch.get_num_threads()
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("LOCAL_WORLD_SIZE", "2"), ("OMP_NUM_THREADS", "1")):
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(subprocess, "run", lambda words, env, **_: subprocess.CompletedProcess(
-        words, 0, "64\n" if "OMP_NUM_THREADS" not in env else "1\n"))  # fmt: skip
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda words, env, **_: subprocess.CompletedProcess(
+            words, 0, "64\n" if "OMP_NUM_THREADS" not in env else "1\n"
+        ),
+    )
     assert default_threads() == 64
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     assert default_threads() == torch.get_num_threads()

@@ -85,7 +85,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         name.write_bytes(b"x")
         raise OSError("disk full")
 
-    monkeypatch.setattr("fastdiff.checkpoint.save_file", half)
+    monkeypatch.setattr("fastdiff.checkpoints.tensors.save_file", half)
     with pytest.raises(OSError):
         save(model, path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["m.safetensors"]
@@ -379,15 +379,34 @@ def write(name):
 
 
 REFUSED = [
-    ("code", ".pt"), ("bare_pickle", ".pt"), ("whole_module", ".pth"), ("truncated", ".pt"),
-    ("truncated_safetensors", ".safetensors"), ("other_network", ".pt"), ("no_tensors", ".pt"), ("text", ".pt"),
-    ("text", ".safetensors"), ("empty", ".pt"), ("some_zip", ".pt"), ("later_edition", ".pt"), ("first_edition", ".pt"),
-    ("missing_key", ".pt"), ("wrong_shape", ".pt"), ("half_a_network", ".pt"), ("half_of_b", ".pt"),
-    ("newer_format", ".safetensors"), ("no_configuration", ".safetensors"), ("broken_configuration", ".safetensors"),
-    ("lying_header", ".safetensors"), ("odd_shapes", ".pt"), ("odd_shapes_of_b", ".pt"), ("not_a_number", ".pt"),
-    ("a_list_for_configuration", ".safetensors"), ("wrong_configuration", ".safetensors"),
+    ("code", ".pt"),
+    ("bare_pickle", ".pt"),
+    ("whole_module", ".pth"),
+    ("truncated", ".pt"),
+    ("truncated_safetensors", ".safetensors"),
+    ("other_network", ".pt"),
+    ("no_tensors", ".pt"),
+    ("text", ".pt"),
+    ("text", ".safetensors"),
+    ("empty", ".pt"),
+    ("some_zip", ".pt"),
+    ("later_edition", ".pt"),
+    ("first_edition", ".pt"),
+    ("missing_key", ".pt"),
+    ("wrong_shape", ".pt"),
+    ("half_a_network", ".pt"),
+    ("half_of_b", ".pt"),
+    ("newer_format", ".safetensors"),
+    ("no_configuration", ".safetensors"),
+    ("broken_configuration", ".safetensors"),
+    ("lying_header", ".safetensors"),
+    ("odd_shapes", ".pt"),
+    ("odd_shapes_of_b", ".pt"),
+    ("not_a_number", ".pt"),
+    ("a_list_for_configuration", ".safetensors"),
+    ("wrong_configuration", ".safetensors"),
     ("another_protobuf", ".ckpt"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name, ending", REFUSED)

@@ -245,14 +245,21 @@ def test_sixteen_bit_and_transparent_pictures(tmp_path):
     [
         ({"train-labels-idx1-ubyte": idx_bytes(np.arange(7, dtype=np.uint8))}, ["(20, 1, 28, 28)", "7 labels"]),
         ({"train-images-idx3-ubyte": idx_bytes(np.zeros(20, np.uint8))}, ["3 dimensions"]),
-        ({"train-images-idx3-ubyte": idx_bytes(np.zeros((0, 4, 4), np.uint8)),
-          "train-labels-idx1-ubyte": idx_bytes(np.zeros(0, np.uint8)),
-          "t10k-labels-idx1-ubyte": idx_bytes(np.zeros(7, np.uint8))}, ["(0, 1, 4, 4)", "at least one"]),
+        (
+            {
+                "train-images-idx3-ubyte": idx_bytes(np.zeros((0, 4, 4), np.uint8)),
+                "train-labels-idx1-ubyte": idx_bytes(np.zeros(0, np.uint8)),
+                "t10k-labels-idx1-ubyte": idx_bytes(np.zeros(7, np.uint8)),
+            },
+            ["(0, 1, 4, 4)", "at least one"],
+        ),
         ({"t10k-labels-idx1-ubyte": idx_bytes(np.full(7, 25, np.uint8))}, ["label 25", "0 to 9"]),
-        ({"train-labels-idx1-ubyte.gz": gzip.compress(b"x" * 99)[:12] + b"broken",
-          "train-labels-idx1-ubyte": None}, ["IDX"]),
+        (
+            {"train-labels-idx1-ubyte.gz": gzip.compress(b"x" * 99)[:12] + b"broken", "train-labels-idx1-ubyte": None},
+            ["IDX"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_idx_files_that_do_not_fit_together(change, words, fashion_files, tmp_path):
     for name, content in {**fashion_files, **change}.items():
         if content is not None:

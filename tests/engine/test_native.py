@@ -25,7 +25,7 @@ from fastdiff.kernels.folded_attention import fold
 from fastdiff.kernels.group_norm import group_norm_reference
 
 CPU = torch.device("cpu")
-needs_compiler = pytest.mark.skipif(compiled.missing() is not None, reason=str(compiled.missing()))
+needs_compiler = pytest.mark.skipif(compiled.build_error() is not None, reason=str(compiled.build_error()))
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +39,21 @@ def poisoned():
 
 def test_a_compiler_that_is_there_compiles():
     """The suite must not pass by skipping what it is about."""
-    assert compiled.missing() in (None, "no C compiler (cc, gcc or clang) was found")
+    assert compiled.build_error() in (None, "no C compiler (cc, gcc or clang) was found")
 
 
 CONVOLUTIONS = [
     # batch, in, out, height, width: one pixel, a whole tile, one row more, odd, wide; widths with every kind of tail
-    (1, 16, 16, 1, 1), (2, 17, 19, 4, 4), (3, 28, 56, 5, 4), (1, 56, 28, 7, 7), (2, 33, 16, 3, 11), (5, 24, 40, 14, 14),
-    (1, 112, 224, 7, 7), (2, 64, 64, 16, 16), (70, 16, 18, 2, 3),
-]  # fmt: skip
+    (1, 16, 16, 1, 1),
+    (2, 17, 19, 4, 4),
+    (3, 28, 56, 5, 4),
+    (1, 56, 28, 7, 7),
+    (2, 33, 16, 3, 11),
+    (5, 24, 40, 14, 14),
+    (1, 112, 224, 7, 7),
+    (2, 64, 64, 16, 16),
+    (70, 16, 18, 2, 3),
+]
 
 
 # Relative, of one convolution: m = 4 has factors from 1/24 to 8 in its transforms, m = 2 from 1/2 to 1.
@@ -86,9 +93,14 @@ def test_what_the_convolution_takes_along(activation, groups, normed, added, m, 
     x, weight, bias = 2 + 3 * torch.randn(b, c, h, w), torch.randn(o, c, 3, 3) / 10, torch.randn(o)
     gain, shift, residual = torch.randn(c), torch.randn(c), torch.randn(b, o, h, w)
     ours = native.winograd(
-        x, native.winograd_weight(weight, m), bias, o, activation, residual if added else None,
+        x,
+        native.winograd_weight(weight, m),
+        bias,
+        o,
+        activation,
+        residual if added else None,
         (groups, gain, shift, 1e-5) if normed else None,
-    )  # fmt: skip
+    )
     given = F.group_norm(x.double(), groups, gain.double(), shift.double()) if normed else x.double()
     expected = ACTIVATIONS[activation](F.conv2d(given, weight.double(), bias.double(), padding=1))
     assert rel(ours, expected + residual.double() if added else expected) < 5e-6
@@ -132,9 +144,13 @@ def test_the_tile_is_small_where_reading_the_weights_takes_the_time():
 def test_the_attention_block(c, h, w, gain, divide, rel):
     heads, d = 4, 32
     weights = dict(
-        norm_weight=torch.randn(c), norm_bias=torch.randn(c), w_qkv=torch.randn(3 * heads * d, c) / c**0.5,
-        w_out=torch.randn(c, heads * d) / 10, b_out=torch.randn(c), gain=torch.randn(1, c, 1, 1) if gain else None,
-    )  # fmt: skip
+        norm_weight=torch.randn(c),
+        norm_bias=torch.randn(c),
+        w_qkv=torch.randn(3 * heads * d, c) / c**0.5,
+        w_out=torch.randn(c, heads * d) / 10,
+        b_out=torch.randn(c),
+        gain=torch.randn(1, c, 1, 1) if gain else None,
+    )
     x = torch.randn(3, c, h, w)
     ours = native_attention.attention_block(x, native_attention.pack(fold(**weights, heads=heads, divide_by_n=divide)))
     exact = {k: None if v is None else v.double() for k, v in weights.items()}
@@ -145,8 +161,14 @@ def test_the_attention_block(c, h, w, gain, divide, rel):
 @needs_compiler
 def test_logits_of_hundreds_do_not_overflow(rel):
     c = 16
-    weights = dict(norm_weight=torch.ones(c), norm_bias=torch.zeros(c), w_qkv=60 * torch.randn(384, c),
-                   w_out=torch.randn(c, 128) / 10, b_out=torch.randn(c), gain=torch.ones(1, c, 1, 1))  # fmt: skip
+    weights = dict(
+        norm_weight=torch.ones(c),
+        norm_bias=torch.zeros(c),
+        w_qkv=60 * torch.randn(384, c),
+        w_out=torch.randn(c, 128) / 10,
+        b_out=torch.randn(c),
+        gain=torch.ones(1, c, 1, 1),
+    )
     x = torch.randn(2, c, 4, 4)
     ours = native_attention.attention_block(x, native_attention.pack(fold(**weights, heads=4, divide_by_n=True)))
     exact = fold(**{k: v.double() for k, v in weights.items()}, heads=4, divide_by_n=True)
@@ -171,17 +193,28 @@ def test_bits_depend_neither_on_threads_nor_on_the_place_in_a_batch():
     x, c, o = torch.randn(37, 24, 7, 7), 24, 40
     weights, bias = [native.winograd_weight(torch.randn(o, c, 3, 3), m) for m in (2, 4)], torch.randn(o)
     deep = native.depthwise_weight(torch.randn(c, 1, 7, 7))
-    folded = native_attention.pack(fold(
-        torch.randn(c), torch.randn(c), torch.randn(384, c), torch.randn(c, 128), torch.randn(c),
-        torch.randn(1, c, 1, 1), 4, True,
-    ))  # fmt: skip
+    folded = native_attention.pack(
+        fold(
+            torch.randn(c),
+            torch.randn(c),
+            torch.randn(384, c),
+            torch.randn(c, 128),
+            torch.randn(c),
+            torch.randn(1, c, 1, 1),
+            4,
+            True,
+        )
+    )
     gain, shift = torch.randn(2, c)
 
     def outputs(x):
         norm = (4, gain, shift, 1e-5)
-        return (*(native.winograd(x, weight, bias, o, "gelu", norm=norm) for weight in weights),
-                native.group_norm(x, 4, gain, shift), native.depthwise(x, deep, shift),
-                native_attention.attention_block(x, folded))  # fmt: skip
+        return (
+            *(native.winograd(x, weight, bias, o, "gelu", norm=norm) for weight in weights),
+            native.group_norm(x, 4, gain, shift),
+            native.depthwise(x, deep, shift),
+            native_attention.attention_block(x, folded),
+        )
 
     whole = outputs(x)
     for threads, part in itertools.product((1, 2, 3, 5), (slice(0, 37), slice(5, 6), slice(11, 30))):
@@ -337,7 +370,7 @@ CHOICE = """
 import torch
 from fastdiff.forms import choose_form
 from fastdiff.kernels import compiled
-print(choose_form(None, torch.device("cpu"), torch.float32).name, compiled.missing())
+print(choose_form(None, torch.device("cpu"), torch.float32).name, compiled.build_error())
 """
 
 
@@ -362,7 +395,7 @@ def test_without_a_compiler_the_network_runs_in_torch(words, reason, compiler):
     compiler(words)
     with pytest.warns(UserWarning, match=f"runs in plain torch.*{reason}"):
         assert choose_form(None, CPU, torch.float32).name == "eager"
-    assert reason in compiled.missing()
+    assert reason in compiled.build_error()
     with pytest.raises(InputError, match="form = 'native' cannot be used here"):
         choose_form("native", CPU, torch.float32)
 
@@ -390,7 +423,7 @@ def test_preparing_takes_no_time_to_speak_of():
     """The kernels are compiled; issue: under 3 s for network A on two cores."""
     model = Model(AnnotatedUnet(28), make_schedule("linear", 200))
     table = make_table("ddim", model.schedule, 25)
-    compiled.missing()
+    compiled.build_error()
     began = time.perf_counter()
     next(Engine(model, table, 1, device=CPU).stream(1))
     assert time.perf_counter() - began < 3

@@ -108,14 +108,20 @@ def test_a_captured_step_obeys_what_lies_in_device_memory():
         expected, x0 = start, None
         for i in range(steps):
             expected, x0 = denoise_step_reference(
-                expected, prediction, table, torch.tensor(i), x0, key=torch.tensor([seed, 7]), clip=1.5,
+                expected,
+                prediction,
+                table,
+                torch.tensor(i),
+                x0,
+                key=torch.tensor([seed, 7]),
+                clip=1.5,
                 guidance_scale=scale.cpu(),
-            )  # fmt: skip
+            )
         torch.testing.assert_close(x.cpu(), expected, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(previous.cpu(), x0, atol=1e-4, rtol=1e-4)
 
 
-# --- the engine's graphs; tests/test_graphs.py has the same by a stand-in --------------------------------------------
+# --- the engine's graphs; test_graphs.py has the same by a stand-in --------------------------------------------
 
 
 @pytest.fixture
@@ -159,7 +165,7 @@ def test_captured_steps_are_the_eager_ones(name, dtype, captures):
     for request in requests:
         assert rms(graph.sample(**request), eager.sample(**request)) < ONE_BIT[dtype]
     assert len(captures) == (2 if name == "sprites" else 1)
-    assert all(run.told.startswith("capture is used") for _, run in graph.steps.values())
+    assert all(run.status.startswith("capture is used") for _, run in graph.steps.values())
 
 
 @pytest.mark.parametrize("form", ["graph", "eager"])

@@ -9,9 +9,17 @@ from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_refer
 # Network A's first widths and sizes (7, 14, 28 rows), sizes that 7 and 4 do not divide, one pixel, 3x3 and 1x1 kernels.
 @pytest.mark.parametrize(
     "b, c, h, w, size",
-    [(1, 18, 14, 14, 7), (1, 112, 7, 7, 7), (1, 5, 9, 17, 7), (1, 70, 4, 6, 7), (2, 3, 1, 1, 7), (1, 6, 10, 3, 3),
-     (1, 4, 5, 5, 1), (1, 2, 28, 28, 5)],
-)  # fmt: skip
+    [
+        (1, 18, 14, 14, 7),
+        (1, 112, 7, 7, 7),
+        (1, 5, 9, 17, 7),
+        (1, 70, 4, 6, 7),
+        (2, 3, 1, 1, 7),
+        (1, 6, 10, 3, 3),
+        (1, 4, 5, 5, 1),
+        (1, 2, 28, 28, 5),
+    ],
+)
 def test_every_shape(triton_device, agrees, b, c, h, w, size):
     x = torch.randn(b, c, h, w, device=triton_device)
     weight, bias = torch.randn(c, 1, size, size, device=triton_device), torch.randn(c, device=triton_device)

@@ -382,8 +382,9 @@ def test_odd_links(browser, site):
     assert page.text("status") == "This link asks for steps=7, which this page does not offer."
     page.set("ddim", 5, 1, 12)
     page.sample()
-    assert page.text("command").endswith("-n 1 --seed 12 --sampler ddim --steps 5 --context hero=1,spell=0.5 "
-                                         "--guidance-scale 3")  # fmt: skip
+    assert page.text("command").endswith(
+        "-n 1 --seed 12 --sampler ddim --steps 5 --context hero=1,spell=0.5 --guidance-scale 3"
+    )
 
 
 def test_links_with_names_of_javascripts_own(browser, site):

@@ -21,9 +21,18 @@ def images(device, dtype, b, c, h, w):
 # Channels and positions: network A's widths at 7x7, 14x14 and 28x28, 18 of its first block, one wide group, odd ones.
 @pytest.mark.parametrize(
     "b, c, h, w, groups",
-    [(2, 18, 9, 7, 1), (2, 28, 14, 14, 1), (1, 112, 7, 7, 1), (1, 56, 28, 28, 1), (2, 64, 8, 8, 8), (3, 12, 5, 3, 4),
-     (1, 15, 3, 11, 3), (2, 1, 1, 1, 1), (1, 200, 2, 3, 8)],
-)  # fmt: skip
+    [
+        (2, 18, 9, 7, 1),
+        (2, 28, 14, 14, 1),
+        (1, 112, 7, 7, 1),
+        (1, 56, 28, 28, 1),
+        (2, 64, 8, 8, 8),
+        (3, 12, 5, 3, 4),
+        (1, 15, 3, 11, 3),
+        (2, 1, 1, 1, 1),
+        (1, 200, 2, 3, 8),
+    ],
+)
 def test_group_norm_of_every_shape(triton_device, agrees, layouts, b, c, h, w, groups):
     weight, bias = torch.randn(2, c, device=triton_device)
     x = images(triton_device, torch.float32, b, c, h, w)
@@ -80,9 +89,18 @@ def test_group_norm_split_and_its_gradients(with_everything, launched, dtype, be
 
 @pytest.mark.parametrize(
     "b, c, size, parts",
-    [(1, 56, 28, 7), (64, 56, 28, 4), (128, 56, 28, 2), (129, 56, 28, 1), (1024, 56, 28, 1), (1, 28, 28, 4),
-     (1, 112, 14, 4), (1, 56, 14, 1), (1, 112, 7, 1)],
-)  # fmt: skip
+    [
+        (1, 56, 28, 7),
+        (64, 56, 28, 4),
+        (128, 56, 28, 2),
+        (129, 56, 28, 1),
+        (1024, 56, 28, 1),
+        (1, 28, 28, 4),
+        (1, 112, 14, 4),
+        (1, 56, 14, 1),
+        (1, 112, 7, 1),
+    ],
+)
 def test_group_norm_is_split_where_samples_are_few_and_large(launched, b, c, size, parts):
     x = torch.empty(b, c, size, size, device="meta", dtype=torch.bfloat16)
     seen = launched(lambda: group_norm(x, 1), grids=True)

@@ -36,13 +36,29 @@ def test_parameter_counts_are_the_published_ones(edition, parameters):
 def test_published_key_names():
     keys = AnnotatedUnet(edition="mindspore").state_dict().keys()
     for key in (
-        "init_conv.weight", "time_mlp.1.weight", "time_mlp.3.weight", "downs.0.0.mlp.1.weight",
-        "downs.0.0.ds_conv.weight", "downs.0.0.net.0.weight", "downs.0.0.net.1.weight", "downs.0.0.net.3.weight",
-        "downs.0.0.net.4.weight", "downs.0.0.res_conv.weight", "downs.0.2.fn.fn.to_qkv.weight",
-        "downs.0.2.fn.fn.to_out.0.weight", "downs.0.2.fn.fn.to_out.1.g", "downs.0.2.fn.norm.weight",
-        "downs.0.3.weight", "mid_block1.ds_conv.weight", "mid_attn.fn.fn.to_out.weight", "mid_block2.mlp.1.weight",
-        "ups.0.0.ds_conv.weight", "ups.1.3.weight", "final_conv.0.ds_conv.weight", "final_conv.1.weight",
-    ):  # fmt: skip
+        "init_conv.weight",
+        "time_mlp.1.weight",
+        "time_mlp.3.weight",
+        "downs.0.0.mlp.1.weight",
+        "downs.0.0.ds_conv.weight",
+        "downs.0.0.net.0.weight",
+        "downs.0.0.net.1.weight",
+        "downs.0.0.net.3.weight",
+        "downs.0.0.net.4.weight",
+        "downs.0.0.res_conv.weight",
+        "downs.0.2.fn.fn.to_qkv.weight",
+        "downs.0.2.fn.fn.to_out.0.weight",
+        "downs.0.2.fn.fn.to_out.1.g",
+        "downs.0.2.fn.norm.weight",
+        "downs.0.3.weight",
+        "mid_block1.ds_conv.weight",
+        "mid_attn.fn.fn.to_out.weight",
+        "mid_block2.mlp.1.weight",
+        "ups.0.0.ds_conv.weight",
+        "ups.1.3.weight",
+        "final_conv.0.ds_conv.weight",
+        "final_conv.1.weight",
+    ):
         assert key in keys
     assert "downs.0.0.ds_conv.bias" not in keys and "final_conv.1.bias" not in keys and "init_conv.bias" in keys
 

@@ -223,8 +223,16 @@ def test_train_leaves_a_folder_to_sample_from(run, sprites, tmp_path):
     pytest.importorskip("matplotlib")
     out = run("train", *sprites, *TINY, "--ema", 0.9, "--class-names", "a,b,c,d,e", "-o", "r")
     assert "39 pictures 3x16x16" in out and "sample from it: fastdiff sample r" in out
-    for name in ("checkpoint.safetensors", "model.safetensors", "log.csv", "loss.png", "samples.png", "README.md",
-                 "samples/epoch-0001.png", "samples/epoch-0002.png"):  # fmt: skip
+    for name in (
+        "checkpoint.safetensors",
+        "model.safetensors",
+        "log.csv",
+        "loss.png",
+        "samples.png",
+        "README.md",
+        "samples/epoch-0001.png",
+        "samples/epoch-0002.png",
+    ):
         assert (tmp_path / "r" / name).stat().st_size > 100
     assert not [name for name in os.listdir("r") if name.startswith(".")]
     logged = rows("r")

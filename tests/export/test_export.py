@@ -51,12 +51,20 @@ class Unsupported(Own):
 def models(randomised):
     names = ("monster", "player", "item", "spell", "dungeon")
     return {
-        "A": Model(randomised(AnnotatedUnet(dim=8, dim_mults=(1, 2))).eval(), make_schedule("linear", 200),
-                   image_shape=(1, 8, 8)),
-        "B": Model(randomised(ContextUnet(3, 8, 5, 16)).eval(), make_schedule("course", 250), image_shape=(3, 16, 16),
-                   time="fraction", class_names=names),
+        "A": Model(
+            randomised(AnnotatedUnet(dim=8, dim_mults=(1, 2))).eval(),
+            make_schedule("linear", 200),
+            image_shape=(1, 8, 8),
+        ),
+        "B": Model(
+            randomised(ContextUnet(3, 8, 5, 16)).eval(),
+            make_schedule("course", 250),
+            image_shape=(3, 16, 16),
+            time="fraction",
+            class_names=names,
+        ),
         "own": Model(Own(), make_schedule("cosine", 50), "v_prediction", image_shape=(2, 5, 7)),
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -325,9 +333,11 @@ def test_the_plain_network_of_any_size(models, parts, tmp_path, rel, monkeypatch
     onnx.checker.check_model(made, full_check=True)
     assert made.opset_import[0].version >= 18 and not made.functions
     x, t = torch.randn(2, 1, 12, 20), torch.tensor([3, 150])
-    out = verify.onnxruntime().InferenceSession(str(tmp_path / "network.onnx")).run(
-        None, {"sample": x.numpy(), "timestep": t.numpy()}
-    )[0]  # fmt: skip
+    out = (
+        verify.onnxruntime()
+        .InferenceSession(str(tmp_path / "network.onnx"))
+        .run(None, {"sample": x.numpy(), "timestep": t.numpy()})[0]
+    )
     with torch.no_grad():
         assert rel(out, models["A"].network(x, t)) < 1e-5
     about = json.loads({p.key: p.value for p in made.metadata_props}["fastdiff"])
@@ -424,7 +434,7 @@ def test_a_file_runs_with_numpy_and_onnxruntime_alone(models, make, tmp_path):
 def test_the_readmes_python_without_torch(models, make, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path(make("B", Face(table_of(models["B"]))).path).rename("sampler.onnx")
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     block = next(
         b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "onnxruntime.InferenceSession" in b
     )
@@ -435,16 +445,19 @@ def test_the_readmes_python_without_torch(models, make, monkeypatch, tmp_path):
     assert apart(names["images"], expected) < 1e-4
 
 
-@pytest.mark.parametrize(("given", "message"), [
-    (dict(n=0), "n = 0"),
-    (dict(n=2, seed=-1), "seed = -1"),
-    (dict(n=2, context=[1, 2]), r"a context of shape \(2,\); accepted: \(5,\)"),
-    (dict(n=2, context={"dragon": 1}), "unknown class 'dragon'"),
-    (dict(n=2, guidance_scale=2), "guidance_scale = 2 without a context"),
-    (dict(n=2, frames=1), "frames from"),
-    (dict(n=2, noise=lambda *_: None), "--noise input"),
-    (dict(n=2, batch_size=0), "batch_size = 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(n=0), "n = 0"),
+        (dict(n=2, seed=-1), "seed = -1"),
+        (dict(n=2, context=[1, 2]), r"a context of shape \(2,\); accepted: \(5,\)"),
+        (dict(n=2, context={"dragon": 1}), "unknown class 'dragon'"),
+        (dict(n=2, guidance_scale=2), "guidance_scale = 2 without a context"),
+        (dict(n=2, frames=1), "frames from"),
+        (dict(n=2, noise=lambda *_: None), "--noise input"),
+        (dict(n=2, batch_size=0), "batch_size = 0"),
+    ],
+)
 def test_bad_requests_are_one_sentence(models, make, given, message):
     with pytest.raises(InputError, match=message):
         make("B", Face(table_of(models["B"]))).sample(**given)
@@ -569,13 +582,16 @@ def test_what_cannot_be_exported_is_named(models, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (dict(noise="pink"), "noise = 'pink'; accepted: philox, input"),
-    (dict(weights="int8"), "unknown weights 'int8'; accepted: float32, float16"),
-    (dict(pictures=True, stepwise=True), "uint8 pictures from a stepwise sampler"),
-    (dict(dtype=torch.bfloat16), "dtype = torch.bfloat16; accepted"),
-    (dict(clip="hard"), "clip = 'hard'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(noise="pink"), "noise = 'pink'; accepted: philox, input"),
+        (dict(weights="int8"), "unknown weights 'int8'; accepted: float32, float16"),
+        (dict(pictures=True, stepwise=True), "uint8 pictures from a stepwise sampler"),
+        (dict(dtype=torch.bfloat16), "dtype = torch.bfloat16; accepted"),
+        (dict(clip="hard"), "clip = 'hard'"),
+    ],
+)
 def test_bad_options_are_refused_before_the_network_is_traced(models, tmp_path, monkeypatch, options, message):
     monkeypatch.setattr("fastdiff.export.trace._export", lambda *given: pytest.fail("it was traced"))
     with pytest.raises(InputError, match=message):
@@ -673,27 +689,30 @@ def test_a_damaged_runtime_is_found(run, monkeypatch):
     assert sorted(file.name for file in Path().iterdir()) == ["b.safetensors"]
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["export", "b.safetensors"], "needs -o FILE.onnx or --web DIR"),
-    (["export", "b.safetensors", "-o", "a.onnx", "--web", "page"], "one of them"),
-    (["export", "b.safetensors", "-o", "a.png"], "a name that ends in .onnx"),
-    (["export", "b.safetensors", "-o", "a.onnx", "--steps", 3], "--steps with the network alone"),
-    (["export", "b.safetensors", "-o", "a.onnx", "--sampler", "any", "--eta", 1], "--eta with --sampler any"),
-    (["export", "b.safetensors", "--web", "page", "--sampler", "ddim"], "--sampler with --web"),
-    (["export", "b.safetensors", "-o", "a.onnx", "--sampler", "dimm"], "unknown sampler 'dimm'"),
-    (["export", "b.safetensors", "-o", "a.onnx", "--dtype", "bfloat16"], "unknown dtype 'bfloat16'"),
-    (["export", "nosuch", "-o", "a.onnx"], "neither a file nor a shipped model"),
-    (["export", "b.safetensors", "--web", "."], "accepted: a new or empty folder"),
-    (["sample", "nosuch.onnx"], "no such file"),
-    (["export", "nosuch.onnx", "-o", "a.onnx"], "is an ONNX file; accepted here: a shipped model's name"),
-    (["sample", "whole.onnx", "--steps", 3], "--steps with 'whole.onnx', which has settled that"),
-    (["sample", "whole.onnx", "--form", "eager"], "--form with"),
-    (["sample", "whole.onnx", "--gif", "a.gif"], "accepted: a file made with --stepwise"),
-    (["sample", "whole.onnx", "-o", "folder/"], "accepted for an .onnx file: a picture"),
-    (["sample", "whole.onnx", "--device", "cuda"], "provider 'cuda' is not in this ONNX Runtime"),
-    (["sample", "whole.onnx", "--device", "cuda:x"], "device 'cuda:x'"),
-    (["sample", "whole.onnx", "-n", 0], "n = 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["export", "b.safetensors"], "needs -o FILE.onnx or --web DIR"),
+        (["export", "b.safetensors", "-o", "a.onnx", "--web", "page"], "one of them"),
+        (["export", "b.safetensors", "-o", "a.png"], "a name that ends in .onnx"),
+        (["export", "b.safetensors", "-o", "a.onnx", "--steps", 3], "--steps with the network alone"),
+        (["export", "b.safetensors", "-o", "a.onnx", "--sampler", "any", "--eta", 1], "--eta with --sampler any"),
+        (["export", "b.safetensors", "--web", "page", "--sampler", "ddim"], "--sampler with --web"),
+        (["export", "b.safetensors", "-o", "a.onnx", "--sampler", "dimm"], "unknown sampler 'dimm'"),
+        (["export", "b.safetensors", "-o", "a.onnx", "--dtype", "bfloat16"], "unknown dtype 'bfloat16'"),
+        (["export", "nosuch", "-o", "a.onnx"], "neither a file nor a shipped model"),
+        (["export", "b.safetensors", "--web", "."], "accepted: a new or empty folder"),
+        (["sample", "nosuch.onnx"], "no such file"),
+        (["export", "nosuch.onnx", "-o", "a.onnx"], "is an ONNX file; accepted here: a shipped model's name"),
+        (["sample", "whole.onnx", "--steps", 3], "--steps with 'whole.onnx', which has settled that"),
+        (["sample", "whole.onnx", "--form", "eager"], "--form with"),
+        (["sample", "whole.onnx", "--gif", "a.gif"], "accepted: a file made with --stepwise"),
+        (["sample", "whole.onnx", "-o", "folder/"], "accepted for an .onnx file: a picture"),
+        (["sample", "whole.onnx", "--device", "cuda"], "provider 'cuda' is not in this ONNX Runtime"),
+        (["sample", "whole.onnx", "--device", "cuda:x"], "device 'cuda:x'"),
+        (["sample", "whole.onnx", "-n", 0], "n = 0"),
+    ],
+)
 def test_bad_commands_are_one_sentence(run, make, models, words, message):
     if "whole.onnx" in words:
         Path("whole.onnx").write_bytes(Path(make("B", Face(table_of(models["B"], steps=3))).path).read_bytes())

@@ -69,8 +69,11 @@ def test_autocast_gives_the_dtypes_and_gradients_of_the_references(triton_device
     for form in ("triton", "reference"):
         with using(form), torch.autocast(triton_device.type, torch.bfloat16):
             seen = []
-            handles = [m.register_forward_hook(lambda _, given, out, seen=seen: seen.append(out.dtype))
-                       for m in network.modules() if isinstance(m, Residual)]  # fmt: skip
+            handles = [
+                m.register_forward_hook(lambda _, given, out, seen=seen: seen.append(out.dtype))
+                for m in network.modules()
+                if isinstance(m, Residual)
+            ]
             out = network(x, t)
             [handle.remove() for handle in handles]
         gradients = torch.autograd.grad(out.float().square().mean(), list(network.parameters()))
@@ -103,8 +106,10 @@ def test_training_follows_training_through_the_references(triton_device, randomi
                 loss.backward()
                 optimizer.step()
                 losses.append(float(loss.detach()))
-            moved = [p.detach().double() - q.detach().double() for p, q in
-                     zip(network.parameters(), start.parameters(), strict=True)]  # fmt: skip
+            moved = [
+                p.detach().double() - q.detach().double()
+                for p, q in zip(network.parameters(), start.parameters(), strict=True)
+            ]
             return losses, torch.cat([m.flatten() for m in moved]).cpu()
 
     losses, moved = run("triton", torch.float32)
