@@ -1,4 +1,4 @@
-"""The CPU form of a network: its 3x3 convolutions, norms and linear attention by the C kernels (kernels.native)."""
+"""The CPU form of a network: its 3x3 convolutions, norms and linear attention by the C kernels (kernels.cpu)."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class NativeConvNext(ConvNextBlock):
 
 
 class NativeAttention(FoldedLinearAttention):
-    """Residual(PreNorm(LinearAttention)) by kernels.native_attention."""
+    """Residual(PreNorm(LinearAttention)) by kernels.cpu.attention."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__(block)

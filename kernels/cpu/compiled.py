@@ -1,4 +1,4 @@
-"""The C sources of kernels/c, which the system's compiler turns into a library for this very processor.
+"""The C sources of kernels/cpu, which the system's compiler turns into a library for this very processor.
 
 The library is compiled when it is first asked for, in about a second, and kept on disk under a key of sources,
 compiler, flags and processor: in the folder FASTDIFF_CACHE, else in fastdiff's folder of the user's cache.

@@ -104,7 +104,7 @@ def winograd_tile(b: int, h: int, w: int) -> int:
 def winograd_weight(weight: Tensor, m: int) -> Tensor:
     """(O, C, 3, 3) → G w G^T as ((m + 2)^2, C times O rounded up to vectors), float32, computed in float64.
 
-    The columns O lie in panels of two vectors, the rows C of a panel side by side (see kernels/c/product.h).
+    The columns O lie in panels of two vectors, the rows C of a panel side by side (see product.h).
     """
     o, c = weight.shape[:2]
     g, width = torch.tensor(_G[m], dtype=torch.float64, device="cpu"), vector_width()

@@ -368,7 +368,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess:
 
 CHOICE = """
 import torch
-from fastdiff.forms import choose_form
+from fastdiff.engine.forms import choose_form
 from fastdiff.kernels import compiled
 print(choose_form(None, torch.device("cpu"), torch.float32).name, compiled.build_error())
 """
@@ -448,7 +448,7 @@ def test_narrower_vectors(without, width):
         pytest.skip("this processor's own width")
     chosen = "bits_depend or takes_along or the_norm or the_depthwise or (the_convolution and crop)"
     code = (
-        "import sys, pytest; from fastdiff.kernels.compiled import vector_width; "
+        "import sys, pytest; from fastdiff.kernels.cpu.compiled import vector_width; "
         f"assert vector_width() == {width}; sys.exit(pytest.main({['-q', '-p', 'no:xdist', __file__, '-k', chosen]}))"
     )
     done = run(code, CC=f"cc {without}")
