@@ -369,7 +369,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess:
 CHOICE = """
 import torch
 from fastdiff.engine.forms import choose_form
-from fastdiff.kernels import compiled
+from fastdiff.kernels.cpu import compiled
 print(choose_form(None, torch.device("cpu"), torch.float32).name, compiled.build_error())
 """
 
