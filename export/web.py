@@ -19,7 +19,8 @@ from fastdiff.errors import InputError
 from fastdiff.export import metadata
 from fastdiff.files import TEMPORARY, check_folder
 from fastdiff.model import Model
-from fastdiff.samplers.table import SAMPLERS, StepTable, make_table
+from fastdiff.samplers.samplers import SAMPLERS
+from fastdiff.samplers.table import StepTable
 
 PAGE = Path(__file__).parent / "page"
 # onnxruntime-web 1.30.0 from npm: its ort.wasm.bundle.min.mjs (named .js, which every server knows the type of) and
@@ -49,18 +50,11 @@ def choices(model: Model) -> dict[str, Any]:
     counts = [*(n for n in STEPS if n < total), total]
 
     def columns(table: StepTable) -> dict[str, Any]:
-        rows = np.array([table.row(i) for i in range(len(table))], dtype=np.float32)
+        rows = table.rows.astype(np.float32)
         # The shortest decimals that name the same float32 numbers.
         return {"rows": [[float(str(v)) for v in row] for row in rows], "times": table.time.tolist()}
 
-    return {
-        name: {
-            str(n): columns(make_table(name, model.schedule, n, prediction_type=model.prediction_type, time=model.time))
-            for n in counts
-        }
-        for name in SAMPLERS
-        if name not in LEFT_OUT
-    }
+    return {name: {str(n): columns(model.table(name, n)) for n in counts} for name in SAMPLERS if name not in LEFT_OUT}
 
 
 @contextmanager

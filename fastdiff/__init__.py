@@ -24,7 +24,7 @@ _PUBLIC = {
     "StepTable": "samplers.table",
     "load": "checkpoints.load",
     "make_schedule": "samplers.schedule",
-    "make_table": "samplers.table",
+    "make_table": "samplers.samplers",
     "sample": "sampling",
     "save": "checkpoints.save",
 }
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from fastdiff.model import Model as Model
     from fastdiff.networks.annotated import AnnotatedUnet as AnnotatedUnet
     from fastdiff.networks.context import ContextUnet as ContextUnet
+    from fastdiff.samplers.samplers import make_table as make_table
     from fastdiff.samplers.schedule import Schedule as Schedule
     from fastdiff.samplers.schedule import make_schedule as make_schedule
     from fastdiff.samplers.table import StepTable as StepTable
-    from fastdiff.samplers.table import make_table as make_table
     from fastdiff.sampling import sample as sample
 
 

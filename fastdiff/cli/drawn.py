@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastdiff.engine.context import parse_context
 from fastdiff.errors import InputError
-from fastdiff.samplers import defaults
 
 GIF_FRAMES = 40
 
@@ -30,11 +29,6 @@ class Drawn:
 def frames_of(steps: int) -> int:
     """Every how many steps a frame is taken."""
     return max(1, -(-steps // GIF_FRAMES))
-
-
-def default_steps(sampler: str, timesteps: int) -> int:
-    """25, and for the ddpm family, which is defined step by step, all of them."""
-    return timesteps if sampler.startswith("ddpm") else min(defaults.STEPS, timesteps)
 
 
 def contexts_in_turn(rows: list[Tensor], first: int, n: int) -> Tensor | None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
-from fastdiff.cli.options import foreign_options, load_model, parse_clip, parse_dtype
+from fastdiff.cli.options import foreign_options, listed, load_model, parse_clip, parse_dtype, steps_help
 from fastdiff.errors import InputError, unknown_name
+from fastdiff.samplers.samplers import SAMPLERS
+from fastdiff.samplers.spacing import SPACINGS
 
 ANY = "any"
 DTYPES = ("float32", "float16")
@@ -24,12 +26,12 @@ NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise
 @click.option("--web", metavar="DIR", help="Write a static page that samples in the visitor's browser.")
 @click.option(
     "--sampler",
-    help="Export the loop: ddim, ddpm, ddpm_large, ddpm_no_noise, dpmpp_2m, dpmpp_2m_sde; "
-    "any: the table is an input, stepwise. Without it the network alone is exported.",
+    help=f"Export the loop: {listed(SAMPLERS)}; any: the table is an input, stepwise. "
+    "Without it the network alone is exported.",
 )
-@click.option("--steps", type=int, help="Network evaluations, 1 to the model's timesteps.  [default: 25; ddpm*: all]")
+@click.option("--steps", type=int, help=steps_help())
 @click.option("--eta", type=float, help="ddim's noise, 0 (none, the default) to 1 (as ddpm).")
-@click.option("--spacing", help="trailing, leading, linspace or course.  [default: trailing]")
+@click.option("--spacing", help=f"{listed(SPACINGS)}.  [default: trailing]")
 @click.option("--clip", metavar="CLIP", help="Clip the predicted image: off, a bound such as 1, dynamic.")
 @click.option(
     "--stepwise",
@@ -132,20 +134,10 @@ def _refuse(given: dict[str, Any], web: str | None) -> None:
 
 
 def _table(model: Any, given: dict[str, Any]) -> Any:
-    from fastdiff.cli.drawn import default_steps
-    from fastdiff.samplers.table import SAMPLERS, make_table
-
     sampler = given["sampler"]
     if sampler == ANY:
         return None
     if sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, [*SAMPLERS, ANY])
-    return make_table(
-        sampler,
-        model.schedule,
-        given.get("steps", default_steps(sampler, model.schedule.num_timesteps)),
-        given.get("eta", 0.0),
-        given.get("spacing", "trailing"),
-        model.prediction_type,
-        model.time,
-    )
+    more = {name: given[name] for name in ("eta", "spacing") if name in given}
+    return model.table(sampler, given.get("steps"), **more)

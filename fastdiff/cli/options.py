@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastdiff.errors import InputError, unknown_name
+from fastdiff.samplers.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,20 @@ device_option = click.option(
     "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... Default: cuda where there is one."
 )
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: as many as cores.")
+
+
+def listed(names: Iterable[str], last: str = " or ") -> str:
+    """ "a, b or c"."""
+    *others, final = names
+    return f"{', '.join(others)}{last}{final}" if others else final
+
+
+def steps_help() -> str:
+    """Of --steps, with the samplers' default steps."""
+    whole = [name for name, sampler in SAMPLERS.items() if sampler.steps is None]
+    fixed = sorted({sampler.steps for sampler in SAMPLERS.values() if sampler.steps is not None})
+    defaults = f"{listed(map(str, fixed))}; all with {listed(whole, last=' and ')}"
+    return f"Network evaluations, 1 to the model's timesteps.  [default: {defaults}]"
 
 
 def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,11 +73,11 @@ def parse_dtype(name: str) -> torch.dtype:
 
 
 def parse_clip(text: str | None) -> Any:
-    """off, a bound, dynamic, or dynamic=0.99."""
+    """off, a bound, dynamic, or dynamic=0.99; the model's own where nothing is said."""
     if text is None:
-        return None
+        return "model"
     if text == "off":
-        return False
+        return None
     word, _, quantile = text.partition("=")
     try:
         return ("dynamic", float(quantile or 0.995)) if word == "dynamic" else float(text)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from fastdiff.cli.drawn import Drawn, contexts_in_turn, default_steps, frames_of, parse_contexts, where
+from fastdiff.cli.drawn import Drawn, contexts_in_turn, frames_of, parse_contexts, where
 from fastdiff.cli.options import ONNX, load_model, parse_clip, parse_device, parse_dtype, set_threads
 from fastdiff.engine.forms import choose_form
 from fastdiff.engine.noise import LIMIT
@@ -80,7 +80,7 @@ def _draw(
     **options: Any,
 ) -> Drawn:
     loaded = load_model(model, schedule, timesteps, image_size)
-    count = steps if steps is not None else default_steps(options["sampler"], loaded.schedule.num_timesteps)
+    table = loaded.table(options.pop("sampler"), steps, eta=options.pop("eta"), spacing=options.pop("spacing"))
     check_grid(loaded.image_shape)
     context = contexts_in_turn(parse_contexts(contexts, loaded.class_names), options["first"], n)
     chosen, dtype = parse_device(device), dtype or "float32"
@@ -90,10 +90,10 @@ def _draw(
     result = sample(
         loaded,
         n,
-        steps=count,
+        table,
         clip=parse_clip(clip),
         context=context,
-        frames=frames_of(count) if animated else None,
+        frames=frames_of(len(table)) if animated else None,
         device=chosen,
         dtype=parse_dtype(dtype),
         form=form,
@@ -102,7 +102,7 @@ def _draw(
     )
     seconds = time.perf_counter() - began
     images, frames = result if isinstance(result, tuple) else (result, None)
-    return Drawn(images, frames, options["sampler"], count, seconds, where(chosen, form, dtype))
+    return Drawn(images, frames, table.sampler, len(table), seconds, where(chosen, form, dtype))
 
 
 def _check_outputs(output: str, gif: str | None, npy: str | None) -> None:

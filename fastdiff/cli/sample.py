@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from fastdiff.cli.options import ONNX, device_option, foreign_options, threads_option
+from fastdiff.cli.options import ONNX, device_option, foreign_options, listed, steps_help, threads_option
 from fastdiff.errors import InputError
-from fastdiff.samplers import defaults
+from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
+from fastdiff.samplers.spacing import SPACINGS
 
 
 @click.command(short_help="Images from a model.")
@@ -24,15 +25,10 @@ from fastdiff.samplers import defaults
 )
 @click.option("--gif", metavar="FILE", help="Also write the denoising as an animation.")
 @click.option("--npy", metavar="FILE", help="Also write the images as float32 (n, C, H, W) in [-1, 1].")
-@click.option(
-    "--sampler",
-    default=defaults.SAMPLER,
-    show_default=True,
-    help="ddim, ddpm, ddpm_large, ddpm_no_noise, dpmpp_2m or dpmpp_2m_sde.",
-)
-@click.option("--steps", type=int, help="Network evaluations, 1 to the model's timesteps.  [default: 25; ddpm*: all]")
+@click.option("--sampler", default=DEFAULT, show_default=True, help=f"{listed(SAMPLERS)}.")
+@click.option("--steps", type=int, help=steps_help())
 @click.option("--eta", type=float, default=0.0, show_default=True, help="ddim's noise, 0 (none) to 1 (as ddpm).")
-@click.option("--spacing", default="trailing", show_default=True, help="trailing, leading, linspace or course.")
+@click.option("--spacing", default="trailing", show_default=True, help=f"{listed(SPACINGS)}.")
 @click.option("--clip", metavar="CLIP", help="Clip the predicted image: off, a bound such as 1, dynamic.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Sample i depends on the seed and i alone.")
 @click.option("--first", type=int, default=0, show_default=True, help="Index of the first sample.")

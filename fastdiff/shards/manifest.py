@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from fastdiff.checkpoints.config import model_config
-from fastdiff.engine.context import resolve_context
-from fastdiff.engine.noise import LIMIT
-from fastdiff.errors import InputError, check_int
+from fastdiff.engine.request import Request
+from fastdiff.errors import InputError
 from fastdiff.files import write_atomically
 from fastdiff.model import Model
-from fastdiff.samplers.prediction import check_clip
-from fastdiff.samplers.table import StepTable, make_table
+from fastdiff.samplers.prediction import choose_clip
+from fastdiff.samplers.table import StepTable
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -28,8 +27,11 @@ Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Request:
-    """Which samples; the fields are those of `fastdiff.sample`. contexts: (K,) each, taken by the samples in turn."""
+class Samples:
+    """Which samples, as plain values for the manifest; the fields are those of `fastdiff.sample`.
+
+    contexts: (K,) each, taken by the samples in turn.
+    """
 
     sampler: str
     steps: int
@@ -44,20 +46,27 @@ class Request:
 
     @property
     def end(self) -> int:
+        """One past the last."""
         return self.first + self.n
 
-    def facts(self, model: Model) -> dict[str, Any]:
-        """Checked, as plain values for the manifest; raises InputError."""
-        check_int("n", self.n, 1, LIMIT - 1)
-        check_int("seed", self.seed, 0, LIMIT - 1)
-        check_int("first", self.first, 0, LIMIT - self.n)
-        resolve_context(model, self.context(), self.n, self.first)
-        self.table(model)
-        return {**asdict(self), "clip": model.clip if self.clip is None else check_clip(self.clip)}
+    def values(self, model: Model) -> dict[str, Any]:
+        """Checked, with the clip that the model would have brought; raises InputError."""
+        self.request(model)
+        return {**asdict(self), "clip": choose_clip(self.clip, model.clip)}
 
     def table(self, model: Model) -> StepTable:
-        return make_table(
-            self.sampler, model.schedule, self.steps, self.eta, self.spacing, model.prediction_type, model.time
+        return model.table(self.sampler, self.steps, eta=self.eta, spacing=self.spacing)
+
+    def request(self, model: Model) -> Request:
+        """All of them; raises InputError."""
+        return Request.of(
+            model,
+            self.n,
+            table=self.table(model),
+            seed=self.seed,
+            first=self.first,
+            context=self.context(),
+            guidance_scale=self.guidance_scale,
         )
 
     def context(self) -> Any:
