@@ -25,7 +25,7 @@ def by_name(weights: Mapping[str, float], class_names: Sequence[str]) -> Tensor:
 
 
 def parse_context(text: str, class_names: Sequence[str]) -> Tensor:
-    """The command line's form: "monster=1,spell=0.6", a class name alone for weight 1, or "1,0,0.6,0,0"."""
+    """A context as typed: "monster=1,spell=0.6", a class name alone for weight 1, or numbers, "1,0,0.6,0,0"."""
     parts = [part.strip() for part in text.split(",")]
     named = any("=" in part or part in class_names for part in parts)
     try:
@@ -47,7 +47,12 @@ def parse_context(text: str, class_names: Sequence[str]) -> Tensor:
 
 @dataclass(frozen=True)
 class Contexts:
-    """The contexts of a request: rows(first, count) is (count, width) float32 on the CPU, for samples first, ..."""
+    """The contexts of a request.
+
+    Attributes:
+        width: K.
+        rows: (first, count) → (count, K) float32 on the CPU, for samples first .. first + count - 1.
+    """
 
     width: int
     rows: Callable[[int, int], Tensor]

@@ -46,11 +46,11 @@ class Samples:
 
     @property
     def end(self) -> int:
-        """One past the last."""
+        """One past the last sample."""
         return self.first + self.n
 
     def values(self, model: Model) -> dict[str, Any]:
-        """Checked, with the clip that the model would have brought; raises InputError."""
+        """The fields, checked, with the clip that will hold; raises InputError."""
         self.request(model)
         return {**asdict(self), "clip": choose_clip(self.clip, model.clip)}
 
@@ -58,7 +58,7 @@ class Samples:
         return model.table(self.sampler, self.steps, eta=self.eta, spacing=self.spacing)
 
     def request(self, model: Model) -> Request:
-        """All of them; raises InputError."""
+        """The request for all of them, checked; raises InputError."""
         return Request.of(
             model,
             self.n,
@@ -70,7 +70,7 @@ class Samples:
         )
 
     def context(self) -> Any:
-        """Nothing, or a callable (first sample, count) → (count, K)."""
+        """None, or a callable (first sample, count) → (count, K)."""
         if not self.contexts:
             return None
         rows = torch.tensor(self.contexts)
@@ -78,7 +78,7 @@ class Samples:
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """Of the state dict's names, types, shapes and bytes, in order."""
+    """The hash of the state dict: names, dtypes, shapes and bytes, in order."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -110,7 +110,7 @@ def new_manifest(
 
 
 def plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """The value as JSON gives it back: tuples become lists."""
     return json.loads(json.dumps(value))
 
 
@@ -136,7 +136,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def check_same(folder: Path, old: Manifest, model: dict[str, Any], samples: dict[str, Any]) -> None:
-    """Raises InputError for the first value that would make other samples; only n may have grown."""
+    """Raise InputError for the first value that would make other samples; only n may grow."""
     for name, value in plain(model).items():
         if name != "name" and value != old["model"].get(name):
             raise _differs(
@@ -157,7 +157,7 @@ def check_same(folder: Path, old: Manifest, model: dict[str, Any], samples: dict
 
 
 def check_given(folder: Path, old: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raises InputError for an option that was given (is not None) and contradicts what the run has."""
+    """Raise InputError for an option, unless it is None, that contradicts what the run has."""
     for name, value in given.items():
         if value is not None and old.get(name) is not None and value != old[name]:
             raise _differs(folder, name, value, old[name])
@@ -175,7 +175,7 @@ def _short(value: Any) -> str:
 
 
 def changes(manifest: Manifest, facts: list[dict[str, Any] | None]) -> list[str]:
-    """What is not as it was when the run began though nobody asked for it: another machine, other versions.
+    """What has changed since the run began without being asked for: another machine, other versions.
 
     facts: of each process, the engine's configuration and fastdiff's version; None where a process has no work.
     """

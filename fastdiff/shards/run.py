@@ -49,11 +49,19 @@ SHARED_SECONDS = 10.0  # for a folder of the network to show on another machine
 
 
 class ShardRun:
-    """`samples` of the model into a folder: made, or continued. Every process of a split run makes one of these.
+    """Samples of a model into a folder: begun, or continued. Every process of a split run makes one of these.
 
-    given: batch_size, threads, dtype, form, device, format and shard_size; None is left to the manifest of the run
-    that is continued, or to the defaults. Nothing is written and no file is touched before all of it is checked.
-    Raises InputError, and AnotherFailed in the processes that had no part in it.
+    Args:
+        model, name: what is sampled from, and its name as the user gave it.
+        samples: which samples.
+        path: the folder.
+        given: batch_size, threads, dtype, form, device, format and shard_size; None leaves one to the manifest of the
+            run that is continued, or to the default.
+        processes: those that share the run.
+
+    Raises:
+        InputError: before anything is written.
+        AnotherFailed: in the processes that did not fail themselves.
     """
 
     def __init__(
@@ -97,7 +105,7 @@ class ShardRun:
         self._check_shared()
 
     def _settle(self, model: dict[str, Any]) -> tuple[Manifest, set[int]]:
-        """The run's manifest and where its whole shards begin; nothing is written yet."""
+        """The run's manifest, and where its whole shards begin. Writes nothing."""
         check_folder(self.path)
         values = self.samples.values(self.model)
         format, shard_size = self.given["format"], self.given["shard_size"]
@@ -162,7 +170,7 @@ class ShardRun:
         )
 
     def _begin(self, facts: list[dict[str, Any] | None]) -> Manifest:
-        """Take the folder, clean it, and write the manifest, with a note where the run goes on differently."""
+        """Lock the folder, tidy it, and write the manifest, with a note for each change since the run began."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.holding.enter_context(only_writer(self.path))
         for stem in self.folder.tidy(self.plan):
@@ -195,11 +203,11 @@ class ShardRun:
         return (shard for shard in self.plan if shard.begin not in self.done)
 
     def _mine(self) -> Iterator[Shard]:
-        """Of the missing shards, those of this process: rank, rank + world, ..."""
+        """This process's share of the missing shards: number rank, rank + world, ..."""
         return islice(self._left(), self.processes.rank, None, self.processes.world)
 
     def run(self, progress: Callable[[int], object], stop: Callable[[], bool]) -> bool:
-        """Make what is missing; False if stopped before. progress is given the number of images made by all."""
+        """Make what is missing; False if stopped early. `progress` gets the number of images made by all processes."""
 
         def count(m: int) -> None:
             progress(self.processes.count(m))
@@ -220,7 +228,7 @@ class ShardRun:
     def _draw(
         self, engine: Engine, shard: Shard, count: Callable[[int], None], stop: Callable[[], bool]
     ) -> Tensor | None:
-        """The shard's images, in one batch size: where the engine had to halve it, begun again. None if stopped."""
+        """The shard's images, all in one batch size: begun again if the engine halves it. None if stopped."""
         while True:
             parts: list[Tensor] = []
             size, made = 0, 0
