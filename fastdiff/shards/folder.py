@@ -43,7 +43,7 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """Samples first .. first + n - 1 in shards that begin at multiples of `size`; the first and the last may be partial."""
+    """Samples first .. first + n - 1 in shards that begin at multiples of `size`; the outer two may be partial."""
 
     first: int
     n: int
@@ -160,7 +160,7 @@ class ShardFolder:
         return partial
 
     def note(self, shard: Shard, batch_size: int, notes: list[str]) -> None:
-        """Note beside the shard that it was made with another batch size, until take_notes moves that to the manifest."""
+        """Note beside the shard what it was made with instead, until take_notes moves that to the manifest."""
         text = json.dumps({"batch_size": batch_size, "notes": notes})
         write_atomically(self.path / f"{self.stem(shard)}.note.json", lambda path: path.write_text(text))
 

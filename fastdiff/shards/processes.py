@@ -72,7 +72,7 @@ class Processes:
         return self.rank == 0
 
     def on_rank_zero(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the first process, in every process. If it raises there, the others raise AnotherFailed."""
+        """What `make` returns in the first process, in every process; if it raises, the others raise AnotherFailed."""
         if self.world == 1:
             return make()
         box: list[Any] = [False, None]
