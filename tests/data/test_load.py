@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastdiff import InputError
 from fastdiff.data import cifar
-from fastdiff.data import idx as data
+from fastdiff.data import fashion as data
 from fastdiff.data.load import load_data
 
 
@@ -193,8 +193,8 @@ def test_bad_data_is_named(tmp_path):
         (dict(source="o.npy"), [".npy"]),
         (dict(source="x.npy", labels="x.npy"), ["(4, 4, 4)", "(4, K)"]),
         (dict(source="x.npy", class_names=("a",)), ["1 class names", "0 different"]),
-        (dict(source="nowhere"), ["nowhere", "neither a folder"]),
-        (dict(source="mixed", labels="x.npy"), ["labels", "only beside an .npy"]),
+        (dict(source="nowhere"), ["no data at", "nowhere", "fashion-mnist", "a folder of CIFAR-10"]),
+        (dict(source="mixed", labels="x.npy"), ["labels", "only with an .npy"]),
         (dict(source="x.npy", holdout=0.9), ["0.9"]),
     ]
     for options, words in cases:
