@@ -1,18 +1,23 @@
 """fastdiff train: the folder it leaves, what it prints, stopping and resuming."""
 
 import csv
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fastdiff import load, sample
+from fastdiff import Trainer, load, sample
+from fastdiff.cli import training
+from fastdiff.cli.main import main
+from fastdiff.data.sources import SOURCES
+from fastdiff.training import loop
 
 TINY = ["--epochs", "2", "--batch-size", "10", "--threads", "1"]
 
@@ -85,17 +90,18 @@ def test_an_interrupted_run_is_resumed_exactly(run, sprites, tmp_path, refused):
     options = [*sprites, "--epochs", "5", "--batch-size", "10", "--threads", "1", "--ema", "0.9"]
     command = [sys.executable, "-m", "fastdiff", "train", *options, "-o", "cut"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 120
-    while not (tmp_path / "cut" / "checkpoint.safetensors").exists() and time.time() < deadline:
-        time.sleep(0.05)
+    first, epoch = process.stdout.readline(), process.stdout.readline()  # as they are printed, into a pipe too
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
+    assert "39 pictures 3x16x16" in first
+    assert re.fullmatch(r"epoch 1/5: loss \d\.\d{4}, held out \d\.\d{4}, [\d,]+ images/s, \d\d:\d\d left\n", epoch)
     assert process.returncode == 130 and "fastdiff train --resume cut" in errors and "Traceback" not in errors
+    assert "step/s" not in errors  # the bar is for terminals
     done = int(rows("cut")[-1]["step"])
     assert 0 < done < 20
     np.save("kept.npy", np.load("x.npy"))
     np.save("x.npy", 255 - np.load("x.npy"))
-    refused(run("train", "--resume", "cut", code=2), "x.npy", "has changed since the run began")
+    refused(run("train", "--resume", "cut", code=2), "data 'x' has changed since the run began")
     os.replace("kept.npy", "x.npy")
     run("train", "--resume", "cut", "--threads", 1)
     run("train", *options, "-o", "whole")
@@ -122,7 +128,7 @@ BAD_TRAINING = [
     (["--data", "x.npy", "--device", "cuda:9"], ["cuda:9"]),
     (["--data", "x.npy", "-o", "taken"], ["'taken'", "--resume"]),
     (["--data", "x.npy", "-o", "x.npy/r"], ["cannot write"]),
-    (["--resume", "empty"], ["checkpoint.safetensors"]),
+    (["--resume", "empty"], ["no checkpoint to resume from in 'empty'", "checkpoint.safetensors"]),
     (["--resume", ""], ["no run to resume"]),
     (["--resume", "nowhere"], ["no run to resume at 'nowhere'"]),
     (["--resume", "taken", "--ema", "0.5"], ["--resume with --ema;"]),
@@ -149,6 +155,34 @@ def test_bad_training(words, message, run, sprites, tmp_path, refused):
     assert sorted(os.listdir()) == before
 
 
+def test_the_bar_is_shown_on_a_terminal(sprites, tmp_path, monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    main(["train", *sprites, *TINY, "-o", "r"], standalone_mode=False)
+    assert "8/8" in sys.stderr.getvalue() and "loss=" in sys.stderr.getvalue()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_ctrl_c_before_the_first_step_exits_as_shells_expect(run, sprites, monkeypatch):
+    def interrupted(**source):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "load_data", interrupted)
+    run("train", *sprites, *TINY, "-o", "r", code=130)
+    assert not os.path.exists("r")
+
+
+def test_the_data_that_can_be_given_is_listed(run):
+    said = " ".join(run("train", "--help").split())
+    for source in SOURCES:
+        assert source.accepts in said
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(run, sprites, refused):
     refused(run("train", *sprites, *TINY, "--lr", 1e30, "-o", "r", code=2), "the loss became", "--lr")
 
@@ -156,10 +190,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, sprites, refused):
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_stop_is_saved_wherever_it_falls(after, run, sprites, monkeypatch):
     """On the step that has just been logged too."""
-    from fastdiff.training import loop as runs
-
-    monkeypatch.setattr(runs, "LOG_EVERY", 2)
-    step = runs.Trainer.step
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
+    step = Trainer.step
 
     def stopping(self):
         loss = step(self)
@@ -167,18 +199,16 @@ def test_a_stop_is_saved_wherever_it_falls(after, run, sprites, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return loss
 
-    monkeypatch.setattr(runs.Trainer, "step", stopping)
+    monkeypatch.setattr(Trainer, "step", stopping)
     assert "--resume r" in run("train", *sprites, *TINY, "-o", "r", code=130)
     assert f"{after} steps done" in run("info", "r/checkpoint.safetensors")
 
 
 def test_a_killed_run_has_saved_meanwhile(run, sprites, monkeypatch):
     """Between epochs too, every SAVE_SECONDS; what a crash leaves behind can be resumed."""
-    from fastdiff.training import loop as runs
-
-    monkeypatch.setattr(runs, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(runs, "LOG_EVERY", 1)
-    monkeypatch.setattr(runs.Run, "_end_of_epoch", lambda self: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop.Run, "_end_of_epoch", lambda self: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError):
         run("train", *sprites, *TINY, "-o", "r")
     assert "3 steps done" in run("info", "r/checkpoint.safetensors")
