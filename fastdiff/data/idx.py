@@ -43,15 +43,12 @@ def _array(folder: Path, name: str, ndim: int) -> np.ndarray:
 
 def read_folder(folder: Path, name: str, class_names: tuple[str, ...] = ()) -> Pictures:
     """train-* and t10k-* of a folder, gzipped or not; the t10k pictures are the test set."""
-    arrays = [
-        array
-        for part in ("train", "t10k")
-        for array in (
-            _array(folder, f"{part}-images-idx3-ubyte", 3)[:, None],
-            _array(folder, f"{part}-labels-idx1-ubyte", 1),
-        )
-    ]
-    return Pictures(name, arrays[0], arrays[1], class_names, arrays[2], arrays[3])
+
+    def part(prefix: str) -> tuple[np.ndarray, np.ndarray]:
+        images = _array(folder, f"{prefix}-images-idx3-ubyte", 3)
+        return images[:, None], _array(folder, f"{prefix}-labels-idx1-ubyte", 1)
+
+    return Pictures(name, *part("train"), class_names, *part("t10k"))
 
 
 SOURCE = Source(

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 def averaged(network: nn.Module, decay: float) -> AveragedModel:
     """A copy of the network that follows its weights, buffers too.
@@ -14,7 +16,7 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     k = min(decay, (1 + n) / (10 + n)), so that the random start is forgotten.
     """
 
-    def average(averages: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+    def average(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
         n = float(count)
         keep = min(decay, (1 + n) / (10 + n))
         if averages[0].is_floating_point():

@@ -263,7 +263,7 @@ def network_for(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     name = recipe.network.get("name")
     if name not in NETWORKS:
         raise unknown_name("network", name, NETWORKS)
-    return {**recipe.network, **NETWORKS[name].options_for(data.image_shape, data.labels.shape[1])}  # type: ignore[operator]
+    return {**recipe.network, **NETWORKS[name].options_for(data.image_shape, data.labels.shape[1])}  # type: ignore[attr-defined]
 
 
 def generator(seed: int, purpose: str, index: int) -> torch.Generator:

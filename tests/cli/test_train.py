@@ -17,7 +17,7 @@ from fastdiff import Trainer, load, sample
 from fastdiff.cli import training
 from fastdiff.cli.main import main
 from fastdiff.data.sources import SOURCES
-from fastdiff.training import loop
+from fastdiff.training import folder, loop
 
 TINY = ["--epochs", "2", "--batch-size", "10", "--threads", "1"]
 
@@ -175,6 +175,12 @@ def test_ctrl_c_before_the_first_step_exits_as_shells_expect(run, sprites, monke
     monkeypatch.setattr(training, "load_data", interrupted)
     run("train", *sprites, *TINY, "-o", "r", code=130)
     assert not os.path.exists("r")
+
+
+def test_without_matplotlib_a_run_has_no_curve_and_says_so(run, sprites, monkeypatch):
+    monkeypatch.setattr(folder, "find_spec", lambda name: None)
+    assert run("train", *sprites, *TINY, "-o", "r").count("no loss curve without matplotlib") == 1
+    assert os.path.exists("r/README.md") and not os.path.exists("r/loss.png")
 
 
 def test_the_data_that_can_be_given_is_listed(run):
