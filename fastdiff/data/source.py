@@ -35,7 +35,7 @@ class Source:
     """One kind of data that `load_data` and `fastdiff train --data` take.
 
     Attributes:
-        accepts: What the user gives, in a few words with an article, for the help and for error messages.
+        accepts: What the user gives, in a few words, for the help and for error messages.
         recognises: Whether a name or path is of this kind.
         read: Reads it: read(source), with those of load_data's arguments that `options` names as keywords. Raises
             InputError where it is not whole.

@@ -12,6 +12,8 @@ from fastdiff.errors import unknown_name
 from fastdiff.samplers.prediction import target
 from fastdiff.samplers.schedule import Schedule
 
+__all__ = ["LOSSES", "denoising_loss", "snr_weight", "weighted_loss"]
+
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "huber": F.smooth_l1_loss,  # beta = 1, as in the Annotated tutorial
     "l1": F.l1_loss,
@@ -32,7 +34,7 @@ def denoising_loss(
     min_snr: float | None = None,
     course_perturbation: bool = False,
 ) -> Tensor:
-    """How far a network is from what the noise asks of it, over a batch (DDPM, Ho et al. 2020).
+    """The mean error of a network that denoises a batch (DDPM, Ho et al. 2020).
 
         x_t = α x_0 + σ ε          with α = sqrt(abar_t), σ = sqrt(1 - abar_t)              (eq. 4)
         L = mean of w(t) ℓ(f(x_t, t), y)                            (eq. 14: w = 1, ℓ the square, y = ε)
