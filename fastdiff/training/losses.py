@@ -34,7 +34,7 @@ def denoising_loss(
     min_snr: float | None = None,
     course_perturbation: bool = False,
 ) -> Tensor:
-    """The mean error of a network that denoises a batch (DDPM, Ho et al. 2020).
+    """The mean error of a network that denoises a batch, as in DDPM (Ho et al. 2020)::
 
         x_t = α x_0 + σ ε          with α = sqrt(abar_t), σ = sqrt(1 - abar_t)              (eq. 4)
         L = mean of w(t) ℓ(f(x_t, t), y)                            (eq. 14: w = 1, ℓ the square, y = ε)
