@@ -15,7 +15,7 @@ from fastdiff.bench.reference import AnnotatedLoop, AnnotatedReference, ContextR
 from fastdiff.checkpoints.load import stored_info
 from fastdiff.checkpoints.shipped import SHIPPED, shipped_models
 from fastdiff.cli.main import main
-from fastdiff.data.idx import DEBIAN_FASHION
+from fastdiff.data.fashion import DEBIAN_FASHION
 from fastdiff.data.load import load_data
 from fastdiff.training.recipe import PRESETS
 from fastdiff.training.trainer import Trainer
@@ -73,7 +73,7 @@ def test_the_garments_have_the_loss_of_their_card(garments):
     data = load_data("fashion-mnist")
     few = dataclasses.replace(data, val_images=data.val_images[:500], val_labels=data.val_labels[:500])
     recipe = PRESETS["annotated"].with_options({"beta_start": 5e-4, "beta_end": 0.1})
-    trainer = Trainer(recipe, few, torch.device("cpu"))
+    trainer = Trainer(recipe, few, device="cpu")
     trainer.network.load_state_dict(garments[0].network.state_dict())
     card = re.search(r"held-out pictures \| ([0-9.]+)", (SHIPPED / "fashion-mnist" / "README.md").read_text())
     assert card and trainer.validate() == pytest.approx(float(card[1]), rel=0.1)  # 500 of the 2,000 pictures
