@@ -6,21 +6,36 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from fastdiff.checkpoints.config import model_config
 from fastdiff.checkpoints.tensors import load_weights, read_tensors, write_tensors
 from fastdiff.errors import InputError
+from fastdiff.model import Model
 from fastdiff.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from fastdiff.training.trainer import Trainer
 
 FILE = "checkpoint.safetensors"
 KEPT = {"recipe", "steps_done", "fingerprint"}
+
+
+class Resumable(Protocol):
+    """What is saved of a Trainer."""
+
+    network: nn.Module
+    averaged: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    recipe: Recipe
+    steps_done: int
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def fingerprint(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,7 @@ def read_checkpoint(path: str | Path) -> TrainingCheckpoint:
     return TrainingCheckpoint(file, tensors, recipe, kept["steps_done"], kept["fingerprint"], extra)
 
 
-def write_checkpoint(path: str | Path, trainer: Trainer, extra: Mapping[str, Any]) -> None:
+def write_checkpoint(path: str | Path, trainer: Resumable, extra: Mapping[str, Any]) -> None:
     """Write a trainer's whole state, atomically; fastdiff.load reads the model from it."""
     tensors = {f"model.{k}": v for k, v in trainer.network.state_dict().items()}
     for index, state in trainer.optimizer.state_dict()["state"].items():
@@ -83,7 +98,7 @@ def write_checkpoint(path: str | Path, trainer: Trainer, extra: Mapping[str, Any
     write_tensors(path, tensors, {**model_config(trainer.model), "training": {**extra, **kept}})
 
 
-def restore(trainer: Trainer, checkpoint: TrainingCheckpoint) -> None:
+def restore(trainer: Resumable, checkpoint: TrainingCheckpoint) -> None:
     """Put the state into a trainer of the same recipe and data."""
     load_weights(trainer.network, checkpoint.part("model."), checkpoint.path)
     if trainer.averaged is not None:
