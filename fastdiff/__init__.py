@@ -9,9 +9,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 from fastdiff._version import __version__
+
+# Installed, kernels/, export/ and bench/ are in this folder; in a clone they lie beside it.
+if not os.path.isdir(os.path.join(__path__[0], "kernels")):
+    __path__.append(os.path.dirname(__path__[0]))
 
 # Loaded when first used, so that neither `import fastdiff` nor `fastdiff --help` waits for torch.
 _MODULES = {"export": "export", "losses": "training.losses"}
