@@ -136,8 +136,8 @@ long winograd_space(int m, int n, int c, int o, int threads) {
 }
 
 /* y (n, h, w, o) = activation(conv(norm(x)) + bias) + residual. x (n, h, w, c). gain, offset (c): of the norm, none
- * if groups is 0. u ((m + 2)^2, c times o rounded up to VL): the transformed weights, each point's (c, o) in the panels of
- * product_panels. bias (o) or 0. residual: as y, or 0. space: winograd_space floats. */
+ * if groups is 0. u ((m + 2)^2, c times o rounded up to VL): the transformed weights, each point's (c, o) in the panels
+ * of product_panels. bias (o) or 0. residual: as y, or 0. space: winograd_space floats. */
 void winograd(const float *x, int groups, const float *gain, const float *offset, float eps, const float *u,
               const float *bias, const float *residual, float *y, int m, int n, int h, int w, int c, int o,
               int activation, int threads, float *space) {
