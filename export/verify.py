@@ -17,7 +17,7 @@ from fastdiff.export.expected import LOOP_BOUNDS, Run
 from fastdiff.export.graph import INT64, Graph, finish_model, value
 from fastdiff.export.runner import OnnxSampler, onnxruntime, open_file
 from fastdiff.export.trace import Parts
-from fastdiff.kernels import philox as reference
+from fastdiff.kernels import philox as torch_philox
 from fastdiff.model import Model
 from fastdiff.samplers.table import StepTable, make_table
 
@@ -154,7 +154,7 @@ def integers_check(write: Callable[..., list[str]] = philox.words) -> Check:
     for seed, first in [*cases, (top, top - samples), (0xFFFFFFFF, 0xFFFFFFFE)]:
         given = {"seed": seed, "first": first, "n": samples, "draw": secrets.randbelow(1000)}
         out = session.run(None, {name: np.array(number) for name, number in given.items()})
-        made = reference.words(seed, given["draw"], first, samples, elements, torch.device("cpu"))
+        made = torch_philox.words(seed, given["draw"], first, samples, elements, torch.device("cpu"))
         for ours, theirs in zip(out, made, strict=True):
             wrong += int((ours != theirs.numpy()).sum())
             total += ours.size

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 import fastdiff
@@ -14,8 +13,6 @@ from fastdiff.cli.main import main
 from fastdiff.export import OnnxSampler, verify, write
 from fastdiff.export.assemble import Face
 from fastdiff.export.web import FILES, RUNTIME
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture

@@ -62,8 +62,8 @@ def test_the_plain_network_of_any_size(models, parts, tmp_path, rel, monkeypatch
 
 def test_steady_norms_are_the_same_norms(parts, tmp_path, apart):
     steady = replace(parts("A"), denoise=steady_norms(parts("A").denoise))
-    kinds = [{node.op_type for node in p.denoise.node} for p in (parts("A"), steady)]
-    assert "InstanceNormalization" in kinds[0] and "InstanceNormalization" not in kinds[1]
+    operators = [{node.op_type for node in p.denoise.node} for p in (parts("A"), steady)]
+    assert "InstanceNormalization" in operators[0] and "InstanceNormalization" not in operators[1]
     given = {"sample": torch.randn(3, 1, 8, 8).numpy() + 2, "timestep": np.array([0, 9, 199])}
     outs = []
     for made in (parts("A"), steady):
