@@ -89,7 +89,7 @@ def _reason(problem: BaseException) -> str:
 def _own_levels() -> list[str]:
     """torch's loggers that have a level of their own, which torch's level does not reach."""
     known = logging.Logger.manager.loggerDict
-    return [name for name, one in known.items() if name.startswith("torch.") and getattr(one, "level", 0)]
+    return [name for name, one in known.items() if name.startswith("torch.") and getattr(one, "level", 0) > 0]
 
 
 @contextmanager

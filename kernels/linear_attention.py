@@ -82,5 +82,6 @@ class _LinearAttention(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
         from fastdiff.kernels import linear_attention_gradient_triton
 
-        gradient = linear_attention_gradient_triton.backward(dy, *ctx.saved_tensors, ctx.heads, ctx.scale)
-        return gradient, None, None
+        qkv, context, normaliser = ctx.saved_tensors
+        dqkv = linear_attention_gradient_triton.backward(dy, qkv, context, normaliser, ctx.heads, ctx.scale)
+        return dqkv, None, None
