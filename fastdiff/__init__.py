@@ -3,39 +3,50 @@
 >>> import fastdiff
 >>> model = fastdiff.load("fashion-mnist")
 >>> images = fastdiff.sample(model, 64, steps=25, seed=0)  # (64, 1, 28, 28) in [-1, 1]
+>>> fastdiff.save_picture(fastdiff.grid(images), "garments.png")
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastdiff._version import __version__
 
-# Loaded when first used, so that `fastdiff --help` does not wait for torch.
-_PUBLIC = {
+# Loaded when first used, so that neither `import fastdiff` nor `fastdiff --help` waits for torch.
+_MODULES = {"export": "export", "losses": "training.losses"}
+_NAMES = {
     "AnnotatedUnet": "networks.annotated",
     "ContextUnet": "networks.context",
     "Engine": "engine.engine",
     "InputError": "errors",
     "Model": "model",
     "PhiloxNoise": "engine.noise",
+    "Recipe": "training.recipe",
     "Schedule": "samplers.schedule",
     "StepTable": "samplers.table",
+    "Trainer": "training.trainer",
+    "grid": "images",
     "load": "checkpoints.load",
     "make_schedule": "samplers.schedule",
     "make_table": "samplers.table",
     "sample": "sampling",
     "save": "checkpoints.save",
+    "save_gif": "images",
+    "save_picture": "images",
 }
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = [*_MODULES, *_NAMES, "__version__"]
 
 if TYPE_CHECKING:
+    from fastdiff import export as export
     from fastdiff.checkpoints.load import load as load
     from fastdiff.checkpoints.save import save as save
     from fastdiff.engine.engine import Engine as Engine
     from fastdiff.engine.noise import PhiloxNoise as PhiloxNoise
     from fastdiff.errors import InputError as InputError
+    from fastdiff.images import grid as grid
+    from fastdiff.images import save_gif as save_gif
+    from fastdiff.images import save_picture as save_picture
     from fastdiff.model import Model as Model
     from fastdiff.networks.annotated import AnnotatedUnet as AnnotatedUnet
     from fastdiff.networks.context import ContextUnet as ContextUnet
@@ -44,15 +55,21 @@ if TYPE_CHECKING:
     from fastdiff.samplers.table import StepTable as StepTable
     from fastdiff.samplers.table import make_table as make_table
     from fastdiff.sampling import sample as sample
+    from fastdiff.training import losses as losses
+    from fastdiff.training.recipe import Recipe as Recipe
+    from fastdiff.training.trainer import Trainer as Trainer
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        value: object = importlib.import_module(f"fastdiff.{_MODULES[name]}")
+    elif name in _NAMES:
+        value = getattr(importlib.import_module(f"fastdiff.{_NAMES[name]}"), name)
+    else:
         raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"fastdiff.{_PUBLIC[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)
