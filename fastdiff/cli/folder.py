@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from fastdiff.cli.drawn import default_steps, parse_contexts, where
 from fastdiff.cli.options import load_model, parse_clip, parse_dtype
+from fastdiff.engine.context import context_width
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.shards.manifest import Request
@@ -24,13 +25,20 @@ LAST_WORDS_SECONDS = 1.0  # for the process that failed to say why, before torch
 
 
 def sample_to_folder(
-    model: str, output: str, *, schedule: str | None, timesteps: int | None, image_size: int | None, **options: Any
+    model: str,
+    output: str,
+    *,
+    schedule: str | None,
+    timesteps: int | None,
+    image_size: int | None,
+    class_names: str | None,
+    **options: Any,
 ) -> None:
     """The command with a folder as its output, in each process of a run."""
     processes = Processes(options["device"])
 
     def prepare() -> tuple[Model, Request, dict[str, Any]]:
-        loaded = load_model(model, schedule, timesteps, image_size)
+        loaded = load_model(model, schedule, timesteps, image_size, class_names)
         if options["dtype"] is not None:
             parse_dtype(options["dtype"])
         return loaded, _request(loaded, options), options
@@ -64,11 +72,11 @@ def _first_alone(processes: Processes, make: Callable[[], Any]) -> Any:
 
 def _request(model: Model, options: dict[str, Any]) -> Request:
     names = ("sampler", "eta", "spacing", "seed", "first", "n", "guidance_scale")
-    steps = options.pop("steps")
+    steps, contexts = options.pop("steps"), options.pop("contexts")
     return Request(
         steps=default_steps(options["sampler"], model.schedule.num_timesteps) if steps is None else steps,
         clip=parse_clip(options.pop("clip")),
-        contexts=[row.tolist() for row in parse_contexts(options.pop("contexts"), model.class_names)],
+        contexts=[row.tolist() for row in parse_contexts(contexts, model.class_names, context_width(model))],
         **{name: options.pop(name) for name in names},
     )
 
