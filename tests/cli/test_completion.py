@@ -77,7 +77,7 @@ def test_an_unknown_shell_is_refused():
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
 def test_bash_completes_by_the_script(tmp_path):
     command = tmp_path / "fastdiff"
-    command.write_text(f"#!/bin/sh\nexec {sys.executable} -m fastdiff \"$@\"\n")
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m fastdiff "$@"\n')
     command.chmod(0o755)
     typed = (
         'compopt() { :; }; eval "$(fastdiff completion bash)"; COMP_WORDS=(fastdiff sample fash); COMP_CWORD=2\n'

@@ -55,14 +55,15 @@ def test_ctrl_c_while_sampling(folder):
     assert os.listdir() == ["a.safetensors"]
 
 
-@pytest.mark.parametrize("stage", ["tracing the network", "checking it against torch"])
-def test_ctrl_c_while_exporting(stage, folder):
+def test_ctrl_c_while_exporting(folder):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    code, text = interrupted(["export", "a.safetensors", "--sampler", "ddim", "-o", "out/a.onnx"], stage)
+    code, text = interrupted(
+        ["export", "a.safetensors", "--sampler", "ddim", "-o", "out/a.onnx"], "tracing the network ..."
+    )
     assert code == 130, text
     assert text.rstrip().endswith("stopped") and "Traceback" not in text and "Abort" not in text
-    assert not [name for name in os.listdir() if name.startswith(".")] and not os.listdir("out")
+    assert os.listdir() == ["a.safetensors"]
 
 
 @pytest.mark.parametrize("words", [["info", "a.safetensors"], ["noise", "a.png"], ["bench", "--list"]])
