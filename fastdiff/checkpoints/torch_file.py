@@ -88,7 +88,7 @@ def _named_by_pickle(data: bytes) -> set[str]:
                 names.add(".".join(map(str, strings[-2:])))
             elif opcode.name not in ("PROTO", "FRAME"):
                 last = argument if isinstance(argument, str) else None
-                if opcode.name in ("BINGET", "LONG_BINGET") and argument < len(memo):
+                if isinstance(argument, int) and opcode.name in ("BINGET", "LONG_BINGET") and argument < len(memo):
                     last = memo[argument]
                 if isinstance(last, str):
                     strings.append(last)
