@@ -1,8 +1,9 @@
 """ONNX: a model's network, its whole sampling loop, a page for browsers, and the runner. See `fastdiff export --help`.
 
->>> from fastdiff.export import OnnxSampler, export_sampler
->>> export_sampler(model, "sampler.onnx", fastdiff.make_table("ddim", model.schedule, 25, time=model.time))
->>> images = OnnxSampler("sampler.onnx").sample(64, seed=0)  # (64, C, H, W) float32 in [-1, 1]
+>>> fastdiff.export.export_sampler(model, "sampler.onnx", table)
+>>> images = fastdiff.export.OnnxSampler("sampler.onnx").sample(64, seed=0)  # (64, C, H, W) float32 in [-1, 1]
+
+`table` is the sampler as a StepTable; fastdiff.make_table makes one.
 """
 
 from __future__ import annotations
@@ -44,3 +45,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(module, name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

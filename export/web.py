@@ -19,7 +19,7 @@ from fastdiff.errors import InputError
 from fastdiff.export import metadata
 from fastdiff.files import TEMPORARY, check_folder
 from fastdiff.model import Model
-from fastdiff.samplers.samplers import SAMPLERS
+from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
 from fastdiff.samplers.table import StepTable
 
 PAGE = Path(__file__).parent / "page"
@@ -76,7 +76,8 @@ def write_page(folder: str | Path, about: dict[str, Any], model: Model, sampler:
         (made / "model.onnx").write_bytes(sampler.SerializeToString())
         description = json.loads({p.key: p.value for p in sampler.metadata_props}[metadata.KEY])
         size = (made / "model.onnx").stat().st_size
-        page = {**description, **about, "model_bytes": size, "samplers": choices(model)}
+        start = {"sampler": DEFAULT, "steps": SAMPLERS[DEFAULT].steps}
+        page = {**description, **about, "model_bytes": size, "samplers": choices(model), "start": start}
         (made / "model.json").write_text(json.dumps(page))
         yield made / "model.onnx"
         if folder.exists():  # it may be the user's working folder: it stays, and is filled, what is opened first last

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from fastdiff.files import check_writable, write_atomically
 from fastdiff.model import Model
 from fastdiff.samplers.prediction import choose_clip
 from fastdiff.samplers.table import StepTable
+
+STAGES = logging.getLogger("fastdiff.export")  # what is being done, at level INFO
 
 
 def export_network(
@@ -51,6 +54,7 @@ def export_network(
         InputError: for what cannot be exported, or if a distance exceeds its bound; no file is left.
     """
     _check(path)
+    STAGES.info("tracing the network")
     parts = trace(model, dtype, weights, prepared, free_size=True)
     return _write(network_model(parts), path, lambda written: network_checks(written, parts))
 
@@ -83,6 +87,7 @@ def export_sampler(
     """
     _check(path)
     face = _face(model, table, clip, stepwise or table is None, noise, pictures)
+    STAGES.info("tracing the network")
     parts = trace(model, dtype, weights, prepared)
     return _write(sampler_model(parts, face), path, lambda written: sampler_checks(written, parts, face))
 
@@ -112,12 +117,15 @@ def export_page(
     check_page_folder(folder)
     onnxruntime()
     face = _face(model, None, "model", True, "philox", False)
+    STAGES.info("tracing the network")
     parts = trace(model, torch.float32, weights, prepared)
     parts = replace(parts, denoise=steady_norms(parts.denoise))
     before, after = (one.network.state_dict().values() for one in (model, parts.model))
     rounded = any(not torch.equal(a.cpu().float(), b.float()) for a, b in zip(before, after, strict=True))
     about = {"name": Path(name).stem, "model": [name, *arguments], "rounded": rounded}
+    STAGES.info("writing the page")
     with write_page(folder, about, model, sampler_model(parts, face)) as written:
+        STAGES.info("checking its sampler against torch")
         return checked(sampler_checks(written, parts, face))
 
 
@@ -139,7 +147,9 @@ def _write(model: ModelProto, path: str | Path, compare: Callable[[Path], Iterab
     done: list[Check] = []
 
     def write(temporary: Path) -> None:
+        STAGES.info("writing the file")
         temporary.write_bytes(model.SerializeToString())
+        STAGES.info("checking it against torch")
         done.extend(checked(compare(temporary)))
 
     write_atomically(path, write)

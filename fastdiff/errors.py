@@ -1,11 +1,14 @@
-"""The one error that bad input raises, and the helpers that word it."""
+"""The one error that bad input raises, the helpers that word it, and warnings that point at the caller."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import operator
+import sys
+import warnings
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 
@@ -46,3 +49,12 @@ def check_float(name: str, value: Any, low: float = -math.inf, high: float = mat
         limits = f"a number from {low:g} to {high:g}" if math.isfinite(low + high) else "a finite number"
         raise InputError(f"{name} = {value!r}; accepted: {limits}")
     return number
+
+
+def warn_caller(message: str) -> None:
+    """A UserWarning that points at the line outside fastdiff from which it was called, however deep it arises."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 2  # warnings.warn counts its own caller, this function, as 1
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -1,8 +1,9 @@
-"""Pictures from tensors: grids, animations, strips."""
+"""Pictures: tensors into grids and animations, and files into tensors."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, check_int
 from fastdiff.files import write_atomically
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -18,7 +19,7 @@ MAX_PIXELS = 200_000_000
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] float → 0..255 uint8, same shape; values outside are clamped, NaN becomes 0."""
+    """[-1, 1] float → 0 to 255 uint8, same shape; values outside are clamped, NaN becomes 0."""
     return ((images.float().nan_to_num(-1.0) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
 
 
@@ -29,27 +30,41 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def grid_layout(
-    n: int, height: int, width: int, columns: int | None, scale: int | None, gap: int
+    n: int, height: int, width: int, *, columns: int | None, scale: int | None, gap: int
 ) -> tuple[int, int, int]:
-    """(columns, rows, scale) of a grid. Raises InputError where the picture would have more than MAX_PIXELS."""
-    columns = min(n, math.ceil(math.sqrt(n)) if columns is None else columns)
+    """(columns, rows, scale) of a grid; raises InputError where the picture would have more than MAX_PIXELS."""
+    columns = math.ceil(math.sqrt(n)) if columns is None else check_int("columns", columns, 1, MAX_PIXELS)
+    columns = min(n, columns)
     rows = math.ceil(n / columns)
+    check_int("gap", gap, 0, MAX_PIXELS)
     across, down = columns * (width + gap) + gap, rows * (height + gap) + gap
-    scale = max(1, round(640 / across)) if scale is None else scale
+    scale = max(1, round(640 / across)) if scale is None else check_int("scale", scale, 1, MAX_PIXELS)
     if across * down * scale**2 > MAX_PIXELS:
         raise InputError(f"a grid of {across * scale}x{down * scale} pixels; accepted: up to {MAX_PIXELS:,} pixels")
     return columns, rows, scale
 
 
-def grid(images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = 1) -> Image.Image:
-    """(n, C, H, W) in [-1, 1] → one picture, row by row.
+def grid(images: Tensor, columns: int | None = None, *, scale: int | None = None, gap: int = 1) -> Image.Image:
+    """All images in one picture, row by row, on white.
 
-    columns: about the square root of n unless given. scale: whole-number enlargement (nearest neighbour), so that
-    the picture is about 640 pixels wide unless given. gap: pixels between images, before enlargement.
+    Args:
+        images: (n, C, H, W) float in [-1, 1], as `sample` returns them.
+        columns: Images in a row. Default: the square root of n, rounded up.
+        scale: Whole-number enlargement (nearest neighbour). Default: so that the picture is about 640 pixels wide.
+        gap: Pixels between images, before enlargement.
+
+    Returns:
+        A picture of the Python Imaging Library, in mode L, RGB or RGBA by the number of channels.
+
+    Raises:
+        InputError: images has another shape, a number is out of range, or the picture would have over 200,000,000
+            pixels.
     """
-    pixels = to_uint8(images)
+    if images.ndim != 4 or not images.numel():
+        raise InputError(f"images of shape {tuple(images.shape)}; accepted: (n, C, H, W), none of them 0")
+    pixels = to_uint8(images.detach().cpu())
     n, channels, height, width = pixels.shape
-    columns, rows, scale = grid_layout(n, height, width, columns, scale, gap)
+    columns, rows, scale = grid_layout(n, height, width, columns=columns, scale=scale, gap=gap)
     sheet = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
     for index in range(n):
         top = gap + index // columns * (height + gap)
@@ -60,7 +75,11 @@ def grid(images: Tensor, columns: int | None = None, scale: int | None = None, g
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:
-    """Write in the format of the path's ending."""
+    """Write a picture, whole or not at all, in the format of the path's ending (.png, .jpg, .webp, ...).
+
+    Raises:
+        InputError: The ending is no picture's, or the format cannot hold the picture.
+    """
     check_picture_name(path)
     try:
         write_atomically(path, picture.save)
@@ -68,8 +87,22 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
         raise InputError(f"cannot write {str(path)!r}, {picture.width}x{picture.height}: {error}") from error
 
 
-def save_gif(pictures: list[Image.Image], path: str | Path, milliseconds: int = 80, hold: int = 1500) -> None:
-    """An animation that repeats; the last picture stays for `hold` milliseconds."""
+def save_gif(pictures: Sequence[Image.Image], path: str | Path, *, milliseconds: int = 80, hold: int = 1500) -> None:
+    """Write an animation that repeats, whole or not at all.
+
+    Args:
+        pictures: The frames, in their order, all of one size; see `grid`.
+        path: The file, which ends in .gif.
+        milliseconds: How long each frame is shown.
+        hold: How long the last one is shown, in milliseconds.
+
+    Raises:
+        InputError: There are no pictures, or the path has another ending.
+    """
+    if not pictures:
+        raise InputError("no pictures for an animation; accepted: at least one")
+    if Path(path).suffix.lower() != ".gif":
+        raise InputError(f"animation {str(path)!r}; accepted: a name that ends in .gif")
     times = [milliseconds] * (len(pictures) - 1) + [hold]
     first, *rest = [picture.convert("RGB").quantize(256) for picture in pictures]
     write_atomically(
@@ -78,7 +111,7 @@ def save_gif(pictures: list[Image.Image], path: str | Path, milliseconds: int = 
 
 
 def check_picture_name(path: str | Path) -> Path:
-    """An InputError for a file ending that is no picture's."""
+    """The path, if its ending is a picture's; raises InputError."""
     if Path(path).suffix.lower() not in PICTURE_ENDINGS:
         raise InputError(f"picture name {str(path)!r}; accepted endings: {', '.join(PICTURE_ENDINGS)}")
     return Path(path)

@@ -48,6 +48,22 @@ def test_gif(tmp_path):
         assert gif.info["duration"] == 1500
 
 
+def test_bad_grids_and_animations(tmp_path):
+    images = torch.zeros(2, 1, 4, 4)
+    for call, message in (
+        (lambda: grid(images[0]), r"images of shape \(1, 4, 4\)"),
+        (lambda: grid(images[:0]), "none of them 0"),
+        (lambda: grid(images, 0), "columns = 0"),
+        (lambda: grid(images, scale=1.5), "scale = 1.5"),
+        (lambda: grid(images, gap=-1), "gap = -1"),
+        (lambda: save_gif([], tmp_path / "a.gif"), "no pictures"),
+        (lambda: save_gif([grid(images)], tmp_path / "a.png"), "ends in .gif"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+    assert not os.listdir(tmp_path)
+
+
 def test_a_middle_square_is_cut(tmp_path):
     picture = Image.new("RGB", (12, 4), (255, 0, 0))
     picture.paste((0, 0, 255), (4, 0, 8, 4))

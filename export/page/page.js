@@ -54,7 +54,7 @@ const nearest = (values, to) => values.reduce((a, b) => (Math.abs(b - to) < Math
 function showSteps() {
   const values = Object.keys(model.samplers[$("sampler").value]).map(Number);
   const before = $("steps").querySelector("input:checked");
-  pills("steps", values, nearest(values, before ? Number(before.value) : 25));
+  pills("steps", values, nearest(values, before ? Number(before.value) : model.start.steps));
   $("sampler-hint").textContent = HINTS[$("sampler").value] ?? "";
 }
 
@@ -65,7 +65,13 @@ function setClasses(weights) {
 
 function showValues() {
   for (const input of document.querySelectorAll(".row input")) input.nextElementSibling.value = Number(input.value);
+  // The class that is chosen alone, or none; a mixture is seen by its sliders.
+  const used = classes.map((_, k) => k).filter((k) => Number($(`class-${k}`).value));
+  classes.forEach((_, k) => press($(`class-${k}`).previousElementSibling, used.length === 1 && used[0] === k));
+  press($("none"), !used.length);
 }
+
+const press = (button, on) => button.setAttribute("aria-pressed", on);
 
 function build() {
   document.title = `${model.name} · fastdiff`;
@@ -85,6 +91,7 @@ function build() {
   $("class-hint").prepend(none);
   $("classes").hidden = !classes.length;
   $("sampler").append(...Object.keys(model.samplers).map((name) => element("option", { textContent: name })));
+  $("sampler").value = model.start.sampler;
   showSteps();
   pills("number", NUMBERS, 9);
   showValues();

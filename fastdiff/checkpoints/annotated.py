@@ -1,4 +1,4 @@
-"""The Annotated Diffusion Model's networks, by their state dicts."""
+"""State dicts of AnnotatedUnet, the network of The Annotated Diffusion Model."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdiff.checkpoints.tensors import ODD_SHAPES, filled
+from fastdiff.checkpoints.tensors import ODD_SHAPES, filled, mismatch
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.networks.annotated import AnnotatedUnet
 from fastdiff.networks.blocks import HEAD_DIM, HEADS
-from fastdiff.samplers.schedule import make_schedule
+from fastdiff.samplers.schedule import Schedule, make_schedule
 
 
 def _refuse_other_editions(path: Path, tensors: Mapping[str, Tensor]) -> None:
     if any(k.startswith("final_res_block.") for k in tensors) or tensors["init_conv.weight"].shape[-1] == 1:
         raise InputError(
             f"{str(path)!r} is of the tutorial's later PyTorch edition (weight-standardised ResNet blocks, 1x1 "
-            "init_conv, final_res_block), which is not served yet; accepted: mindspore, mindspore-torch, hf-2022"
+            "init_conv, final_res_block), which is not supported yet; accepted: mindspore, mindspore-torch, hf-2022"
         )
     if any(k.endswith(".norm.g") or k.endswith(".net.0.g") for k in tensors):
         raise InputError(
             f"{str(path)!r} is of the tutorial's first PyTorch edition (LayerNorm g and b everywhere), which is not "
-            "served yet; accepted: mindspore, mindspore-torch, hf-2022"
+            "supported yet; accepted: mindspore, mindspore-torch, hf-2022"
         )
 
 
@@ -37,10 +37,12 @@ def annotated_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     while f"downs.{len(widths)}.2.fn.fn.to_qkv.weight" in shape:
         hidden, width = shape[f"downs.{len(widths)}.2.fn.fn.to_qkv.weight"][:2]
         if hidden != 3 * HEADS * HEAD_DIM:
-            raise KeyError(f"attention of width {hidden // 3}, not {HEADS} heads of {HEAD_DIM}")
+            raise ValueError(f"attention of width {hidden // 3}, not {HEADS} heads of {HEAD_DIM}")
         widths.append(width)
-    if not widths or any(width % dim for width in widths):
-        raise KeyError(f"level widths {widths} that are no multiples of dim {dim}")
+    if not widths:
+        raise KeyError("downs.0.2.fn.fn.to_qkv.weight")
+    if any(width % dim for width in widths):
+        raise ValueError(f"level widths {widths}, which are no multiples of dim = {dim}")
     resnet = "downs.0.0.block1.proj.weight" in shape
     first = "downs.0.0.block1.proj" if resnet else "downs.0.0.ds_conv"
     if "downs.0.2.fn.fn.to_out.1.weight" in shape:
@@ -59,14 +61,20 @@ def annotated_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def annotated(path: Path, tensors: Mapping[str, Tensor], schedule, image_size) -> Model:
+def annotated_model(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    schedule: Schedule | None,
+    image_size: int | tuple[int, int] | None,
+) -> Model:
+    """The Model of a state dict; the tutorial's schedule, T = 200, and 28x28 unless they are given."""
     _refuse_other_editions(path, tensors)
     try:
         network = AnnotatedUnet(**annotated_options(tensors))
     except InputError:
         raise
     except ODD_SHAPES as error:
-        raise InputError(f"{str(path)!r} is no whole Annotated Diffusion U-Net: it lacks or has {error}") from error
+        raise InputError(f"{str(path)!r} does not match AnnotatedUnet: {mismatch(error)}") from error
     height, width = (image_size or 28,) * 2 if not isinstance(image_size, tuple) else image_size
     return filled(
         path,

@@ -26,6 +26,7 @@ def network_config(network: nn.Module) -> dict[str, Any]:
 
 
 def build_network(config: Mapping[str, Any]) -> nn.Module:
+    """The inverse of network_config, with fresh weights; raises InputError for values that make no network."""
     options = dict(config)
     name = options.pop("name", None)
     if name not in NETWORKS:
@@ -37,6 +38,7 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
 
 
 def model_config(model: Model) -> dict[str, Any]:
+    """All of a model but its weights, as plain values that JSON keeps."""
     return {
         "format": FORMAT,
         "network": network_config(model.network),

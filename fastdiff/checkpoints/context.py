@@ -1,21 +1,26 @@
-"""How Diffusion Models Work: ContextUnet, by its state dict."""
+"""State dicts of ContextUnet, the network of the course How Diffusion Models Work."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from fastdiff.checkpoints.tensors import ODD_SHAPES, filled
-from fastdiff.errors import InputError
+from fastdiff.checkpoints.tensors import ODD_SHAPES, filled, mismatch
+from fastdiff.errors import InputError, warn_caller
 from fastdiff.model import Model
 from fastdiff.networks.context import ContextUnet
-from fastdiff.samplers.schedule import make_schedule
+from fastdiff.samplers.schedule import Schedule, make_schedule
 
 
-def context(path: Path, tensors: Mapping[str, Tensor], schedule, image_size) -> Model:
+def context_model(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    schedule: Schedule | None,
+    image_size: int | tuple[int, int] | None,
+) -> Model:
+    """The Model of a state dict; the course's schedule, T = 500, unless one is given."""
     try:
         n_feat, in_channels = tensors["init_conv.conv1.0.weight"].shape[:2]
         height = 4 * tensors["up0.0.weight"].shape[2]
@@ -24,14 +29,13 @@ def context(path: Path, tensors: Mapping[str, Tensor], schedule, image_size) -> 
     except InputError:
         raise
     except ODD_SHAPES as error:
-        raise InputError(f"{str(path)!r} is no whole ContextUnet: it lacks {error}") from error
+        raise InputError(f"{str(path)!r} does not match ContextUnet: {mismatch(error)}") from error
     if image_size not in (None, height, (height, height)):
         raise InputError(f"image_size = {image_size}; the network in {str(path)!r} takes {height}")
     if not shortcut and in_channels != n_feat:
-        warnings.warn(
+        warn_caller(
             f"{path.name}: the published network draws its first shortcut at random in every pass, so no checkpoint "
-            "has it; it is taken as zero, its mean",
-            stacklevel=4,
+            "has it; it is taken as zero, its mean"
         )
     return filled(
         path,

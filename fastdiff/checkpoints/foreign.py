@@ -1,4 +1,4 @@
-"""Files that are not fastdiff's own: which family's network one holds, told by its keys."""
+"""Files that are not fastdiff's own; the keys of a state dict tell which network it is of."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fastdiff.checkpoints.annotated import annotated
-from fastdiff.checkpoints.context import context
+from fastdiff.checkpoints.annotated import annotated_model
+from fastdiff.checkpoints.context import context_model
 from fastdiff.checkpoints.mindspore import is_mindspore, read_mindspore
 from fastdiff.checkpoints.torch_file import read_torch, strip_prefixes
 from fastdiff.errors import InputError
@@ -22,7 +22,7 @@ def load_foreign(
     schedule: Schedule | None,
     image_size: int | tuple[int, int] | None,
 ) -> Model:
-    """A Model from a file that is not fastdiff's own; tensors where they are read already (bare safetensors)."""
+    """A Model from a file that is not fastdiff's own; tensors where they have been read already (bare safetensors)."""
     if tensors is None and is_mindspore(path):
         tensors = read_mindspore(path)
         try:
@@ -41,12 +41,12 @@ def load_foreign(
 def recognise(
     path: Path, tensors: Mapping[str, Tensor], schedule: Schedule | None, image_size: int | tuple[int, int] | None
 ) -> Model:
-    """A Model from a bare state dict. Raises InputError where it is neither system's, or an edition not served."""
+    """A Model from a bare state dict; raises InputError where its network or its edition is not known."""
     tensors = strip_prefixes(tensors)
     if "init_conv.conv1.0.weight" in tensors and "contextembed1.model.0.weight" in tensors:
-        return context(path, tensors, schedule, image_size)
+        return context_model(path, tensors, schedule, image_size)
     if "init_conv.weight" in tensors and "time_mlp.1.weight" in tensors:
-        return annotated(path, tensors, schedule, image_size)
+        return annotated_model(path, tensors, schedule, image_size)
     some = ", ".join(sorted(tensors)[:3])
     raise InputError(
         f"{str(path)!r} is not a network that fastdiff knows (its keys begin {some}); accepted: the Annotated "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +20,46 @@ from fastdiff.samplers.schedule import Schedule
 
 def load(
     name_or_path: str | Path,
+    *,
     schedule: Schedule | None = None,
     image_size: int | tuple[int, int] | None = None,
+    class_names: Sequence[str] = (),
 ) -> Model:
-    """A model by name (`fashion-mnist`, `sprites`) or from a file; weights on the CPU in float32, eval mode.
+    """A model by its name or from a file; no code from the file is run.
 
-    Files: fastdiff's own safetensors (a training checkpoint too: its EMA weights); state dicts of the two reference
-    systems (.pt, .pth, .safetensors; bare or under "ema", "model", "state_dict", ...), told apart by their keys;
-    the MindSpore tutorial's .ckpt.
-    schedule, image_size: for files that do not say; the tutorial's (linear, T = 200, 28x28) or the course's unless
-    given.
+    Args:
+        name_or_path: A shipped model, `fashion-mnist` or `sprites`; fastdiff's own .safetensors, or the folder of a
+            training run; a training checkpoint (its averaged weights, where it has them); a state dict of AnnotatedUnet
+            or ContextUnet (.pt, .pth, .safetensors; bare or under "ema", "model", "state_dict", ...), recognised by its
+            keys; the MindSpore tutorial's .ckpt.
+        schedule: The training schedule, for a state dict. Default: its tutorial's, which is linear with T = 200 for
+            AnnotatedUnet, course with T = 500 for ContextUnet.
+        image_size: Side of the images or (height, width), in pixels, for a state dict. Default: 28 for AnnotatedUnet;
+            ContextUnet's follows from its weights.
+        class_names: A name for each entry of the context, for a file that does not name them.
 
-    Raises InputError for an unknown name, and for a file that is truncated, foreign, or would need code to be run.
+    Returns:
+        The model, its weights in float32 on the CPU, its network in eval mode.
+
+    Raises:
+        InputError: The name is unknown; the file is damaged, of another network, or needs code to be run; or an
+            argument contradicts it.
     """
     path = locate(name_or_path)
     tensors, config = None, None
     if looks_like_safetensors(path):
         tensors, config = read_tensors(path)
-        if config is not None:
-            return _own(path, tensors, config, schedule, image_size)
-    return load_foreign(path, tensors, schedule, image_size)
+    if tensors is not None and config is not None:
+        if schedule is not None or image_size is not None:
+            raise InputError(f"{str(path)!r} states its own schedule and image size; leave them out")
+        model = _own(path, tensors, config)
+    else:
+        model = load_foreign(path, tensors, schedule, image_size)
+    return _with_class_names(path, model, class_names) if class_names else model
 
 
 def stored_info(name_or_path: str | Path) -> dict[str, Any]:
-    """What was kept with a model about its making: save()'s info, or how far a training run is."""
+    """What a file says about its making: the info given to `save`, or how far a training run is."""
     path = locate(name_or_path)
     config = read_tensors(path)[1] if looks_like_safetensors(path) else None
     if config is None:
@@ -52,9 +70,7 @@ def stored_info(name_or_path: str | Path) -> dict[str, Any]:
     return dict(info) if isinstance(info, dict) else {}
 
 
-def _own(path: Path, tensors: dict[str, Tensor], config: dict[str, Any], schedule, image_size) -> Model:
-    if schedule is not None or image_size is not None:
-        raise InputError(f"{str(path)!r} states its own schedule and image size; leave them out")
+def _own(path: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> Model:
     if config.get("format") != FORMAT:
         raise InputError(f"{str(path)!r} has format {config.get('format')!r}; this version reads {FORMAT}")
     if "training" in config:  # a training checkpoint holds the raw weights, and the averaged ones with EMA
@@ -66,3 +82,15 @@ def _own(path: Path, tensors: dict[str, Tensor], config: dict[str, Any], schedul
         raise InputError(f"{str(path)!r} has a configuration that makes no model: {error}") from error
     load_weights(model.network, tensors, path)
     return model
+
+
+def _with_class_names(path: Path, model: Model, names: Sequence[str]) -> Model:
+    if model.class_names:
+        raise InputError(f"{str(path)!r} names its own classes, {', '.join(model.class_names)}; leave class_names out")
+    width = model.context_width or 0
+    if len(names) != width:
+        takes = f"contexts of {width} numbers" if width else "no context"
+        raise InputError(f"{len(names)} class names, {', '.join(names)}; the network of {str(path)!r} takes {takes}")
+    if not all(names) or len(set(names)) < len(names):
+        raise InputError(f"class names {list(names)}; accepted: {width} that differ, none of them empty")
+    return dataclasses.replace(model, class_names=names)

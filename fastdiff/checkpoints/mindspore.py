@@ -100,7 +100,7 @@ def _tensor(slices: list[tuple[list[int], str, memoryview]]) -> Tensor:
 
 
 def read_mindspore(path: Path) -> dict[str, Tensor]:
-    """Name → tensor, norm parameters renamed gamma → weight and beta → bias, optimizer state left out."""
+    """Name → tensor; gamma and beta are renamed weight and bias, and the optimizer's state is left out."""
     slices: dict[str, list[tuple[list[int], str, memoryview]]] = {}
     try:
         for number, value in _fields(memoryview(path.read_bytes())):

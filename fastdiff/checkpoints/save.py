@@ -14,12 +14,18 @@ from fastdiff.model import Model
 
 
 def save(
-    model: Model, path: str | Path, dtype: torch.dtype | None = None, info: Mapping[str, Any] | None = None
+    model: Model, path: str | Path, *, dtype: torch.dtype | None = None, info: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a model as one safetensors file, atomically.
+    """Write a model as one safetensors file, whole or not at all.
 
-    dtype: of the stored weights (float16 halves the file); None keeps them. Integers stay as they are.
-    info: plain values kept in the metadata, shown by `fastdiff info`.
+    Args:
+        model: A Model of AnnotatedUnet or ContextUnet.
+        path: The file; missing folders are made.
+        dtype: Of the stored weights; torch.float16 halves the file. Default: as they are.
+        info: Plain values (JSON) about the model's making, which `fastdiff info` shows.
+
+    Raises:
+        InputError: The network is of another class.
     """
     tensors = {
         name: value.detach().to("cpu", dtype if dtype and value.is_floating_point() else value.dtype).contiguous()

@@ -15,6 +15,7 @@ def shipped_models() -> dict[str, Path]:
 
 
 def locate(name_or_path: str | Path) -> Path:
+    """The file of a shipped model, of a training run's folder, or the path itself; InputError where there is none."""
     shipped = shipped_models()
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]

@@ -16,11 +16,17 @@ from fastdiff.errors import InputError
 from fastdiff.files import write_atomically
 from fastdiff.model import Model
 
-# What reading sizes off tensors of other shapes than expected raises.
+# What reading a network's sizes off a state dict raises where keys are missing or shapes are not as expected.
 ODD_SHAPES = (KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError, MemoryError)
 
 
+def mismatch(error: Exception) -> str:
+    """One of ODD_SHAPES in words: the key that is missing, or what the shapes gave."""
+    return f"it has no {error.args[0]}" if isinstance(error, KeyError) else f"its tensors have odd shapes ({error})"
+
+
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """A safetensors file, whole or not at all, its configuration as JSON in the metadata entry "fastdiff"."""
     metadata = {"fastdiff": json.dumps(config)}
     write_atomically(path, lambda temporary: save_file(dict(tensors), temporary, metadata=metadata))
 
@@ -43,6 +49,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 
 
 def looks_like_safetensors(path: Path) -> bool:
+    """By its name, or by its ninth byte, with which the JSON header begins."""
     try:
         with open(path, "rb") as file:
             head = file.read(9)
@@ -52,14 +59,14 @@ def looks_like_safetensors(path: Path) -> bool:
 
 
 def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """load_state_dict(strict=True), worded as one sentence; leaves the network in eval mode."""
+    """Copy tensors into the network and put it in eval mode; an InputError names keys or shapes that do not match."""
     own = network.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     wrong = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
     if missing or unexpected or wrong:
         kinds = (("missing", missing), ("unexpected", unexpected), ("wrong shape", sorted(wrong)))
         what = "; ".join(f"{len(keys)} {kind} ({keys[0]}, ...)" for kind, keys in kinds if keys)
-        raise InputError(f"{str(path)!r} does not fit {type(network).__name__}: {what}")
+        raise InputError(f"{str(path)!r} does not match {type(network).__name__}: {what}")
     broken = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
         raise InputError(f"{str(path)!r} holds NaN or infinity in {len(broken)} tensors ({broken[0]}, ...)")
@@ -68,7 +75,7 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | 
 
 
 def filled(path: Path, tensors: Mapping[str, Tensor], model: Model) -> Model:
-    """The model, its network with these weights in float32."""
+    """The model, with these weights in float32 in its network."""
     floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     load_weights(model.network, floats, path)
     return model

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import pickle
+import pickletools
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +31,10 @@ WRAPPINGS = (
 )
 PREFIXES = ("module.", "_orig_mod.", "ema_model.", "model.", "network.", "net.", "unet.", "denoise_fn.")
 
+ACCEPTED = "accepted: .safetensors, state dicts of torch.save, MindSpore's .ckpt"
+SHOWN = 3  # objects that a refusal names
+PICKLES = 5  # that torch.save writes one after the other, before the tensors, in its format without a zip
+
 
 def read_torch(path: Path) -> dict[str, Tensor]:
     """The state dict in a torch.save file, unwrapped; no code from the file is run."""
@@ -36,18 +43,58 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        first = str(error).splitlines()[0]
+        names = _objects_in(path)
+        if not names:
+            raise InputError(
+                f"{str(path)!r} is not a whole checkpoint, or holds more than tensors and plain values; {ACCEPTED}"
+            ) from error
+        more = ", ..." if len(names) > SHOWN else ""
         raise InputError(
-            f"{str(path)!r} is refused: it holds pickled code or objects, or is damaged, and only tensors are "
-            f"loaded; save the state dict alone, torch.save(model.state_dict(), path) ({first})"
+            f"{str(path)!r} is refused: it holds pickled code or objects ({', '.join(names[:SHOWN])}{more}), and only "
+            "tensors and plain values are loaded; save the state dict alone: torch.save(model.state_dict(), path)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{str(path)!r} is not a whole checkpoint: accepted are .safetensors, torch.save state dicts and "
-            f"MindSpore .ckpt files ({first})"
-        ) from error
+        raise InputError(f"{str(path)!r} is not a whole checkpoint ({first}); {ACCEPTED}") from error
     return _unwrap(content, path)
+
+
+def _objects_in(path: Path) -> list[str]:
+    """module.name of the classes and functions that the file would have imported; it is read, and nothing is run."""
+    try:
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError):  # not in the zip format of torch.save
+        # torch's own rebuild functions are allowed, but no public list tells which they are.
+        names = {
+            name for name in _named_by_pickle(path.read_bytes()) if not name.startswith(("torch.", "collections."))
+        }
+    return sorted(name if name.isprintable() else ascii(name) for name in names)
+
+
+def _named_by_pickle(data: bytes) -> set[str]:
+    """module.name of every object that pickles one after the other import, as far as they are whole."""
+    names: set[str] = set()
+    memo: list[Any] = []
+    strings: list[Any] = []  # pushed so far; a STACK_GLOBAL takes the last two
+    last: Any = None  # the top of the stack, where it is a string
+    file = io.BytesIO(data)
+    try:
+        for opcode, argument, _ in itertools.chain.from_iterable(pickletools.genops(file) for _ in range(PICKLES)):
+            if opcode.name == "MEMOIZE":
+                memo.append(last)
+            elif opcode.name in ("GLOBAL", "INST"):
+                names.add(str(argument).replace(" ", "."))
+            elif opcode.name == "STACK_GLOBAL":
+                names.add(".".join(map(str, strings[-2:])))
+            elif opcode.name not in ("PROTO", "FRAME"):
+                last = argument if isinstance(argument, str) else None
+                if isinstance(argument, int) and opcode.name in ("BINGET", "LONG_BINGET") and argument < len(memo):
+                    last = memo[argument]
+                if isinstance(last, str):
+                    strings.append(last)
+    except ValueError:  # where it is damaged
+        pass
+    return names
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:

@@ -11,8 +11,6 @@ from torch import Tensor
 from fastdiff.engine.context import parse_context
 from fastdiff.errors import InputError
 
-GIF_FRAMES = 40
-
 
 @dataclass(frozen=True)
 class Drawn:
@@ -26,9 +24,9 @@ class Drawn:
     where: str
 
 
-def frames_of(steps: int) -> int:
-    """Every how many steps a frame is taken."""
-    return max(1, -(-steps // GIF_FRAMES))
+def frame_interval(steps: int, most: int | None) -> int:
+    """Every how many steps a frame is taken, for at most so many frames; None is a frame for each step."""
+    return 1 if most is None else max(1, -(-steps // most))
 
 
 def contexts_in_turn(rows: list[Tensor], first: int, n: int) -> Tensor | None:
@@ -38,8 +36,10 @@ def contexts_in_turn(rows: list[Tensor], first: int, n: int) -> Tensor | None:
     return torch.stack([rows[(first + r) % len(rows)] for r in range(n)])
 
 
-def parse_contexts(texts: Sequence[str], class_names: Sequence[str]) -> list[Tensor]:
-    """The contexts as typed, all of one width."""
+def parse_contexts(texts: Sequence[str], class_names: Sequence[str], width: int | None) -> list[Tensor]:
+    """The contexts as typed, all of one width; width is that of the model's contexts, see context_width."""
+    if texts and width == 0:
+        raise InputError(f"--context {texts[0]!r} for a model that takes no context; leave it out")
     rows = [parse_context(text, class_names) for text in texts]
     if len({len(row) for row in rows}) > 1:
         raise InputError(f"contexts of {sorted({len(row) for row in rows})} numbers; accepted: all of one width")

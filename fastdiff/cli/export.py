@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fastdiff.cli.completion import complete, complete_model
 from fastdiff.cli.options import foreign_options, listed, load_model, parse_clip, parse_dtype, steps_help
 from fastdiff.errors import InputError, unknown_name
 from fastdiff.samplers.samplers import SAMPLERS
@@ -16,41 +20,59 @@ from fastdiff.samplers.spacing import SPACINGS
 
 ANY = "any"
 DTYPES = ("float32", "float16")
+NOISES = ("philox", "input")
 OF_SAMPLERS = ("steps", "eta", "spacing", "clip", "stepwise", "noise", "pictures")
 NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise", "pictures", "dtype")
 
 
 @click.command(short_help="A model, or its whole sampling loop, as ONNX; a page for browsers.")
-@click.argument("model")
-@click.option("-o", "--output", metavar="FILE", help="The .onnx file.")
+@click.argument("model", shell_complete=complete_model)
+@click.option("-o", "--output", metavar="FILE.onnx", help="The file.")
 @click.option("--web", metavar="DIR", help="Write a static page that samples in the visitor's browser.")
 @click.option(
     "--sampler",
-    help=f"Export the loop: {listed(SAMPLERS)}; any: the table is an input, stepwise. "
-    "Without it the network alone is exported.",
+    help=f"Export the loop: {listed(SAMPLERS)}; any: stepwise, and the table is an input.  "
+    "[default: the network alone]",
+    shell_complete=complete([*SAMPLERS, ANY]),
 )
 @click.option("--steps", type=int, help=steps_help())
-@click.option("--eta", type=float, help="ddim's noise, 0 (none, the default) to 1 (as ddpm).")
-@click.option("--spacing", help=f"{listed(SPACINGS)}.  [default: trailing]")
-@click.option("--clip", metavar="CLIP", help="Clip the predicted image: off, a bound such as 1, dynamic.")
+@click.option("--eta", type=float, help="ddim's noise, 0 (none) to 1 (as ddpm).  [default: 0]")
+@click.option(
+    "--spacing",
+    help=f"Which timesteps are taken: {listed(SPACINGS)}.  [default: trailing]",
+    shell_complete=complete(SPACINGS),
+)
+@click.option(
+    "--clip",
+    metavar="CLIP",
+    help="Clip the predicted image: off, a bound such as 1, dynamic (at the 0.995 quantile) or dynamic=0.99.  "
+    "[default: the model's own]",
+)
 @click.option(
     "--stepwise",
     is_flag=True,
     default=None,
-    help="Rows `start` to `stop` in each call, for progress, cancelling and frames.",
+    help="A call runs steps `start` to `stop`, for progress, cancelling and animations.",
 )
 @click.option(
-    "--noise", help="philox (made in the file from a seed) or input (given by the caller).  [default: philox]"
+    "--noise",
+    help="philox (made in the file from a seed) or input (given by the caller).  [default: philox]",
+    shell_complete=complete(NOISES),
 )
 @click.option(
     "--pictures", is_flag=True, default=None, help="The output is uint8 (n, H, W, C), not float32 in [-1, 1]."
 )
-@click.option("--dtype", help="What the network computes in: float32 or float16.  [default: float32]")
+@click.option(
+    "--dtype",
+    help="What the network computes in: float32 or float16.  [default: float32]",
+    shell_complete=complete(DTYPES),
+)
 @click.option(
     "--weights",
     help="How weights are stored: float32, or float16 for half the size.  [default: the dtype; --web: float16]",
+    shell_complete=complete(DTYPES),
 )
-@click.option("--plain", is_flag=True, help="The network as published, without folding its linear attention.")
+@click.option("--plain", is_flag=True, help="Keep the network as published: do not fold its linear attention.")
 @foreign_options
 def export(
     model: str,
@@ -61,6 +83,7 @@ def export(
     schedule: str | None,
     timesteps: int | None,
     image_size: int | None,
+    class_names: str | None,
     **options: Any,
 ) -> None:
     """Write MODEL as ONNX, to run where there is no PyTorch, and check the file against PyTorch.
@@ -72,15 +95,15 @@ def export(
     fastdiff export sprites --web page/          then: python3 -m http.server -d page
 
     \b
-    The network takes   sample (batch, C, H, W), timestep (batch,), context (batch, K)
-    A sampler takes     seed, first, n; context (n, K) or (1, K), guidance_scale; and gives images (n, C, H, W)
-    Stepwise            x, x0_prev, start, stop, seed, first, ...; and gives next_x, next_x0_prev
+    The network takes   sample (batch, C, H, W), timestep (batch,), context (batch, K); gives prediction
+    A sampler takes     seed, first, n, context (n, K) or (1, K), guidance_scale; gives images (n, C, H, W)
+    Stepwise it takes   x, x0_prev, start, stop, seed, first, ...; gives next_x, next_x0_prev
 
-    A sampler's file needs nothing but ONNX Runtime 1.20 or newer: the same seed gives the image that `fastdiff sample`
-    gives. `fastdiff sample sampler.onnx` runs it. On GPU providers the noise's integers are computed on the CPU, which
-    --noise input avoids.
+    A sampler's file needs nothing but ONNX Runtime 1.20 or newer, and gives the images that `fastdiff sample` gives
+    for the same seed. `fastdiff sample sampler.onnx` runs it. GPU providers have the noise's integers computed on the
+    CPU, which --noise input avoids.
 
-    The file is run in ONNX Runtime against PyTorch before it gets its name, with fresh random inputs; where they
+    Before the file gets its name it is run in ONNX Runtime against PyTorch, with random inputs. Where the results
     differ too much, or anything else fails, nothing is written.
     """
     if (output is None) == (web is None):
@@ -90,25 +113,29 @@ def export(
 
     from fastdiff import export as onnx
 
-    loaded = load_model(model, schedule, timesteps, image_size)
+    loaded = load_model(model, schedule, timesteps, image_size, class_names)
     dtype = given.get("dtype", "float32")
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
     common: dict[str, Any] = {"prepared": not plain, "weights": weights or ("float16" if web else None)}
     began = time.perf_counter()
-    if sys.stderr.isatty():
-        click.echo("tracing the network, then checking the file against torch: this takes a while", err=True)
-    if web is not None:
-        foreign = {"--schedule": schedule, "--timesteps": timesteps, "--image-size": image_size}
-        words = [word for name, value in foreign.items() if value is not None for word in (name, str(value))]
-        checks = onnx.export_page(loaded, web, model, **common, arguments=words)
-    elif "sampler" not in given:
-        checks = onnx.export_network(loaded, str(output), parse_dtype(dtype), **common)
-    else:
-        table = _table(loaded, given)
-        chosen = {name: given[name] for name in ("stepwise", "noise", "pictures") if name in given}
-        clip = parse_clip(given.get("clip"))
-        checks = onnx.export_sampler(loaded, str(output), table, clip, parse_dtype(dtype), **common, **chosen)
+    with _stages_shown(began):
+        if web is not None:
+            foreign = {
+                "--schedule": schedule,
+                "--timesteps": timesteps,
+                "--image-size": image_size,
+                "--class-names": class_names,
+            }
+            words = [word for name, value in foreign.items() if value is not None for word in (name, str(value))]
+            checks = onnx.export_page(loaded, web, model, **common, arguments=words)
+        elif "sampler" not in given:
+            checks = onnx.export_network(loaded, str(output), parse_dtype(dtype), **common)
+        else:
+            table = _table(loaded, given)
+            chosen = {name: given[name] for name in ("stepwise", "noise", "pictures") if name in given}
+            clip = parse_clip(given.get("clip"))
+            checks = onnx.export_sampler(loaded, str(output), table, clip, parse_dtype(dtype), **common, **chosen)
     for check in checks:
         click.echo(f"checked against torch: {check}")
     path = Path(web or str(output)).resolve()
@@ -117,6 +144,22 @@ def export(
     click.echo(f"wrote {path}: {size:.1f} MB, in {time.perf_counter() - began:.0f} s")
     if web is not None:
         click.echo(f"look at it: python3 -m http.server -d {web}, then http://localhost:8000")
+
+
+@contextmanager
+def _stages_shown(began: float) -> Iterator[None]:
+    """Each stage of the export on the terminal as it begins, with the seconds until then; nothing elsewhere."""
+    logger, handler = logging.getLogger("fastdiff.export"), logging.Handler()
+    handler.emit = lambda record: click.echo(  # type: ignore[method-assign]
+        f"{time.perf_counter() - began:6.1f} s  {record.getMessage()} ...", err=True
+    )
+    if sys.stderr.isatty():
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _refuse(given: dict[str, Any], web: str | None) -> None:

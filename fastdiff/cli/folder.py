@@ -25,13 +25,20 @@ LAST_WORDS_SECONDS = 1.0  # for the process that failed to say why, before torch
 
 
 def sample_to_folder(
-    model: str, output: str, *, schedule: str | None, timesteps: int | None, image_size: int | None, **options: Any
+    model: str,
+    output: str,
+    *,
+    schedule: str | None,
+    timesteps: int | None,
+    image_size: int | None,
+    class_names: str | None,
+    **options: Any,
 ) -> None:
     """The command with a folder as its output, in each process of a run."""
     processes = Processes(options["device"])
 
     def prepare() -> tuple[Model, Samples, dict[str, Any]]:
-        loaded = load_model(model, schedule, timesteps, image_size)
+        loaded = load_model(model, schedule, timesteps, image_size, class_names)
         if options["dtype"] is not None:
             parse_dtype(options["dtype"])
         return loaded, _samples(loaded, options), options
@@ -65,11 +72,11 @@ def _first_alone(processes: Processes, make: Callable[[], Any]) -> Any:
 
 def _samples(model: Model, options: dict[str, Any]) -> Samples:
     names = ("sampler", "eta", "spacing", "seed", "first", "n", "guidance_scale")
-    steps = options.pop("steps")
+    steps, contexts = options.pop("steps"), options.pop("contexts")
     return Samples(
         steps=find_sampler(options["sampler"]).default_steps(model.schedule.num_timesteps) if steps is None else steps,
         clip=parse_clip(options.pop("clip")),
-        contexts=[row.tolist() for row in parse_contexts(options.pop("contexts"), model.class_names)],
+        contexts=[row.tolist() for row in parse_contexts(contexts, model.class_names, model.context_width)],
         **{name: options.pop(name) for name in names},
     )
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fastdiff.cli.options import foreign_options, load_model
+from fastdiff.cli.completion import complete_model
+from fastdiff.cli.options import ONNX, foreign_options, load_model, printable
 
 
 @click.command(short_help="What a checkpoint is.")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=complete_model)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @foreign_options
-def info(model: str | None, as_json: bool, schedule: str | None, timesteps: int | None, image_size: int | None) -> None:
+def info(model: str | None, as_json: bool, **foreign: Any) -> None:
     """Tell what MODEL is: its network, schedule, prediction type, image shape and classes.
 
     Without MODEL, list the models that come with the package.
@@ -32,39 +34,46 @@ def info(model: str | None, as_json: bool, schedule: str | None, timesteps: int 
         for name, path in shipped_models().items():
             click.echo(f"{name:16} {path.stat().st_size / 1e6:.1f} MB")
         return
-    facts = describe(model, schedule, timesteps, image_size)
+    facts = describe_onnx(model) if model.lower().endswith(ONNX) else describe(model, **foreign)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        click.echo(f"{name:{width}}  {value}")
+        click.echo(printable(f"{name:{width}}  {value}"))
 
 
-def describe(name: str, schedule: str | None, timesteps: int | None, image_size: int | None) -> dict[str, Any]:
+def describe(name: str, **foreign: Any) -> dict[str, Any]:
+    """What a checkpoint holds, and what it says about its making."""
     from fastdiff.checkpoints.config import model_config
     from fastdiff.checkpoints.load import stored_info
 
-    if name.lower().endswith(".onnx"):
-        return describe_onnx(name)
-    model = load_model(name, schedule, timesteps, image_size)
+    model = load_model(name, **foreign)
     config = model_config(model)
     network = config["network"]
     options = ", ".join(f"{k}={v}" for k, v in network.items() if k != "name")
     parts = config["schedule"]
     end = float(model.schedule.alphas_cumprod[-1])
     tensors = model.network.state_dict()
-    return {
+    facts = {
         "network": f"{type(model.network).__name__}({options})",
         "parameters": f"{sum(p.numel() for p in model.network.parameters()):,} in {len(tensors)} tensors",
         "schedule": f"{parts['name']}, {model.schedule.num_timesteps} timesteps, alphas_cumprod ends at {end:.2g}",
         "prediction_type": model.prediction_type,
         "image_shape": "x".join(map(str, model.image_shape)) + " (channels, height, width)",
         "time": f"{model.time} ({'t / T' if model.time == 'fraction' else 'integer t'})",
-        "classes": ", ".join(model.class_names) or "none",
+        "classes": describe_classes(model.class_names, model.context_width),
         "clip": str(model.clip),
-        **stored_info(name),
     }
+    # A file may say anything of its making; what it is stands.
+    return {**facts, **{key: value for key, value in stored_info(name).items() if key not in facts}}
+
+
+def describe_classes(names: Sequence[str], width: int | None) -> str:
+    """The classes' names, or how many numbers a context has where they have none."""
+    if names or not width:
+        return ", ".join(names) or "none"
+    return f"{width}, without names: a context is {width} numbers, or --class-names names them"
 
 
 def describe_onnx(path: str) -> dict[str, Any]:
@@ -88,5 +97,5 @@ def describe_onnx(path: str) -> dict[str, Any]:
         "prediction_type": about["prediction_type"],
         "image_shape": "x".join(map(str, about["image_shape"])) + " (channels, height, width)",
         "time": about["time"],
-        "classes": ", ".join(about["class_names"]) or "none",
+        "classes": describe_classes(about["class_names"], about["context_width"]),
     }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
+import traceback
 import warnings
 from typing import Any
 
@@ -10,12 +13,16 @@ import click
 
 from fastdiff._version import __version__
 from fastdiff.cli.bench import bench
+from fastdiff.cli.completion import completion
 from fastdiff.cli.export import export
 from fastdiff.cli.info import info
 from fastdiff.cli.noise import noise
+from fastdiff.cli.options import printable
 from fastdiff.cli.sample import sample
 from fastdiff.cli.train import train
 from fastdiff.errors import InputError
+
+INTERRUPTED = 130  # what shells report of a command that Ctrl-C ended
 
 
 class Refused(click.ClickException):
@@ -23,19 +30,35 @@ class Refused(click.ClickException):
 
 
 class Commands(click.Group):
-    def invoke(self, ctx: click.Context) -> Any:
-        warnings.showwarning = lambda message, *_: click.echo(f"note: {message}", err=True)
+    def main(self, *args: Any, **options: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except InputError as error:
-            raise Refused(str(error)) from error
+            return super().main(*args, **options)
+        except OSError as error:
+            *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+            if frame.f_code is not click.echo.__code__:
+                raise
+            # What is still in stdout's buffer would fail once more when the process ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            click.echo(f"Error: cannot write to standard output: {error.strerror}", err=True)
+            raise SystemExit(1) from None
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+    def invoke(self, context: click.Context) -> Any:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: click.echo(f"note: {printable(str(message))}", err=True)
+            try:
+                return super().invoke(context)
+            except InputError as error:
+                raise Refused(printable(str(error))) from error
+            except KeyboardInterrupt:
+                click.echo("stopped", err=True)
+                raise SystemExit(INTERRUPTED) from None
+
+    def resolve_command(self, context: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and self.get_command(context, args[0]) is None:
             near = difflib.get_close_matches(args[0], self.commands, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise Refused(f"unknown command {args[0]!r}; accepted: {', '.join(sorted(self.commands))}{hint}")
-        return super().resolve_command(ctx, args)
+        return super().resolve_command(context, args)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -51,10 +74,11 @@ def main() -> None:
     fastdiff train --preset annotated -o runs/mine    train a model of your own
     fastdiff export sprites --web page/               a page that samples in the browser; or ONNX files
     fastdiff bench --quick                            how fast it is here, against the others
+    fastdiff completion bash                          the Tab key completes commands and models
 
     `fastdiff COMMAND --help` tells more.
     """
 
 
-for command in (sample, train, export, bench, noise, info):
+for command in (sample, train, export, bench, noise, info, completion):
     main.add_command(command)

@@ -6,19 +6,31 @@ from pathlib import Path
 
 import click
 
+from fastdiff.cli.completion import complete, complete_file
 from fastdiff.errors import InputError
+from fastdiff.samplers.schedule import NAMES as SCHEDULES
 
 
 @click.command(short_help="The forward process on a picture, as a strip.")
-@click.argument("picture")
-@click.option("-o", "--output", default="noise.png", show_default=True, help="The strip.")
-@click.option("--schedule", default="linear", show_default=True, help="linear, cosine, quadratic, sigmoid or course.")
-@click.option("--timesteps", type=int, default=200, show_default=True, help="T of the schedule.")
-@click.option("--at", metavar="T,T,...", help="Timesteps to show.  [default: 0, 1/4, 1/2, 3/4 and the last]")
-@click.option("--size", type=click.IntRange(1), default=128, show_default=True, help="Side of each picture.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.argument("picture", shell_complete=complete_file)
+@click.option("-o", "--output", metavar="FILE", default="noise.png", show_default=True, help="The strip, a picture.")
+@click.option(
+    "--schedule",
+    default="linear",
+    show_default=True,
+    help="linear, cosine, quadratic, sigmoid or course.",
+    shell_complete=complete(SCHEDULES),
+)
+@click.option("--timesteps", type=int, default=200, show_default=True, help="T of the schedule, at least 1.")
+@click.option(
+    "--at",
+    metavar="t,t,...",
+    help="Timesteps to show, 0 to T - 1 (course: 1 to T).  [default: the first, 1/4, 1/2, 3/4 and the last]",
+)
+@click.option("--size", type=click.IntRange(1), default=128, show_default=True, help="Side of each picture, in pixels.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise, 0 to 2^63 - 1.")
 def noise(picture: str, output: str, schedule: str, timesteps: int, at: str | None, size: int, seed: int) -> None:
-    """Show q(x_t | x_0): PICTURE drowned in noise step by step.
+    """Draw PICTURE at several timesteps of the forward process q(x_t | x_0), side by side.
 
     \b
     fastdiff noise cat.png
@@ -51,6 +63,6 @@ def noise(picture: str, output: str, schedule: str, timesteps: int, at: str | No
     x0 = read_picture(picture, size)
     z = PhiloxNoise(seed)(0, 0, (1, *x0.shape))
     rows = [chosen.q_sample(x0[None], torch.tensor([t]), z) for t in nodes]
-    save_picture(grid(torch.cat(rows), columns=len(nodes), scale=1, gap=2), output)
+    save_picture(grid(torch.cat(rows), len(nodes), scale=1, gap=2), output)
     click.echo(f"t = {', '.join(map(str, nodes))} of {chosen.name}, T = {timesteps}")
     click.echo(f"wrote {Path(output).resolve()}")

@@ -12,38 +12,39 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from fastdiff.cli.drawn import Drawn, contexts_in_turn, frames_of, parse_contexts
+from fastdiff.cli.drawn import Drawn, contexts_in_turn, parse_contexts
 from fastdiff.cli.options import given_flags
 from fastdiff.errors import InputError
 from fastdiff.export import OnnxSampler
 
 # Options that the file has settled; those of the table are free where it holds none.
-SETTLED = ("clip", "dtype", "form", "schedule", "timesteps", "image_size")
+SETTLED = ("clip", "dtype", "form", "schedule", "timesteps", "image_size", "class_names")
 OF_TABLES = ("sampler", "steps", "eta", "spacing")
 
 
 def draw_from_onnx(
     model: str,
     n: int,
-    animated: bool,
+    every: Callable[[int], int] | None,
     check_grid: Callable[..., None],
     contexts: tuple[str, ...],
     device: str | None,
     threads: int | None,
     **options: Any,
 ) -> Drawn:
-    """What `sample` draws, by ONNX Runtime."""
+    """What `sample` draws, by ONNX Runtime; see picture._draw."""
     sampler = OnnxSampler(model, None if device is None else [_provider(device)], threads)
     own = sampler.description["sampler"]
     _refuse(model, SETTLED if own is None else (*SETTLED, *OF_TABLES))
     table = None
     if own is None:
         table = sampler.table(options["sampler"], options["steps"], eta=options["eta"], spacing=options["spacing"])
-    if animated and not sampler.stepwise:
+    if every is not None and not sampler.stepwise:
         raise InputError(f"--gif from {model!r}, which runs its loop whole; accepted: a file made with --stepwise")
     check_grid(sampler.image_shape)
     first, total = options["first"], sampler.steps(table)
-    context = contexts_in_turn(parse_contexts(contexts, sampler.class_names), first, n)
+    rows = parse_contexts(contexts, sampler.class_names, sampler.description["context_width"])
+    context = contexts_in_turn(rows, first, n)
 
     began = time.perf_counter()
     with tqdm(total=n * total, disable=not sys.stderr.isatty(), unit="evaluation", leave=False) as bar:
@@ -54,7 +55,7 @@ def draw_from_onnx(
             context=context,
             guidance_scale=options["guidance_scale"],
             table=table,
-            frames=frames_of(total) if animated else None,
+            frames=None if every is None else every(total),
             batch_size=options["batch_size"],
             on_step=bar.update,
         )

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts become values."""
+"""Options that several commands share, how their texts become values, and how values become text."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastdiff.cli.completion import complete
 from fastdiff.errors import InputError, unknown_name
 from fastdiff.samplers.samplers import SAMPLERS
+from fastdiff.samplers.schedule import NAMES as SCHEDULES
 
 if TYPE_CHECKING:
     import torch
@@ -17,11 +19,15 @@ if TYPE_CHECKING:
 
 ONNX = ".onnx"
 DTYPES = ("float32", "bfloat16", "float16")
+GIF_FRAMES, MAX_GIF_FRAMES = 40, 1_000_000
 
 device_option = click.option(
-    "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... Default: cuda where there is one."
+    "--device",
+    metavar="DEVICE",
+    help="cpu, cuda, cuda:1, ...  [default: cuda where there is one]",
+    shell_complete=complete(("cpu", "cuda")),
 )
-threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: as many as cores.")
+threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: as many as cores]")
 
 
 def listed(names: Iterable[str], last: str = " or ") -> str:
@@ -41,15 +47,38 @@ def steps_help() -> str:
 def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What a state dict from elsewhere does not say about itself."""
     for option in (
-        click.option("--image-size", type=click.IntRange(1), help="Picture size, for a file that does not say."),
-        click.option("--timesteps", type=int, help="Training timesteps T, for a file that does not say."),
-        click.option("--schedule", help="linear, cosine, quadratic, sigmoid or course, for a file that does not say."),
+        click.option(
+            "--class-names", metavar="NAME,NAME,...", help="Names of the model's classes, for a file without them."
+        ),
+        click.option(
+            "--image-size",
+            type=click.IntRange(1),
+            help="Side of the images in pixels, for a file that does not say.  [default: 28]",
+        ),
+        click.option(
+            "--timesteps",
+            type=int,
+            help="Training timesteps T of --schedule, at least 1.  [default: the tutorial's 200, the course's 500]",
+        ),
+        click.option(
+            "--schedule",
+            help="Training schedule, for a file that does not say: linear, cosine, quadratic, sigmoid or course.  "
+            "[default: the tutorial's or the course's]",
+            shell_complete=complete(SCHEDULES),
+        ),
     ):
         command = option(command)
     return command
 
 
-def load_model(name: str, schedule: str | None, timesteps: int | None, image_size: int | None) -> Model:
+def load_model(
+    name: str,
+    schedule: str | None = None,
+    timesteps: int | None = None,
+    image_size: int | None = None,
+    class_names: str | None = None,
+) -> Model:
+    """The model of that name or path, with what foreign_options say of it."""
     from fastdiff.checkpoints.load import load
     from fastdiff.samplers.schedule import make_schedule
 
@@ -61,6 +90,7 @@ def load_model(name: str, schedule: str | None, timesteps: int | None, image_siz
         name,
         schedule=None if schedule is None or timesteps is None else make_schedule(schedule, timesteps),
         image_size=image_size,
+        class_names=() if class_names is None else [part.strip() for part in class_names.split(",")],
     )
 
 
@@ -70,6 +100,17 @@ def parse_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise unknown_name("dtype", name, DTYPES)
     return getattr(torch, name)
+
+
+def parse_gif_frames(text: str | None) -> int | None:
+    """The most frames an animation may have, GIF_FRAMES unless given; None for "all"."""
+    if text is None:
+        return GIF_FRAMES
+    if text == "all":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_GIF_FRAMES:
+        raise InputError(f"--gif-frames {text!r}; accepted: a whole number from 1 to {MAX_GIF_FRAMES}, or all")
+    return int(text)
 
 
 def parse_clip(text: str | None) -> Any:
@@ -107,3 +148,8 @@ def parse_device(text: str | None) -> torch.device:
     from fastdiff.engine.placement import choose_device
 
     return choose_device(text)
+
+
+def printable(text: str) -> str:
+    """The text on one line, with what a terminal would obey rather than show (a file may hold anything) escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

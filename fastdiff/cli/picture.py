@@ -11,8 +11,16 @@ from typing import Any
 import click
 import numpy as np
 
-from fastdiff.cli.drawn import Drawn, contexts_in_turn, frames_of, parse_contexts, where
-from fastdiff.cli.options import ONNX, load_model, parse_clip, parse_device, parse_dtype, set_threads
+from fastdiff.cli.drawn import Drawn, contexts_in_turn, frame_interval, parse_contexts, where
+from fastdiff.cli.options import (
+    ONNX,
+    load_model,
+    parse_clip,
+    parse_device,
+    parse_dtype,
+    parse_gif_frames,
+    set_threads,
+)
 from fastdiff.engine.forms import choose_form
 from fastdiff.engine.noise import LIMIT
 from fastdiff.errors import InputError, check_int
@@ -26,30 +34,36 @@ def sample_to_picture(
     output: str,
     n: int,
     gif: str | None,
+    gif_frames: str | None,
     npy: str | None,
     columns: int | None,
     scale: int | None,
     **options: Any,
 ) -> None:
+    """The command with a picture as its output."""
     _check_outputs(output, gif, npy)
+    if gif is None and gif_frames is not None:
+        raise InputError(f"--gif-frames {gif_frames} without --gif; give both")
+    most = parse_gif_frames(gif_frames)
+    every = None if gif is None else lambda steps: frame_interval(steps, most)
 
     set_threads(options["threads"])
     check_int("n", n, 1, LIMIT - 1)
 
     def check_grid(image_shape: tuple[int, int, int]) -> None:
-        grid_layout(n, *image_shape[1:], columns, scale, gap=1)
+        grid_layout(n, *image_shape[1:], columns=columns, scale=scale, gap=1)
 
     draw: Callable[..., Drawn] = _draw
     if model.lower().endswith(ONNX):
         from fastdiff.cli.onnx import draw_from_onnx
 
         draw = draw_from_onnx
-    drawn = draw(model, n, gif is not None, check_grid, **options)
+    drawn = draw(model, n, every, check_grid, **options)
 
-    save_picture(grid(drawn.images, columns, scale), output)
+    save_picture(grid(drawn.images, columns, scale=scale), output)
     written = [output]
     if gif and drawn.frames is not None:
-        save_gif([grid(frame, columns, scale) for frame in drawn.frames], gif)
+        save_gif([grid(frame, columns, scale=scale) for frame in drawn.frames], gif)
         written.append(gif)
     if npy:
         write_atomically(npy, lambda path: np.save(path, drawn.images.numpy()))
@@ -65,7 +79,7 @@ def sample_to_picture(
 def _draw(
     model: str,
     n: int,
-    animated: bool,
+    every: Callable[[int], int] | None,
     check_grid: Callable[..., None],
     steps: int | None,
     clip: str | None,
@@ -77,12 +91,15 @@ def _draw(
     schedule: str | None,
     timesteps: int | None,
     image_size: int | None,
+    class_names: str | None,
     **options: Any,
 ) -> Drawn:
-    loaded = load_model(model, schedule, timesteps, image_size)
+    """What `sample` draws, by torch; every: steps → every how many a frame is taken, None for no animation."""
+    loaded = load_model(model, schedule, timesteps, image_size, class_names)
     table = loaded.table(options.pop("sampler"), steps, eta=options.pop("eta"), spacing=options.pop("spacing"))
     check_grid(loaded.image_shape)
-    context = contexts_in_turn(parse_contexts(contexts, loaded.class_names), options["first"], n)
+    rows = parse_contexts(contexts, loaded.class_names, loaded.context_width)
+    context = contexts_in_turn(rows, options["first"], n)
     chosen, dtype = parse_device(device), dtype or "float32"
     form = choose_form(form, chosen, parse_dtype(dtype)).name
 
@@ -93,7 +110,7 @@ def _draw(
         table,
         clip=parse_clip(clip),
         context=context,
-        frames=frames_of(len(table)) if animated else None,
+        frames=None if every is None else every(len(table)),
         device=chosen,
         dtype=parse_dtype(dtype),
         form=form,

@@ -2,10 +2,12 @@
 
 import json
 import os
+import pathlib
 import pickle
 import struct
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -135,8 +137,9 @@ def test_loading_twice_the_convnext_mult(tmp_path):
 def test_state_dicts_of_b(tmp_path):
     state = ContextReference(3, 16, 5, 20).state_dict()
     torch.save(state, tmp_path / "b.pth")
-    with pytest.warns(UserWarning, match="taken as zero, its mean"):
+    with pytest.warns(UserWarning, match="taken as zero, its mean") as warned:
         model = load(tmp_path / "b.pth")
+    assert [one.filename for one in warned] == [__file__]  # the caller's line, not one of fastdiff's own
     assert model.network.options == dict(in_channels=3, n_feat=16, n_cfeat=5, height=20, shortcut=False)
     assert all(torch.equal(v, model.network.state_dict()[k]) for k, v in state.items())
     assert model.time == "fraction" and model.schedule.name == "course" and model.schedule.num_timesteps == 500
@@ -175,6 +178,36 @@ def test_bare_safetensors_and_legacy_files(tmp_path):
 def test_half_precision_state_dicts(tmp_path):
     torch.save({k: v.half() for k, v in annotated_state(dict(dim=8)).items()}, tmp_path / "a.pt")
     assert all(p.dtype == torch.float32 for p in load(tmp_path / "a.pt").network.parameters())
+
+
+@pytest.fixture
+def unnamed(tmp_path):
+    """A file of a ContextUnet whose three classes have no names: a state dict, and one of fastdiff's own."""
+    network = ContextUnet(1, 8, 3, 8, shortcut=True)
+    torch.save(network.state_dict(), tmp_path / "b.pt")
+    save(Model(network, make_schedule("course", 9), image_shape=(1, 8, 8), time="fraction"), tmp_path / "b.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize("file", ["b.pt", "b.safetensors"])
+def test_class_names_for_a_file_without(file, unnamed):
+    assert load(unnamed / file).class_names == ()
+    assert load(unnamed / file, class_names=["x", "y", "z"]).class_names == ("x", "y", "z")
+    for names, message in (
+        (["x", "y"], "2 class names, x, y; the network of .* takes contexts of 3 numbers"),
+        (["x", "y", "x"], "3 that differ"),
+        (["x", "y", ""], "none of them empty"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load(unnamed / file, class_names=names)
+
+
+def test_class_names_where_there_are_no_classes_or_names_already(tmp_path):
+    torch.save(annotated_state(dict(dim=8)), tmp_path / "a.pt")
+    with pytest.raises(InputError, match="1 class names, x; the network of .* takes no context"):
+        load(tmp_path / "a.pt", class_names=["x"])
+    with pytest.raises(InputError, match="'.*sprites.*' names its own classes, monster, "):
+        load("sprites", class_names=list("abcde"))
 
 
 # --- MindSpore ---
@@ -254,6 +287,10 @@ def test_truncated_mindspore_ckpt(cut, tmp_path):
 # --- refused ---
 
 
+class Odd(torch.nn.Linear):
+    pass
+
+
 class Evil:
     def __reduce__(self):
         return (os.system, ("touch /tmp/fastdiff-was-run",))
@@ -265,15 +302,31 @@ def write(name):
 
     def code(path):
         torch.save({"model": state, "extra": Evil()}, path)
-        return ["pickled code", "torch.save(model.state_dict()"]
+        return [f"pickled code or objects ({os.system.__module__}.system), and only", "torch.save(model.state_dict()"]
 
     def bare_pickle(path):
-        path.write_bytes(pickle.dumps(Evil()))
-        return ["pickled code"]
+        path.write_bytes(pickle.dumps([Evil(), Evil(), pathlib.PurePosixPath("a"), pathlib.PurePath]))
+        return [f"(pathlib.PurePath, pathlib.PurePosixPath, {os.system.__module__}.system)"]
+
+    def old_pickle(path):
+        path.write_bytes(pickle.dumps(Evil(), protocol=0))
+        return [f"({os.system.__module__}.system)"]
+
+    def numpy_scalar(path):
+        torch.save({"model": state, "loss": np.float64(0.1)}, path)
+        return ["refused", "numpy.dtype)"]
+
+    def escape_sequences(path):
+        path.write_bytes(b"c\x1b[2J\nname\n.")
+        return ["('\\x1b[2J.name')"]
 
     def whole_module(path):
         torch.save(torch.nn.Linear(2, 2), path)
-        return ["pickled code or objects"]
+        return ["pickled code or objects (torch.nn.modules.linear.Linear)"]
+
+    def old_whole_module(path):
+        torch.save(Odd(2, 2), path, _use_new_zipfile_serialization=False)
+        return ["pickled code or objects (", f"{__name__}.Odd)"]
 
     def truncated(path):
         torch.save(state, path)
@@ -295,7 +348,7 @@ def write(name):
 
     def text(path):
         path.write_text("hello")
-        return ["refused"] if path.suffix == ".pt" else ["not a whole"]
+        return ["not a whole"]
 
     def empty(path):
         path.write_bytes(b"")
@@ -310,15 +363,15 @@ def write(name):
         torch.save(
             {**state, "init_conv.weight": torch.zeros(4, 1, 1, 1), "final_res_block.mlp.1.weight": torch.zeros(1)}, path
         )
-        return ["later PyTorch edition", "not served yet"]
+        return ["later PyTorch edition", "not supported yet"]
 
     def first_edition(path):
         torch.save({**state, "downs.0.2.fn.norm.g": torch.zeros(1), "downs.0.2.fn.norm.b": torch.zeros(1)}, path)
-        return ["first PyTorch edition", "not served yet"]
+        return ["first PyTorch edition", "not supported yet"]
 
     def missing_key(path):
         torch.save({k: v for k, v in state.items() if k != "mid_block1.ds_conv.bias"}, path)
-        return ["does not fit AnnotatedUnet", "1 missing (mid_block1.ds_conv.bias"]
+        return ["does not match AnnotatedUnet", "1 missing (mid_block1.ds_conv.bias"]
 
     def wrong_shape(path):
         torch.save({**state, "mid_block1.ds_conv.bias": torch.zeros(3)}, path)
@@ -326,21 +379,21 @@ def write(name):
 
     def half_a_network(path):
         torch.save({k: v for k, v in state.items() if not k.startswith("downs")}, path)
-        return ["no whole Annotated Diffusion U-Net"]
+        return ["does not match AnnotatedUnet: it has no downs.0.2.fn.fn.to_qkv.weight"]
 
     def half_of_b(path):
         torch.save(
             {k: v for k, v in ContextReference(3, 8, 5, 16).state_dict().items() if not k.startswith("up")}, path
         )
-        return ["no whole ContextUnet"]
+        return ["does not match ContextUnet: it has no up0.0.weight"]
 
     def odd_shapes(path):
         torch.save({**state, "time_mlp.1.weight": torch.zeros(3)}, path)
-        return ["no whole Annotated Diffusion U-Net"]
+        return ["does not match AnnotatedUnet: its tensors have odd shapes"]
 
     def odd_shapes_of_b(path):
         torch.save({**ContextReference(3, 8, 5, 16).state_dict(), "up0.0.weight": torch.zeros(3)}, path)
-        return ["no whole ContextUnet"]
+        return ["does not match ContextUnet: its tensors have odd shapes"]
 
     def not_a_number(path):
         torch.save({**state, "init_conv.bias": state["init_conv.bias"] * float("nan")}, path)
@@ -381,7 +434,11 @@ def write(name):
 REFUSED = [
     ("code", ".pt"),
     ("bare_pickle", ".pt"),
+    ("old_pickle", ".pt"),
+    ("numpy_scalar", ".pt"),
+    ("escape_sequences", ".pt"),
     ("whole_module", ".pth"),
+    ("old_whole_module", ".pth"),
     ("truncated", ".pt"),
     ("truncated_safetensors", ".safetensors"),
     ("other_network", ".pt"),
@@ -415,7 +472,8 @@ def test_refused_files(name, ending, tmp_path):
     words = write(name)(path)
     with pytest.raises(InputError) as caught:
         load(path)
-    assert "\n" not in str(caught.value) and "file" + ending in str(caught.value)
+    assert str(caught.value).isprintable() and "file" + ending in str(caught.value)
+    assert "weights_only" not in str(caught.value)  # torch's advice to run the code after all
     for word in words:
         assert word in str(caught.value)
     assert not os.path.exists("/tmp/fastdiff-was-run")

@@ -48,6 +48,28 @@ def test_sample_writes_what_sample_returns(run, models, tmp_path):
         assert picture.size == gif.size and gif.n_frames == 4
 
 
+@pytest.mark.parametrize("given, frames", [([], 15), (["--gif-frames", "7"], 6), (["--gif-frames", "all"], 30)])
+def test_frames_of_an_animation(given, frames, run, models, monkeypatch):
+    """At most as many as asked for, each after as many steps; the last one is the end."""
+    monkeypatch.setattr("fastdiff.cli.options.GIF_FRAMES", 15)
+    run("sample", "a.safetensors", "-n", 1, "--steps", 30, "--gif", "a.gif", *given)
+    with Image.open("a.gif") as gif:
+        assert gif.n_frames == frames
+
+
+def test_classes_of_a_file_that_does_not_name_them(run, models):
+    torch.save(models[1].network.state_dict(), "b.pt")
+    words = ["sample", "b.pt", "--schedule", "course", "--timesteps", 30, "-n", 2, "--steps", 2, "--npy", "x.npy"]
+    assert "classes          5, without names: a context is 5 numbers" in run("info", "b.pt")
+    assert "classes          v, w, x, y, z" in run("info", "b.pt", "--class-names", "v,w,x,y,z")
+    refused(run(*words, "--context", "x=1", code=2), "no class names; give numbers")
+    run(*words, "--class-names", "v, w,x,y,z", "--context", "x")
+    named = np.load("x.npy")
+    run(*words, "--context", "0,0,1,0,0")
+    assert np.array_equal(named, np.load("x.npy"))
+    refused(run("info", "b.pt", "--class-names", "v,w", code=2), "2 class names, v, w; the network of 'b.pt' takes")
+
+
 def test_contexts_on_the_command_line(run, models):
     options = dict(n=4, steps=3, seed=0)
     words = ["sample", "b.safetensors", "-n", 4, "--steps", 3, "--npy", "b.npy"]
@@ -94,8 +116,14 @@ BAD_SAMPLES = [
     (["a.safetensors", "--sampler", "dimm"], ["'dimm'", "did you mean 'ddim'"]),
     (["a.safetensors", "--spacing", "leadin"], ["'leadin'", "did you mean 'leading'"]),
     (["a.safetensors", "--seed", "-4"], ["seed = -4"]),
-    (["a.safetensors", "--context", "item=1"], ["no class names"]),
-    (["a.safetensors", "--context", "1,2"], ["takes no context"]),
+    (["a.safetensors", "--context", "item=1"], ["--context 'item=1'", "takes no context"]),
+    (["a.safetensors", "--context", "1,2"], ["--context '1,2'", "takes no context"]),
+    (["a.safetensors", "--class-names", "x,y"], ["2 class names, x, y", "takes no context"]),
+    (["b.safetensors", "--class-names", "x,y"], ["names its own classes, monster"]),
+    (["a.safetensors", "--gif", "x.gif", "--gif-frames", "0"], ["--gif-frames '0'", "from 1", "or all"]),
+    (["a.safetensors", "--gif", "x.gif", "--gif-frames", "every"], ["--gif-frames 'every'", "or all"]),
+    (["a.safetensors", "--gif-frames", "3"], ["--gif-frames 3 without --gif"]),
+    (["a.safetensors", "-o", "out/", "--gif-frames", "3"], ["--gif-frames with the folder 'out/'"]),
     (["b.safetensors", "--context", "itme=1"], ["'itme'", "did you mean 'item'"]),
     (["b.safetensors", "--context", "item=much"], ["'much'"]),
     (["b.safetensors", "--context", "1,2,3"], ["(3,)", "(5,)"]),
@@ -152,6 +180,27 @@ def test_info(run, models):
     assert facts["schedule"].startswith("linear, 30 timesteps") and facts["data"] == "none"
     assert "fashion-mnist" in run("info")
     refused(run("info", "nothing", code=2), "'nothing'")
+
+
+def test_what_a_file_says_cannot_take_the_terminal_or_the_place_of_facts(run, models):
+    names = ("\x1b[2Ja", "new\nline", "\u202eb", "c", "d")
+    model = Model(models[1].network, models[1].schedule, "epsilon", (3, 16, 16), "fraction", names)
+    save(model, "odd.safetensors", info={"network": "forged", "\x1b[1mkey": "\x1b[8mhidden"})
+    out = run("info", "odd.safetensors")
+    assert "forged" not in out and not any(c in out for c in "\x1b\u202e")
+    assert r"\x1b[2Ja, new\nline, \u202eb, c, d" in out and r"\x1b[8mhidden" in out
+    out = run("sample", "odd.safetensors", "--context", "e=1", code=2)
+    refused(out, "unknown class 'e'", r"\x1b[2Ja")
+    assert "\x1b" not in out
+
+
+def test_info_lists_the_shipped_models_without_torch():
+    code = (
+        "import sys; from fastdiff.cli.main import main\n"
+        "try: main(['info'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "sprites" in done.stdout, done.stderr
 
 
 def test_noise(run, tmp_path):

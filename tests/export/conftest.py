@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastdiff import AnnotatedUnet, ContextUnet, Model, make_schedule, make_table
+from fastdiff import AnnotatedUnet, ContextUnet, Model, make_schedule
 from fastdiff.export import OnnxSampler
 from fastdiff.export.assemble import sampler_model
 from fastdiff.export.trace import trace
@@ -114,7 +114,7 @@ def table_of():
     """(model, sampler, steps) → a table that fits the model."""
 
     def make(model, sampler="ddim", steps=25, **options):
-        return make_table(sampler, model.schedule, steps, time=model.time, **options)
+        return model.table(sampler, steps, **options)
 
     return make
 

@@ -17,6 +17,7 @@ import fastdiff
 import fastdiff.export
 from fastdiff.export.web import FILES
 from fastdiff.images import grid, to_uint8
+from fastdiff.samplers.samplers import DEFAULT, STEPS
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason=f"the page's model is an ONNX file, which needs {package}")
@@ -239,6 +240,45 @@ def test_the_page_gives_the_images_of_python(browser, site, tmp_path):
 
     again = Page(browser, browser.current_url, fresh=True)  # the link alone
     assert np.array_equal(again.sample(), ours)
+
+
+def test_it_starts_with_the_sampler_that_was_measured_best(browser, site):
+    page = Page(browser, site.url, fresh=True)
+    assert page.at("sampler").get_property("value") == DEFAULT
+    assert page.run("return complete().steps") == STEPS
+
+
+def test_the_chosen_class_is_marked(browser, site):
+    page = Page(browser, site.url, fresh=True)
+
+    def pressed():
+        return page.run("return [...document.querySelectorAll('[aria-pressed=true]')].map((b) => b.textContent)")
+
+    def color(name):
+        return browser.find_element("xpath", f"//button[text()='{name}']").value_of_css_property("background-color")
+
+    assert pressed() == ["hero"]
+    browser.find_element("xpath", "//button[text()='food']").click()
+    assert pressed() == ["food"] and color("food") != color("hero") == color("spell")
+    page.at("class-0").send_keys(webdriver.Keys.ARROW_RIGHT)  # a mixture is no single class
+    assert pressed() == []
+    page.at("none").click()
+    assert pressed() == ["none"]
+
+
+def test_on_a_phone_there_is_room_for_a_finger(browser, site):
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        page = Page(browser, site.url, fresh=True)
+        heights = page.run("""
+            const touched = [...document.querySelectorAll("button, select, #seed, .pills span, .row input")];
+            return touched.filter((e) => e.offsetParent).map((e) => e.getBoundingClientRect().height);
+        """)
+        assert len(heights) > 20 and min(heights) >= 44
+        assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_a_single_class_and_no_class(browser, site):

@@ -1,0 +1,89 @@
+"""The Tab key: what shells are told, without waiting for torch."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from click.shell_completion import BashComplete
+from click.testing import CliRunner
+
+from fastdiff.cli.main import main
+from fastdiff.samplers.schedule import NAMES
+from fastdiff.samplers.table import SAMPLERS, SPACINGS
+
+
+def told(line: str) -> list[tuple[str, str]]:
+    """(type, value) of what is offered for the line's last word."""
+    *words, begun = line.split(" ")
+    items = BashComplete(main, {}, "fastdiff", "_FASTDIFF_COMPLETE").get_completions(words, begun)
+    return [(item.type, item.value) for item in items]
+
+
+@pytest.mark.parametrize(
+    "line, names",
+    [
+        ("sam", ["sample"]),
+        ("sample x --gif-f", ["--gif-frames"]),
+        ("sample x --sampler ", list(SAMPLERS)),
+        ("sample x --sampler dpm", ["dpmpp_2m", "dpmpp_2m_sde"]),
+        ("sample x --spacing ", list(SPACINGS)),
+        ("sample x --schedule co", ["cosine", "course"]),
+        ("sample x --dtype ", ["float32", "bfloat16", "float16"]),
+        ("sample x --format np", ["npz", "npy"]),
+        ("sample x --device c", ["cpu", "cuda"]),
+        ("export x --sampler a", ["any"]),
+        ("export x --weights ", ["float32", "float16"]),
+        ("export x --noise ", ["philox", "input"]),
+        ("noise x --schedule ", list(NAMES)),
+        ("completion ", ["bash", "zsh", "fish"]),
+    ],
+)
+def test_names_are_completed(line, names):
+    assert told(line) == [("plain", name) for name in names]
+
+
+@pytest.mark.parametrize("command", ["sample", "info", "export"])
+def test_models_are_shipped_ones_and_files(command):
+    """The file first: bash forgets the names before it."""
+    assert told(f"{command} ") == [("file", ""), ("plain", "fashion-mnist"), ("plain", "sprites")]
+    assert told(f"{command} spr") == [("file", "spr"), ("plain", "sprites")]
+    assert told("noise ca") == [("file", "ca")]
+
+
+@pytest.mark.parametrize("line", ["sample sp", "info ", "sample x --dtype fl", "sample x --format ", "completion b"])
+def test_completion_does_not_wait_for_torch(line):
+    *words, begun = line.split(" ")
+    code = (
+        "import sys; from click.shell_completion import BashComplete; from fastdiff.cli.main import main\n"
+        f"made = BashComplete(main, {{}}, 'fastdiff', 'X').get_completions({words}, {begun!r})\n"
+        "assert made and 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_a_shell(shell):
+    result = CliRunner().invoke(main, ["completion", shell])
+    assert result.exit_code == 0 and f"_FASTDIFF_COMPLETE={shell}_complete" in result.output
+
+
+def test_an_unknown_shell_is_refused():
+    result = CliRunner().invoke(main, ["completion", "zhs"])
+    assert result.exit_code == 2 and "unknown shell 'zhs'; accepted: bash, zsh, fish" in result.output
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_bash_completes_by_the_script(tmp_path):
+    command = tmp_path / "fastdiff"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m fastdiff "$@"\n')
+    command.chmod(0o755)
+    typed = (
+        'compopt() { :; }; eval "$(fastdiff completion bash)"; COMP_WORDS=(fastdiff sample fash); COMP_CWORD=2\n'
+        '_fastdiff_completion fastdiff; echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", typed], capture_output=True, text=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    )
+    assert done.stdout == "fashion-mnist\n", done.stderr

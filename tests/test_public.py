@@ -1,0 +1,49 @@
+"""What `import fastdiff` gives: public names, documented, and loaded when they are used."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import fastdiff
+
+
+def test_dir_shows_the_public_names_alone():
+    assert dir(fastdiff) == sorted(fastdiff.__all__)
+    assert {"export", "losses", "grid", "save_gif", "save_picture", "load", "sample", "Recipe"} <= set(dir(fastdiff))
+    assert dir(fastdiff.export) == ["OnnxSampler", "export_network", "export_page", "export_sampler"]
+
+
+@pytest.mark.parametrize("name", [name for name in fastdiff.__all__ if name != "__version__"])
+def test_every_public_name_is_documented(name):
+    value = getattr(fastdiff, name)
+    assert value.__doc__ and value.__doc__.strip()
+    assert not value.__doc__.startswith(f"{name}(")  # what a dataclass writes by itself
+
+
+@pytest.mark.parametrize("name", ["export", "grid", "losses", "save_gif", "load"])
+def test_a_name_is_reached_by_a_plain_import(name):
+    code = f"import sys, fastdiff; assert 'torch' not in sys.modules; print(fastdiff.{name}.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    expected = {"export": "fastdiff.export", "losses": "fastdiff.training.losses"}.get(name, name)
+    assert done.stdout.strip() == expected, done.stderr
+
+
+def test_names_that_are_not_there():
+    with pytest.raises(AttributeError, match="no attribute 'smaple'"):
+        fastdiff.smaple  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "function, positional",
+    [
+        (fastdiff.grid, ["images", "columns"]),
+        (fastdiff.save_gif, ["pictures", "path"]),
+        (fastdiff.load, ["name_or_path"]),
+        (fastdiff.save, ["model", "path"]),
+    ],
+)
+def test_options_are_given_by_name(function, positional):
+    kinds = inspect.signature(function).parameters.values()
+    assert [one.name for one in kinds if one.kind is not one.KEYWORD_ONLY] == positional
