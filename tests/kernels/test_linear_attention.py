@@ -102,9 +102,8 @@ def test_large_keys_and_queries_do_not_overflow(triton_device, agrees):
     x = qkv(triton_device, 1, 2, 16, 7, 7, spread=200.0)
     y = linear_attention(x, 2, False)
     assert torch.isfinite(y).all()
-    agrees(
-        y, linear_attention_reference(x.double(), 2, False), times=20
-    )  # exp of differences of some hundreds, rounded by 1e-5
+    # exp of differences of some hundreds, each rounded by 1e-5
+    agrees(y, linear_attention_reference(x.double(), 2, False), times=20)
 
 
 def test_the_reference_is_the_published_expression(rel):
