@@ -94,7 +94,7 @@ def pool(cuda, monkeypatch):
 def triton_device():
     """Where Triton kernels run here: the CUDA device, or the CPU by Triton's interpreter.
 
-    Operators take their Triton form, and what they allocate is poisoned with NaN (torch fills uninitialised memory
+    Operators run their Triton kernels, and what they allocate is poisoned with NaN (torch fills uninitialised memory
     when it is asked for deterministic algorithms), so that an element that no kernel wrote shows.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
