@@ -61,7 +61,7 @@ def ours(name: str, start: np.ndarray, device: str) -> np.ndarray:
 
     given = torch.from_numpy(start)
     images: Any = fastdiff.sample(
-        fastdiff.load(name), 1, "ddim", STEPS, device=device, noise=lambda draw, first, shape: given
+        fastdiff.load(name), 1, "ddim", steps=STEPS, device=device, noise=lambda draw, first, shape: given
     )
     return images.numpy()
 

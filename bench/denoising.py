@@ -77,7 +77,7 @@ def _ours(case: Case) -> Ready:
     """
     x, out, _ = _inputs(case)
     model = networks.load(case.network)
-    engine = Engine(model, samplings.table_of(model, f"{case.what} {STEPS}"), case.batch, device=x.device)
+    engine = Engine(model, samplings.table_of(model, f"{case.what} {STEPS}"), batch_size=case.batch, device=x.device)
     engine._load(engine.table)
     kind = engine._kind(engine.table)
     state = State(

@@ -35,11 +35,11 @@ def distance(
         row: dict[str, Any] = {"dtype": name, "images": n, "full_run_steps": steps, "full_run_images": whole}
         rows.append(row)
         try:
-            images = Engine(model, ddim(model), batch, dtype, device).sample(n)
+            images = Engine(model, ddim(model), batch_size=batch, dtype=dtype, device=device).sample(n)
             exact = images if exact is None else exact
             rms = (images - exact).square().flatten(1).mean(dim=1).sqrt()
             row.update(mean_rms=float(rms.mean()), percentile_99=float(rms.quantile(0.99)))
-            full = Engine(long, table, whole, dtype, device).sample(whole)
+            full = Engine(long, table, batch_size=whole, dtype=dtype, device=device).sample(whole)
             row.update(full_run_finite=bool(torch.isfinite(full).all()), full_run_largest=float(full.abs().max()))
             if not (row["full_run_finite"] and torch.isfinite(rms).all()):
                 row["note"] = "not finite"

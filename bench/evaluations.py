@@ -75,7 +75,7 @@ def _by_engine(case: Case, form: str | None) -> Ready:
     x, _ = inputs(case)
     model = networks.load(case.network)
     table = ddim(model)
-    engine = Engine(model, table, case.batch, getattr(torch, case.dtype), x.device, form=form)
+    engine = Engine(model, table, batch_size=case.batch, dtype=getattr(torch, case.dtype), device=x.device, form=form)
     prediction, _ = engine._step(Kind(guided=False, context=None, noise="none", history=False), table)
     with engine._settings():
         prediction.load_context(None)

@@ -69,7 +69,7 @@ def contenders(
         expected = fastdiff.sample(model, batch, table)
         made[f"sampler.onnx, {name}"] = (lambda file=file: file.sample(batch), expected, steps)
     table = fastdiff.make_table("ddpm", model.schedule, steps, time=model.time)
-    engine = fastdiff.Engine(model, table, batch, device=CPU)
+    engine = fastdiff.Engine(model, table, batch_size=batch, device=CPU)
     made["fastdiff, ddpm"] = (lambda: engine.sample(batch), None, steps)
     return made, sizes
 

@@ -29,12 +29,12 @@ import fastdiff
 from fastdiff.bench import classifier, reporting
 from fastdiff.bench.timing import in_turns
 from fastdiff.data.images import ImageData
-from fastdiff.engine.context import context_width
-from fastdiff.engine.engine import DEFAULT_BATCH, Engine
+from fastdiff.engine.engine import Engine
 from fastdiff.engine.placement import choose_device
+from fastdiff.engine.request import DEFAULT_BATCH
 from fastdiff.errors import InputError, check_int
 from fastdiff.files import check_writable, write_atomically
-from fastdiff.shards.manifest import RESTORED, Request, read_manifest
+from fastdiff.shards.manifest import RESTORED, Samples, read_manifest
 from fastdiff.shards.processes import Processes
 from fastdiff.shards.run import ShardRun
 
@@ -78,15 +78,15 @@ class Point(NamedTuple):
         return self.steps * (1 if self.guidance_scale in (None, 1) else 2)
 
 
-def request(model: fastdiff.Model, point: Point, n: int) -> Request:
+def request(model: fastdiff.Model, point: Point, n: int) -> Samples:
     """Images 0 to n - 1, as `fastdiff sample` makes them; a model of classes draws them in turn."""
-    contexts = torch.eye(context_width(model) or 0).tolist()
-    return Request(point.sampler, point.steps, eta=0.0, spacing="trailing", clip=None, seed=SEED, first=0, n=n,
+    contexts = torch.eye(model.context_width or 0).tolist()
+    return Samples(point.sampler, point.steps, eta=0.0, spacing="trailing", clip="model", seed=SEED, first=0, n=n,
                    contexts=contexts, guidance_scale=point.guidance_scale)  # fmt: skip
 
 
 def draw(
-    model: fastdiff.Model, name: str, ask: Request, folder: Path, device: str | None, threads: int | None
+    model: fastdiff.Model, name: str, ask: Samples, folder: Path, device: str | None, threads: int | None
 ) -> tuple[Tensor, str]:
     """The folder's images, uint8 (n, C, H, W), made where they are missing, and with what they were made."""
     given: dict[str, Any] = {**dict.fromkeys(RESTORED), "format": "npz", "shard_size": None}
@@ -158,7 +158,7 @@ def quality(
     entry: dict[str, Any] = {
         "model": name, "images": n, "seed": SEED, "accuracy": accuracy, "accuracy_pictures": pictures,
         "real": len(data.val_images), "real_of_each_class": dict(zip(data.class_names, counts, strict=True)),
-        "training": len(rows), "in_turn": list(model.class_names) if context_width(model) else [],
+        "training": len(rows), "in_turn": list(model.class_names) if model.context_width else [],
         "floor": floor(data, distance, n), "rows": [],
     }  # fmt: skip
     for point in points:
@@ -191,10 +191,12 @@ def measure(entry: dict[str, Any], device: torch.device, rounds: int) -> None:
         point = Point(row["sampler"], row["steps"], row["guidance_scale"])
         try:
             table = request(model, point, 1).table(model)
-            engine = engine or Engine(model, table, DEFAULT_BATCH, device=device)
+            engine = engine or Engine(model, table, batch_size=DEFAULT_BATCH, device=device)
 
             def call(table=table, scale=point.guidance_scale, engine=engine):
-                return engine.sample(DEFAULT_BATCH, SEED, 0, context, scale, table)
+                return engine.sample(
+                    DEFAULT_BATCH, seed=SEED, first=0, context=context, guidance_scale=scale, table=table
+                )
 
             call()
             calls[str(point)], rows[str(point)] = call, row
@@ -378,7 +380,7 @@ def _checked(names: list[str], texts: list[str] | None, n: int) -> dict[str, lis
         found[name] = [Point.parse(text) for text in (texts or POINTS[name].split())]
         for point in found[name]:
             request(model, point, n).facts(model)
-            if point.guidance_scale is not None and not context_width(model):
+            if point.guidance_scale is not None and not model.context_width:
                 raise InputError(f"point {str(point)!r} has guidance, but {name!r} takes no context")
     return found
 

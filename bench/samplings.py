@@ -105,7 +105,9 @@ def _by_scheduler(case: Case) -> Ready:
 
     def sample(noise: Noise | None) -> Tensor:
         timed = lambda x, value: predict(x, time_of(model, value, case.batch, device))  # noqa: E731
-        return schedulers.sample(model, sampler, steps, timed, noise, shape, device).cpu()
+        return schedulers.sample(
+            model, seed=sampler, first=steps, context=timed, guidance_scale=noise, table=shape, frames=device
+        ).cpu()
 
     return Ready(lambda: sample(None), lambda: sample(shared))
 
@@ -113,7 +115,7 @@ def _by_scheduler(case: Case) -> Ready:
 def _by_engine(case: Case, form: str) -> Ready:
     model = networks.load(case.network)
     table, dtype = table_of(model, case.what), getattr(torch, case.dtype)
-    engine = Engine(model, table, case.batch, dtype, case.device, form=form)
+    engine = Engine(model, table, batch_size=case.batch, dtype=dtype, device=case.device, form=form)
 
     told: dict[str, str] = {}
 
@@ -128,4 +130,6 @@ def _by_engine(case: Case, form: str) -> Ready:
 
 def _other(case: Case, make: Callable[[], others.Other]) -> Ready:
     other, (sampler, steps) = make(), named(case.what)
-    return Ready(lambda: other.sample(sampler, steps, case.batch).cpu(), told=evaluations.size_of(case, other))
+    return Ready(
+        lambda: other.sample(sampler, seed=steps, first=case.batch).cpu(), told=evaluations.size_of(case, other)
+    )

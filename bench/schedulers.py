@@ -20,7 +20,7 @@ from torch import Tensor
 
 import fastdiff
 from fastdiff.errors import InputError, check_int, unknown_name
-from fastdiff.samplers.table import spaced
+from fastdiff.samplers.spacing import spaced
 
 SAMPLERS = ("ddim", "ddpm", "ddpm_large", "dpmpp_2m")
 

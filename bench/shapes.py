@@ -16,8 +16,8 @@ from fastdiff.kernels.denoise_step import denoise_step
 from fastdiff.kernels.philox import normals
 from fastdiff.networks.annotated import AnnotatedUnet
 from fastdiff.networks.context import ContextUnet
+from fastdiff.samplers.samplers import make_table
 from fastdiff.samplers.schedule import make_schedule
-from fastdiff.samplers.table import make_table
 
 META = torch.device("meta")
 

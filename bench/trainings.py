@@ -42,7 +42,7 @@ def trainer(case: Case) -> Trainer:
     names = model.class_names
     labels = F.one_hot(torch.arange(case.batch) % max(1, len(names)), max(1, len(names))).float()[:, : len(names)]
     data = ImageData("random pictures", pictures, labels, tuple(names), pictures, labels)
-    return Trainer(recipe, data, torch.device(case.device), model)
+    return Trainer(recipe, data, device=case.device, init=model)
 
 
 def _recipe(model: fastdiff.Model, case: Case) -> Recipe:
@@ -108,7 +108,7 @@ def _published(
         random = generator(like.recipe.seed, "step", number)
         t = torch.randint(low, high, (case.batch,), generator=random)
         noise = torch.randn(pictures.shape, generator=random)
-        return step(like._batch_rows(number), t.to(device), noise.to(device), like.learning_rate(number))
+        return step(like.batch_rows(number), t.to(device), noise.to(device), like.learning_rate(number))
 
     everything = torch.arange(case.batch, device=device)
 

@@ -191,7 +191,7 @@ class _Sampler:
             self.rows = self._input("rows", FLOAT, ("steps", COLUMNS))
             times = self._input("times", INT64 if kind is np.int64 else FLOAT, ("steps",))
         else:
-            self.rows = outer.constant([table.row(i) for i in range(len(table))], np.float32)
+            self.rows = outer.constant(table.rows, np.float32)
             times = outer.constant(table.time, kind)
         self.times = outer.inline(self.parts.time, [times])[0]  # (R, W)
 

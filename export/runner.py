@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdiff.engine.context import resolve_rows
-from fastdiff.engine.engine import DEFAULT_BATCH
 from fastdiff.engine.noise import LIMIT, NoiseSource, PhiloxNoise
-from fastdiff.errors import InputError, check_float, check_int, unknown_name
+from fastdiff.engine.request import Request, check_batch_size
+from fastdiff.errors import InputError, check_int, unknown_name
 from fastdiff.export import metadata
-from fastdiff.samplers import defaults
+from fastdiff.samplers.samplers import DEFAULT, make_table
 from fastdiff.samplers.schedule import from_config
-from fastdiff.samplers.table import StepTable, make_table
+from fastdiff.samplers.table import StepTable
 
 # Short names; ONNX Runtime's own are accepted too.
 PROVIDERS = {
@@ -103,12 +102,21 @@ def open_file(
 class OnnxSampler:
     """A sampler's file, ready to run: `OnnxSampler("sampler.onnx").sample(64, seed=0)`.
 
-    providers: cpu (unless given), cuda, tensorrt, ... or ONNX Runtime's own names, first choice first; each as a name
-    or (name, options). One that is absent, or that ONNX Runtime would silently leave out, is an InputError.
-    threads: of the CPU, for one operator; ONNX Runtime's default unless given.
+    Args:
+        path: a file of `fastdiff export MODEL --sampler ...`.
+        providers: cpu (unless given), cuda, tensorrt, ... or ONNX Runtime's own names, first choice first; each as a
+            name or (name, options).
+        threads: of the CPU, for one operator; ONNX Runtime's default unless given.
 
-    description: what the file says of itself (see export.metadata). image_shape: (C, H, W).
-    Raises InputError for a file that is not whole, not a sampler, or not fastdiff's, with what it lacks.
+    Attributes:
+        description: what the file says of itself; see export.metadata.
+        image_shape: (C, H, W).
+        schedule, prediction_type, time, class_names, context_width: as a Model has them.
+        stepwise: whether it runs row by row, which frames need.
+
+    Raises:
+        InputError: for a file that is not whole, not a sampler, or not fastdiff's, with what it lacks; for a provider
+            that is absent, or that ONNX Runtime would silently leave out.
     """
 
     def __init__(
@@ -124,7 +132,11 @@ class OnnxSampler:
             )
         self.inputs = [given.name for given in self.session.get_inputs()]
         self.image_shape: tuple[int, int, int] = tuple(self.description["image_shape"])
+        self.schedule = from_config(self.description["schedule"])
+        self.prediction_type: str = self.description["prediction_type"]
+        self.time: str = self.description["time"]
         self.class_names: list[str] = self.description["class_names"]
+        self.context_width: int = self.description["context_width"]
         self.stepwise: bool = self.description["stepwise"]
         if "seed" in self.inputs and self.provider != PROVIDERS["cpu"]:
             warnings.warn(
@@ -134,20 +146,23 @@ class OnnxSampler:
             )
 
     def table(
-        self,
-        sampler: str = defaults.SAMPLER,
-        steps: int = defaults.STEPS,
-        eta: float = 0.0,
-        spacing: str = "trailing",
+        self, sampler: str = DEFAULT, steps: int | None = None, *, eta: float = 0.0, spacing: str = "trailing"
     ) -> StepTable:
-        """A table for a file that holds none (`--sampler any`)."""
-        about = self.description
-        schedule = from_config(about["schedule"])
-        return make_table(sampler, schedule, steps, eta, spacing, about["prediction_type"], about["time"])
+        """A table for a file that holds none (`--sampler any`); see make_table for the arguments."""
+        return make_table(
+            sampler,
+            self.schedule,
+            steps,
+            eta=eta,
+            spacing=spacing,
+            prediction_type=self.prediction_type,
+            time=self.time,
+        )
 
     def sample(
         self,
         n: int,
+        *,
         seed: int = 0,
         first: int = 0,
         context: Any = None,
@@ -158,16 +173,25 @@ class OnnxSampler:
         batch_size: int | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """n images, (n, C, H, W) float32 in [-1, 1], or uint8 (n, H, W, C) from a file that makes pictures.
+        """n images; the arguments are those of fastdiff.sample, and so are the images.
 
-        The arguments are those of fastdiff.sample, and so are the images. table: for a file without one, see `table`.
-        frames: also x after every k-th step, (m, n, C, H, W); stepwise files only. noise: a source of normals for a
-        file that takes them from outside, Philox's unless given. on_step is called with the number of images times
-        steps done since the last call. Raises InputError, before any work, for what the file does not take.
+        Args:
+            table: for a file without one, see `table`.
+            frames: also return x after every so many steps; stepwise files only.
+            noise: a source of normals for a file that takes them from outside, Philox's unless given.
+            on_step: called with the number of images times steps done since the last call.
+
+        Returns:
+            (n, C, H, W) float32 in [-1, 1], or uint8 (n, H, W, C) from a file that makes pictures; with `frames`, that
+            and the frames, (m, n, C, H, W).
+
+        Raises:
+            InputError: before any work, for what the file does not take.
         """
-        n = check_int("n", n, 1, LIMIT - 1)
-        seed, first = check_int("seed", seed, 0, LIMIT - 1), check_int("first", first, 0, LIMIT - n)
-        size = min(n, DEFAULT_BATCH) if batch_size is None else check_int("batch_size", batch_size, 1, LIMIT - 1)
+        request = Request.of(
+            self, n, table=table, seed=seed, first=first, context=context, guidance_scale=guidance_scale
+        )
+        size = check_batch_size(batch_size, request.n)
         frames = None if frames is None else check_int("frames", frames, 1, LIMIT - 1)
         if frames is not None and not self.stepwise:
             raise InputError(
@@ -176,26 +200,11 @@ class OnnxSampler:
         if noise is not None and self.description["noise"] != "input":
             raise InputError(f"noise for {self.path!r}, which makes its own; accepted: one made with --noise input")
         self._check_table(table)
-        width = self.description["context_width"]
-        contexts = resolve_rows(width, self.class_names, context, n, first)
-        if (
-            guidance_scale is not None
-            and check_float("guidance_scale", guidance_scale, -3e38, 3e38) != 1
-            and contexts is None
-        ):
-            raise InputError(f"guidance_scale = {guidance_scale} without a context; give a context to guide towards")
-        source = noise if noise is not None else PhiloxNoise(seed)
+        source = noise if noise is not None else PhiloxNoise(request.seed)
         batches, kept = [], []
-        for at in range(first, first + n, size):
-            count = min(size, first + n - at)
-            feed: dict[str, Any] = {"seed": np.array(seed), "first": np.array(at), "n": np.array(count)}
-            if width:
-                rows = torch.zeros(1, width) if contexts is None else contexts.rows(at, count)
-                scale = 1.0 if guidance_scale is None else guidance_scale
-                feed |= {"context": rows.numpy(), "guidance_scale": np.array(scale, dtype=np.float32)}
-            if table is not None:
-                feed["rows"] = np.array([table.row(i) for i in range(len(table))], dtype=np.float32)
-                feed["times"] = table.time.astype(np.int64 if self.description["time"] == "index" else np.float32)
+        for at in range(request.first, request.end, size):
+            count = min(size, request.end - at)
+            feed = self._feed(request, at, count)
             seen: list[np.ndarray] = []
             for row, x in self._rows(feed, at, count, source, table):
                 if on_step is not None:
@@ -207,6 +216,19 @@ class OnnxSampler:
                 kept.append(np.stack(seen))
         images = np.concatenate(batches)
         return images if frames is None else (images, np.concatenate(kept, axis=1))
+
+    def _feed(self, request: Request, at: int, count: int) -> dict[str, Any]:
+        """The inputs of samples at .. at + count - 1 that hold for all steps."""
+        feed: dict[str, Any] = {"seed": np.array(request.seed), "first": np.array(at), "n": np.array(count)}
+        if self.context_width:
+            contexts = request.contexts
+            rows = torch.zeros(1, self.context_width) if contexts is None else contexts.rows(at, count)
+            scale = 1.0 if request.guidance_scale is None else request.guidance_scale
+            feed |= {"context": rows.numpy(), "guidance_scale": np.array(scale, dtype=np.float32)}
+        if request.table is not None:
+            feed["rows"] = request.table.rows.astype(np.float32)
+            feed["times"] = request.table.time.astype(np.int64 if self.time == "index" else np.float32)
+        return feed
 
     def steps(self, table: StepTable | None = None) -> int:
         """Network evaluations of a run."""
@@ -220,11 +242,6 @@ class OnnxSampler:
             )
         if own is None and table is None:
             raise InputError(f"no table for {self.path!r}, which holds none; accepted: one of its method `table`")
-        about = self.description
-        if table is not None and table.prediction_type != about["prediction_type"]:
-            raise InputError(
-                f"a table for {table.prediction_type!r}; {self.path!r} predicts {about['prediction_type']!r}"
-            )
 
     def _rows(
         self, feed: dict[str, Any], at: int, count: int, noise: NoiseSource, table: StepTable | None

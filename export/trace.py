@@ -24,7 +24,6 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.export import Dim
 
-from fastdiff.engine.context import context_width
 from fastdiff.engine.prepared import FoldedLinearAttention, fold_block
 from fastdiff.errors import InputError, unknown_name
 from fastdiff.export.graph import OPSET
@@ -125,7 +124,7 @@ def _rounded(model: Model, weights: str) -> Model:
 
 def _context_width(model: Model) -> int:
     """K; a network of the user's own is taken for one without contexts where nothing tells."""
-    width = context_width(model)
+    width = model.context_width
     if width is None:
         named = [p for p in inspect.signature(model.network.forward).parameters.values() if p.kind in _BY_PLACE][2:]
         if named and named[0].default is inspect.Parameter.empty:

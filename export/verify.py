@@ -23,7 +23,7 @@ from fastdiff.kernels import philox as reference
 from fastdiff.kernels.denoise_step import denoise_step_reference, x0_bound
 from fastdiff.model import Model
 from fastdiff.samplers.prediction import Clip
-from fastdiff.samplers.table import StepTable, make_table
+from fastdiff.samplers.table import StepTable
 from fastdiff.sampling import sample
 
 NETWORK_BATCHES = (1, 3, 8)
@@ -107,7 +107,9 @@ def sampler_checks(path: Path, parts: Parts, face: Face) -> Iterator[Check]:
                 None if context is None or n == 1 else 1 + 2 * float(torch.rand((), generator=dice)),
             )
             given = None if face.table is not None else table
-            out = sampler.sample(n, run.seed, run.first, context, run.guidance_scale, given)
+            out = sampler.sample(
+                n, seed=run.seed, first=run.first, context=context, guidance_scale=run.guidance_scale, table=given
+            )
             assert isinstance(out, np.ndarray)
             distance, note = run.distance(out, bound)
             worst, notes = _worse(worst, distance), notes + note
@@ -147,7 +149,7 @@ class Run:
             context=self.context,
             device="cpu",
             guidance_scale=self.guidance_scale,
-            clip=False if self.clip is None else self.clip,
+            clip=self.clip,
             form="eager",
         )
         assert isinstance(expected, torch.Tensor)
@@ -171,7 +173,7 @@ class Run:
     def exact(self) -> torch.Tensor:
         """The images by a plain loop in float64, from the float32 noise."""
         network = copy.deepcopy(self.model.network).double()
-        rows = torch.tensor([self.table.row(i) for i in range(len(self.table))], dtype=torch.float64)
+        rows = torch.from_numpy(self.table.rows)
         times = torch.tensor(self.table.time, dtype=torch.int64 if self.model.time == "index" else torch.float64)
         guided = self.guidance_scale not in (None, 1)
         scale = torch.tensor(self.guidance_scale, dtype=torch.float64) if guided else None
@@ -209,10 +211,7 @@ def _dice() -> torch.Generator:
 
 def _some_tables(model: Model) -> list[StepTable]:
     steps = min(ANY_STEPS, model.schedule.num_timesteps)
-    return [
-        make_table(name, model.schedule, steps, prediction_type=model.prediction_type, time=model.time)
-        for name in ("ddim", "dpmpp_2m_sde")
-    ]
+    return [model.table(name, steps) for name in ("ddim", "dpmpp_2m_sde")]
 
 
 def _worse(one: float, other: float) -> float:

@@ -19,8 +19,9 @@ from fastdiff.errors import InputError
 from fastdiff.export import metadata
 from fastdiff.files import TEMPORARY, check_folder
 from fastdiff.model import Model
-from fastdiff.samplers import defaults
-from fastdiff.samplers.table import SAMPLERS, StepTable, make_table
+from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
+from fastdiff.samplers.samplers import STEPS as DEFAULT_STEPS
+from fastdiff.samplers.table import StepTable
 
 PAGE = Path(__file__).parent / "page"
 # onnxruntime-web 1.30.0 from npm: its ort.wasm.bundle.min.mjs (named .js, which every server knows the type of) and
@@ -50,18 +51,11 @@ def choices(model: Model) -> dict[str, Any]:
     counts = [*(n for n in STEPS if n < total), total]
 
     def columns(table: StepTable) -> dict[str, Any]:
-        rows = np.array([table.row(i) for i in range(len(table))], dtype=np.float32)
+        rows = table.rows.astype(np.float32)
         # The shortest decimals that name the same float32 numbers.
         return {"rows": [[float(str(v)) for v in row] for row in rows], "times": table.time.tolist()}
 
-    return {
-        name: {
-            str(n): columns(make_table(name, model.schedule, n, prediction_type=model.prediction_type, time=model.time))
-            for n in counts
-        }
-        for name in SAMPLERS
-        if name not in LEFT_OUT
-    }
+    return {name: {str(n): columns(model.table(name, n)) for n in counts} for name in SAMPLERS if name not in LEFT_OUT}
 
 
 @contextmanager
@@ -83,7 +77,7 @@ def write_page(folder: str | Path, about: dict[str, Any], model: Model, sampler:
         (made / "model.onnx").write_bytes(sampler.SerializeToString())
         description = json.loads({p.key: p.value for p in sampler.metadata_props}[metadata.KEY])
         size = (made / "model.onnx").stat().st_size
-        start = {"sampler": defaults.SAMPLER, "steps": defaults.STEPS}
+        start = {"sampler": DEFAULT, "steps": DEFAULT_STEPS}
         page = {**description, **about, "model_bytes": size, "samplers": choices(model), "start": start}
         (made / "model.json").write_text(json.dumps(page))
         yield made / "model.onnx"

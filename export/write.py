@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from onnx import ModelProto
 
+from fastdiff.engine.request import check_table
 from fastdiff.errors import InputError
 from fastdiff.export.assemble import Face, network_model, sampler_model
 from fastdiff.export.runner import onnxruntime
@@ -19,8 +20,8 @@ from fastdiff.export.trace import trace
 from fastdiff.export.verify import Check, checked, network_checks, sampler_checks
 from fastdiff.export.web import check_page_folder, write_page
 from fastdiff.files import check_writable, write_atomically
-from fastdiff.model import Model, check_table
-from fastdiff.samplers.prediction import check_clip
+from fastdiff.model import Model
+from fastdiff.samplers.prediction import choose_clip
 from fastdiff.samplers.table import StepTable
 
 STAGES = logging.getLogger("fastdiff.export")  # what is being done, at level INFO
@@ -53,7 +54,7 @@ def export_sampler(
     model: Model,
     path: str | Path,
     table: StepTable | None = None,
-    clip: Any = None,
+    clip: Any = "model",
     dtype: torch.dtype = torch.float32,
     weights: str | None = None,
     prepared: bool = True,
@@ -64,7 +65,7 @@ def export_sampler(
     """Write the model's whole sampling loop as ONNX; returns how far ONNX Runtime's images are from torch's.
 
     table: the sampler (see make_table); None leaves it open: then the file is stepwise, and the table an input.
-    clip: as in `sample`, None being the model's own. stepwise, noise, pictures: see assemble.Face. The rest is as in
+    clip: as in `sample`. stepwise, noise, pictures: see assemble.Face. The rest is as in
     export_network. Raises InputError, leaving no file, likewise.
     """
     _check(path)
@@ -89,7 +90,7 @@ def export_page(
     """
     check_page_folder(folder)
     onnxruntime()
-    face = _face(model, None, None, True, "philox", False)
+    face = _face(model, None, "model", True, "philox", False)
     STAGES.info("tracing the network")
     parts = trace(model, torch.float32, weights, prepared)
     parts = replace(parts, denoise=steady_norms(parts.denoise))
@@ -105,7 +106,7 @@ def export_page(
 def _face(model: Model, table: StepTable | None, clip: Any, stepwise: bool, noise: str, pictures: bool) -> Face:
     if table is not None:
         check_table(model, table)
-    return Face(table, model.clip if clip is None else check_clip(clip), stepwise, noise, pictures)
+    return Face(table, choose_clip(clip, model.clip), stepwise, noise, pictures)
 
 
 def _check(path: str | Path) -> None:

@@ -9,9 +9,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 from fastdiff._version import __version__
+
+# Installed, kernels/, export/ and bench/ are in this folder; in a clone they lie beside it.
+if not os.path.isdir(os.path.join(__path__[0], "kernels")):
+    __path__.append(os.path.dirname(__path__[0]))
 
 # Loaded when first used, so that neither `import fastdiff` nor `fastdiff --help` waits for torch.
 _MODULES = {"export": "export", "losses": "training.losses"}
@@ -28,8 +33,9 @@ _NAMES = {
     "Trainer": "training.trainer",
     "grid": "images",
     "load": "checkpoints.load",
+    "load_data": "data.load",
     "make_schedule": "samplers.schedule",
-    "make_table": "samplers.table",
+    "make_table": "samplers.samplers",
     "sample": "sampling",
     "save": "checkpoints.save",
     "save_gif": "images",
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
     from fastdiff import export as export
     from fastdiff.checkpoints.load import load as load
     from fastdiff.checkpoints.save import save as save
+    from fastdiff.data.load import load_data as load_data
     from fastdiff.engine.engine import Engine as Engine
     from fastdiff.engine.noise import PhiloxNoise as PhiloxNoise
     from fastdiff.errors import InputError as InputError
@@ -50,10 +57,10 @@ if TYPE_CHECKING:
     from fastdiff.model import Model as Model
     from fastdiff.networks.annotated import AnnotatedUnet as AnnotatedUnet
     from fastdiff.networks.context import ContextUnet as ContextUnet
+    from fastdiff.samplers.samplers import make_table as make_table
     from fastdiff.samplers.schedule import Schedule as Schedule
     from fastdiff.samplers.schedule import make_schedule as make_schedule
     from fastdiff.samplers.table import StepTable as StepTable
-    from fastdiff.samplers.table import make_table as make_table
     from fastdiff.sampling import sample as sample
     from fastdiff.training import losses as losses
     from fastdiff.training.recipe import Recipe as Recipe

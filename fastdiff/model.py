@@ -5,25 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from torch import nn
 
 from fastdiff.errors import InputError, unknown_name
 from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
+from fastdiff.samplers.samplers import DEFAULT, make_table
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import TIMES, StepTable
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """What `fastdiff.sample` takes. Any nn.Module fits that maps (x, t) or (x, t, context) to a prediction.
+    """What `fastdiff.sample` takes: any nn.Module that maps (x, t) or (x, t, context) to a prediction.
 
-    network: x (B, C, H, W) float in [-1, 1], t (B,), context (B, K) → the prediction, (B, C, H, W).
-    schedule: the training schedule. prediction_type: epsilon, sample or v_prediction.
-    image_shape: (C, H, W) of one image.
-    time: what the network is given as t: "index" (the integer timestep) or "fraction" (timestep / T).
-    class_names: names of the K context entries; empty where the network takes no context or they have no names.
-    clip: the default clipping of the predicted x0: None (off), a bound, or ("dynamic", quantile).
+    Attributes:
+        network: x (B, C, H, W) float in [-1, 1], t (B,), context (B, K) → the prediction, (B, C, H, W).
+        schedule: the training schedule.
+        prediction_type: epsilon, sample or v_prediction.
+        image_shape: (C, H, W) of one image.
+        time: what the network is given as t: "index", the integer timestep, or "fraction", timestep / T.
+        class_names: names of the K context entries; empty where the network takes no context or they have no names.
+        clip: the default clipping of the predicted x0: None (off), a bound, or ("dynamic", quantile).
+
+    Raises:
+        InputError: for values outside these.
     """
 
     network: nn.Module
@@ -35,6 +40,10 @@ class Model:
     clip: Clip = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.network, nn.Module):
+            raise InputError(f"network = {self.network!r}; accepted: an nn.Module")
+        if not isinstance(self.schedule, Schedule):
+            raise InputError(f"schedule = {self.schedule!r}; accepted: a Schedule, see fastdiff.make_schedule")
         if self.prediction_type not in PREDICTION_TYPES:
             raise unknown_name("prediction type", self.prediction_type, PREDICTION_TYPES)
         if self.time not in TIMES:
@@ -49,25 +58,35 @@ class Model:
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "clip", check_clip(self.clip))
 
+    @property
+    def context_width(self) -> int | None:
+        """K of the network's contexts: 0 if it takes none, None if the network does not declare it."""
+        if hasattr(self.network, "n_cfeat"):
+            return int(self.network.n_cfeat)  # type: ignore[arg-type]
+        if self.class_names:
+            return len(self.class_names)
+        return 0 if hasattr(self.network, "embed_context") else None
 
-def check_table(model: Model, table: StepTable) -> StepTable:
-    """The table, if it is one for this model; raises InputError."""
-    if not isinstance(table, StepTable):
-        raise InputError(f"table = {table!r}; accepted: a StepTable, see make_table")
-    if table.prediction_type != model.prediction_type:
-        raise InputError(
-            f"a table for prediction type {table.prediction_type!r}; the model's is {model.prediction_type!r}"
+    def table(
+        self, sampler: str = DEFAULT, steps: int | None = None, *, eta: float = 0.0, spacing: str = "trailing"
+    ) -> StepTable:
+        """The step table of a sampler for this model; see make_table for the arguments."""
+        return make_table(
+            sampler,
+            self.schedule,
+            steps,
+            eta=eta,
+            spacing=spacing,
+            prediction_type=self.prediction_type,
+            time=self.time,
         )
-    low, high = model.schedule.first, model.schedule.first + model.schedule.num_timesteps - 1
-    if table.timestep.min() < low or table.timestep.max() > high:
-        raise InputError(
-            f"a table with timesteps {table.timestep.min():g} to {table.timestep.max():g}; the model's schedule "
-            f"has {low} to {high}"
+
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.network.parameters())
+        shape = "x".join(map(str, self.image_shape))
+        contexts = ", ".join(self.class_names) or {None: "unknown", 0: "none"}.get(self.context_width, "unnamed")
+        return (
+            f"Model({type(self.network).__name__}, {parameters:,} parameters, images {shape},\n"
+            f"      {self.schedule!r},\n"
+            f"      predicts {self.prediction_type}, time {self.time!r}, clip {self.clip}, contexts: {contexts})"
         )
-    expected = table.timestep / (model.schedule.num_timesteps if model.time == "fraction" else 1)
-    if not np.allclose(table.time, expected):
-        raise InputError(
-            f"a table that gives the network times up to {table.time.max():g}; this model's time is "
-            f"{model.time!r}: make the table with time={model.time!r}"
-        )
-    return table

@@ -2,71 +2,93 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fastdiff.engine.engine import DEFAULT_BATCH, Engine
+from fastdiff.checkpoints.load import load
+from fastdiff.engine.engine import Engine
 from fastdiff.engine.noise import LIMIT, NoiseSource
-from fastdiff.errors import check_int
+from fastdiff.engine.request import Request, check_batch_size
+from fastdiff.errors import InputError, check_int
 from fastdiff.model import Model
-from fastdiff.samplers import defaults
-from fastdiff.samplers.table import StepTable, make_table
+from fastdiff.samplers.samplers import DEFAULT
+from fastdiff.samplers.table import StepTable
+
+Source = Model | str | Path
+
+
+@overload
+def sample(model: Source, n: int, sampler: str | StepTable = ..., *, frames: None = None, **options: Any) -> Tensor: ...
+
+
+@overload
+def sample(
+    model: Source, n: int, sampler: str | StepTable = ..., *, frames: int, **options: Any
+) -> tuple[Tensor, Tensor]: ...
 
 
 def sample(
-    model: Model,
+    model: Source,
     n: int,
-    sampler: str | StepTable = defaults.SAMPLER,
-    steps: int = defaults.STEPS,
+    sampler: str | StepTable = DEFAULT,
+    *,
+    steps: int | None = None,
     eta: float = 0.0,
     spacing: str = "trailing",
-    clip: Any = None,
+    clip: Any = "model",
     seed: int = 0,
     first: int = 0,
     context: Any = None,
     guidance_scale: float | None = None,
     frames: int | None = None,
     noise: NoiseSource | None = None,
+    batch_size: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    batch_size: int | None = None,
-    progress: bool = False,
     form: str | None = None,
+    progress: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """n images, (n, C, H, W) float32 on the CPU in the model's range, [-1, 1].
+    """Images from a model.
 
-    sampler: ddim, ddpm, ddpm_large, ddpm_no_noise, dpmpp_2m, dpmpp_2m_sde, or a StepTable (then steps, eta and
-        spacing are the table's own). steps: 1 to the schedule's T. eta: 0 to 1, for ddim.
-    spacing: trailing, leading, linspace or course; see table.spaced.
-    clip: clipping of the predicted x0: a bound, ("dynamic", quantile), False for none; None takes the model's own.
-    seed, first: sample r of the result is sample first + r of the seed; its noise depends on these two alone,
-        bit for bit, never on n, batch_size or the device. 0 <= seed, first < 2^63.
-    context: (K,) for all, (n, K), row r for sample first + r, or {class name: weight}. None is the zero context.
-    guidance_scale: classifier-free guidance, out_u + g (out_c - out_u); None and 1 are one evaluation a step.
-    frames: also return x after every k-th step, the last included: (images, frames (m, n, C, H, W)).
-    noise: a callable (draw, first, shape) → normals in place of the default Philox source; draw 0 is x_T.
-    device: where the network runs; None is the CUDA device where there is one, else the CPU.
-    dtype: of the network: float32 (the default; TF32 is off), bfloat16 or float16; x itself stays float32.
-    batch_size: samples run together; at most 64 unless given. With a given one, batches begin at multiples of it and
-        are run whole, and a sample's pixels are then the same bits whatever n and first. progress: a bar on stderr.
-    form: how the network runs, see forms.FORMS; None is the fastest there is, "eager" the reference.
+    Args:
+        model: a Model, or what `load` takes: a shipped model's name or a checkpoint's path.
+        n: how many images.
+        sampler: a name out of SAMPLERS, or a StepTable, which brings its own steps, eta and spacing.
+        steps: network evaluations, 1 to the schedule's T; None takes the sampler's default.
+        eta: 0 to 1, for ddim.
+        spacing: trailing, leading, linspace or course; see spacing.spaced.
+        clip: of the predicted x0: None (off), a bound, or ("dynamic", quantile); "model" takes the model's own.
+        seed, first: image r is sample first + r of the seed; its noise depends on these two alone, bit for bit, never
+            on n, batch_size or the device. 0 <= seed, first < 2^63.
+        context: (K,) for all, (n, K), row r for sample first + r, or {class name: weight}; None is the zero context.
+        guidance_scale: classifier-free guidance, out_u + g (out_c - out_u); None and 1 evaluate once a step.
+        frames: also return x after every so many steps, the last included.
+        noise: a callable (draw, first, shape) → normals in place of the Philox source; draw 0 is x_T.
+        batch_size: samples run together; min(n, 64) unless given. With a given one, batches begin at multiples of it
+            and are run whole, and a sample's pixels are then the same bits whatever n and first.
+        device: where the network runs; None is the CUDA device where there is one, else the CPU.
+        dtype: of the network: float32 (the default; TF32 is off), bfloat16 or float16; x itself stays float32.
+        form: how the network runs, see forms.FORMS; None is the fastest there is, "eager" the reference.
+        progress: a bar on stderr.
 
-    Raises InputError, before any long work, for values outside these.
+    Returns:
+        (n, C, H, W) float32 on the CPU in the model's range, [-1, 1]; with `frames`, that and the frames, (m, n, C,
+        H, W).
+
+    Raises:
+        InputError: for values outside these, before any long work.
     """
-    n = check_int("n", n, 1, LIMIT - 1)
-    first = check_int("first", first, 0, LIMIT - n)
+    model = _model(model)
+    table = sampler if isinstance(sampler, StepTable) else model.table(sampler, steps, eta=eta, spacing=spacing)
+    request = Request.of(model, n, table=table, seed=seed, first=first, context=context, guidance_scale=guidance_scale)
     frames = None if frames is None else check_int("frames", frames, 1, LIMIT - 1)
-    if isinstance(sampler, StepTable):
-        table = sampler
-    else:
-        table = make_table(sampler, model.schedule, steps, eta, spacing, model.prediction_type, model.time)
-    # Unless a size is given the batches begin at `first`, so that a small request is a small batch.
-    size, origin = (min(n, DEFAULT_BATCH), first) if batch_size is None else (batch_size, 0)
-    engine = Engine(model, table, size, dtype, device, clip, form)
-    bar = tqdm(total=-(-n // engine.batch_size) * len(table), disable=not progress, unit="step", leave=False)
+    size = check_batch_size(batch_size, request.n)
+    engine = Engine(model, table, batch_size=size, device=device, dtype=dtype, clip=clip, form=form)
+    bar = tqdm(total=-(-request.n // size) * len(table), disable=not progress, unit="step", leave=False)
     seen: list[Tensor] = []  # frames of the batch at hand
 
     def on_step(row: int) -> None:
@@ -77,12 +99,23 @@ def sample(
             seen.append(engine.current())
 
     watched = on_step if progress or frames is not None else None
+    # Unless a size is given the batches begin at `first`, so that a small request is a small batch.
+    origin = request.first if batch_size is None else 0
     batches, kept = [], []
     with bar:
-        for images in engine.stream(
-            n, seed, first, context, guidance_scale, noise=noise, origin=origin, on_step=watched
-        ):
+        for images in engine.batches(request, noise=noise, origin=origin, on_step=watched):
             batches.append(images)
             if frames is not None:
                 kept.append(torch.stack(seen))
     return torch.cat(batches) if frames is None else (torch.cat(batches), torch.cat(kept, dim=1))
+
+
+def _model(model: Source) -> Model:
+    if isinstance(model, (str, Path)):
+        return load(model)
+    if isinstance(model, Model):
+        return model
+    given = f"an nn.Module, {type(model).__name__}" if isinstance(model, nn.Module) else repr(model)
+    raise InputError(
+        f"model = {given}; accepted: fastdiff.Model(network, schedule, image_shape=...), or a name or path to load"
+    )

@@ -5,16 +5,21 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+INTERRUPTED = 130  # the exit code that shells report for a command that Ctrl-C ended
+
 
 class StopSignal:
     """Within it, Ctrl-C or a polite kill only asks: a step is never cut in half, so what is saved is consistent.
 
-    A second one interrupts at once.
+    A second one raises KeyboardInterrupt at once.
+
+    Attributes:
+        asked: Whether a stop was asked for.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        self.before: dict[int, Any] = {}
+        self._before: dict[int, Any] = {}
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked:
@@ -22,9 +27,9 @@ class StopSignal:
         self.asked = True
 
     def __enter__(self) -> StopSignal:
-        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -712,7 +712,7 @@ def test_the_published_loops_are_fastdiffs(name, sampler, steps, models, rel):
     else:
         loop = ddim_loop if sampler == "ddim" else dpmpp_2m_loop
         images = loop(predict, abar, nodes, drawn.__getitem__)
-    ours = fastdiff.sample(model, 2, sampler, steps, noise=source, device="cpu", form="eager")
+    ours = fastdiff.sample(model, 2, sampler, steps=steps, noise=source, device="cpu", form="eager")
     # float32 roundings of a few evaluations and of alphas_cumprod, near 1 at the last node, amplified by the loop.
     assert rel(images, ours) < 2e-5
 
@@ -734,7 +734,7 @@ def test_the_loop_of_a_publication_is_fastdiffs(name, what, small, rel):
     network = networks.published(model)
     images = samplings.published_loop(model, what, 2, CPU)(network, drawn.__getitem__)
     sampler, steps = samplings.named(what)
-    ours = fastdiff.sample(model, 2, sampler, steps, noise=source, device="cpu", form="eager")
+    ours = fastdiff.sample(model, 2, sampler, steps=steps, noise=source, device="cpu", form="eager")
     assert rel(images, ours) < 1e-4  # 50 steps
 
 

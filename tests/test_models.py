@@ -15,7 +15,7 @@ from fastdiff.bench.reference import AnnotatedLoop, AnnotatedReference, ContextR
 from fastdiff.checkpoints.load import stored_info
 from fastdiff.checkpoints.shipped import SHIPPED, shipped_models
 from fastdiff.cli.main import main
-from fastdiff.data.idx import DEBIAN_FASHION
+from fastdiff.data.fashion import DEBIAN_FASHION
 from fastdiff.data.load import load_data
 from fastdiff.training.recipe import PRESETS
 from fastdiff.training.trainer import Trainer
@@ -73,7 +73,7 @@ def test_the_garments_have_the_loss_of_their_card(garments):
     data = load_data("fashion-mnist")
     few = dataclasses.replace(data, val_images=data.val_images[:500], val_labels=data.val_labels[:500])
     recipe = PRESETS["annotated"].with_options({"beta_start": 5e-4, "beta_end": 0.1})
-    trainer = Trainer(recipe, few, torch.device("cpu"))
+    trainer = Trainer(recipe, few, device="cpu")
     trainer.network.load_state_dict(garments[0].network.state_dict())
     card = re.search(r"held-out pictures \| ([0-9.]+)", (SHIPPED / "fashion-mnist" / "README.md").read_text())
     assert card and trainer.validate() == pytest.approx(float(card[1]), rel=0.1)  # 500 of the 2,000 pictures
@@ -100,7 +100,7 @@ def test_the_garments_loop(garments, rel):
     noise = fastdiff.PhiloxNoise(4)
     betas = torch.linspace(5e-4, 0.1, 200)  # the card tells why not the tutorial's
     frames = AnnotatedLoop(betas).p_sample_loop(reference, lambda k: noise(k, 0, (2, 1, 28, 28)))
-    images, ours = fastdiff.sample(model, 2, "ddpm", 200, seed=4, frames=1, device="cpu")
+    images, ours = fastdiff.sample(model, 2, "ddpm", steps=200, seed=4, frames=1, device="cpu")
     assert rel(images, frames[-1]) < 1e-4
     assert max(rel(a, b) for a, b in zip(ours, frames, strict=True)) < 1e-4
 
@@ -110,7 +110,7 @@ def test_the_sprites_ddim_loop(steps, sprites, rel):
     model, reference = sprites
     noise, context = fastdiff.PhiloxNoise(4), torch.tensor([1, 0, 0.6, 0, 0])
     expected = CourseLoop(500).sample_ddim(reference, lambda k: noise(k, 0, (1, 3, 16, 16)), steps, context[None])
-    ours = fastdiff.sample(model, 1, "ddim", steps, spacing="course", seed=4, context=context, device="cpu")
+    ours = fastdiff.sample(model, 1, "ddim", steps=steps, spacing="course", seed=4, context=context, device="cpu")
     assert rel(ours, expected) < 1e-4
 
 
@@ -120,7 +120,7 @@ def test_the_sprites_ddpm_loop(sampler, sprites, rel):
     noise = fastdiff.PhiloxNoise(4)
     loop = CourseLoop(500)
     expected = loop.sample_ddpm(reference, lambda k: noise(k, 0, (1, 3, 16, 16)), None, sampler == "ddpm_large")
-    assert rel(fastdiff.sample(model, 1, sampler, 500, seed=4, device="cpu"), expected) < 1e-4
+    assert rel(fastdiff.sample(model, 1, sampler, steps=500, seed=4, device="cpu"), expected) < 1e-4
 
 
 def test_the_mode_without_extra_noise_collapses(sprites):
@@ -136,8 +136,8 @@ def test_the_mode_without_extra_noise_collapses(sprites):
 def test_seven_of_sixty_four(garments, rel):
     model = garments[0]
     for sampler in ("ddim", "ddpm"):
-        row = fastdiff.sample(model, 64, sampler, 25, seed=9, device="cpu")[7]
-        assert rel(fastdiff.sample(model, 1, sampler, 25, seed=9, first=7, device="cpu")[0], row) < 1e-5
+        row = fastdiff.sample(model, 64, sampler, steps=25, seed=9, device="cpu")[7]
+        assert rel(fastdiff.sample(model, 1, sampler, steps=25, seed=9, first=7, device="cpu")[0], row) < 1e-5
 
 
 def test_no_path_of_a_machine_is_in_a_model_or_its_card():

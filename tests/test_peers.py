@@ -37,13 +37,15 @@ def theirs(model, sampler, steps, noise="ours", n=2):
     source = PhiloxNoise(SEED)
     shape = n, *model.image_shape
     given = (lambda draw: source(draw, 0, shape)) if noise == "ours" else noise
-    return schedulers.sample(model, sampler, steps, predictor(model), given, shape, "cpu")
+    return schedulers.sample(
+        model, seed=sampler, first=steps, context=predictor(model), guidance_scale=given, table=shape, frames="cpu"
+    )
 
 
 def ours(model, sampler, steps, n=2):
     # On all timesteps the spacings are the same nodes: fastdiff.sample's own then does.
     spacing = "trailing" if steps == T else schedulers.spacing_of(model, sampler)
-    return fastdiff.sample(model, n, sampler, steps, spacing=spacing, seed=SEED, device="cpu", form="eager")
+    return fastdiff.sample(model, n, sampler, steps=steps, spacing=spacing, seed=SEED, device="cpu", form="eager")
 
 
 RUNS = [("ddim", 25), ("ddim", 50), ("ddpm", T), ("ddpm", 15), ("ddpm_large", T), ("ddpm_large", 15),
@@ -76,7 +78,9 @@ def test_the_times_are_the_tables(system, sampler, models):
         seen.append(t)
         return torch.zeros_like(x)
 
-    schedulers.sample(model, sampler, 10, predict, None, (1, *model.image_shape), "cpu")
+    schedulers.sample(
+        model, seed=sampler, first=10, context=predict, guidance_scale=None, table=(1, *model.image_shape), frames="cpu"
+    )
     spacing = schedulers.spacing_of(model, sampler)
     assert seen == make_table(sampler, model.schedule, 10, spacing=spacing, time=model.time).time.tolist()
     assert all(isinstance(t, int) == (model.time == "index") for t in seen)
@@ -154,10 +158,10 @@ def test_their_unet_is_of_similar_size(channels, size, parameters):
 )
 def test_their_own_loop(sampler, dtype):
     other = others.diffusers_unet(1, 16, 10**5, "cpu", dtype)
-    images = other.sample(sampler, 3, 2)
+    images = other.sample(sampler, seed=3, first=2)
     assert images.shape == (2, 1, 16, 16) and images.dtype == dtype
     assert 0 <= images.min() <= images.max() <= 1 and images.std() > 0
-    assert not torch.equal(images, other.sample(sampler, 3, 2))
+    assert not torch.equal(images, other.sample(sampler, seed=3, first=2))
 
 
 def test_an_evaluation_is_counted():
@@ -182,9 +186,9 @@ def test_sizes_that_they_cannot_have(make, given, said):
 def test_loops_that_they_do_not_offer():
     other = others.diffusers_unet(1, 16, 10**5, "cpu")
     with pytest.raises(InputError, match="unknown sampler 'euler'; accepted: ddim, ddpm, ddpm_large, dpmpp_2m"):
-        other.sample("euler", 4, 1)
+        other.sample("euler", seed=4, first=1)
     with pytest.raises(InputError, match="steps = 1001; accepted: a whole number from 1 to 1000"):
-        other.sample("ddim", 1001, 1)
+        other.sample("ddim", seed=1001, first=1)
 
 
 @needs_lucidrains
@@ -205,12 +209,14 @@ def test_lucidrains_own_loops(dtype, capsys):
     other.network.register_forward_hook(lambda *given: calls.append(given[1][1][0].item()))
     for sampler in ("ddim", "ddpm"):
         calls.clear()
-        images = other.sample(sampler, 4, 2)
+        images = other.sample(sampler, seed=4, first=2)
         assert images.shape == (2, 1, 16, 16) and images.isfinite().all()
-        assert 0 <= images.min() <= images.max() <= 1 and not torch.equal(images, other.sample(sampler, 4, 2))
+        assert 0 <= images.min() <= images.max() <= 1 and not torch.equal(
+            images, other.sample(sampler, seed=4, first=2)
+        )
         assert calls == ([999, 749, 499, 249] if sampler == "ddim" else [3, 2, 1, 0]) * 2
     with pytest.raises(InputError, match="^sampler 'dpmpp_2m' with denoising-diffusion-pytorch; accepted: ddim, ddpm$"):
-        other.sample("dpmpp_2m", 4, 1)
+        other.sample("dpmpp_2m", seed=4, first=1)
     for name in others.UNUSED:  # no stand-in is left
         assert name not in sys.modules or importlib.util.find_spec(name) is not None
     assert capsys.readouterr().err == ""  # their bars

@@ -10,7 +10,7 @@ import torch
 
 from fastdiff import AnnotatedUnet, ContextUnet, Model, make_schedule
 from fastdiff.bench import classifier, quality
-from fastdiff.data.idx import DEBIAN_FASHION
+from fastdiff.data.fashion import DEBIAN_FASHION
 from fastdiff.data.images import ImageData
 from fastdiff.data.load import load_data
 from fastdiff.errors import InputError

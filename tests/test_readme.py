@@ -10,7 +10,7 @@ import pytest
 from fastdiff.bench import quality, readme, report
 from fastdiff.bench.readme import RESULTS
 from fastdiff.cli.main import main
-from fastdiff.samplers import defaults
+from fastdiff.samplers.samplers import DEFAULT, STEPS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -54,7 +54,7 @@ def test_the_default_sampler_is_what_was_measured(path):
     """No point of at most as many evaluations is nearer to the data."""
     for entry in quality.read_report(path)["models"]:
         points = [row for row in entry["rows"] if "distance" in row and row["guidance_scale"] is None]
-        (own,) = (row for row in points if (row["sampler"], row["steps"]) == (defaults.SAMPLER, defaults.STEPS))
+        (own,) = (row for row in points if (row["sampler"], row["steps"]) == (DEFAULT, STEPS))
         assert own["distance"] <= min(row["distance"] for row in points if row["evaluations"] <= own["evaluations"])
 
 

@@ -17,6 +17,7 @@ from fastdiff import (
     make_schedule,
     make_table,
     sample,
+    save,
 )
 from fastdiff.bench.reference import AnnotatedLoop, AnnotatedReference, ContextReference, CourseLoop
 
@@ -52,7 +53,7 @@ def test_the_annotated_loop(timesteps, edition, rel, randomised):
     theirs.load_state_dict(model.network.state_dict())
     loop = AnnotatedLoop(torch.linspace(1e-4, 0.02, timesteps) if timesteps > 1 else torch.tensor([1e-4]))
     frames = loop.p_sample_loop(theirs, shared_noise(2, (1, 8, 8)))
-    images, ours = sample(model, 2, "ddpm", timesteps, seed=3, frames=1, device="cpu")
+    images, ours = sample(model, 2, "ddpm", steps=timesteps, seed=3, frames=1, device="cpu")
     assert len(ours) == len(frames) == timesteps
     assert rel(images, frames[-1]) < LOOP
     assert rel(ours[0], frames[0]) < 1e-5  # a single step
@@ -69,7 +70,7 @@ def test_the_course_ddpm_loop(shortcut, kind, extra_noise, timesteps, rel, rando
     c = torch.tensor([1, 0, 0.6, 0, 0])
     expected = CourseLoop(timesteps).sample_ddpm(theirs, shared_noise(2, (3, 16, 16)), c.expand(2, -1), extra_noise)
     name = "ddpm_large" if extra_noise else "ddpm_no_noise"
-    assert rel(sample(model, 2, name, timesteps, seed=3, context=c, device="cpu"), expected) < LOOP
+    assert rel(sample(model, 2, name, steps=timesteps, seed=3, context=c, device="cpu"), expected) < LOOP
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 5, 10, 20, 25, 50, 100, 125, 250, 500])
@@ -78,7 +79,7 @@ def test_the_course_ddim_loop(steps, rel, randomised):
     theirs = ContextReference(3, 8, 5, 16, shortcut="zero").eval()
     theirs.load_state_dict(model.network.state_dict())
     expected = CourseLoop(500).sample_ddim(theirs, shared_noise(2, (3, 16, 16)), steps)
-    assert rel(sample(model, 2, "ddim", steps, spacing="course", seed=3, device="cpu"), expected) < LOOP
+    assert rel(sample(model, 2, "ddim", steps=steps, spacing="course", seed=3, device="cpu"), expected) < LOOP
 
 
 @settings(max_examples=20)
@@ -105,14 +106,14 @@ def test_the_noise_of_a_sample_is_the_same_bit_for_bit():
 
     model = Model(AnnotatedUnet(dim=8, dim_mults=(1, 2)), make_schedule("linear", 50), image_shape=(1, 8, 8))
     for n, first, size in ((64, 0, 64), (64, 0, 10), (1, 7, 1), (9, 60, 4)):
-        sample(model, n, "ddpm", 3, first=first, batch_size=size, noise=spy, device="cpu")
+        sample(model, n, "ddpm", steps=3, first=first, batch_size=size, noise=spy, device="cpu")
     assert len(drawn) == 3 * 69  # x_T and two noisy rows of samples 0..68; the last row adds none
 
 
 def test_a_given_noise_is_what_the_seed_would_make(randomised):
     model = annotated(randomised)
-    ours = sample(model, 3, "ddpm", 10, seed=11, first=4, device="cpu")
-    assert torch.equal(ours, sample(model, 3, "ddpm", 10, noise=PhiloxNoise(11), first=4, device="cpu"))
+    ours = sample(model, 3, "ddpm", steps=10, seed=11, first=4, device="cpu")
+    assert torch.equal(ours, sample(model, 3, "ddpm", steps=10, noise=PhiloxNoise(11), first=4, device="cpu"))
 
 
 def test_frames(randomised):
@@ -182,7 +183,7 @@ def test_guidance_of_1_is_one_evaluation(randomised):
 def test_a_table_in_place_of_a_name(randomised):
     model = annotated(randomised)
     table = make_table("dpmpp_2m", model.schedule, 7)
-    assert torch.equal(sample(model, 2, table, device="cpu"), sample(model, 2, "dpmpp_2m", 7, device="cpu"))
+    assert torch.equal(sample(model, 2, table, device="cpu"), sample(model, 2, "dpmpp_2m", steps=7, device="cpu"))
 
 
 def test_the_users_network_is_left_as_it_was(randomised):
@@ -304,6 +305,42 @@ def test_bad_models_are_named(options, words):
     with pytest.raises(InputError) as caught:
         Model(torch.nn.Identity(), make_schedule("linear", 10), **options)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "network, schedule, words",
+    [
+        (torch.nn.Identity(), "cosine", "schedule = 'cosine'; accepted: a Schedule"),
+        ("unet", make_schedule("linear", 10), "network = 'unet'; accepted: an nn.Module"),
+    ],
+)
+def test_models_of_other_things_are_refused_at_once(network, schedule, words):
+    with pytest.raises(InputError, match=words):
+        Model(network, schedule)
+
+
+def test_a_models_name_or_path_is_loaded(tmp_path, randomised):
+    images = sample("sprites", 2, "ddim", steps=2, device="cpu")
+    assert images.shape == (2, 3, 16, 16)
+    model = context(randomised)
+    save(model, tmp_path / "m.safetensors")
+    again = sample(tmp_path / "m.safetensors", 2, "ddim", steps=2, device="cpu")
+    assert torch.equal(again, sample(model, 2, "ddim", steps=2, device="cpu"))
+    with pytest.raises(InputError, match="did you mean 'sprites'"):
+        sample("sprite", 2)
+
+
+def test_a_network_in_a_models_place_is_told_where_it_goes(randomised):
+    with pytest.raises(InputError, match=r"an nn.Module, ContextUnet; accepted: fastdiff.Model\(network, schedule"):
+        sample(context(randomised).network, 2)
+    with pytest.raises(InputError, match="model = 3; accepted"):
+        sample(3, 2)
+
+
+def test_a_model_says_in_a_few_lines_what_it_is(randomised):
+    text = repr(context(randomised))
+    assert "ContextUnet" in text and "'course', 500 timesteps" in text and "time 'fraction'" in text
+    assert len(text) < 400 and text.count("\n") == 2
 
 
 def test_numpy_numbers_are_numbers(randomised):

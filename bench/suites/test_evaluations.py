@@ -36,7 +36,7 @@ def exactly(model: fastdiff.Model, x: Tensor, time: float) -> Tensor:
 def test_step(name: str, batch: int, dtype: torch.dtype, device: torch.device, measure: Callable[..., None]) -> None:
     model = load(name)
     table = fastdiff.make_table("ddim", model.schedule, 25, prediction_type=model.prediction_type, time=model.time)
-    engine = Engine(model, table, batch, dtype, device)
+    engine = Engine(model, table, batch_size=batch, dtype=dtype, device=device)
     x = torch.randn(batch, *model.image_shape, device=device)
     with engine._settings():
         prediction, run = engine._step(engine._kind(table), table)

@@ -13,7 +13,6 @@ from fastdiff.checkpoints.config import FORMAT, model_from_config
 from fastdiff.checkpoints.foreign import load_foreign
 from fastdiff.checkpoints.shipped import locate
 from fastdiff.checkpoints.tensors import load_weights, looks_like_safetensors, read_tensors
-from fastdiff.engine.context import context_width
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.samplers.schedule import Schedule
@@ -88,7 +87,7 @@ def _own(path: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> Mode
 def _with_class_names(path: Path, model: Model, names: Sequence[str]) -> Model:
     if model.class_names:
         raise InputError(f"{str(path)!r} names its own classes, {', '.join(model.class_names)}; leave class_names out")
-    width = context_width(model) or 0
+    width = model.context_width or 0
     if len(names) != width:
         takes = f"contexts of {width} numbers" if width else "no context"
         raise InputError(f"{len(names)} class names, {', '.join(names)}; the network of {str(path)!r} takes {takes}")

@@ -39,24 +39,6 @@ def shipped_names() -> Iterable[str]:
     return shipped_models()
 
 
-def sampler_names() -> Iterable[str]:
-    from fastdiff.samplers.table import SAMPLERS
-
-    return SAMPLERS
-
-
-def spacing_names() -> Iterable[str]:
-    from fastdiff.samplers.table import SPACINGS
-
-    return SPACINGS
-
-
-def schedule_names() -> Iterable[str]:
-    from fastdiff.samplers.schedule import NAMES
-
-    return NAMES
-
-
 @click.command(short_help="Completion of commands, models and samplers by the Tab key.")
 @click.argument("shell", shell_complete=complete(lambda: SHELLS))
 def completion(shell: str) -> None:

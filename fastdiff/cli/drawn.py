@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastdiff.engine.context import parse_context
 from fastdiff.errors import InputError
-from fastdiff.samplers import defaults
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,6 @@ def frame_interval(steps: int, most: int | None) -> int:
     return 1 if most is None else max(1, -(-steps // most))
 
 
-def default_steps(sampler: str, timesteps: int) -> int:
-    """25, and for the ddpm family, which is defined step by step, all of them."""
-    return timesteps if sampler.startswith("ddpm") else min(defaults.STEPS, timesteps)
-
-
 def contexts_in_turn(rows: list[Tensor], first: int, n: int) -> Tensor | None:
     """One context for all, or a row for each sample, the contexts taking turns by the sample's index."""
     if len(rows) < 2:
@@ -43,7 +37,7 @@ def contexts_in_turn(rows: list[Tensor], first: int, n: int) -> Tensor | None:
 
 
 def parse_contexts(texts: Sequence[str], class_names: Sequence[str], width: int | None) -> list[Tensor]:
-    """The contexts as typed, all of one width; width is that of the model's contexts, see context_width."""
+    """The contexts as typed, all of one width; width is that of the model's contexts, see Model.context_width."""
     if texts and width == 0:
         raise InputError(f"--context {texts[0]!r} for a model that takes no context; leave it out")
     rows = [parse_context(text, class_names) for text in texts]

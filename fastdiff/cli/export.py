@@ -12,9 +12,11 @@ from typing import Any
 
 import click
 
-from fastdiff.cli.completion import complete, complete_model, sampler_names, spacing_names
-from fastdiff.cli.options import foreign_options, load_model, parse_clip, parse_dtype
+from fastdiff.cli.completion import complete, complete_model
+from fastdiff.cli.options import foreign_options, listed, load_model, parse_clip, parse_dtype, steps_help
 from fastdiff.errors import InputError, unknown_name
+from fastdiff.samplers.samplers import SAMPLERS
+from fastdiff.samplers.spacing import SPACINGS
 
 ANY = "any"
 DTYPES = ("float32", "float16")
@@ -29,16 +31,16 @@ NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise
 @click.option("--web", metavar="DIR", help="Write a static page that samples in the visitor's browser.")
 @click.option(
     "--sampler",
-    help="Export the loop: ddim, ddpm, ddpm_large, ddpm_no_noise, dpmpp_2m, dpmpp_2m_sde; "
-    "any: stepwise, and the table is an input.  [default: the network alone]",
-    shell_complete=complete(lambda: [*sampler_names(), ANY]),
+    help=f"Export the loop: {listed(SAMPLERS)}; any: stepwise, and the table is an input.  "
+    "[default: the network alone]",
+    shell_complete=complete(lambda: [*SAMPLERS, ANY]),
 )
-@click.option("--steps", type=int, help="Network evaluations, 1 to the model's timesteps.  [default: 25; ddpm*: all]")
+@click.option("--steps", type=int, help=steps_help())
 @click.option("--eta", type=float, help="ddim's noise, 0 (none) to 1 (as ddpm).  [default: 0]")
 @click.option(
     "--spacing",
-    help="Which timesteps are taken: trailing, leading, linspace or course.  [default: trailing]",
-    shell_complete=complete(spacing_names),
+    help=f"Which timesteps are taken: {listed(SPACINGS)}.  [default: trailing]",
+    shell_complete=complete(lambda: SPACINGS),
 )
 @click.option(
     "--clip",
@@ -175,20 +177,10 @@ def _refuse(given: dict[str, Any], web: str | None) -> None:
 
 
 def _table(model: Any, given: dict[str, Any]) -> Any:
-    from fastdiff.cli.drawn import default_steps
-    from fastdiff.samplers.table import SAMPLERS, make_table
-
     sampler = given["sampler"]
     if sampler == ANY:
         return None
     if sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, [*SAMPLERS, ANY])
-    return make_table(
-        sampler,
-        model.schedule,
-        given.get("steps", default_steps(sampler, model.schedule.num_timesteps)),
-        given.get("eta", 0.0),
-        given.get("spacing", "trailing"),
-        model.prediction_type,
-        model.time,
-    )
+    more = {name: given[name] for name in ("eta", "spacing") if name in given}
+    return model.table(sampler, given.get("steps"), **more)

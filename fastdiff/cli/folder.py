@@ -11,12 +11,12 @@ from typing import Any
 import click
 from tqdm.auto import tqdm
 
-from fastdiff.cli.drawn import default_steps, parse_contexts, where
+from fastdiff.cli.drawn import parse_contexts, where
 from fastdiff.cli.options import load_model, parse_clip, parse_dtype
-from fastdiff.engine.context import context_width
 from fastdiff.errors import InputError
 from fastdiff.model import Model
-from fastdiff.shards.manifest import Request
+from fastdiff.samplers.samplers import find_sampler
+from fastdiff.shards.manifest import Samples
 from fastdiff.shards.processes import AnotherFailed, Processes
 from fastdiff.shards.run import ShardRun
 from fastdiff.stop import StopSignal
@@ -37,15 +37,15 @@ def sample_to_folder(
     """The command with a folder as its output, in each process of a run."""
     processes = Processes(options["device"])
 
-    def prepare() -> tuple[Model, Request, dict[str, Any]]:
+    def prepare() -> tuple[Model, Samples, dict[str, Any]]:
         loaded = load_model(model, schedule, timesteps, image_size, class_names)
         if options["dtype"] is not None:
             parse_dtype(options["dtype"])
-        return loaded, _request(loaded, options), options
+        return loaded, _samples(loaded, options), options
 
     try:
-        loaded, request, given = _first_alone(processes, prepare)
-        with ShardRun(loaded, model, request, Path(output), given, processes) as run:
+        loaded, samples, given = _first_alone(processes, prepare)
+        with ShardRun(loaded, model, samples, Path(output), given, processes) as run:
             _to_the_end(run)
         processes.close()
     except AnotherFailed:
@@ -70,19 +70,19 @@ def _first_alone(processes: Processes, make: Callable[[], Any]) -> Any:
     return made[0] if made else make()
 
 
-def _request(model: Model, options: dict[str, Any]) -> Request:
+def _samples(model: Model, options: dict[str, Any]) -> Samples:
     names = ("sampler", "eta", "spacing", "seed", "first", "n", "guidance_scale")
     steps, contexts = options.pop("steps"), options.pop("contexts")
-    return Request(
-        steps=default_steps(options["sampler"], model.schedule.num_timesteps) if steps is None else steps,
+    return Samples(
+        steps=find_sampler(options["sampler"]).default_steps(model.schedule.num_timesteps) if steps is None else steps,
         clip=parse_clip(options.pop("clip")),
-        contexts=[row.tolist() for row in parse_contexts(contexts, model.class_names, context_width(model))],
+        contexts=[row.tolist() for row in parse_contexts(contexts, model.class_names, model.context_width)],
         **{name: options.pop(name) for name in names},
     )
 
 
 def _to_the_end(run: ShardRun) -> None:
-    ask, folder, leads = run.request, run.path.resolve(), run.processes.is_rank_zero
+    ask, folder, leads = run.samples, run.path.resolve(), run.processes.is_rank_zero
     began, made = time.perf_counter(), 0
     _tell_of_crowding(run)
 

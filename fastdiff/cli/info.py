@@ -47,7 +47,6 @@ def describe(name: str, **foreign: Any) -> dict[str, Any]:
     """What a checkpoint holds, and what it says about its making."""
     from fastdiff.checkpoints.config import model_config
     from fastdiff.checkpoints.load import stored_info
-    from fastdiff.engine.context import context_width
 
     model = load_model(name, **foreign)
     config = model_config(model)
@@ -63,7 +62,7 @@ def describe(name: str, **foreign: Any) -> dict[str, Any]:
         "prediction_type": model.prediction_type,
         "image_shape": "x".join(map(str, model.image_shape)) + " (channels, height, width)",
         "time": f"{model.time} ({'t / T' if model.time == 'fraction' else 'integer t'})",
-        "classes": describe_classes(model.class_names, context_width(model)),
+        "classes": describe_classes(model.class_names, model.context_width),
         "clip": str(model.clip),
     }
     # A file may say anything of its making; what it is stands.

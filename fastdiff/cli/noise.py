@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
-from fastdiff.cli.completion import complete, complete_file, schedule_names
+from fastdiff.cli.completion import complete, complete_file
+from fastdiff.cli.options import listed
 from fastdiff.errors import InputError
+from fastdiff.samplers.schedule import NAMES as SCHEDULES
 
 
 @click.command(short_help="The forward process on a picture, as a strip.")
@@ -17,8 +19,8 @@ from fastdiff.errors import InputError
     "--schedule",
     default="linear",
     show_default=True,
-    help="linear, cosine, quadratic, sigmoid or course.",
-    shell_complete=complete(schedule_names),
+    help=f"{listed(SCHEDULES)}.",
+    shell_complete=complete(lambda: SCHEDULES),
 )
 @click.option("--timesteps", type=int, default=200, show_default=True, help="T of the schedule, at least 1.")
 @click.option(

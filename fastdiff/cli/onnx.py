@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from fastdiff.cli.drawn import Drawn, contexts_in_turn, default_steps, parse_contexts
+from fastdiff.cli.drawn import Drawn, contexts_in_turn, parse_contexts
 from fastdiff.cli.options import given_flags
 from fastdiff.errors import InputError
 from fastdiff.export import OnnxSampler
@@ -38,26 +38,24 @@ def draw_from_onnx(
     _refuse(model, SETTLED if own is None else (*SETTLED, *OF_TABLES))
     table = None
     if own is None:
-        total = sampler.description["timesteps"]
-        steps = options["steps"] if options["steps"] is not None else default_steps(options["sampler"], total)
-        table = sampler.table(options["sampler"], steps, options["eta"], options["spacing"])
+        table = sampler.table(options["sampler"], options["steps"], eta=options["eta"], spacing=options["spacing"])
     if every is not None and not sampler.stepwise:
         raise InputError(f"--gif from {model!r}, which runs its loop whole; accepted: a file made with --stepwise")
     check_grid(sampler.image_shape)
     first, total = options["first"], sampler.steps(table)
-    rows = parse_contexts(contexts, sampler.class_names, sampler.description["context_width"])
+    rows = parse_contexts(contexts, sampler.class_names, sampler.context_width)
     context = contexts_in_turn(rows, first, n)
 
     began = time.perf_counter()
     with tqdm(total=n * total, disable=not sys.stderr.isatty(), unit="evaluation", leave=False) as bar:
         result = sampler.sample(
             n,
-            options["seed"],
-            first,
-            context,
-            options["guidance_scale"],
-            table,
-            None if every is None else every(total),
+            seed=options["seed"],
+            first=first,
+            context=context,
+            guidance_scale=options["guidance_scale"],
+            table=table,
+            frames=None if every is None else every(total),
             batch_size=options["batch_size"],
             on_step=bar.update,
         )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastdiff.cli.completion import complete, schedule_names
+from fastdiff.cli.completion import complete
 from fastdiff.errors import InputError, unknown_name
+from fastdiff.samplers.samplers import SAMPLERS
+from fastdiff.samplers.schedule import NAMES as SCHEDULES
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,20 @@ device_option = click.option(
     shell_complete=complete(lambda: ("cpu", "cuda")),
 )
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: as many as cores]")
+
+
+def listed(names: Iterable[str], last: str = " or ") -> str:
+    """ "a, b or c"."""
+    *others, final = names
+    return f"{', '.join(others)}{last}{final}" if others else final
+
+
+def steps_help() -> str:
+    """Of --steps, with the samplers' default steps."""
+    whole = [name for name, sampler in SAMPLERS.items() if sampler.steps is None]
+    fixed = sorted({sampler.steps for sampler in SAMPLERS.values() if sampler.steps is not None})
+    defaults = f"{listed(map(str, fixed))}; all with {listed(whole, last=' and ')}"
+    return f"Network evaluations, 1 to the model's timesteps.  [default: {defaults}]"
 
 
 def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,9 +62,9 @@ def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--schedule",
-            help="Training schedule, for a file that does not say: linear, cosine, quadratic, sigmoid or course.  "
+            help=f"Training schedule, for a file that does not say: {listed(SCHEDULES)}.  "
             "[default: the tutorial's or the course's]",
-            shell_complete=complete(schedule_names),
+            shell_complete=complete(lambda: SCHEDULES),
         ),
     ):
         command = option(command)
@@ -98,11 +114,11 @@ def parse_gif_frames(text: str | None) -> int | None:
 
 
 def parse_clip(text: str | None) -> Any:
-    """off, a bound, dynamic, or dynamic=0.99."""
+    """off, a bound, dynamic, or dynamic=0.99; the model's own where nothing is said."""
     if text is None:
-        return None
+        return "model"
     if text == "off":
-        return False
+        return None
     word, _, quantile = text.partition("=")
     try:
         return ("dynamic", float(quantile or 0.995)) if word == "dynamic" else float(text)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from fastdiff.cli.drawn import Drawn, contexts_in_turn, default_steps, frame_interval, parse_contexts, where
+from fastdiff.cli.drawn import Drawn, contexts_in_turn, frame_interval, parse_contexts, where
 from fastdiff.cli.options import (
     ONNX,
     load_model,
@@ -21,7 +21,6 @@ from fastdiff.cli.options import (
     parse_gif_frames,
     set_threads,
 )
-from fastdiff.engine.context import context_width
 from fastdiff.engine.forms import choose_form
 from fastdiff.engine.noise import LIMIT
 from fastdiff.errors import InputError, check_int
@@ -97,9 +96,9 @@ def _draw(
 ) -> Drawn:
     """What `sample` draws, by torch; every: steps → every how many a frame is taken, None for no animation."""
     loaded = load_model(model, schedule, timesteps, image_size, class_names)
-    count = steps if steps is not None else default_steps(options["sampler"], loaded.schedule.num_timesteps)
+    table = loaded.table(options.pop("sampler"), steps, eta=options.pop("eta"), spacing=options.pop("spacing"))
     check_grid(loaded.image_shape)
-    rows = parse_contexts(contexts, loaded.class_names, context_width(loaded))
+    rows = parse_contexts(contexts, loaded.class_names, loaded.context_width)
     context = contexts_in_turn(rows, options["first"], n)
     chosen, dtype = parse_device(device), dtype or "float32"
     form = choose_form(form, chosen, parse_dtype(dtype)).name
@@ -108,10 +107,10 @@ def _draw(
     result = sample(
         loaded,
         n,
-        steps=count,
+        table,
         clip=parse_clip(clip),
         context=context,
-        frames=None if every is None else every(count),
+        frames=None if every is None else every(len(table)),
         device=chosen,
         dtype=parse_dtype(dtype),
         form=form,
@@ -120,7 +119,7 @@ def _draw(
     )
     seconds = time.perf_counter() - began
     images, frames = result if isinstance(result, tuple) else (result, None)
-    return Drawn(images, frames, options["sampler"], count, seconds, where(chosen, form, dtype))
+    return Drawn(images, frames, table.sampler, len(table), seconds, where(chosen, form, dtype))
 
 
 def _check_outputs(output: str, gif: str | None, npy: str | None) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from fastdiff.cli.completion import complete, complete_model, sampler_names, spacing_names
-from fastdiff.cli.options import DTYPES, ONNX, device_option, foreign_options, threads_option
+from fastdiff.cli.completion import complete, complete_model
+from fastdiff.cli.options import DTYPES, ONNX, device_option, foreign_options, listed, steps_help, threads_option
 from fastdiff.errors import InputError
-from fastdiff.samplers import defaults
+from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
+from fastdiff.samplers.spacing import SPACINGS
 
 FORMATS = ("npz", "npy", "png")
 
@@ -30,19 +31,19 @@ FORMATS = ("npz", "npy", "png")
 @click.option("--npy", metavar="FILE.npy", help="Also write the images as float32 (n, C, H, W) in [-1, 1].")
 @click.option(
     "--sampler",
-    default=defaults.SAMPLER,
+    default=DEFAULT,
     show_default=True,
-    help="ddim, ddpm, ddpm_large, ddpm_no_noise, dpmpp_2m or dpmpp_2m_sde.",
-    shell_complete=complete(sampler_names),
+    help=f"{listed(SAMPLERS)}.",
+    shell_complete=complete(lambda: SAMPLERS),
 )
-@click.option("--steps", type=int, help="Network evaluations, 1 to the model's timesteps.  [default: 25; ddpm*: all]")
+@click.option("--steps", type=int, help=steps_help())
 @click.option("--eta", type=float, default=0.0, show_default=True, help="ddim's noise, 0 (none) to 1 (as ddpm).")
 @click.option(
     "--spacing",
     default="trailing",
     show_default=True,
-    help="Which timesteps are taken: trailing, leading, linspace or course.",
-    shell_complete=complete(spacing_names),
+    help=f"Which timesteps are taken: {listed(SPACINGS)}.",
+    shell_complete=complete(lambda: SPACINGS),
 )
 @click.option(
     "--clip",

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from fastdiff.data.images import ImageData, one_hot
+from fastdiff.data.source import Pictures, Source
 from fastdiff.errors import InputError
 
-CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+Batch = tuple[np.ndarray, np.ndarray]  # (N, 3, 32, 32) uint8, (N,) int64
 
 
 class ArraysOnly(pickle.Unpickler):
@@ -34,33 +33,40 @@ class ArraysOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _python(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _python(path: Path) -> Batch:
     batch = ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
     return np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32), np.asarray(batch[b"labels"], np.int64)
 
 
-def _binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _binary(path: Path) -> Batch:
     rows = np.frombuffer(path.read_bytes(), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
-    return rows[:, 1:].reshape(-1, 3, 32, 32).copy(), rows[:, 0].astype(np.int64)
+    return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].astype(np.int64)
 
 
-def read_cifar(folder: Path) -> ImageData | None:
-    """The data of a folder that holds CIFAR-10 or its unpacked archive; None where it holds neither."""
+def _find(source: str) -> tuple[Path, str, Callable[[Path], Batch]] | None:
+    """Where the batches lie in the folder, their ending, and what reads them; None where there are none."""
+    folder = Path(source)
     for place in (folder, folder / "cifar-10-batches-bin", folder / "cifar-10-batches-py"):
         for ending, read in ((".bin", _binary), ("", _python)):
             if (place / f"data_batch_1{ending}").is_file():
-                return _read(place, ending, read)
+                return place, ending, read
     return None
 
 
-def _read(folder: Path, ending: str, read: Callable[[Path], tuple[np.ndarray, np.ndarray]]) -> ImageData:
-    parts: list[Tensor] = []
-    for files in (sorted(folder.glob(f"data_batch_[0-9]{ending}")), [folder / f"test_batch{ending}"]):
+def read(source: str) -> Pictures:
+    found = _find(source)
+    assert found is not None
+    folder, ending, read_batch = found
+
+    def joined(files: list[Path]) -> Batch:
         try:
-            batches = [read(file) for file in files]
+            images, labels = zip(*map(read_batch, files), strict=True)
         except (OSError, ValueError, KeyError, EOFError, TypeError, IndexError, pickle.UnpicklingError) as error:
             raise InputError(f"{str(folder)!r} holds no whole CIFAR-10 ({error})") from error
-        index = torch.from_numpy(np.concatenate([labels for _, labels in batches]))
-        parts += [torch.from_numpy(np.concatenate([images for images, _ in batches]))]
-        parts += [one_hot(index, CIFAR_CLASSES, folder.name)]
-    return ImageData("cifar-10", parts[0], parts[1], CIFAR_CLASSES, parts[2], parts[3])
+        return np.concatenate(images), np.concatenate(labels)
+
+    images, labels = joined(sorted(folder.glob(f"data_batch_[0-9]{ending}")))
+    return Pictures("cifar-10", images, labels, CLASSES, *joined([folder / f"test_batch{ending}"]))
+
+
+SOURCE = Source("a folder of CIFAR-10 (binary or Python version)", lambda source: _find(source) is not None, read)

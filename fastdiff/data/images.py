@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import zlib
 from dataclasses import dataclass, replace
 
@@ -9,15 +12,26 @@ import torch
 from torch import Tensor
 
 from fastdiff.errors import InputError
+from fastdiff.images import grid
 
 HOLDOUT_BLOCK = 50
+SHOWN_NAMES = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
-    """images: (N, C, H, W) uint8. labels: (N, K) float32, one-hot or any mixture. val: the same, never trained on.
+    """Pictures to train on, and others to validate with, whole in memory.
 
-    Raises InputError where there is nothing to train on, or where the labels are not finite.
+    Attributes:
+        name: What reports and model cards call it.
+        images: (N, C, H, W) uint8.
+        labels: (N, K) float32, one-hot or any mixture; K = 0 without labels.
+        class_names: K names.
+        val_images: (M, C, H, W) uint8, never trained on.
+        val_labels: (M, K) float32.
+
+    Raises:
+        InputError: Where there is nothing to train on or to validate with, or where labels are not finite.
     """
 
     name: str
@@ -39,6 +53,7 @@ class ImageData:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
         return tuple(self.images.shape[1:])  # type: ignore[return-value]
 
     def fingerprint(self) -> int:
@@ -46,10 +61,30 @@ class ImageData:
         return zlib.crc32(self.labels.numpy().tobytes(), zlib.crc32(self.images.numpy().tobytes()))
 
     def named(self, class_names: tuple[str, ...]) -> ImageData:
+        """The same with other names of the classes. Raises InputError unless they are K different ones."""
         width = self.labels.shape[1]
         if len(class_names) != width or len(set(class_names)) != width:
             raise InputError(f"{len(class_names)} class names {list(class_names)}; accepted: {width} different ones")
         return replace(self, class_names=tuple(class_names))
+
+    def summary(self) -> str:
+        """One line: name, numbers and shape."""
+        shape = "x".join(map(str, self.image_shape))
+        return f"{self.name}: {len(self.images):,} pictures {shape}, {len(self.val_images):,} held out"
+
+    def __repr__(self) -> str:
+        more = len(self.class_names) - SHOWN_NAMES
+        names = [*self.class_names[:SHOWN_NAMES], *([f"and {more} more"] if more > 0 else [])]
+        return f"ImageData of {self.summary()}\nclasses: {', '.join(names) or 'none'}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the same, and the first pictures, about 640x320 pixels of them."""
+        _, height, width = self.image_shape
+        columns, rows = (max(1, min(most, room // side)) for most, room, side in ((8, 640, width), (4, 320, height)))
+        file = io.BytesIO()
+        grid(self.images[: rows * columns].float() / 127.5 - 1, columns).save(file, "png")
+        picture = base64.b64encode(file.getvalue()).decode()
+        return f'<pre>{html.escape(repr(self))}</pre><img alt="pictures" src="data:image/png;base64,{picture}">'
 
 
 def one_hot(index: Tensor, class_names: tuple[str, ...], name: str) -> Tensor:

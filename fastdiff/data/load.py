@@ -1,70 +1,98 @@
-"""Training data: small pictures, kept whole in memory as uint8."""
+"""`load_data`: training data from whatever source it is in."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from fastdiff.data.cifar import read_cifar
-from fastdiff.data.idx import find_fashion, is_idx_folder, read_idx_folder
-from fastdiff.data.images import ImageData
-from fastdiff.data.pictures import read_npy_pair, read_picture_folder
-from fastdiff.errors import InputError
+import numpy as np
+import torch
+from torch import Tensor
 
-__all__ = ["ImageData", "load_data"]
+from fastdiff.data.images import ImageData, one_hot, split
+from fastdiff.data.source import Pictures, Source
+from fastdiff.data.sources import SOURCES, accepted
+from fastdiff.errors import InputError
 
 
 def load_data(
-    source: str,
-    labels: str | None = None,
+    source: str | Path,
+    labels: str | Path | None = None,
+    *,
     size: int | None = None,
-    class_names: tuple[str, ...] = (),
+    class_names: Sequence[str] = (),
     holdout: float = 0.05,
     download: bool = True,
 ) -> ImageData:
-    """The data that `fastdiff train --data` names.
+    """Training data, whole in memory.
 
-    source: "fashion-mnist" (found where Debian's dataset-fashion-mnist puts it, in the cache, or downloaded with a
-        checksum), a folder of IDX files, a folder of CIFAR-10 (binary or Python version), a folder of pictures (a
-        class for each subfolder), or an .npy file of (N, H, W, C) or (N, H, W) uint8 pictures.
-    labels: the .npy file of (N, K) labels beside an .npy of pictures. size: pictures of a folder are cut to their
-        middle square and resized to size x size. class_names: K names in place of the data's own.
-    holdout: the share of each class kept for validation where the data has no test set, in blocks of neighbours, for
-        neighbours in a file are often variants of one drawing.
+    Args:
+        source: {sources}.
+        labels: The .npy file of the labels of an .npy of pictures: (N, K) numbers, a row for each picture, one-hot or
+            any mixture of K classes.
+        size: Pixels. Pictures of a folder are cut to their middle square and resized to size x size; they must be of
+            one size where it is not given.
+        class_names: K names in place of the data's own.
+        holdout: Share of each class that is kept for validation where the data has no test set, above 0 and at most
+            0.5. It is taken in blocks of up to 50 neighbours, which in a file are often variants of one drawing.
+        download: Whether Fashion-MNIST may be downloaded where it is not found. The files' SHA-256 are checked.
 
-    Raises InputError where there is no whole data of that kind.
+    Returns:
+        The pictures and their labels, and those held out for validation.
+
+    Raises:
+        InputError: Where there is no whole data of any of these kinds, or an argument does not belong to it.
     """
-    if labels is not None and not source.endswith(".npy"):
-        raise InputError(f"labels = {labels!r} with data {source!r}; accepted only beside an .npy of pictures")
+    source = str(source)
     if not 0 < holdout <= 0.5:
         raise InputError(f"holdout = {holdout}; accepted: more than 0, at most 0.5")
     try:
-        data = _read(source, labels, size, holdout, download)
+        kind = _kind(source)
+        given = {"labels": None if labels is None else str(labels), "size": size}
+        for name, value in given.items():
+            if value is not None and name not in kind.options:
+                raise InputError(f"{name} = {value!r} with data {source!r}; accepted only with {accepted(name)}")
+        options = {name: value for name, value in {**given, "download": download}.items() if name in kind.options}
+        found = kind.read(source, **options)
     except OSError as error:  # an unreadable folder, a name too long
         raise InputError(f"cannot read data {source!r}: {error.strerror or error}") from error
-    return data.named(class_names) if class_names else data
+    data = _image_data(found, holdout)
+    return data.named(tuple(class_names)) if class_names else data
 
 
-def _read(source: str, labels: str | None, size: int | None, holdout: float, download: bool) -> ImageData:
-    path = Path(source)
-    if source == "fashion-mnist":
-        found = find_fashion(download)
-    elif path.is_file() and path.suffix == ".npy":
-        _refuse_size(source, size)
-        return read_npy_pair(path, labels, holdout)
-    elif path.is_dir():
-        found = path
-    else:
-        raise InputError(f"data {source!r} is neither a folder, an .npy file nor 'fashion-mnist'")
-    if is_idx_folder(found):
-        _refuse_size(source, size)
-        return read_idx_folder(found, source if source == "fashion-mnist" else path.name)
-    cifar = read_cifar(found)
-    if cifar is not None:
-        _refuse_size(source, size)
-        return cifar
-    return read_picture_folder(found, size, holdout)
+if load_data.__doc__:  # python -OO leaves none
+    load_data.__doc__ = load_data.__doc__.replace("{sources}", accepted())
 
 
-def _refuse_size(source: str, size: int | None) -> None:
-    if size is not None:
-        raise InputError(f"size = {size} with data {source!r}; accepted only with a folder of pictures")
+def _kind(source: str) -> Source:
+    for kind in SOURCES:
+        if kind.recognises(source):
+            return kind
+    what = f"{source!r} holds no data" if Path(source).is_dir() else f"no data at {source!r}"
+    raise InputError(f"{what}; accepted: {accepted()}")
+
+
+def _image_data(found: Pictures, holdout: float) -> ImageData:
+    """As tensors, with pictures set aside where the source has no test set."""
+    count = len(found.images)
+    weights = np.zeros((count, 0), np.float32) if found.labels is None else found.labels
+    names = found.class_names
+    if not names:
+        classes = weights.shape[1] if weights.ndim == 2 else int(weights.max(initial=0)) + 1
+        names = tuple(f"class{k}" for k in range(classes))
+    images, labels = _tensor(found.images), _weights(weights, names, found.name)
+    if found.test_images is None or found.test_labels is None:
+        return split(found.name, images, labels, names, holdout)
+    test_labels = _weights(found.test_labels, names, found.name)
+    return ImageData(found.name, images, labels, names, _tensor(found.test_images), test_labels)
+
+
+def _weights(labels: np.ndarray, class_names: tuple[str, ...], name: str) -> Tensor:
+    """(N,) class numbers or (N, K) weights → (N, K) float32."""
+    if labels.ndim == 1:
+        return one_hot(torch.from_numpy(labels.astype(np.int64)), class_names, name)
+    return torch.from_numpy(labels.astype(np.float32))
+
+
+def _tensor(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.require(images, requirements=["C", "W"]))

@@ -10,16 +10,6 @@ import torch
 from torch import Tensor
 
 from fastdiff.errors import InputError, check_float, unknown_name
-from fastdiff.model import Model
-
-
-def context_width(model: Model) -> int | None:
-    """K of the model's contexts: 0 where it takes none, None where that cannot be told (a network of the user's)."""
-    if hasattr(model.network, "n_cfeat"):
-        return int(model.network.n_cfeat)  # type: ignore[arg-type]
-    if model.class_names:
-        return len(model.class_names)
-    return 0 if hasattr(model.network, "embed_context") else None
 
 
 def by_name(weights: Mapping[str, float], class_names: Sequence[str]) -> Tensor:
@@ -35,7 +25,7 @@ def by_name(weights: Mapping[str, float], class_names: Sequence[str]) -> Tensor:
 
 
 def parse_context(text: str, class_names: Sequence[str]) -> Tensor:
-    """The command line's form: "monster=1,spell=0.6", a class name alone for weight 1, or "1,0,0.6,0,0"."""
+    """A context as typed: "monster=1,spell=0.6", a class name alone for weight 1, or numbers, "1,0,0.6,0,0"."""
     parts = [part.strip() for part in text.split(",")]
     named = any("=" in part or part in class_names for part in parts)
     try:
@@ -57,23 +47,22 @@ def parse_context(text: str, class_names: Sequence[str]) -> Tensor:
 
 @dataclass(frozen=True)
 class Contexts:
-    """The contexts of a request: rows(first, count) is (count, width) float32 on the CPU, for samples first, ..."""
+    """The contexts of a request.
+
+    Attributes:
+        width: K.
+        rows: (first, count) → (count, K) float32 on the CPU, for samples first .. first + count - 1.
+    """
 
     width: int
     rows: Callable[[int, int], Tensor]
 
 
-def resolve_context(model: Model, context: Any, n: int, first: int) -> Contexts | None:
-    """What `sample` was given, for samples first .. first + n - 1, checked.
+def resolve_context(width: int | None, class_names: Sequence[str], context: Any, n: int, first: int) -> Contexts | None:
+    """The contexts of samples first .. first + n - 1, checked; see request.Request.of for what is accepted.
 
-    Accepts None, a mapping of class names to weights, (K,) for all samples, (n, K), row r for sample first + r, or a
-    callable (first sample, count) → (count, K).
+    width: K; 0 where the model takes no context, None where any width may be right.
     """
-    return resolve_rows(context_width(model), model.class_names, context, n, first)
-
-
-def resolve_rows(width: int | None, class_names: Sequence[str], context: Any, n: int, first: int) -> Contexts | None:
-    """The same for contexts of that width, where there is no Model; None as context_width has it."""
     if context is None:
         return None
     if width == 0:
@@ -100,7 +89,7 @@ def _from_source(source: Callable[[int, int], Any], width: int | None, first: in
             raise InputError(f"the context source returned shape {tuple(made.shape)}; accepted: ({count}, {width})")
         return made
 
-    rows(first, 1)  # so that a wrong one is told of before any long work
+    rows(first, 1)  # so that a wrong one is refused before any long work
     return Contexts(width, rows)
 
 

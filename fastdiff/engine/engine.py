@@ -13,24 +13,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastdiff.engine import graphs
-from fastdiff.engine.context import Contexts, resolve_context
 from fastdiff.engine.forms import Form, choose_form
 from fastdiff.engine.graphs import CapturedStep
-from fastdiff.engine.noise import LIMIT, NoiseSource
+from fastdiff.engine.noise import NoiseSource
 from fastdiff.engine.numerics import CUDNN_ALGORITHMS, fixed_numerics
 from fastdiff.engine.placement import choose_device, choose_dtype, out_of_memory
 from fastdiff.engine.prepared import Prediction, TimeInputs
+from fastdiff.engine.request import Request, check_batch_size, check_table
 from fastdiff.engine.step import State, advance
-from fastdiff.errors import InputError, check_float, check_int
+from fastdiff.errors import InputError, check_int
 from fastdiff.kernels import philox
 from fastdiff.kernels.ahead import compile_ahead
 from fastdiff.kernels.dispatch import triton_for
-from fastdiff.model import Model, check_table
+from fastdiff.model import Model
 from fastdiff.provenance import device_name, versions
-from fastdiff.samplers.prediction import check_clip
+from fastdiff.samplers.prediction import choose_clip
 from fastdiff.samplers.table import StepTable
-
-DEFAULT_BATCH = 64
 
 Step = Callable[[], None]
 
@@ -40,33 +38,15 @@ class Kind(NamedTuple):
 
     guided: bool
     context: int | None  # the width of the contexts
-    noise: str  # "none", "philox" or "given"
+    noise: str  # "none", "philox" or "input", the caller's
     history: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    """A stream's arguments, checked."""
-
-    seed: int
-    contexts: Contexts | None
-    guidance_scale: float | None
-    table: StepTable
-    noise: NoiseSource | None
-    on_step: Callable[[int], None] | None
-    kind: Kind
-
-
 class Engine:
-    """Samples from one model, fast: `engine.sample(n)`, or `engine.stream(n)` for any number.
+    """Samples from one model, fast: prepared once, then replayed.
 
-    >>> engine = fastdiff.Engine(model, fastdiff.make_table("ddim", model.schedule, 25), batch_size=256)
+    >>> engine = fastdiff.Engine(model, model.table("ddim", 25), batch_size=256)
     >>> images = engine.sample(1000, seed=0)  # (1000, C, H, W) float32 on the CPU
-
-    table: the sampler; another one may be given to each call. batch_size: samples run together, 64 unless given.
-    dtype: the network's, float32 (TF32 off) unless given; x itself stays float32. device: None is the CUDA device
-    where there is one, else the CPU. clip: as in `sample`. form: how the network runs, see forms.FORMS; None is the
-    fastest there is for the device and dtype.
 
     The network is copied and prepared when the engine is made; later changes to its weights do not show. On a CUDA
     device a step is captured when its kind (guided or not, with a context or not) first runs; the table, the number
@@ -78,23 +58,34 @@ class Engine:
     One engine serves one thread at a time. Several may run in threads of their own, those of a CUDA device all on one
     stream (as they do unless the threads choose others); while any runs, torch's TF32 is off in the whole process.
 
-    Raises InputError for values outside these.
+    Args:
+        model: what to sample from.
+        table: the sampler, unless a call brings its own; None takes `model.table()`.
+        batch_size: samples run together; 64 unless given.
+        device: None is the CUDA device where there is one, else the CPU.
+        dtype: of the network: float32 (the default; TF32 is off), bfloat16 or float16; x itself stays float32.
+        clip: of the predicted x0: None (off), a bound, or ("dynamic", quantile); "model" takes the model's own.
+        form: how the network runs, see forms.FORMS; None is the fastest for the device and dtype.
+
+    Raises:
+        InputError: for values outside these.
     """
 
     def __init__(
         self,
         model: Model,
-        table: StepTable,
+        table: StepTable | None = None,
+        *,
         batch_size: int | None = None,
-        dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        clip: Any = None,
+        dtype: torch.dtype | None = None,
+        clip: Any = "model",
         form: str | None = None,
     ) -> None:
-        self.table = check_table(model, table)
-        self.batch_size = DEFAULT_BATCH if batch_size is None else check_int("batch_size", batch_size, 1, LIMIT - 1)
-        self.dtype, self.device = choose_dtype(dtype), choose_device(device)
-        self.clip = model.clip if clip is None else check_clip(clip)
+        self.table = check_table(model, model.table() if table is None else table)
+        self.batch_size = check_batch_size(batch_size)
+        self.device, self.dtype = choose_device(device), choose_dtype(dtype)
+        self.clip = choose_clip(clip, model.clip)
         self.form: Form = choose_form(form, self.device, self.dtype)
         self.notes: list[str] = []  # what happened that a manifest should tell
         with self._settings():
@@ -156,6 +147,7 @@ class Engine:
     def sample(
         self,
         n: int,
+        *,
         seed: int = 0,
         first: int = 0,
         context: Any = None,
@@ -163,11 +155,13 @@ class Engine:
         table: StepTable | None = None,
     ) -> Tensor:
         """n images, (n, C, H, W) float32 on the CPU; the arguments are those of `stream`."""
-        return torch.cat(list(self.stream(n, seed, first, context, guidance_scale, table)))
+        stream = self.stream(n, seed=seed, first=first, context=context, guidance_scale=guidance_scale, table=table)
+        return torch.cat(list(stream))
 
     def stream(
         self,
         n: int,
+        *,
         seed: int = 0,
         first: int = 0,
         context: Any = None,
@@ -177,50 +171,70 @@ class Engine:
         origin: int = 0,
         on_step: Callable[[int], None] | None = None,
     ) -> Iterator[Tensor]:
-        """Images of samples first .. first + n - 1 of the seed, a batch at a time, (m, C, H, W) float32 on the CPU.
+        """Images of samples first .. first + n - 1 of the seed, a batch at a time; memory does not grow with n.
 
-        The batches begin at multiples of batch_size counted from `origin`, so the first and the last may be cut
-        short; memory does not grow with n. context: (K,), (n, K) with row r for sample first + r, {class name:
-        weight}, or a callable (first sample, count) → (count, K). noise: a source in place of Philox. on_step is
-        called after each step with the row's number; the batch's x at that moment is `current()`.
+        Args:
+            n, seed, first, context, guidance_scale: see Request.of, which checks them before the first batch.
+            table: the sampler; None takes the engine's.
+            noise, origin, on_step: see `batches`.
 
-        The arguments are checked at the call, before the first batch is asked for; raises InputError.
+        Yields:
+            (m, C, H, W) float32 on the CPU.
+
+        Raises:
+            InputError: at the call, for values outside these.
         """
-        n = check_int("n", n, 1, LIMIT - 1)
-        seed, first = check_int("seed", seed, 0, LIMIT - 1), check_int("first", first, 0, LIMIT - n)
-        origin = check_int("origin", origin, 0, first)
-        table = self.table if table is None else check_table(self.model, table)
-        contexts = resolve_context(self.model, context, n, first)
-        if guidance_scale is not None:
-            guidance_scale = check_float("guidance_scale", guidance_scale)
-            if contexts is None:
-                raise InputError(
-                    f"guidance_scale = {guidance_scale} without a context; give a context to guide towards"
-                )
-        width = None if contexts is None else contexts.width
-        kind = self._kind(table, guidance_scale not in (None, 1), width, noise is not None)
-        return self._stream(first, n, origin, _Request(seed, contexts, guidance_scale, table, noise, on_step, kind))
+        request = Request.of(
+            self.model,
+            n,
+            table=self.table if table is None else table,
+            seed=seed,
+            first=first,
+            context=context,
+            guidance_scale=guidance_scale,
+        )
+        return self.batches(request, noise=noise, origin=origin, on_step=on_step)
+
+    def batches(
+        self,
+        request: Request,
+        *,
+        noise: NoiseSource | None = None,
+        origin: int = 0,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Iterator[Tensor]:
+        """The images of a checked request, a batch at a time.
+
+        Args:
+            noise: a source in place of Philox.
+            origin: batches begin at multiples of batch_size counted from here, so the first and the last may be cut
+                short; 0 to request.first.
+            on_step: called after each step with the row's number; the batch's x at that moment is `current()`.
+        """
+        return self._batches(request, noise, check_int("origin", origin, 0, request.first), on_step)
 
     def _kind(
-        self, table: StepTable, guided: bool = False, context: int | None = None, given_noise: bool = False
+        self, table: StepTable, guided: bool = False, context: int | None = None, noise_input: bool = False
     ) -> Kind:
         """The kind of step for a request; captured ones all draw noise and keep x0, so that one serves any sampler."""
         return Kind(
             guided,
             context,
-            noise="given" if given_noise else "philox" if self.form.captured or table.s.any() else "none",
+            noise="input" if noise_input else "philox" if self.form.captured or table.s.any() else "none",
             history=self.form.captured or bool(table.c.any()),
         )
 
-    def _stream(self, first: int, n: int, origin: int, ask: _Request) -> Iterator[Tensor]:
-        at, end = first, first + n
-        while at < end:
+    def _batches(
+        self, request: Request, noise: NoiseSource | None, origin: int, on_step: Callable[[int], None] | None
+    ) -> Iterator[Tensor]:
+        at = request.first
+        while at < request.end:
             start = at - (at - origin) % self.batch_size
-            upto = min(end, start + self.batch_size)
+            upto = min(request.end, start + self.batch_size)
             images = None
             try:
                 with self._settings():
-                    images = self._batch(start, at, upto, ask)
+                    images = self._batch(start, at, upto, request, noise, on_step)
             except Exception as problem:
                 if not out_of_memory(problem) or self.batch_size == 1:
                     raise
@@ -230,37 +244,49 @@ class Engine:
             yield images
             at = upto
 
-    def _batch(self, start: int, at: int, upto: int, ask: _Request) -> Tensor:
+    def _batch(
+        self,
+        start: int,
+        at: int,
+        upto: int,
+        request: Request,
+        noise: NoiseSource | None,
+        on_step: Callable[[int], None] | None,
+    ) -> Tensor:
         """Samples at .. upto - 1 of the batch that begins at sample `start`."""
+        table = self.table if request.table is None else request.table
         self._used = slice(at - start, upto - start)
-        run = self._begin(start, at, upto, ask)
-        for row in range(len(ask.table)):
-            if ask.noise is not None and ask.table.s[row]:
-                self.noise[self._used] = self._drawn(ask.noise, row + 1, at, upto)
+        run = self._begin(start, at, upto, request, table, noise)
+        for row in range(len(table)):
+            if noise is not None and table.s[row]:
+                self.noise[self._used] = self._drawn(noise, row + 1, at, upto)
             run()
-            if ask.on_step is not None:
-                ask.on_step(row)
+            if on_step is not None:
+                on_step(row)
         return self.current()
 
-    def _begin(self, start: int, at: int, upto: int, ask: _Request) -> Step:
+    def _begin(
+        self, start: int, at: int, upto: int, request: Request, table: StepTable, noise: NoiseSource | None
+    ) -> Step:
         """Put what the batch begins with into the buffers; returns what runs a step."""
-        prediction, run = self._step(ask.kind, ask.table)
+        width = None if request.contexts is None else request.contexts.width
+        prediction, run = self._step(self._kind(table, request.guided, width, noise is not None), table)
         rows = None
-        if ask.contexts is not None:
-            rows = torch.zeros(self.batch_size, ask.contexts.width, dtype=torch.float32, device="cpu")
-            rows[self._used] = ask.contexts.rows(at, upto - at)
+        if request.contexts is not None:
+            rows = torch.zeros(self.batch_size, request.contexts.width, dtype=torch.float32, device="cpu")
+            rows[self._used] = request.contexts.rows(at, upto - at)
         prediction.load_context(rows)
         if isinstance(run, CapturedStep):
             run.ready()
         self.index.zero_()
-        if ask.guidance_scale is not None:
-            self.guidance_scale.fill_(ask.guidance_scale)
-        if ask.noise is None:
-            self.key.copy_(torch.tensor([ask.seed, start], device="cpu"))
-            self.x.copy_(philox.normals(ask.seed, 0, start, tuple(self.x.shape), self.device))
+        if request.guidance_scale is not None:
+            self.guidance_scale.fill_(request.guidance_scale)
+        if noise is None:
+            self.key.copy_(torch.tensor([request.seed, start], device="cpu"))
+            self.x.copy_(philox.normals(request.seed, 0, start, tuple(self.x.shape), self.device))
         else:
             self.x.zero_()
-            self.x[self._used] = self._drawn(ask.noise, 0, at, upto)
+            self.x[self._used] = self._drawn(noise, 0, at, upto)
         return run
 
     def current(self) -> Tensor:
@@ -289,7 +315,7 @@ class Engine:
                 self.rows,
                 self.index,
                 key=self.key if kind.noise == "philox" else None,
-                noise=self.noise if kind.noise == "given" else None,
+                noise=self.noise if kind.noise == "input" else None,
                 x0_prev=self.x0_prev if kind.history else None,
                 guidance_scale=self.guidance_scale if kind.guided else None,
                 clip=self.clip,
@@ -298,7 +324,7 @@ class Engine:
         return self.steps[kind]
 
     def _load(self, table: StepTable) -> None:
-        rows = torch.tensor([table.row(i) for i in range(len(table))], dtype=torch.float32, device="cpu")
+        rows = torch.from_numpy(table.rows).float()
         if len(rows) > len(self.rows):
             self.rows = torch.zeros(len(rows), 6, dtype=torch.float32, device=self.device)
             self.steps.clear()

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fastdiff.engine.native import build_error as native_build_error
-from fastdiff.engine.native import make_native
+from fastdiff.engine import native
 from fastdiff.engine.prepared import prepare_network
 from fastdiff.errors import InputError, unknown_name
 from fastdiff.kernels.cpu import compiled
@@ -20,9 +19,14 @@ Reason = str | None
 
 @dataclass(frozen=True)
 class Form:
-    """prepare: (network, device, dtype) → the copy that runs. captured: whether a step becomes a CUDA graph.
+    """One form.
 
-    build_error: (device, dtype) → why the form cannot run there, or None. kernels: what else its bits depend on.
+    Attributes:
+        name: as users give it.
+        prepare: (network, device, dtype) → the copy that runs.
+        build_error: (device, dtype) → why the form cannot run there, or None.
+        captured: whether a step becomes a CUDA graph.
+        kernels: the version of the form's own kernels, which its bits depend on, or None.
     """
 
     name: str
@@ -41,7 +45,7 @@ def _on_cuda(device: torch.device, dtype: torch.dtype) -> Reason:
 
 
 def _native(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    return make_native(prepare_network(network, device, dtype))
+    return native.make_native(prepare_network(network, device, dtype))
 
 
 # In the order of preference.
@@ -49,17 +53,24 @@ FORMS = {
     form.name: form
     for form in (
         Form("graph", prepare_network, _on_cuda, captured=True),
-        Form("native", _native, native_build_error, kernels=compiled.identity),
+        Form("native", _native, native.build_error, kernels=compiled.identity),
         Form("eager", prepare_network, _anywhere),
     )
 }
 
 
 def choose_form(name: str | None, device: torch.device, dtype: torch.dtype) -> Form:
-    """The form of that name, or the first that can run there; raises InputError for one that cannot."""
+    """The form of that name, or the first that can run there.
+
+    Warns where a CPU has no kernels, since the network is then half as fast.
+
+    Raises:
+        InputError: for an unknown form, or one that cannot run there.
+    """
     if name is None:
-        reason = FORMS["native"].build_error(device, dtype) if device.type == "cpu" and dtype == torch.float32 else None
-        if reason and not reason.startswith("FASTDIFF_KERNELS"):  # which the user asked for
+        expected = device.type == "cpu" and dtype == torch.float32 and not compiled.switched_off()
+        reason = FORMS["native"].build_error(device, dtype) if expected else None
+        if reason:
             warnings.warn(f"the network runs in plain torch, at about half the speed: {reason}", stacklevel=3)
         return next(form for form in FORMS.values() if form.build_error(device, dtype) is None)
     if name not in FORMS:

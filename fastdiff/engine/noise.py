@@ -15,17 +15,20 @@ LIMIT = 2**63
 
 
 class NoiseSource(Protocol):
-    """Standard normals for samples first .. first + shape[0] - 1; draw 0 is x_T, table row k draws k + 1."""
+    """Standard normals, `shape`, for samples first .. first + shape[0] - 1; draw 0 is x_T, table row k's is k + 1."""
 
     def __call__(self, draw: int, first: int, shape: tuple[int, ...]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class PhiloxNoise:
-    """The default source: Philox4x32-10, key = seed, counter = (element // 4, draw, sample).
+    """The default source: Philox4x32-10 (Salmon et al. 2011), key = seed, counter = (element // 4, draw, sample).
 
-    seed: 0 <= seed < 2^63. The same (seed, draw, sample, element) gives the same normal in every batch, process
-    and on every machine. Calls return float32 on `device`; see kernels.philox.normals.
+    The same (seed, draw, sample, element) gives the same normal in every batch and process and on every machine.
+
+    Attributes:
+        seed: 0 <= seed < 2^63.
+        device: where calls return their float32 normals; see kernels.philox.normals.
     """
 
     seed: int

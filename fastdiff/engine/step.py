@@ -15,11 +15,15 @@ from fastdiff.samplers.prediction import Clip
 class State:
     """What a batch carries from step to step: buffers on one device, which `advance` overwrites.
 
-    x: (B, C, H, W) float32. rows: (R, 6) float32, a StepTable's columns p, q, a, b, c, s; R is at least its length.
-    index: () int64, the row at hand. key: (2,) int64, seed and first sample of the Philox noise; or noise: x's shape,
-    float32, which the loop fills before each step; neither, where no row draws any. x0_prev: x's shape, float32,
-    where a row looks back at the x0 before; it may be uninitialised. guidance_scale: () float32, or None.
-    clip: see prediction.Clip.
+    Attributes:
+        x: (B, C, H, W) float32.
+        rows: (R, 6) float32, a StepTable's columns p, q, a, b, c, s; R is at least the table's length.
+        index: () int64, the row at hand.
+        key: (2,) int64, seed and first sample, where the noise is Philox's.
+        noise: x's shape, float32, where the caller's noise is filled in before each step.
+        x0_prev: x's shape, float32, where a row looks back at the x0 before; may be uninitialised.
+        guidance_scale: () float32, where guided.
+        clip: see prediction.Clip.
     """
 
     x: Tensor
@@ -33,9 +37,10 @@ class State:
 
 
 def advance(state: State, network: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Take the state through row `index`, and the index to the next; nothing is read back by the host.
+    """Take the state through row `index`, and the index to the next. The host reads nothing back.
 
-    network(x, index): the prediction at that row, or both of them, (2 B, C, H, W), where guided.
+    Args:
+        network: (x, index) → the prediction at that row, x's shape; where guided both predictions, (2 B, C, H, W).
     """
     out = network(state.x, state.index)
     clip: None | float | Tensor

@@ -37,6 +37,13 @@ class AnnotatedUnet(nn.Module):
     Raises InputError for values outside these ranges, and in forward for a picture size it cannot take.
     """
 
+    time = "index"  # what forward takes as t, as Model.time has it
+
+    @staticmethod
+    def options_for(image_shape: tuple[int, int, int], contexts: int) -> dict[str, Any]:
+        """The options that follow from training data: (C, H, W) of a picture, and the number of context entries."""
+        return {"channels": image_shape[0]}
+
     def __init__(
         self,
         dim: int = 28,

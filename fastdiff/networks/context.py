@@ -82,6 +82,22 @@ class ContextUnet(nn.Module):
     Raises InputError for values outside these ranges, and in forward for shapes it cannot take.
     """
 
+    time = "fraction"  # what forward takes as t, as Model.time has it
+
+    @staticmethod
+    def options_for(image_shape: tuple[int, int, int], contexts: int) -> dict[str, Any]:
+        """The options that follow from training data: (C, H, W) of a picture, and the number of context entries.
+
+        Data without labels gets one context entry, which is always zero. Raises InputError unless H = W.
+        """
+        channels, height, width = image_shape
+        if height != width:
+            raise InputError(
+                f"pictures of {width}x{height}; ContextUnet takes square ones: a folder of pictures can be cut, by a "
+                "size (--size)"
+            )
+        return {"in_channels": channels, "height": height, "n_cfeat": max(1, contexts)}
+
     def __init__(
         self, in_channels: int = 3, n_feat: int = 256, n_cfeat: int = 10, height: int = 28, shortcut: bool = False
     ) -> None:

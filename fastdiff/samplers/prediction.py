@@ -12,13 +12,14 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
 # None: off. A float: clamp x0 to [-bound, bound]. ("dynamic", q): see kernels.denoise_step.
 Clip = None | float | tuple[str, float]
+MODEL = "model"
 
 
 def coefficients(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """p and q of x0 = p x + q out, float64, one per row.
 
-    epsilon: x0 = (x - sigma eps) / alpha (DDPM eq. 15); sample: x0 = out; v_prediction: x0 = alpha x - sigma v
-    (Salimans and Ho 2022, appendix D).
+    epsilon: x0 = (x - sigma eps) / alpha (Ho et al. 2020, eq. 15). sample: x0 = out. v_prediction:
+    x0 = alpha x - sigma v (Salimans and Ho 2022, appendix D).
     """
     if prediction_type == "epsilon":
         return 1.0 / alpha, -sigma / alpha
@@ -41,7 +42,7 @@ def target(prediction_type: str, x0, noise, alpha, sigma):
 
 
 def check_clip(clip: object) -> Clip:
-    """The clip setting in one form; False is off. Raises InputError for anything not described at `Clip`."""
+    """The clip setting as `Clip` has it; False is off too. Raises InputError for anything else."""
     if clip is None or clip is False:
         return None
     if isinstance(clip, (int, float, np.number)) and not isinstance(clip, bool) and 0 < clip < math.inf:
@@ -50,4 +51,9 @@ def check_clip(clip: object) -> Clip:
         quantile = clip[1]
         if isinstance(quantile, (int, float)) and 0 < quantile <= 1:
             return ("dynamic", float(quantile))
-    raise InputError(f"clip = {clip!r}; accepted: None, False, a positive bound, or ('dynamic', quantile in (0, 1])")
+    raise InputError(f"clip = {clip!r}; accepted: None, a positive bound, or ('dynamic', quantile in (0, 1])")
+
+
+def choose_clip(clip: object, own: Clip) -> Clip:
+    """The clip setting that was asked for; "model", the default everywhere, is the model's own."""
+    return own if isinstance(clip, str) and clip == MODEL else check_clip(clip)

@@ -9,28 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fastdiff.errors import InputError, check_float, check_int, unknown_name
+
+if TYPE_CHECKING:  # the command line reads names and numbers without torch
+    from torch import Tensor
 
 MAX_TIMESTEPS = 1_000_000
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Schedule:
-    """A variance-preserving noise schedule (DDPM, Ho et al. 2020, eq. 2 and 4).
+    """A variance-preserving noise schedule (Ho et al. 2020, eq. 2 and 4).
 
-    betas: (N,) float64 in (0, 1), indexed by timestep; N = T, or T + 1 where first = 1.
-    first: the first timestep, 0 or 1. With first = 1, alphas_cumprod[0] is set to 1 after the product
-        is taken, so the factor 1 - betas[0] stays in every later entry, as the course has it.
-    name, params: how it was made, kept in checkpoints; "custom" for betas of the user's own.
-    alphas_cumprod: (N,) float64, the product of 1 - betas.
+    Attributes:
+        betas: (N,) float64 in (0, 1), indexed by timestep; N = T, or T + 1 where first = 1.
+        first: the first timestep, 0 or 1. With 1, alphas_cumprod[0] is set to 1 after the product is taken, so the
+            factor 1 - betas[0] stays in every later entry, as the course has it.
+        name, params: how it was made, kept in checkpoints; "custom" for betas of the user's own.
+        alphas_cumprod: (N,) float64, the product of 1 - betas.
 
-    Raises InputError for betas outside (0, 1) or not one-dimensional.
+    Raises:
+        InputError: for betas outside (0, 1) or not one-dimensional.
     """
 
     betas: np.ndarray
@@ -61,23 +64,44 @@ class Schedule:
         """T, the number of training timesteps."""
         return len(self.betas) - self.first
 
+    def __repr__(self) -> str:
+        params = "".join(f", {name}={value:g}" for name, value in self.params.items())
+        return f"Schedule({self.name!r}, {self.num_timesteps} timesteps{params})"
+
     def config(self) -> dict[str, Any]:
         """Plain values from which `from_config` makes this schedule again."""
         if self.name == "custom":
             return {"name": "custom", "betas": self.betas.tolist(), "first": self.first}
         return {"name": self.name, "timesteps": self.num_timesteps, **self.params}
 
-    def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Forward process q(x_t | x_0) = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (DDPM eq. 4).
+    def q_sample(self, x0: Tensor, t: int | Tensor, noise: Tensor | None = None) -> Tensor:
+        """Forward process, q(x_t | x_0) = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (Ho et al. 2020, eq. 4).
 
-        x0, noise: (B, ...) float; t: (B,) integer timesteps. Returns (B, ...) in x0's dtype.
+        Args:
+            x0: (B, ...) float.
+            t: a timestep for all, or (B,) integers, within the indices of alphas_cumprod.
+            noise: x0's shape; drawn by torch.randn_like unless given.
+
+        Returns:
+            (B, ...) in x0's dtype.
+
+        Raises:
+            InputError: for a timestep that the schedule does not have.
         """
-        alpha, sigma = self.alpha_sigma(t, x0)
-        return alpha * x0 + sigma * noise
+        import torch
 
-    def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t), each (B, 1, ...) with the dtype and device of `like`."""
-        abar = torch.from_numpy(self.alphas_cumprod.copy())[t.cpu()].view(-1, *[1] * (like.ndim - 1))
+        alpha, sigma = self.alpha_sigma(t, x0)
+        return alpha * x0 + sigma * (torch.randn_like(x0) if noise is None else noise)
+
+    def alpha_sigma(self, t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_t) and sqrt(1 - abar_t), (B, 1, ...) or (1, 1, ...), in the dtype and on the device of `like`."""
+        import torch
+
+        t = torch.as_tensor(t).cpu().reshape(-1)
+        last = len(self.alphas_cumprod) - 1
+        if t.is_floating_point() or len(t) not in (1, len(like)) or not 0 <= int(t.min()) <= int(t.max()) <= last:
+            raise InputError(f"t = {t.tolist()}; accepted: a whole number from 0 to {last}, or one for each image")
+        abar = torch.from_numpy(self.alphas_cumprod.copy())[t].view(-1, *[1] * (like.ndim - 1))
         return abar.sqrt().to(like), (1.0 - abar).sqrt().to(like)
 
 

@@ -30,7 +30,7 @@ SHARD_IMAGES = 1000
 
 
 def digits(end: int) -> int:
-    """Of the numbers in names, so that the names sort; a run cannot be extended from the one to the other."""
+    """How many digits the numbers in file names have, so that the names sort. A run keeps the number it began with."""
     return 8 if end <= SHORT_NAMES else 19
 
 
@@ -50,7 +50,7 @@ class Plan:
     size: int
 
     def shard(self, at: int) -> Shard:
-        """The one that holds sample `at`."""
+        """The shard that holds sample `at`."""
         start = at - at % self.size
         return Shard(max(self.first, start), min(self.first + self.n, start + self.size))
 
@@ -63,7 +63,12 @@ class Plan:
 
 
 class ShardFolder:
-    """Writes and finds whole shards. format: npz (arr_0, uint8 (m, H, W, C)), npy (float32 (m, C, H, W)) or png."""
+    """Writes shards, and finds those that are whole.
+
+    Args:
+        format: npz (arr_0, uint8 (m, H, W, C)), npy (float32 (m, C, H, W)) or png, a folder of pictures.
+        end: one past the run's last sample.
+    """
 
     def __init__(self, path: Path, format: str, end: int, image_shape: tuple[int, ...]) -> None:
         self.path, self.format, self.image_shape = path, format, tuple(image_shape)
@@ -76,11 +81,11 @@ class ShardFolder:
         return self.path / (self.stem(shard) + ENDINGS[self.format])
 
     def encode(self, images: Tensor) -> Tensor:
-        """What is kept of a batch until its shard is whole."""
+        """A batch as it waits for the rest of its shard: uint8 where the format is."""
         return images if self.format == "npy" else to_uint8(images)
 
     def write(self, shard: Shard, images: Tensor) -> None:
-        """All of the shard or nothing, under its name; raises InputError where it cannot be written."""
+        """Write the shard whole or not at all; raises InputError where it cannot be written."""
         path = self.file(shard)
         try:
             if self.format == "png":
@@ -108,7 +113,7 @@ class ShardFolder:
             raise
 
     def is_whole(self, shard: Shard) -> bool:
-        """Whether the shard is there with all its images; their values are not read."""
+        """Whether the shard holds all its images, by their number and shape alone."""
         path, m = self.file(shard), shard.end - shard.begin
         channels, height, width = self.image_shape
         try:
@@ -130,7 +135,7 @@ class ShardFolder:
         return {shard.begin for shard in there if plan.shard(shard.begin) == shard and self.is_whole(shard)}
 
     def names(self) -> Iterator[tuple[str, int, int]]:
-        """Whatever is named as a shard: (name, begin, end)."""
+        """(name, begin, end) of everything named like a shard."""
         if self.path.is_dir():
             for entry in os.scandir(self.path):
                 match = SHARD_NAME.fullmatch(entry.name)
@@ -138,7 +143,7 @@ class ShardFolder:
                     yield entry.name, int(match[1]), int(match[2])
 
     def tidy(self, plan: Plan) -> list[str]:
-        """Remove what a killed process left, and the partial shard at the end of a run that now goes further.
+        """Remove what a killed process left, and a partial last shard that the run now goes beyond.
 
         Returns the stems of such partial shards.
         """
@@ -155,7 +160,7 @@ class ShardFolder:
         return partial
 
     def note(self, shard: Shard, batch_size: int, notes: list[str]) -> None:
-        """Beside the shard, until the first process takes it into the manifest: what it was made with instead."""
+        """Note beside the shard what it was made with instead, until take_notes moves that to the manifest."""
         text = json.dumps({"batch_size": batch_size, "notes": notes})
         write_atomically(self.path / f"{self.stem(shard)}.note.json", lambda path: path.write_text(text))
 
@@ -172,14 +177,14 @@ class ShardFolder:
 
 
 def save_npz(path: Path, array: np.ndarray) -> None:
-    """np.savez(path, array), the same bytes for the same array whatever the day."""
+    """np.savez(path, array) without the time of day, so that the same array gives the same bytes."""
     with zipfile.ZipFile(path, "w") as file, file.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as entry:
         np.lib.format.write_array(entry, array, version=(1, 0), allow_pickle=False)
 
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Refuse a folder that another run writes to; the system lets go of it however a process ends."""
+    """Hold the folder; raises InputError if another run does. The lock goes with the process, however it ends."""
     try:
         import fcntl
     except ImportError:  # a system without these locks
@@ -200,7 +205,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def check_shard_size(size: int | None, batch_size: int) -> int:
-    """A multiple of the batch, so that no batch is computed twice; near SHARD_IMAGES unless given."""
+    """The shard size, near SHARD_IMAGES unless given; a multiple of the batch, so that no batch is computed twice."""
     if size is None:
         return max(1, round(SHARD_IMAGES / batch_size)) * batch_size
     if check_int("shard_size", size, 1, LIMIT - 1) % batch_size:
@@ -211,7 +216,7 @@ def check_shard_size(size: int | None, batch_size: int) -> int:
 
 
 def check_channels(format: str, channels: int) -> str:
-    """The format, if it shows images of so many channels."""
+    """The format, if it can hold images of so many channels; raises InputError."""
     if format == "png" and channels not in (1, 3, 4):
         raise InputError(f"format 'png' for images of {channels} channels; accepted: npz, npy")
     return format

@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from fastdiff.checkpoints.config import model_config
-from fastdiff.engine.context import resolve_context
-from fastdiff.engine.noise import LIMIT
-from fastdiff.errors import InputError, check_int
+from fastdiff.engine.request import Request
+from fastdiff.errors import InputError
 from fastdiff.files import write_atomically
 from fastdiff.model import Model
-from fastdiff.samplers.prediction import check_clip
-from fastdiff.samplers.table import StepTable, make_table
+from fastdiff.samplers.prediction import choose_clip
+from fastdiff.samplers.table import StepTable
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -28,8 +27,11 @@ Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Request:
-    """Which samples; the fields are those of `fastdiff.sample`. contexts: (K,) each, taken by the samples in turn."""
+class Samples:
+    """Which samples, as plain values for the manifest; the fields are those of `fastdiff.sample`.
+
+    contexts: (K,) each, taken by the samples in turn.
+    """
 
     sampler: str
     steps: int
@@ -44,24 +46,31 @@ class Request:
 
     @property
     def end(self) -> int:
+        """One past the last sample."""
         return self.first + self.n
 
-    def facts(self, model: Model) -> dict[str, Any]:
-        """Checked, as plain values for the manifest; raises InputError."""
-        check_int("n", self.n, 1, LIMIT - 1)
-        check_int("seed", self.seed, 0, LIMIT - 1)
-        check_int("first", self.first, 0, LIMIT - self.n)
-        resolve_context(model, self.context(), self.n, self.first)
-        self.table(model)
-        return {**asdict(self), "clip": model.clip if self.clip is None else check_clip(self.clip)}
+    def values(self, model: Model) -> dict[str, Any]:
+        """The fields, checked, with the clip that will hold; raises InputError."""
+        self.request(model)
+        return {**asdict(self), "clip": choose_clip(self.clip, model.clip)}
 
     def table(self, model: Model) -> StepTable:
-        return make_table(
-            self.sampler, model.schedule, self.steps, self.eta, self.spacing, model.prediction_type, model.time
+        return model.table(self.sampler, self.steps, eta=self.eta, spacing=self.spacing)
+
+    def request(self, model: Model) -> Request:
+        """The request for all of them, checked; raises InputError."""
+        return Request.of(
+            model,
+            self.n,
+            table=self.table(model),
+            seed=self.seed,
+            first=self.first,
+            context=self.context(),
+            guidance_scale=self.guidance_scale,
         )
 
     def context(self) -> Any:
-        """Nothing, or a callable (first sample, count) → (count, K)."""
+        """None, or a callable (first sample, count) → (count, K)."""
         if not self.contexts:
             return None
         rows = torch.tensor(self.contexts)
@@ -69,7 +78,7 @@ class Request:
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """Of the state dict's names, types, shapes and bytes, in order."""
+    """The hash of the state dict: names, dtypes, shapes and bytes, in order."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -101,7 +110,7 @@ def new_manifest(
 
 
 def plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """The value as JSON gives it back: tuples become lists."""
     return json.loads(json.dumps(value))
 
 
@@ -127,7 +136,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def check_same(folder: Path, old: Manifest, model: dict[str, Any], samples: dict[str, Any]) -> None:
-    """Raises InputError for the first value that would make other samples; only n may have grown."""
+    """Raise InputError for the first value that would make other samples; only n may grow."""
     for name, value in plain(model).items():
         if name != "name" and value != old["model"].get(name):
             raise _differs(
@@ -148,7 +157,7 @@ def check_same(folder: Path, old: Manifest, model: dict[str, Any], samples: dict
 
 
 def check_given(folder: Path, old: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raises InputError for an option that was given (is not None) and contradicts what the run has."""
+    """Raise InputError for an option, unless it is None, that contradicts what the run has."""
     for name, value in given.items():
         if value is not None and old.get(name) is not None and value != old[name]:
             raise _differs(folder, name, value, old[name])
@@ -166,7 +175,7 @@ def _short(value: Any) -> str:
 
 
 def changes(manifest: Manifest, facts: list[dict[str, Any] | None]) -> list[str]:
-    """What is not as it was when the run began though nobody asked for it: another machine, other versions.
+    """What has changed since the run began without being asked for: another machine, other versions.
 
     facts: of each process, the engine's configuration and fastdiff's version; None where a process has no work.
     """

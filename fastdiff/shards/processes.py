@@ -21,7 +21,7 @@ POLL_SECONDS = 0.1
 
 
 class AnotherFailed(Exception):
-    """Another process of the run has failed, and said why, or torchrun is gone; this one only leaves."""
+    """Another process of the run failed and reported why, or torchrun is gone. This one stops without a word."""
 
 
 def world_size() -> int:
@@ -33,11 +33,13 @@ def world_size() -> int:
 
 
 class Processes:
-    """Process `rank` of `world` that share a run; with one process nothing is communicated.
+    """Process `rank` of `world` that share a run; a single process communicates with nobody.
 
-    device: as the user named it; each process of several takes the CUDA device of its LOCAL_RANK. Only small objects
-    travel (by gloo, on CUDA by nccl); how far all have come is counted in the rendezvous' store, so that waiting for
-    a slower process knows no time limit.
+    Only small objects travel (by gloo, on CUDA by nccl). Progress is counted in the rendezvous' store, so that waiting
+    for a slower process has no time limit.
+
+    Args:
+        device: as the user named it. Of several processes each takes the CUDA device of its LOCAL_RANK.
     """
 
     def __init__(self, device: str | None = None) -> None:
@@ -66,11 +68,11 @@ class Processes:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this process writes the manifest and talks to the user."""
+        """Whether this is the process that writes the manifest and talks to the user."""
         return self.rank == 0
 
     def on_rank_zero(self, make: Callable[[], T]) -> T:
-        """What the first process makes, in every process; where it raises, the others raise AnotherFailed."""
+        """What `make` returns in the first process, in every process; if it raises, the others raise AnotherFailed."""
         if self.world == 1:
             return make()
         box: list[Any] = [False, None]
@@ -86,7 +88,7 @@ class Processes:
         return box[1]
 
     def gather(self, value: T) -> list[T]:
-        """Every process' value, in every process."""
+        """The values of all processes, in every process."""
         values: list[Any] = [value]
         if self.world > 1:
             values = [None] * self.world
@@ -94,7 +96,7 @@ class Processes:
         return values
 
     def count(self, n: int) -> int:
-        """Add n images; returns how many all processes have made. Raises AnotherFailed."""
+        """Count n more images; returns the number made by all processes. Raises AnotherFailed."""
         if self.world == 1:
             self.counted += n
             return self.counted
@@ -106,13 +108,13 @@ class Processes:
             raise AnotherFailed from error
 
     def fail(self) -> None:
-        """Let the others know that this process leaves."""
+        """Tell the others that this process failed."""
         if self.world > 1:
             with suppress(dist.DistError):
                 self.store.set("failure", str(self.rank))
 
     def finish(self, watch: Callable[[int], object]) -> None:
-        """Wait until every process is here; meanwhile `watch` is given the count. Raises AnotherFailed."""
+        """Wait for all processes, passing the count to `watch` meanwhile. Raises AnotherFailed."""
         if self.world == 1:
             return
         self.store.add("finished", 1)

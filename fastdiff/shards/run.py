@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.engine.engine import DEFAULT_BATCH, Engine
-from fastdiff.engine.noise import LIMIT
+from fastdiff.engine.engine import Engine
 from fastdiff.engine.placement import choose_device
-from fastdiff.errors import InputError, check_int, unknown_name
+from fastdiff.engine.request import check_batch_size
+from fastdiff.errors import InputError, unknown_name
 from fastdiff.files import check_folder
 from fastdiff.model import Model
 from fastdiff.provenance import source_version
@@ -34,7 +34,7 @@ from fastdiff.shards.folder import (
 from fastdiff.shards.manifest import (
     RESTORED,
     Manifest,
-    Request,
+    Samples,
     changes,
     check_given,
     check_same,
@@ -49,17 +49,25 @@ SHARED_SECONDS = 10.0  # for a folder of the network to show on another machine
 
 
 class ShardRun:
-    """`request` of the model into a folder: made, or continued. Every process of a split run makes one of these.
+    """Samples of a model into a folder: begun, or continued. Every process of a split run makes one of these.
 
-    given: batch_size, threads, dtype, form, device, format and shard_size; None is left to the manifest of the run
-    that is continued, or to the defaults. Nothing is written and no file is touched before all of it is checked.
-    Raises InputError, and AnotherFailed in the processes that had no part in it.
+    Args:
+        model, name: what is sampled from, and its name as the user gave it.
+        samples: which samples.
+        path: the folder.
+        given: batch_size, threads, dtype, form, device, format and shard_size; None leaves one to the manifest of the
+            run that is continued, or to the default.
+        processes: those that share the run.
+
+    Raises:
+        InputError: before anything is written.
+        AnotherFailed: in the processes that did not fail themselves.
     """
 
     def __init__(
-        self, model: Model, name: str, request: Request, path: Path, given: dict[str, Any], processes: Processes
+        self, model: Model, name: str, samples: Samples, path: Path, given: dict[str, Any], processes: Processes
     ) -> None:
-        self.model, self.name, self.request = model, name, request
+        self.model, self.name, self.samples = model, name, samples
         self.path, self.given, self.processes = path, given, processes
         self.engine: Engine | None = None  # made where there is work
         self.holding = ExitStack()
@@ -76,14 +84,14 @@ class ShardRun:
         self.holding.close()
 
     def _open(self) -> None:
-        request, processes = self.request, self.processes
+        samples, processes = self.samples, self.processes
         facts = model_facts(self.model, self.name)
         self.manifest, self.done = processes.on_rank_zero(lambda: self._settle(facts))
         if facts["sha256"] != self.manifest["model"]["sha256"]:
             raise InputError(f"model {self.name!r} has other weights here than in the first process")
         files = self.manifest["files"]
-        self.plan = Plan(request.first, request.n, files["shard_size"])
-        self.folder = ShardFolder(self.path, files["format"], request.end, self.model.image_shape)
+        self.plan = Plan(samples.first, samples.n, files["shard_size"])
+        self.folder = ShardFolder(self.path, files["format"], samples.end, self.model.image_shape)
         self.images_done = sum(self.plan.shard(at).end - at for at in self.done)
         own = None
         if next(self._mine(), None) is not None:
@@ -97,9 +105,9 @@ class ShardRun:
         self._check_shared()
 
     def _settle(self, model: dict[str, Any]) -> tuple[Manifest, set[int]]:
-        """The run's manifest and where its whole shards begin; nothing is written yet."""
+        """The run's manifest, and where its whole shards begin. Writes nothing."""
         check_folder(self.path)
-        samples = self.request.facts(self.model)
+        values = self.samples.values(self.model)
         format, shard_size = self.given["format"], self.given["shard_size"]
         if format is not None and format not in ENDINGS:
             raise unknown_name("format", format, ENDINGS)
@@ -107,26 +115,25 @@ class ShardRun:
         manifest = read_manifest(self.path)
         if manifest is None:
             self._check_empty()
-            size = DEFAULT_BATCH if options["batch_size"] is None else options["batch_size"]
-            check_int("batch_size", size, 1, LIMIT - 1)
+            size = check_batch_size(options["batch_size"])
             format = check_channels(format or "npz", self.model.image_shape[0])
             files = {"format": format, "shard_size": check_shard_size(shard_size, size)}
             self.engine = self._engine(options)
-            manifest = new_manifest(source_version(), model, samples, files, self.engine.configuration())
+            manifest = new_manifest(source_version(), model, values, files, self.engine.configuration())
         else:
-            check_same(self.path, manifest, model, samples)
+            check_same(self.path, manifest, model, values)
             device = None if options["device"] is None else choose_device(options["device"]).type
             check_given(self.path, manifest["files"], {"format": format, "shard_size": shard_size})
             check_given(self.path, manifest["configuration"], {**options, "device": device})
-            if digits(self.request.end) != digits(self.request.first + manifest["samples"]["n"]):
+            if digits(self.samples.end) != digits(self.samples.first + manifest["samples"]["n"]):
                 raise InputError(
-                    f"n = {self.request.n}; the run in {str(self.path)!r} has file names for samples "
+                    f"n = {self.samples.n}; the run in {str(self.path)!r} has file names for samples "
                     f"below {SHORT_NAMES}: extend it so far, or name another folder"
                 )
-            manifest["samples"]["n"] = self.request.n
-        folder = ShardFolder(self.path, manifest["files"]["format"], self.request.end, self.model.image_shape)
+            manifest["samples"]["n"] = self.samples.n
+        folder = ShardFolder(self.path, manifest["files"]["format"], self.samples.end, self.model.image_shape)
         folder.take_notes(manifest)
-        return manifest, folder.done(Plan(self.request.first, self.request.n, manifest["files"]["shard_size"]))
+        return manifest, folder.done(Plan(self.samples.first, self.samples.n, manifest["files"]["shard_size"]))
 
     def _check_empty(self) -> None:
         found = next(ShardFolder(self.path, "npz", 0, ()).names(), None)
@@ -136,25 +143,34 @@ class ShardRun:
             )
 
     def _engine(self, options: dict[str, Any]) -> Engine:
-        """By the options of the command line or of a manifest. Sets the threads, and checks the request's arguments."""
+        """By the options of the command line or of a manifest; sets the threads."""
         device = choose_device(self.processes.device)
         if options["device"] not in (None, device.type, self.processes.device):
             device = choose_device(options["device"])
         if options["threads"] or device.type == "cpu":
             torch.set_num_threads(options["threads"] or default_threads())
         dtype = None if options["dtype"] is None else getattr(torch, options["dtype"])
-        table = self.request.table(self.model)
-        engine = Engine(self.model, table, options["batch_size"], dtype, device, self.request.clip, options["form"])
-        self._stream(engine, Shard(self.request.first, self.request.end))
-        return engine
+        return Engine(
+            self.model,
+            self.samples.table(self.model),
+            batch_size=options["batch_size"],
+            device=device,
+            dtype=dtype,
+            clip=self.samples.clip,
+            form=options["form"],
+        )
 
     def _stream(self, engine: Engine, shard: Shard) -> Iterator[Tensor]:
-        ask = self.request
-        count = shard.end - shard.begin
-        return engine.stream(count, ask.seed, shard.begin, ask.context(), ask.guidance_scale)
+        return engine.stream(
+            shard.end - shard.begin,
+            seed=self.samples.seed,
+            first=shard.begin,
+            context=self.samples.context(),
+            guidance_scale=self.samples.guidance_scale,
+        )
 
     def _begin(self, facts: list[dict[str, Any] | None]) -> Manifest:
-        """Take the folder, clean it, and write the manifest, with a note where the run goes on differently."""
+        """Lock the folder, tidy it, and write the manifest, with a note for each change since the run began."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.holding.enter_context(only_writer(self.path))
         for stem in self.folder.tidy(self.plan):
@@ -187,11 +203,11 @@ class ShardRun:
         return (shard for shard in self.plan if shard.begin not in self.done)
 
     def _mine(self) -> Iterator[Shard]:
-        """Of the missing shards, those of this process: rank, rank + world, ..."""
+        """This process's share of the missing shards: number rank, rank + world, ..."""
         return islice(self._left(), self.processes.rank, None, self.processes.world)
 
     def run(self, progress: Callable[[int], object], stop: Callable[[], bool]) -> bool:
-        """Make what is missing; False if stopped before. progress is given the number of images made by all."""
+        """Make what is missing; False if stopped early. `progress` gets the number of images made by all processes."""
 
         def count(m: int) -> None:
             progress(self.processes.count(m))
@@ -212,7 +228,7 @@ class ShardRun:
     def _draw(
         self, engine: Engine, shard: Shard, count: Callable[[int], None], stop: Callable[[], bool]
     ) -> Tensor | None:
-        """The shard's images, in one batch size: where the engine had to halve it, begun again. None if stopped."""
+        """The shard's images, all in one batch size: begun again if the engine halves it. None if stopped."""
         while True:
             parts: list[Tensor] = []
             size, made = 0, 0

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import csv
-import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fastdiff.errors import InputError
 from fastdiff.files import check_folder, write_atomically
 from fastdiff.images import grid, save_picture
-from fastdiff.provenance import machine, versions
+from fastdiff.training.checkpoint import FILE
 
 COLUMNS = ("step", "epoch", "lr", "loss", "val_loss", "seconds")
 
 
 class RunFolder:
-    """Writes a run's files, each whole or not at all. Raises InputError where the folder is not free or writable."""
+    """Writes a run's files, each whole or not at all. Raises InputError where the folder is not free or writable.
+
+    Attributes:
+        checkpoint, model: Where these files lie.
+        rows: The log so far, a dictionary of COLUMNS each.
+        plots: Whether the loss curve can be drawn: matplotlib comes with the extra "train".
+    """
 
     def __init__(self, path: str | Path, resume: bool = False) -> None:
         self.path = Path(path)
-        self.checkpoint, self.model = self.path / "checkpoint.safetensors", self.path / "model.safetensors"
+        self.checkpoint, self.model = self.path / FILE, self.path / "model.safetensors"
         if not resume and self.checkpoint.exists():
             raise InputError(
                 f"{str(self.path)!r} holds a run already; continue it with --resume, or name another folder"
             )
         check_folder(self.path)
         self.rows: list[dict[str, str]] = []
+        self.plots = find_spec("matplotlib") is not None
 
     def read_log(self, steps_done: int) -> None:
         """Take over the log of an interrupted run, up to the step of its checkpoint."""
@@ -38,6 +45,7 @@ class RunFolder:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= steps_done]
 
     def add(self, **values: object) -> None:
+        """A row of the log; columns that are not given stay empty."""
         self.rows.append({name: "" if values.get(name) is None else str(values[name]) for name in COLUMNS})
 
     def seconds(self) -> float:
@@ -54,15 +62,16 @@ class RunFolder:
         write_atomically(self.path / "log.csv", write)
 
     def series(self, column: str) -> tuple[list[float], list[float]]:
+        """Steps and values of the rows that have one."""
         rows = [row for row in self.rows if row[column]]
         return [float(row["step"]) for row in rows], [float(row[column]) for row in rows]
 
-    def plot(self, loss: str) -> bool:
-        """Draw the loss curve; False where matplotlib is missing (the extra "train")."""
-        try:
-            import matplotlib
-        except ImportError:
-            return False
+    def plot(self, loss: str) -> None:
+        """Draw the loss curve, where it can be drawn."""
+        if not self.plots:
+            return
+        import matplotlib
+
         matplotlib.use("Agg")
         from matplotlib import pyplot as plt
 
@@ -74,22 +83,31 @@ class RunFolder:
         axes.legend()
         write_atomically(self.path / "loss.png", lambda path: figure.savefig(path, dpi=110))
         plt.close(figure)
-        return True
 
     def samples(self, images: Tensor, epoch: int) -> None:
+        """Keep the images of an epoch as a grid."""
         picture = grid(images, columns=8)
         save_picture(picture, self.path / "samples" / f"epoch-{epoch:04d}.png")
         save_picture(picture, self.path / "samples.png")
 
-    def card(
-        self, title: str, command: str, version: str, recipe: dict[str, object], data: str, device: torch.device
-    ) -> None:
-        """README.md: what the model is, how it was made and what it reached."""
+    def card(self, command: str, facts: Mapping[str, str], recipe: Mapping[str, object]) -> None:
+        """README.md: what the model is, how it was made and what it reached.
+
+        Args:
+            command: That trained it.
+            facts: Rows about the data, the code and the machine.
+            recipe: Its fields.
+        """
         steps, losses = self.series("loss")
         _, held_out = self.series("val_loss")
         recent = losses[-20:]
-        rows = "\n".join(f"| {name} | `{value}` |" for name, value in recipe.items())
-        text = f"""# {title}
+        facts = {
+            **facts,
+            "steps": f"{int(steps[-1]) if steps else 0} in {self.seconds() / 60:.0f} minutes",
+            "loss at the end, training": f"{sum(recent) / max(1, len(recent)):.4f}",
+            "loss at the end, held-out pictures": f"{held_out[-1]:.4f}" if held_out else "not measured",
+        }
+        text = f"""# {self.path.resolve().name}
 
 Trained with
 
@@ -97,12 +115,7 @@ Trained with
 
 | | |
 | --- | --- |
-| data | {data} |
-| fastdiff | {version} |
-| on | {machine(device)}; {versions()} |
-| steps | {int(steps[-1]) if steps else 0} in {self.seconds() / 60:.0f} minutes |
-| loss at the end, training | {sum(recent) / max(1, len(recent)):.4f} |
-| loss at the end, held-out pictures | {f"{held_out[-1]:.4f}" if held_out else "not measured"} |
+{_rows(facts)}
 
 Samples (seed 0):
 
@@ -114,13 +127,10 @@ Samples (seed 0):
 
 | | |
 | --- | --- |
-{rows}
+{_rows({name: f"`{value}`" for name, value in recipe.items()})}
 """
         write_atomically(self.path / "README.md", lambda path: path.write_text(text))
 
 
-def command_line() -> str:
-    """The command as typed, without the path of the program."""
-    import shlex
-
-    return shlex.join(["fastdiff", *sys.argv[1:]])
+def _rows(values: Mapping[str, str]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in values.items())

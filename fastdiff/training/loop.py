@@ -1,20 +1,18 @@
-"""A training run from the command line: progress, log, samples, checkpoints, and stopping."""
+"""A run: a trainer taken to its end, and its folder kept up to date on the way."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import click
 import torch
-from tqdm.auto import tqdm
 
 from fastdiff.checkpoints.save import save
-from fastdiff.data.images import ImageData
 from fastdiff.errors import InputError
-from fastdiff.provenance import source_version
+from fastdiff.provenance import machine, source_version, versions
 from fastdiff.sampling import sample
-from fastdiff.stop import StopSignal
 from fastdiff.training.folder import RunFolder
 from fastdiff.training.trainer import Trainer
 
@@ -23,51 +21,87 @@ LOG_EVERY = 25  # steps averaged into one row of the log
 GRID = 64
 
 
-class Run:
-    """Takes a trainer to its end: progress, log, samples, checkpoints."""
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch reached.
 
-    def __init__(self, trainer: Trainer, folder: RunFolder, source: dict[str, Any], command: str) -> None:
+    Attributes:
+        number: 1 for the first.
+        loss: Mean over its steps (those since the run was resumed).
+        val_loss: Of held-out pictures, see Trainer.validate.
+        images_per_second: That were trained on; validation and samples not counted.
+        seconds_left: Until the last epoch ends, at the speed so far.
+    """
+
+    number: int
+    loss: float
+    val_loss: float
+    images_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was taken.
+
+    Attributes:
+        loss: Mean since it was last read from the device; None in between.
+        epoch: At an epoch's end, what it reached; else None.
+    """
+
+    loss: float | None
+    epoch: Epoch | None
+
+
+class Run:
+    """Takes a trainer to its end: log, samples and checkpoints in the folder.
+
+    Args:
+        trainer: As it begins, or as it was resumed.
+        folder: Of the run, with the log of an interrupted one.
+        source: load_data's arguments, kept for a resumed run.
+        command: That trains, for the model's card.
+    """
+
+    def __init__(self, trainer: Trainer, folder: RunFolder, source: Mapping[str, Any], command: str) -> None:
         self.trainer, self.folder, self.source, self.command = trainer, folder, source, command
         self.version = source_version()  # of the code that runs, whatever the checkout becomes meanwhile
-        self.fingerprint = trainer.data.fingerprint()  # once: it reads all pictures
-        self.pending: list[torch.Tensor] = []
-        self.began = time.monotonic() - folder.seconds()
-        self.saved = time.monotonic()
-        self.told_of_plot = False
+        self._pending: list[torch.Tensor] = []  # losses that were not read yet
+        self._epoch_losses: list[float] = []
+        self._origin = time.monotonic() - folder.seconds()
+        self._began = self._epoch_began = self._saved = time.monotonic()
+        self._first = self._epoch_first = trainer.steps_done
 
-    def to_the_end(self) -> None:
+    def steps(self, stop: Callable[[], bool] = lambda: False) -> Iterator[Step]:
+        """Train, a step at a time.
+
+        Args:
+            stop: Asked before every step; once it is true, what was done is saved, and the iteration ends.
+
+        Raises:
+            InputError: When the loss is NaN or infinite.
+        """
         trainer = self.trainer
-        # disable=None: no bar where stderr is not a terminal; a line for each epoch is printed there and here.
-        with (
-            StopSignal() as stop,
-            tqdm(total=trainer.total_steps, initial=trainer.steps_done, unit="step", disable=None) as bar,
-        ):
-            while trainer.steps_done < trainer.total_steps and not stop.asked:
-                self.pending.append(trainer.step())
-                bar.update()
-                end_of_epoch = trainer.steps_done % trainer.steps_per_epoch == 0
-                if len(self.pending) == LOG_EVERY or end_of_epoch:
-                    bar.set_postfix(loss=f"{self._log():.4f}", epoch=trainer.steps_done // trainer.steps_per_epoch)
-                if end_of_epoch:
-                    self._end_of_epoch()
-                    bar.write(self._epoch_line())
-                elif not self.pending and time.monotonic() - self.saved > SAVE_SECONDS:
-                    self._save()
-            if stop.asked:
-                if self.pending:
+        while trainer.steps_done < trainer.total_steps:
+            if stop():
+                if self._pending:
                     self._log()
                 self._save()
-        if trainer.steps_done < trainer.total_steps:
-            done = f"stopped after {trainer.steps_done} of {trainer.total_steps} steps"
-            click.echo(f"{done}; continue with: fastdiff train --resume {self.folder.path}", err=True)
-            raise SystemExit(130)  # what shells report for an interrupted command
-        click.echo(f"wrote {self.folder.model.resolve()}")
-        click.echo(f"sample from it: fastdiff sample {self.folder.path}")
+                return
+            self._pending.append(trainer.step())
+            end_of_epoch = trainer.steps_done % trainer.steps_per_epoch == 0
+            loss = self._log() if end_of_epoch or len(self._pending) == LOG_EVERY else None
+            epoch = self._end_of_epoch() if end_of_epoch else None
+            if loss is not None and time.monotonic() - self._saved > SAVE_SECONDS:
+                self._save()
+            yield Step(loss, epoch)
 
     def _log(self) -> float:
         """Read the pending losses back, write a row, and return their mean."""
-        loss = float(torch.stack(self.pending).mean())
-        self.pending.clear()
+        losses = torch.stack(self._pending).tolist()
+        loss = sum(losses) / len(losses)
+        self._pending.clear()
+        self._epoch_losses += losses
         trainer = self.trainer
         step = trainer.steps_done
         if not abs(loss) < float("inf"):
@@ -78,58 +112,44 @@ class Run:
             epoch=f"{step / trainer.steps_per_epoch:.3f}",
             lr=f"{trainer.learning_rate(step - 1):.3g}",
             loss=f"{loss:.6f}",
-            seconds=f"{time.monotonic() - self.began:.1f}",
+            seconds=f"{time.monotonic() - self._origin:.1f}",
         )
         return loss
 
-    def _end_of_epoch(self) -> None:
+    def _end_of_epoch(self) -> Epoch:
         trainer, folder = self.trainer, self.folder
-        folder.rows[-1]["val_loss"] = f"{trainer.validate():.6f}"
-        model = trainer.model
-        context = None
+        number = trainer.steps_done // trainer.steps_per_epoch
+        trained = time.monotonic() - self._epoch_began
+        images = len(trainer.images) - self._epoch_first % trainer.steps_per_epoch * trainer.recipe.batch_size
+        val_loss = trainer.validate()
+        folder.rows[-1]["val_loss"] = f"{val_loss:.6f}"
+        folder.samples(self._sample(), number)
+        self._save()
+        loss = sum(self._epoch_losses) / len(self._epoch_losses)
+        self._epoch_losses.clear()
+        now = time.monotonic()
+        each = (now - self._began) / (trainer.steps_done - self._first)
+        self._epoch_began, self._epoch_first = now, trainer.steps_done
+        return Epoch(number, loss, val_loss, images / trained, each * (trainer.total_steps - trainer.steps_done))
+
+    def _sample(self) -> torch.Tensor:
+        model, context = self.trainer.model, None
         if model.class_names:  # a row of each class in turn
             context = torch.eye(len(model.class_names))[torch.arange(GRID) // 8 % len(model.class_names)]
-        images = sample(
-            model, GRID, steps=min(25, trainer.schedule.num_timesteps), context=context, device=trainer.device
-        )
-        folder.samples(images, trainer.steps_done // trainer.steps_per_epoch)  # type: ignore[arg-type]
-        self._save()
-
-    def _epoch_line(self) -> str:
-        row, trainer = self.folder.rows[-1], self.trainer
-        epoch = trainer.steps_done // trainer.steps_per_epoch
-        return (
-            f"epoch {epoch}/{trainer.recipe.epochs}: loss {float(row['loss']):.4f}, "
-            f"held out {float(row['val_loss']):.4f}, {float(row['seconds']) / 60:.1f} min"
-        )
+        steps = min(25, model.schedule.num_timesteps)
+        return sample(model, GRID, steps=steps, context=context, device=self.trainer.device)  # type: ignore[return-value]
 
     def _save(self) -> None:
         trainer, folder = self.trainer, self.folder
-        self.saved = time.monotonic()
-        kept = {"data": self.source, "fingerprint": self.fingerprint, "command": self.command}
-        trainer.save(folder.checkpoint, kept)
-        data = describe_data(trainer.data)
-        info = {
-            "trained with": self.command,
-            "trained by": f"fastdiff {self.version}",
-            "data": data,
-            "steps": trainer.steps_done,
-        }
-        save(trainer.model, folder.model, info=info)
+        self._saved = time.monotonic()
+        trainer.save(folder.checkpoint, {"data": dict(self.source), "command": self.command})
+        about = {"trained by": f"fastdiff {self.version}", "data": trainer.data.summary(), "steps": trainer.steps_done}
+        save(trainer.model, folder.model, info={"trained with": self.command, **about})
         folder.write_log()
-        if not folder.plot(trainer.recipe.loss) and not self.told_of_plot:
-            self.told_of_plot = True
-            click.echo("no loss curve without matplotlib: pip install 'fastdiff-engine[train]'", err=True)
-        folder.card(
-            title=folder.path.resolve().name,
-            command=self.command,
-            version=self.version,
-            recipe=trainer.recipe.to_dict(),
-            data=data,
-            device=trainer.device,
-        )
-
-
-def describe_data(data: ImageData) -> str:
-    shape = "x".join(map(str, data.image_shape))
-    return f"{data.name}: {len(data.images):,} pictures {shape}, {len(data.val_images):,} held out"
+        folder.plot(trainer.recipe.loss)
+        facts = {
+            "data": trainer.data.summary(),
+            "fastdiff": self.version,
+            "on": f"{machine(trainer.device)}; {versions()}",
+        }
+        folder.card(self.command, facts, trainer.recipe.to_dict())

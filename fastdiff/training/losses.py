@@ -1,4 +1,4 @@
-"""Training losses and their weights over the noise level."""
+"""The training loss of a diffusion model, and its weights over the noise level."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdiff.errors import unknown_name
+from fastdiff.samplers.prediction import target
+from fastdiff.samplers.schedule import Schedule
+
+__all__ = ["LOSSES", "denoising_loss", "snr_weight", "weighted_loss"]
+
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "huber": F.smooth_l1_loss,  # beta = 1, as in the Annotated tutorial
     "l1": F.l1_loss,
@@ -15,11 +21,65 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def snr_weight(alpha: Tensor, sigma: Tensor, prediction_type: str, p2_gamma: float, min_snr: float | None) -> Tensor:
-    """The loss weight of each sample, from alpha = sqrt(abar) and sigma = sqrt(1 - abar).
+def denoising_loss(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    schedule: Schedule,
+    *,
+    loss: str = "l2",
+    prediction_type: str = "epsilon",
+    p2_gamma: float = 0.0,
+    min_snr: float | None = None,
+    course_perturbation: bool = False,
+) -> Tensor:
+    """The mean error of a network that denoises a batch, as in DDPM (Ho et al. 2020)::
 
-    p2 (Choi et al. 2022, eq. 8, k = 1): (1 + SNR)^-gamma. min-SNR (Hang et al. 2023, section 3.4): min(SNR, gamma)
-    over SNR for epsilon, over 1 for sample, over SNR + 1 for v_prediction. SNR = abar / (1 - abar).
+        x_t = α x_0 + σ ε          with α = sqrt(abar_t), σ = sqrt(1 - abar_t)              (eq. 4)
+        L = mean of w(t) ℓ(f(x_t, t), y)                            (eq. 14: w = 1, ℓ the square, y = ε)
+        y = ε, x_0, or v = α ε - σ x_0                              by prediction type
+
+    Args:
+        predict: f: (x_t, t) → the network's output, of x0's shape, in float32.
+        x0: (B, C, H, W) clean images in [-1, 1].
+        t: (B,) timesteps of the schedule, int64.
+        noise: ε: standard normals of x0's shape.
+        schedule: Gives abar_t.
+        loss: ℓ: huber, l1 or l2.
+        prediction_type: What y is: epsilon, sample or v_prediction.
+        p2_gamma: See snr_weight.
+        min_snr: See snr_weight.
+        course_perturbation: Noise (1 - abar_t) in place of its square root, as the course's code has it.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        InputError: For an unknown loss or prediction type.
+    """
+    alpha, sigma = schedule.alpha_sigma(t, x0)  # (B, 1, 1, 1)
+    x = alpha * x0 + (sigma**2 if course_perturbation else sigma) * noise
+    wanted = target(prediction_type, x0, noise, alpha, sigma)
+    weight = snr_weight(alpha, sigma, prediction_type, p2_gamma=p2_gamma, min_snr=min_snr)
+    return weighted_loss(loss, predict(x, t), wanted, weight)
+
+
+def snr_weight(
+    alpha: Tensor, sigma: Tensor, prediction_type: str, *, p2_gamma: float = 0.0, min_snr: float | None = None
+) -> Tensor:
+    """The weight of each sample's loss by its signal-to-noise ratio, SNR = α² / σ² = abar / (1 - abar).
+
+    Args:
+        alpha: sqrt(abar), one for each sample.
+        sigma: sqrt(1 - abar), above 0.
+        prediction_type: epsilon, sample or v_prediction.
+        p2_gamma: p2 weighting (Choi et al. 2022, eq. 8 with k = 1): times (1 + SNR)^-gamma; 0 is off.
+        min_snr: min-SNR weighting (Hang et al. 2023, section 3.4): times min(SNR, gamma), over SNR for epsilon, over 1
+            for sample, over SNR + 1 for v_prediction; None is off.
+
+    Returns:
+        The weights, of alpha's shape.
     """
     snr = (alpha / sigma) ** 2
     weight = (1 + snr) ** -p2_gamma
@@ -29,6 +89,12 @@ def snr_weight(alpha: Tensor, sigma: Tensor, prediction_type: str, p2_gamma: flo
     return weight
 
 
-def weighted_loss(kind: str, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean over all elements of weight x loss; weight broadcasts, one per sample."""
-    return (LOSSES[kind](prediction, target, reduction="none") * weight).mean()
+def weighted_loss(loss: str, prediction: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """The mean over all elements of weight x loss; weight broadcasts, one for each sample.
+
+    Raises:
+        InputError: For a loss that is not huber, l1 or l2.
+    """
+    if loss not in LOSSES:
+        raise unknown_name("loss", loss, LOSSES)
+    return (LOSSES[loss](prediction, wanted, reduction="none") * weight).mean()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from fastdiff.errors import InputError, check_float, unknown_name
+from fastdiff.errors import InputError, check_float, check_int, unknown_name
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.schedule import Schedule, make_schedule
 from fastdiff.training.losses import LOSSES
@@ -17,20 +18,40 @@ LR_DECAYS = ("cosine", "linear-epoch", "constant")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained.
+    """How a network is trained; what data it is trained on comes beside it.
 
-    network: options of the network, with its "name"; schedule, timesteps, beta_start, beta_end: see
-        schedule.make_schedule; None leaves the schedule's own.
-    loss: huber, l1 or l2; p2_gamma, min_snr: see losses.snr_weight (0 and None are off).
-    lr falls to lr_final: "cosine" over all steps, "linear-epoch" by epoch as lr (1 - epoch / epochs), or "constant".
-    ema_decay: of the averaged weights that are sampled from; 0 is none. flip: random horizontal flips.
-    context_dropout: share of samples whose context is zeroed. bf16: autocast the network to bfloat16.
-    course_perturbation: perturb with (1 - abar) noise, as the course's code does, in place of its square root.
+    Attributes:
+        network: The network's name ("annotated", AnnotatedUnet; "context", ContextUnet) as "name", and options of its
+            constructor. Options that follow from the data (channels, picture size, number of classes) are filled in.
+        schedule: Noise schedule: linear, cosine, quadratic, sigmoid or course, see make_schedule.
+        timesteps: T, the timesteps of the schedule, from 1.
+        beta_start: First beta, in (0, 1); None is the schedule's own, 1e-4. The cosine schedule has none.
+        beta_end: Last beta, from beta_start to below 1; None is the schedule's own, 0.02. The cosine schedule has none.
+        prediction_type: What the network predicts: epsilon, sample or v_prediction.
+        loss: huber (quadratic below 1), l1 or l2, see losses.denoising_loss.
+        p2_gamma: Exponent of the p2 weighting, at least 0, which is off; see losses.snr_weight.
+        min_snr: gamma of the min-SNR weighting, above 0, such as 5; None is off.
+        optimizer: adam or adamw.
+        weight_decay: Of the optimizer, at least 0.
+        lr: Learning rate at the start, above 0.
+        lr_final: Learning rate at the end, from 0 to lr.
+        lr_decay: How it falls: "cosine" over all steps, "linear-epoch" by epoch as lr (1 - epoch / epochs) (to lr_final
+            in place of 0), or "constant".
+        batch_size: Pictures in a step, from 1.
+        epochs: How many times each picture is seen, from 1.
+        ema_decay: Of the averaged weights, which are those that are sampled from; from 0 (no averaging) to below 1,
+            such as 0.999. It begins lower, as min(ema_decay, (1 + n) / (10 + n)) at step n.
+        flip: Whether pictures are mirrored left to right at random, each with probability 1/2.
+        context_dropout: Share of samples that are trained with a zero context, 0 to 1, for classifier-free guidance.
+        bf16: Whether the network runs in bfloat16 (autocast); weights and loss stay float32.
+        course_perturbation: Perturb with noise (1 - abar), as the course's code does, in place of its square root.
+        seed: Of the initial weights, the order of the pictures, timesteps, noise, flips and dropout; 0 to 2^63 - 1.
 
-    Raises InputError for values outside these.
+    Raises:
+        InputError: For values outside these.
     """
 
-    network: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=lambda: {"name": "annotated"})
     schedule: str = "linear"
     timesteps: int = 200
     beta_start: float | None = None
@@ -62,13 +83,12 @@ class Recipe:
         ):
             if value not in accepted:
                 raise unknown_name(name, value, accepted)
-        for field_ in fields(self):
-            value = getattr(self, field_.name)
-            if isinstance(value, float):
-                check_float(field_.name, value)
+        for name, low, high in (("batch_size", 1, 2**31), ("epochs", 1, 2**31), ("seed", 0, 2**63 - 1)):
+            check_int(name, getattr(self, name), low, high)
+        numbers = ("lr", "lr_final", "ema_decay", "context_dropout", "p2_gamma", "weight_decay")
+        for name in numbers if self.min_snr is None else (*numbers, "min_snr"):
+            check_float(name, getattr(self, name))
         for name, ok, range_ in (
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-            ("epochs", self.epochs >= 1, "at least 1"),
             ("lr", self.lr > 0, "more than 0"),
             ("lr_final", 0 <= self.lr_final <= self.lr, "0 to lr"),
             ("ema_decay", 0 <= self.ema_decay < 1, "0 (off) to below 1"),
@@ -76,21 +96,51 @@ class Recipe:
             ("p2_gamma", self.p2_gamma >= 0, "at least 0"),
             ("min_snr", self.min_snr is None or self.min_snr > 0, "more than 0"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
-            ("seed", 0 <= self.seed < 2**63, "0 to 2^63 - 1"),
         ):
             if not ok:
                 raise InputError(f"{name} = {getattr(self, name)}; accepted: {range_}")
 
-    def make_schedule(self) -> Schedule:
-        betas = {"beta_start": self.beta_start, "beta_end": self.beta_end}
-        return make_schedule(self.schedule, self.timesteps, **{k: v for k, v in betas.items() if v is not None})
+    @classmethod
+    def preset(cls, name: str, **options: Any) -> Recipe:
+        """A published recipe, with some of its fields changed.
+
+        Args:
+            name: annotated (The Annotated Diffusion Model) or course (How Diffusion Models Work).
+            options: Fields in place of the preset's own.
+        """
+        if name not in PRESETS:
+            raise unknown_name("preset", name, PRESETS)
+        return replace(PRESETS[name], **options)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """The inverse of to_dict. Raises InputError where fields are missing or unknown."""
+        odd = values.keys() ^ {field_.name for field_ in fields(cls)}
+        if odd:
+            raise InputError(f"a recipe that differs from this version's in {', '.join(sorted(odd))}")
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
         return asdict(self)
 
     def with_options(self, options: Mapping[str, Any]) -> Recipe:
         """A copy with the given fields changed; None leaves a field as it is."""
         return replace(self, **{k: v for k, v in options.items() if v is not None})
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of step 0, 1, ..., by lr_decay."""
+        span = self.lr - self.lr_final
+        if self.lr_decay == "cosine":
+            return self.lr_final + span * 0.5 * (1 + math.cos(math.pi * step / (steps_per_epoch * self.epochs)))
+        if self.lr_decay == "linear-epoch":
+            return self.lr_final + span * (1 - step // steps_per_epoch / self.epochs)
+        return self.lr
+
+    def make_schedule(self) -> Schedule:
+        """The noise schedule. Raises InputError for values that it does not take."""
+        betas = {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        return make_schedule(self.schedule, self.timesteps, **{k: v for k, v in betas.items() if v is not None})
 
 
 PRESETS: dict[str, Recipe] = {

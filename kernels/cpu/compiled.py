@@ -50,9 +50,14 @@ def _usable(folder: Path) -> bool:
     return os.access(folder, os.W_OK) and not others
 
 
+def switched_off() -> bool:
+    """Whether the user asks for plain torch."""
+    return os.environ.get("FASTDIFF_KERNELS") == "reference"
+
+
 def build_error() -> str | None:
     """Why the kernels cannot run here, or None; compiles them."""
-    if os.environ.get("FASTDIFF_KERNELS") == "reference":
+    if switched_off():
         return "FASTDIFF_KERNELS=reference asks for plain torch"
     problem = _load()
     return problem if isinstance(problem, str) else None

@@ -1,35 +1,16 @@
 """The commands: what they write and print, and one clear sentence with exit code 2 for bad input."""
 
-import csv
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 from fastdiff import AnnotatedUnet, ContextUnet, Model, load, make_schedule, sample, save
-from fastdiff.cli.main import main
-
-TINY = ["--epochs", "2", "--batch-size", "10", "--threads", "1"]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*words, code=0):
-        result = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
-        assert result.exit_code == code, result.output
-        return result.output
-
-    return invoke
 
 
 @pytest.fixture
@@ -42,14 +23,6 @@ def models(tmp_path, randomised):
     save(a, tmp_path / "a.safetensors", info={"data": "none"})
     save(b, tmp_path / "b.safetensors")
     return a, b
-
-
-@pytest.fixture
-def sprites(tmp_path):
-    rng = np.random.default_rng(0)
-    np.save(tmp_path / "x.npy", rng.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8))
-    np.save(tmp_path / "y.npy", np.eye(5, dtype=np.uint8)[np.arange(40) % 5])
-    return ["--preset", "course", "--data", "x.npy", "--labels", "y.npy", "--n-feat", "8"]
 
 
 def refused(output: str, *words: str) -> None:
@@ -260,137 +233,6 @@ def test_bad_noise(words, message, run):
     assert os.listdir() == ["cat.png"]
 
 
-# --- train ---
-
-
-def rows(folder):
-    with open(f"{folder}/log.csv") as file:
-        return list(csv.DictReader(file))
-
-
-def test_train_leaves_a_folder_to_sample_from(run, sprites, tmp_path):
-    pytest.importorskip("matplotlib")
-    out = run("train", *sprites, *TINY, "--ema", 0.9, "--class-names", "a,b,c,d,e", "-o", "r")
-    assert "39 pictures 3x16x16" in out and "sample from it: fastdiff sample r" in out
-    for name in (
-        "checkpoint.safetensors",
-        "model.safetensors",
-        "log.csv",
-        "loss.png",
-        "samples.png",
-        "README.md",
-        "samples/epoch-0001.png",
-        "samples/epoch-0002.png",
-    ):
-        assert (tmp_path / "r" / name).stat().st_size > 100
-    assert not [name for name in os.listdir("r") if name.startswith(".")]
-    logged = rows("r")
-    assert [row["step"] for row in logged] == ["4", "8"] and float(logged[1]["val_loss"]) > 0
-    card = (tmp_path / "r" / "README.md").read_text()
-    for word in ("# r", "39 pictures", "fastdiff 0.", "8 in 0 minutes", "| batch_size | `10` |", "![loss]"):
-        assert word.replace("fastdiff 0.", "| fastdiff | 0.") in card
-    assert "classes          a, b, c, d, e" in run("info", "r")
-    assert "8 steps done" in run("info", "r/checkpoint.safetensors")
-    run("sample", "r", "-n", 2, "--steps", 2, "--context", "b=1")
-    assert torch.equal(
-        sample(load("r"), 1, steps=2), sample(load("r/checkpoint.safetensors"), 1, steps=2)
-    )  # both hold the averaged weights
-
-
-def test_options_change_the_recipe(run, tmp_path):
-    (tmp_path / "p").mkdir()
-    for k in range(12):
-        Image.new("RGB", (9, 8), (20 * k, 0, 0)).save(tmp_path / "p" / f"{k}.png")
-    run(
-        "train",
-        "--data",
-        "p",
-        "--size",
-        8,
-        *TINY,
-        *"--dim 8 --dim-mults 1,2 --block resnet --loss l1 --schedule cosine --timesteps 20".split(),
-        *"--prediction-type v_prediction --min-snr 5 --no-flip -o r".split(),
-    )
-    model = load("r")
-    assert model.network.options["block"] == "resnet" and model.prediction_type == "v_prediction"
-    assert model.schedule.name == "cosine" and model.schedule.num_timesteps == 20 and model.image_shape == (3, 8, 8)
-    assert "| flip | `False` |" in (tmp_path / "r" / "README.md").read_text()
-
-
-def test_an_interrupted_run_is_resumed_exactly(run, sprites, tmp_path):
-    """Ctrl-C in a real process, --resume, and the result is that of the uninterrupted run."""
-    # Four more epochs than are waited for: seconds, in which the signal comes.
-    options = [*sprites, "--epochs", "5", "--batch-size", "10", "--threads", "1", "--ema", "0.9"]
-    command = [sys.executable, "-m", "fastdiff", "train", *options, "-o", "cut"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 120
-    while not (tmp_path / "cut" / "checkpoint.safetensors").exists() and time.time() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "fastdiff train --resume cut" in errors and "Traceback" not in errors
-    done = int(rows("cut")[-1]["step"])
-    assert 0 < done < 20
-    np.save("kept.npy", np.load("x.npy"))
-    np.save("x.npy", 255 - np.load("x.npy"))
-    refused(run("train", "--resume", "cut", code=2), "x.npy", "has changed since the run began")
-    os.replace("kept.npy", "x.npy")
-    run("train", "--resume", "cut", "--threads", 1)
-    run("train", *options, "-o", "whole")
-    cut, whole = (load(f"{name}/model.safetensors").network.state_dict() for name in ("cut", "whole"))
-    assert all(torch.equal(cut[k], whole[k]) for k in whole)
-    ends = {name: {row["step"]: row["val_loss"] for row in rows(name) if row["val_loss"]} for name in ("cut", "whole")}
-    assert ends["cut"] == ends["whole"]
-
-
-BAD_TRAINING = [
-    (["--preset", "annotatd"], ["'annotatd'", "did you mean 'annotated'"]),
-    (["--preset", "course"], ["needs --data"]),
-    (["--data", "nowhere"], ["nowhere"]),
-    (["--data", "empty"], ["empty", "holds no data"]),
-    (["--data", "x.npy", "--labels", "x.npy"], ["(40, K)"]),
-    (["--data", "x.npy", "--batch-size", "0"], ["batch_size = 0"]),
-    (["--data", "x.npy", "--loss", "mse"], ["'mse'", "huber"]),
-    (["--data", "x.npy", "--schedule", "sigmoidal"], ["did you mean 'sigmoid'"]),
-    (["--data", "x.npy", "--n-feat", "8"], ["--n-feat", "another network"]),
-    (["--data", "x.npy", "--dim", "9"], ["dim = 9"]),
-    (["--data", "x.npy", "--dim-mults", "1,x"], ["'1,x'"]),
-    (["--data", "x.npy", "--dim-mults", "1,2,4,8,16,32"], ["(1, 3, 16, 16)", "multiples of 32"]),
-    (["--data", "odd.npy", "--preset", "course"], ["height = 18", "multiple of 4"]),
-    (["--data", "x.npy", "--device", "cuda:9"], ["cuda:9"]),
-    (["--data", "x.npy", "-o", "taken"], ["'taken'", "--resume"]),
-    (["--data", "x.npy", "-o", "x.npy/r"], ["cannot write"]),
-    (["--resume", "empty"], ["checkpoint.safetensors"]),
-    (["--resume", ""], ["no run to resume"]),
-    (["--resume", "nowhere"], ["no run to resume at 'nowhere'"]),
-    (["--resume", "taken", "--ema", "0.5"], ["--resume with --ema;"]),
-    (["--data", "x.npy", "--labels", ""], ["cannot be read"]),
-    (["--data", "x.npy", "--labels", "nan.npy"], ["NaN"]),
-    (["--data", "x.npy", "--size", "8"], ["size = 8"]),
-    (["--data", "x.npy", "--p2-gamma", "inf"], ["p2_gamma = inf"]),
-    (["--data", "x.npy", "--dim", "1000000000"], ["1000000000"]),
-    (["--data", "x.npy", "--timesteps", "10000000000000"], ["timesteps = 10000000000000"]),
-    (["--data", "q" * 300], ["qqq"]),
-    (["--resume", "taken", "--lr", "1"], ["--resume with --lr"]),
-]
-
-
-@pytest.mark.parametrize("words, message", BAD_TRAINING, ids=[" ".join(w) for w, _ in BAD_TRAINING])
-def test_bad_training(words, message, run, sprites, tmp_path):
-    for name in ("empty", "taken"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "taken" / "checkpoint.safetensors").write_bytes(b"x")
-    np.save("odd.npy", np.zeros((40, 18, 18, 3), np.uint8))
-    np.save("nan.npy", np.full((40, 2), np.nan, np.float32))
-    before = sorted(os.listdir())
-    refused(run("train", *words, code=2), *message)
-    assert sorted(os.listdir()) == before
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(run, sprites):
-    refused(run("train", *sprites, *TINY, "--lr", 1e30, "-o", "r", code=2), "the loss became", "--lr")
-
-
 # --- the whole ---
 
 
@@ -411,66 +253,3 @@ def test_unknown_commands_and_options(run):
 def test_python_dash_m():
     done = subprocess.run([sys.executable, "-m", "fastdiff", "sample", "nothing"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("Error: unknown model") and "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("after", [1, 2, 3])
-def test_a_stop_is_saved_wherever_it_falls(after, run, sprites, monkeypatch):
-    """On the step that has just been logged too."""
-    from fastdiff.training import loop as runs
-
-    monkeypatch.setattr(runs, "LOG_EVERY", 2)
-    step = runs.Trainer.step
-
-    def stopping(self):
-        loss = step(self)
-        if self.steps_done == after:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss
-
-    monkeypatch.setattr(runs.Trainer, "step", stopping)
-    assert "--resume r" in run("train", *sprites, *TINY, "-o", "r", code=130)
-    assert f"{after} steps done" in run("info", "r/checkpoint.safetensors")
-
-
-def test_a_killed_run_has_saved_meanwhile(run, sprites, monkeypatch):
-    """Between epochs too, every SAVE_SECONDS; what a crash leaves behind can be resumed."""
-    from fastdiff.training import loop as runs
-
-    monkeypatch.setattr(runs, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(runs, "LOG_EVERY", 1)
-    monkeypatch.setattr(runs.Run, "_end_of_epoch", lambda self: (_ for _ in ()).throw(MemoryError))
-    with pytest.raises(MemoryError):
-        run("train", *sprites, *TINY, "-o", "r")
-    assert "3 steps done" in run("info", "r/checkpoint.safetensors")
-    assert [row["step"] for row in rows("r")] == ["1", "2", "3"]
-
-
-def test_a_run_may_start_from_a_model(run, sprites):
-    run("train", *sprites, *TINY, "-o", "first")
-    run("train", *sprites, *TINY, "--init", "first", "--lr", 1e-12, "-o", "second")
-    first, second = (load(name).network.state_dict() for name in ("first", "second"))
-    assert all(torch.allclose(first[k], second[k], atol=1e-6) for k in first if "running" not in k and "num" not in k)
-    assert "# first: " in run("info", "second")
-    refused(run("train", *sprites, *TINY, "--n-feat", 16, "--init", "first", "-o", "third", code=2), "does not match")
-    refused(run("train", *sprites, *TINY, "--init", "nothing", "-o", "third", code=2), "'nothing'")
-    assert not os.path.exists("third")
-
-
-def test_betas_on_the_command_line(run, sprites):
-    run(
-        "train",
-        *sprites,
-        *TINY,
-        "--schedule",
-        "linear",
-        "--timesteps",
-        20,
-        "--beta-start",
-        5e-3,
-        "--beta-end",
-        0.4,
-        "-o",
-        "r",
-    )
-    assert np.allclose(load("r").schedule.betas, np.linspace(5e-3, 0.4, 20))
-    refused(run("train", *sprites, *TINY, "--beta-end", 2, "-o", "x", code=2), "beta_end = 2.0")

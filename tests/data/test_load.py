@@ -1,10 +1,13 @@
 """Every kind of data source, and what is said where there is none."""
 
+import base64
 import gzip
 import hashlib
 import io
 import pickle
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,9 +15,12 @@ import torch
 from PIL import Image
 
 from fastdiff import InputError
-from fastdiff.data import cifar
-from fastdiff.data import idx as data
+from fastdiff.data import cifar, load, sources
+from fastdiff.data import fashion as data
+from fastdiff.data.images import ImageData
 from fastdiff.data.load import load_data
+from fastdiff.data.source import Pictures, Source
+from fastdiff.data.sources import SOURCES
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -193,8 +199,8 @@ def test_bad_data_is_named(tmp_path):
         (dict(source="o.npy"), [".npy"]),
         (dict(source="x.npy", labels="x.npy"), ["(4, 4, 4)", "(4, K)"]),
         (dict(source="x.npy", class_names=("a",)), ["1 class names", "0 different"]),
-        (dict(source="nowhere"), ["nowhere", "neither a folder"]),
-        (dict(source="mixed", labels="x.npy"), ["labels", "only beside an .npy"]),
+        (dict(source="nowhere"), ["no data at", "nowhere", "fashion-mnist", "a folder of CIFAR-10"]),
+        (dict(source="mixed", labels="x.npy"), ["labels", "only with an .npy"]),
         (dict(source="x.npy", holdout=0.9), ["0.9"]),
     ]
     for options, words in cases:
@@ -275,3 +281,88 @@ def test_other_idx_data_is_named_by_number(fashion_files, tmp_path):
         (tmp_path / name).write_bytes(content)
     assert load_data(str(tmp_path)).class_names[0] == "class0"
     assert load_data(str(tmp_path), class_names=tuple("0123456789")).class_names[9] == "9"
+
+
+# --- which source, and what is said of them ---
+
+
+def test_a_source_is_one_entry(monkeypatch, tmp_path):
+    """An entry alone: its words are in the errors, its options are taken and refused, its test set is kept."""
+
+    def read(source, size):
+        images = np.full((6, 3, size, size), 7, np.uint8)
+        return Pictures("dots", images, np.arange(6) % 2, ("a", "b"), images[:2], np.array([[1, 0], [0.5, 0.5]]))
+
+    dots = Source("a file of dots", lambda source: source.endswith(".dots"), read, options=("size",))
+    for module in (load, sources):
+        monkeypatch.setattr(module, "SOURCES", (*SOURCES, dots))
+    found = load_data("x.dots", size=4)
+    assert found.image_shape == (3, 4, 4) and found.class_names == ("a", "b") and len(found.images) == 6
+    assert found.labels.argmax(1).tolist() == [0, 1] * 3 and found.val_labels.tolist() == [[1, 0], [0.5, 0.5]]
+    with pytest.raises(InputError, match="labels = 'y.npy' with data 'x.dots'; accepted only with an .npy of pictures"):
+        load_data("x.dots", "y.npy", size=4)
+    np.save(tmp_path / "x.npy", np.zeros((4, 4, 4), np.uint8))
+    with pytest.raises(InputError, match="accepted only with a folder of pictures .* or a file of dots"):
+        load_data(tmp_path / "x.npy", size=4)
+    with pytest.raises(InputError, match="or a file of dots$"):
+        load_data("nowhere")
+
+
+def test_the_documentation_names_every_source():
+    for source in SOURCES:
+        assert source.accepts in load_data.__doc__
+
+
+def test_sources_are_known_without_torch():
+    code = "import sys, fastdiff.data.sources as s; assert len(s.SOURCES) > 4 and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_fashion_mnist_is_known_by_its_labels(fashion_files, monkeypatch, tmp_path):
+    for name, content in fashion_files.items():
+        (tmp_path / name).write_bytes(content)
+    digest = hashlib.sha256(fashion_files["train-labels-idx1-ubyte"]).hexdigest()
+    monkeypatch.setattr(data, "FASHION_SHA256", {**data.FASHION_SHA256, "train-labels-idx1-ubyte": digest})
+    found = load_data(tmp_path)
+    assert found.class_names == data.CLASSES and found.name == tmp_path.name
+
+
+@pytest.mark.parametrize(
+    "shape, expected",
+    [
+        ((6, 8, 12), (1, 8, 12)),
+        ((6, 8, 12, 3), (3, 8, 12)),
+        ((6, 3, 8, 12), (3, 8, 12)),
+        ((6, 1, 28, 28), (1, 28, 28)),
+        ((6, 4, 4, 3), (3, 4, 4)),  # both could be channels: the last axis is
+        ((6, 2, 8, 12), (2, 8, 12)),
+        ((6, 8, 12, 2), (2, 8, 12)),
+        ((6, 8, 12, 6), (6, 8, 12)),
+        ((6, 6, 8, 12), (6, 8, 12)),
+    ],
+)
+def test_the_channels_of_an_array_may_be_first_or_last(shape, expected, tmp_path):
+    array = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8)
+    np.save(tmp_path / "x.npy", array)
+    found = load_data(tmp_path / "x.npy")
+    assert found.image_shape == expected
+    channel = array[0] if array.ndim == 3 else array[0, 0] if shape[1:] == expected else array[0, ..., 0]
+    assert np.array_equal(found.images[0, 0].numpy(), channel)
+
+
+def test_data_shows_itself_in_a_few_lines():
+    images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
+    found = ImageData(
+        "<tiles>", images, torch.zeros(40, 30), tuple(f"c{k}" for k in range(30)), images[:5], torch.zeros(5, 30)
+    )
+    assert repr(found).splitlines() == [
+        "ImageData of <tiles>: 40 pictures 3x16x16, 5 held out",
+        f"classes: {', '.join(f'c{k}' for k in range(20))}, and 10 more",
+    ]
+    shown = found._repr_html_()
+    assert "&lt;tiles&gt;" in shown and "<tiles>" not in shown
+    with Image.open(io.BytesIO(base64.b64decode(shown.split("base64,")[1].split(chr(34))[0]))) as picture:
+        assert picture.size == (137 * 5, 69 * 5)  # 8 columns, 4 rows, enlarged to some 640 pixels
+        assert np.array_equal(np.asarray(picture)[5, 5], images[0, :, 0, 0].numpy())
+    bare = ImageData("bare", images[:2, :1], torch.zeros(2, 0), (), images[:1, :1], torch.zeros(1, 0))
+    assert repr(bare).endswith("classes: none")

@@ -1,5 +1,6 @@
 """The engine's contract: a sample's pixels depend on the configuration and on nothing else that is asked for."""
 
+import dataclasses
 import gc
 import json
 from functools import cache
@@ -66,7 +67,7 @@ def engines(randomised):
     @cache
     def made(form: str, name: str, size: int) -> Engine:
         model = system(name, randomised)
-        return Engine(model, table_of(model), size, device=CPU, form=form)
+        return Engine(model, table_of(model), batch_size=size, device=CPU, form=form)
 
     return made
 
@@ -94,11 +95,11 @@ def test_size_position_and_splits_of_a_request_do_not_change_a_bit(form, name, d
 def test_a_new_engine_goes_on_where_another_stopped(form, name, randomised):
     model = system(name, randomised)
     table = table_of(model, "ddpm", 4)
-    whole = Engine(model, table, 4, device=CPU, form=form).sample(11, seed=5, first=1)
-    stream = Engine(model, table, 4, device=CPU, form=form).stream(11, seed=5, first=1)
+    whole = Engine(model, table, batch_size=4, device=CPU, form=form).sample(11, seed=5, first=1)
+    stream = Engine(model, table, batch_size=4, device=CPU, form=form).stream(11, seed=5, first=1)
     done = [next(stream)]
     at = sum(map(len, done))
-    rest = Engine(model, table, 4, device=CPU, form=form).sample(11 - at, seed=5, first=1 + at)
+    rest = Engine(model, table, batch_size=4, device=CPU, form=form).sample(11 - at, seed=5, first=1 + at)
     assert torch.equal(torch.cat((*done, rest)), whole)
 
 
@@ -106,14 +107,16 @@ def test_a_new_engine_goes_on_where_another_stopped(form, name, randomised):
 def test_what_ran_before_does_not_matter(form, randomised):
     """Tables, contexts and guidance leave nothing behind in the buffers, nor do two streams taken in turns."""
     model = system("sprites", randomised)
-    engine = Engine(model, table_of(model), 3, device=CPU, form=form)
+    engine = Engine(model, table_of(model), batch_size=3, device=CPU, form=form)
     requests = [
         dict(n=5, table=table_of(model, "dpmpp_2m", 4)),
         dict(n=4, context=contexts, guidance_scale=3.0, seed=2),
         dict(n=7, first=1, context=[0.0, 5, 0, 0, 0], table=table_of(model, "ddim", 2, eta=1.0)),
         dict(n=2, noise=PhiloxNoise(9)),
     ]
-    alone = [torch.cat(list(Engine(model, engine.table, 3, device=CPU, form=form).stream(**r))) for r in requests]
+    alone = [
+        torch.cat(list(Engine(model, engine.table, batch_size=3, device=CPU, form=form).stream(**r))) for r in requests
+    ]
     for k in (0, 1, 2, 3, 2, 1, 0, 0):
         assert torch.equal(torch.cat(list(engine.stream(**requests[k]))), alone[k])
     streams, taken = [engine.stream(**r) for r in requests], [[] for _ in requests]
@@ -131,10 +134,13 @@ def test_the_noise_is_the_same_bits_in_batches_of_any_size():
     """The network predicts nothing, so that an image is a sum of its own noise."""
     model = Model(_Nothing(), make_schedule("linear", 30), image_shape=(3, 5, 7))
     table = table_of(model, "ddpm", 5)
-    expected = Engine(model, table, 1, device=CPU, form="eager").sample(20, seed=2**50, first=2**40)
+    expected = Engine(model, table, batch_size=1, device=CPU, form="eager").sample(20, seed=2**50, first=2**40)
     for size in (2, 3, 7, 20, 64):
         for form in HERE:
-            assert torch.equal(Engine(model, table, size, device=CPU, form=form).sample(20, 2**50, 2**40), expected)
+            assert torch.equal(
+                Engine(model, table, batch_size=size, device=CPU, form=form).sample(20, seed=2**50, first=2**40),
+                expected,
+            )
 
 
 class _Nothing(torch.nn.Module):
@@ -150,7 +156,7 @@ def test_a_noise_source_is_asked_for_what_is_wanted_and_no_more(randomised):
         asked.append((draw, first, shape[0]))
         return PhiloxNoise(4)(draw, first, shape)
 
-    engine = Engine(model, table_of(model, "ddpm", 3), 4, device=CPU)
+    engine = Engine(model, table_of(model, "ddpm", 3), batch_size=4, device=CPU)
     images = torch.cat(list(engine.stream(6, first=3, noise=spy)))
     # Samples 3, then 4..7, then 8, in the batches 0..3, 4..7, 8..11; the last row adds no noise.
     assert asked == [(draw, *batch) for batch in ((3, 1), (4, 4), (8, 1)) for draw in (0, 1, 2)]
@@ -165,8 +171,8 @@ def test_sample_is_the_engine(name, randomised):
     model = system(name, randomised)
     options = dict(seed=3, first=5, context=None if name == "annotated" else contexts)
     for form in (None, *HERE):
-        engine = Engine(model, table_of(model, "ddpm", 4), 4, device=CPU, form=form)
-        ours = sample(model, 6, "ddpm", 4, batch_size=4, device="cpu", form=form, **options)
+        engine = Engine(model, table_of(model, "ddpm", 4), batch_size=4, device=CPU, form=form)
+        ours = sample(model, 6, "ddpm", steps=4, batch_size=4, device="cpu", form=form, **options)
         assert torch.equal(ours, engine.sample(6, **options))
         assert ours.shape == (6, *model.image_shape) and ours.dtype == torch.float32 and ours.is_contiguous()
 
@@ -176,7 +182,7 @@ def test_sample_is_the_engine(name, randomised):
 def test_float32_forms_agree(name, sampler, randomised):
     model = system(name, randomised)
     table = table_of(model, sampler, 25)
-    images = [Engine(model, table, 4, device=CPU, form=form).sample(5) for form in HERE]
+    images = [Engine(model, table, batch_size=4, device=CPU, form=form).sample(5) for form in HERE]
     assert all(float((other - images[0]).abs().max()) < 1e-3 for other in images)
 
 
@@ -185,7 +191,7 @@ def test_float32_forms_agree(name, sampler, randomised):
 def test_a_loop_of_advance_is_the_engine(sampler, guided, randomised):
     model = system("sprites", randomised)
     table = table_of(model, sampler, 6)
-    engine = Engine(model, table, 3, device=CPU, form="eager", clip=2.0)
+    engine = Engine(model, table, batch_size=3, device=CPU, form="eager", clip=2.0)
     context = contexts(4, 1)[0]
     network = FORMS["eager"].prepare(model.network, CPU, torch.float32)
     time = TimeInputs(network, CPU, torch.float32, integer=False)
@@ -193,7 +199,7 @@ def test_a_loop_of_advance_is_the_engine(sampler, guided, randomised):
     x = PhiloxNoise(7)(0, 0, (3, *model.image_shape)).contiguous(memory_format=torch.channels_last)
     state = State(
         x,
-        torch.tensor([table.row(i) for i in range(len(table))], dtype=torch.float32),
+        torch.from_numpy(table.rows).float(),
         torch.tensor(0),
         key=torch.tensor([7, 0]),
         x0_prev=torch.empty_like(x),
@@ -213,10 +219,12 @@ def test_a_loop_of_advance_is_the_engine(sampler, guided, randomised):
 def test_a_full_run_in_16_bits_is_finite(dtype, randomised):
     network = randomised(AnnotatedUnet(dim=8, dim_mults=(1,)))
     model = Model(network, make_schedule("linear", 1000), image_shape=(1, 4, 4))
-    images = Engine(model, table_of(model, "ddpm", 1000), 2, dtype, CPU).sample(2)
+    images = Engine(model, table_of(model, "ddpm", 1000), batch_size=2, dtype=dtype, device=CPU).sample(2)
     assert images.dtype == torch.float32 and torch.isfinite(images).all()
     model = system("sprites", randomised, 100)
-    assert torch.isfinite(Engine(model, table_of(model, "ddpm", 100), 2, dtype, CPU).sample(2)).all()
+    assert torch.isfinite(
+        Engine(model, table_of(model, "ddpm", 100), batch_size=2, dtype=dtype, device=CPU).sample(2)
+    ).all()
 
 
 # --- what it leaves alone, and what it needs --------------------------------------------------------------------
@@ -231,7 +239,7 @@ def test_the_users_network_is_left_as_it_was(form, name, randomised):
     hook = network.register_forward_pre_hook(lambda *_: calls.append(1))
     modules = list(network.modules())
     before = {k: (v, v.clone(), v.stride(), v.data_ptr()) for k, v in network.state_dict(keep_vars=True).items()}
-    Engine(model, table_of(model), 2, device=CPU, form=form).sample(3)
+    Engine(model, table_of(model), batch_size=2, device=CPU, form=form).sample(3)
     assert network.training and list(network.modules()) == modules and not calls
     assert list(network._forward_pre_hooks) == [hook.id]
     for k, v in network.state_dict(keep_vars=True).items():
@@ -243,17 +251,19 @@ def test_the_users_network_is_left_as_it_was(form, name, randomised):
 @pytest.mark.parametrize("form", HERE)
 def test_later_weights_do_not_show(form, randomised):
     model = system("annotated", randomised)
-    engine = Engine(model, table_of(model), 2, device=CPU, form=form)
+    engine = Engine(model, table_of(model), batch_size=2, device=CPU, form=form)
     before = engine.sample(2)
     with torch.no_grad():
         for p in model.network.parameters():
             p.mul_(1.5)
     assert torch.equal(engine.sample(2), before)
-    assert not torch.allclose(Engine(model, table_of(model), 2, device=CPU, form=form).sample(2), before, atol=1e-2)
+    assert not torch.allclose(
+        Engine(model, table_of(model), batch_size=2, device=CPU, form=form).sample(2), before, atol=1e-2
+    )
 
 
 def test_memory_does_not_grow_with_the_request():
-    engine = Engine(own(), table_of(own()), 2, device=CPU)
+    engine = Engine(own(), table_of(own()), batch_size=2, device=CPU)
     alive = []
     for k, _ in enumerate(engine.stream(200, context=lambda first, count: torch.ones(count, 2), guidance_scale=2.0)):
         if k in (1, 2, 99):
@@ -279,8 +289,8 @@ def test_a_batch_that_does_not_fit_is_halved(problem):
 
     model = own(look)
     table = table_of(model, "ddpm", 4)
-    expected = Engine(model, table, 1, device=CPU).sample(21, first=3)
-    engine = Engine(model, table, 9, device=CPU)
+    expected = Engine(model, table, batch_size=1, device=CPU).sample(21, first=3)
+    engine = Engine(model, table, batch_size=9, device=CPU)
     stream = engine.stream(21, first=3)
     images = [next(stream)]  # 3..8
     largest[0], sizes[:] = 3, []
@@ -291,7 +301,7 @@ def test_a_batch_that_does_not_fit_is_halved(problem):
     notes = [f"a batch of {a} did not fit in memory; batches of {b} from sample 9 on" for a, b in ((9, 4), (4, 2))]
     assert engine.notes == notes and [str(w.message) for w in caught] == notes
     assert engine.configuration()["batch_size"] == 2 and sizes[:3] == [9, 4, 2]
-    assert torch.equal(torch.cat(images[1:]), Engine(model, table, 2, device=CPU).sample(15, first=9))
+    assert torch.equal(torch.cat(images[1:]), Engine(model, table, batch_size=2, device=CPU).sample(15, first=9))
     largest[0] = 0
     with pytest.warns(UserWarning, match="a batch of 2"), pytest.raises(type(problem)):
         engine.sample(1)
@@ -307,8 +317,8 @@ def test_frames_of_a_batch_that_was_halved_on_its_way():
 
     model = own(look)
     with pytest.warns(UserWarning, match="a batch of 4"):
-        images, frames = sample(model, 4, "ddim", 5, frames=1, batch_size=4, device="cpu")
-    expected, others = sample(own(), 4, "ddim", 5, frames=1, batch_size=2, device="cpu")
+        images, frames = sample(model, 4, "ddim", steps=5, frames=1, batch_size=4, device="cpu")
+    expected, others = sample(own(), 4, "ddim", steps=5, frames=1, batch_size=2, device="cpu")
     assert torch.equal(images, expected) and torch.equal(frames, others)
 
 
@@ -318,12 +328,12 @@ def test_another_error_is_the_callers():
 
     model = own(look)
     with pytest.raises(RuntimeError, match="of the user's own"):
-        Engine(model, table_of(model), 4, device=CPU).sample(2)
+        Engine(model, table_of(model), batch_size=4, device=CPU).sample(2)
 
 
 def test_batches_of_a_stream(randomised):
     model = system("annotated", randomised)
-    engine = Engine(model, table_of(model), 4, device=CPU)
+    engine = Engine(model, table_of(model), batch_size=4, device=CPU)
     assert [len(images) for images in engine.stream(9, first=2)] == [2, 4, 3]
     assert [len(images) for images in engine.stream(9, first=2, origin=1)] == [3, 4, 2]
     assert [len(images) for images in engine.stream(9, first=2, origin=2)] == [4, 4, 1]
@@ -341,7 +351,9 @@ def test_batches_of_a_stream(randomised):
 
 def test_the_configuration_is_plain(randomised):
     model = system("annotated", randomised)
-    engine = Engine(model, table_of(model), 3, torch.bfloat16, CPU, ("dynamic", 0.9), "eager")
+    engine = Engine(
+        model, table_of(model), batch_size=3, dtype=torch.bfloat16, device=CPU, clip=("dynamic", 0.9), form="eager"
+    )
     told = engine.configuration()
     assert json.loads(json.dumps(told)) == told
     expected = dict(batch_size=3, dtype="bfloat16", form="eager", device="cpu", clip=["dynamic", 0.9], threads=1)
@@ -363,7 +375,7 @@ BAD = [
     (dict(table=make_table("ddim", make_schedule("linear", 41), 3)), ["timesteps", "40", "0 to 39"]),
     (dict(context=[1.0]), ["takes no context"]),
     (dict(guidance_scale=2), ["guidance_scale = 2", "give a context"]),
-    (dict(guidance_scale=float("nan")), ["guidance_scale = nan", "finite"]),
+    (dict(guidance_scale=float("nan")), ["guidance_scale = nan", "a number from"]),
 ]
 
 
@@ -385,7 +397,7 @@ def test_a_bad_request_is_named_at_the_call(options, words, randomised):
         (dict(clip=0), ["clip = 0"]),
         (dict(clip=("dynamic", 1.5)), ["('dynamic', 1.5)"]),
         (dict(form="egaer"), ["'egaer'", "accepted: ", "did you mean 'eager'"]),
-        (dict(table=None), ["table = None", "StepTable"]),
+        (dict(table="ddim"), ["table = 'ddim'", "StepTable"]),
         (
             dict(table=make_table("ddim", make_schedule("linear", 40), 3, prediction_type="sample")),
             ["'sample'", "'epsilon'"],
@@ -398,6 +410,19 @@ def test_a_bad_engine_is_named(options, words, randomised):
     with pytest.raises(InputError) as caught:
         Engine(**{"model": model, "table": table_of(model), "device": CPU, **options})
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_times_between_timesteps_are_refused_where_the_network_takes_whole_ones(randomised):
+    model = system("annotated", randomised)
+    table = model.table("ddim", 4)
+    between = dataclasses.replace(table, timestep=table.timestep - 0.5, time=table.time - 0.5)
+    with pytest.raises(InputError, match="time 38.5; accepted for a model of time 'index': whole timesteps"):
+        Engine(model, between, device=CPU)
+
+
+def test_the_models_own_table_is_the_default(randomised):
+    engine = Engine(system("annotated", randomised), device=CPU)
+    assert (engine.table.sampler, len(engine.table)) == ("dpmpp_2m_sde", 25)
 
 
 @pytest.mark.parametrize(
@@ -417,5 +442,5 @@ def test_bad_noise_is_named(noise, words, randomised):
 def test_a_shipped_model_at_its_own_size():
     """One batch of the real thing, cut in two."""
     model = load("sprites")
-    engine = Engine(model, table_of(model, "ddim", 2), 3, device=CPU)
+    engine = Engine(model, table_of(model, "ddim", 2), batch_size=3, device=CPU)
     assert torch.equal(torch.cat((engine.sample(1), engine.sample(2, first=1))), engine.sample(3))

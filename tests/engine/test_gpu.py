@@ -60,19 +60,19 @@ def test_the_integers_are_equal_and_the_normals_within_2e_6():
 )
 def test_images_agree_with_the_cpu(name, sampler):
     model = load(name)
-    there, here = (sample(model, 8, sampler, 25, seed=1, device=device) for device in (CUDA, CPU))
+    there, here = (sample(model, 8, sampler, steps=25, seed=1, device=device) for device in (CUDA, CPU))
     assert rms(there, here) < FLOAT32
 
 
 def test_a_sample_does_not_depend_on_its_batch():
     model = load("fashion-mnist")
-    whole = sample(model, 64, "ddpm", 25, device=CUDA)
-    assert rms(sample(model, 1, "ddpm", 25, first=7, device=CUDA)[0], whole[7]) < FLOAT32
+    whole = sample(model, 64, "ddpm", steps=25, device=CUDA)
+    assert rms(sample(model, 1, "ddpm", steps=25, first=7, device=CUDA)[0], whole[7]) < FLOAT32
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_reduced_precision_is_finite(dtype):
-    assert torch.isfinite(sample(load("fashion-mnist"), 16, "ddpm", 200, dtype=dtype, device=CUDA)).all()
+    assert torch.isfinite(sample(load("fashion-mnist"), 16, "ddpm", steps=200, dtype=dtype, device=CUDA)).all()
 
 
 def test_kernels_are_what_runs_here():
@@ -156,7 +156,9 @@ def test_captured_steps_are_the_eager_ones(name, dtype, captures):
     """One capture for every sampler, number of steps, seed and first; one more with guidance."""
     model = load(name)
     made = [table_of(model, *t) for t in (("ddim", 25), ("ddpm", 10), ("dpmpp_2m", 7), ("dpmpp_2m_sde", 12))]
-    graph, eager = (Engine(model, made[0], 8, dtype, CUDA, form=form) for form in ("graph", "eager"))
+    graph, eager = (
+        Engine(model, made[0], batch_size=8, dtype=dtype, device=CUDA, form=form) for form in ("graph", "eager")
+    )
     requests = [dict(n=11, seed=2**40 + k, first=3 * k, table=table) for k, table in enumerate(made)]
     if name == "sprites":
         context = torch.randn(11, 5)
@@ -172,7 +174,9 @@ def test_captured_steps_are_the_eager_ones(name, dtype, captures):
 @pytest.mark.parametrize("clip", [False, ("dynamic", 0.99)])
 def test_nothing_synchronises_in_the_loop(form, clip):
     model = load("sprites")
-    engine = Engine(model, table_of(model, "ddpm"), 16, torch.bfloat16, CUDA, clip, form)
+    engine = Engine(
+        model, table_of(model, "ddpm"), batch_size=16, dtype=torch.bfloat16, device=CUDA, clip=clip, form=form
+    )
     engine.sample(16, context={"monster": 1}, guidance_scale=2.0)
     ((_, run),) = engine.steps.values()
     engine.index.zero_()
@@ -185,8 +189,8 @@ def test_nothing_synchronises_in_the_loop(form, clip):
 def test_noise_from_outside_is_read_before_each_replay(captures):
     model = load("fashion-mnist")
     table = table_of(model, "ddpm", 27)
-    expected = Engine(model, table, 8, device=CUDA, form="eager").sample(10, seed=3)
-    engine = Engine(model, table, 8, device=CUDA, form="graph")
+    expected = Engine(model, table, batch_size=8, device=CUDA, form="eager").sample(10, seed=3)
+    engine = Engine(model, table, batch_size=8, device=CUDA, form="graph")
     assert rms(torch.cat(list(engine.stream(10, noise=PhiloxNoise(3)))), expected) < FLOAT32
     assert rms(engine.sample(10, seed=3), expected) < FLOAT32 and len(captures) == 2
 
@@ -194,7 +198,7 @@ def test_noise_from_outside_is_read_before_each_replay(captures):
 @pytest.mark.parametrize("form", ["graph", "eager"])
 def test_a_request_does_not_change_a_bit(form):
     model = load("sprites")
-    engine = Engine(model, table_of(model, "ddpm", 10), 16, torch.bfloat16, CUDA, form=form)
+    engine = Engine(model, table_of(model, "ddpm", 10), batch_size=16, dtype=torch.bfloat16, device=CUDA, form=form)
     context = torch.randn(40, 5)
     whole = engine.sample(40, first=5, context=context, guidance_scale=2.0)
     parts = [
@@ -202,14 +206,16 @@ def test_a_request_does_not_change_a_bit(form):
         for a, b in ((0, 1), (1, 14), (14, 40))
     ]
     assert torch.equal(torch.cat(parts), whole)
-    again = Engine(model, engine.table, 16, torch.bfloat16, CUDA, form=form)
+    again = Engine(model, engine.table, batch_size=16, dtype=torch.bfloat16, device=CUDA, form=form)
     assert torch.equal(again.sample(40, first=5, context=context, guidance_scale=2.0), whole)
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "sprites"])
 def test_graphs_agree_with_the_cpu(name):
     model = load(name)
-    there, here = (Engine(model, table_of(model), 8, device=device).sample(8, seed=1) for device in (CUDA, CPU))
+    there, here = (
+        Engine(model, table_of(model), batch_size=8, device=device).sample(8, seed=1) for device in (CUDA, CPU)
+    )
     assert rms(there, here) < FLOAT32
 
 
@@ -217,13 +223,13 @@ def test_graphs_agree_with_the_cpu(name):
 def test_a_full_run_in_16_bits_is_finite(dtype):
     shipped = load("fashion-mnist")
     model = Model(shipped.network, make_schedule("linear", 1000))
-    images = Engine(model, table_of(model, "ddpm", 1000), 16, dtype, CUDA).sample(16)
+    images = Engine(model, table_of(model, "ddpm", 1000), batch_size=16, dtype=dtype, device=CUDA).sample(16)
     assert torch.isfinite(images).all()
 
 
 def test_graphs_are_dropped_and_made_again(captures):
     models = [load("fashion-mnist"), load("sprites")]
-    engines = [Engine(model, table_of(model), 2, device=CUDA, form="graph") for model in models]
+    engines = [Engine(model, table_of(model), batch_size=2, device=CUDA, form="graph") for model in models]
     expected = [engine.sample(5) for engine in engines]
     assert len(captures) == len(graphs.POOL.held) == 2 and graphs.POOL.bytes() > 0
     for k in (0, 1, 0):
@@ -244,15 +250,17 @@ class _Reads(torch.nn.Module):
 def test_a_network_that_reads_the_device_runs_eagerly_and_harms_nothing(captures):
     model = Model(_Reads(), make_schedule("linear", 50), image_shape=(1, 8, 8))
     stream = torch.cuda.current_stream()
-    engine = Engine(model, table_of(model, "ddpm", 10), 4, device=CUDA, form="graph")
+    engine = Engine(model, table_of(model, "ddpm", 10), batch_size=4, device=CUDA, form="graph")
     with pytest.warns(UserWarning, match="could not be captured .* runs eagerly: aten._local_scalar_dense") as caught:
         images = engine.sample(6)
     assert len(caught) == 1 and not captures and torch.cuda.current_stream() == stream
-    expected = Engine(model, engine.table, 4, device=CPU).sample(6)
+    expected = Engine(model, engine.table, batch_size=4, device=CPU).sample(6)
     assert rms(images, expected) < FLOAT32
     with no_warnings():  # and the next engine captures
         shipped = load("fashion-mnist")
-        assert torch.isfinite(Engine(shipped, table_of(shipped), 4, device=CUDA, form="graph").sample(4)).all()
+        assert torch.isfinite(
+            Engine(shipped, table_of(shipped), batch_size=4, device=CUDA, form="graph").sample(4)
+        ).all()
     assert len(captures) == 1
 
 
@@ -267,14 +275,14 @@ class _Synchronises(torch.nn.Module):
 def test_a_capture_that_fails_leaves_stream_device_and_the_next_capture_alone(captures):
     model = Model(_Synchronises(), make_schedule("linear", 50), image_shape=(1, 8, 8))
     before = torch.cuda.current_stream(), torch.cuda.current_device()
-    engine = Engine(model, table_of(model, "ddpm", 10), 4, device=CUDA, form="graph")
+    engine = Engine(model, table_of(model, "ddpm", 10), batch_size=4, device=CUDA, form="graph")
     with pytest.warns(UserWarning, match="could not be captured"):
         images = engine.sample(6)
     assert before == (torch.cuda.current_stream(), torch.cuda.current_device()) and not captures
-    assert rms(images, Engine(model, engine.table, 4, device=CPU).sample(6)) < FLOAT32
+    assert rms(images, Engine(model, engine.table, batch_size=4, device=CPU).sample(6)) < FLOAT32
     shipped = load("fashion-mnist")
     with no_warnings():
-        Engine(shipped, table_of(shipped), 4, device=CUDA, form="graph").sample(4)
+        Engine(shipped, table_of(shipped), batch_size=4, device=CUDA, form="graph").sample(4)
     assert len(captures) == 1
 
 
@@ -284,7 +292,7 @@ def test_sampling_warns_of_nothing_and_leaves_torchs_settings_alone():
     model = load("sprites")
     for form in ("graph", "eager"):
         with no_warnings():
-            engine = Engine(model, table_of(model, "ddpm"), 4, torch.bfloat16, CUDA, form=form)
+            engine = Engine(model, table_of(model, "ddpm"), batch_size=4, dtype=torch.bfloat16, device=CUDA, form=form)
             engine.sample(5, context={"item": 1}, guidance_scale=2.0)
         told = engine.configuration()
         assert told["cudnn"] == torch.backends.cudnn.version() and "deterministic" in told["cudnn_algorithms"]
@@ -296,7 +304,7 @@ def test_engines_in_two_threads_capture_and_give_the_bits_of_one_after_the_other
     models = [load("fashion-mnist"), load("sprites")]
 
     def images(model):
-        return Engine(model, table_of(model, "ddpm", 20), 8, device=CUDA, form="graph").sample(20, seed=1)
+        return Engine(model, table_of(model, "ddpm", 20), batch_size=8, device=CUDA, form="graph").sample(20, seed=1)
 
     expected, found = [images(model) for model in models], {}
     threads = [threading.Thread(target=lambda k=k: found.update({k: images(models[k])})) for k in (0, 1)]
@@ -309,14 +317,14 @@ def test_engines_in_two_threads_capture_and_give_the_bits_of_one_after_the_other
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
 def test_a_second_device_of_the_process_captures_too(captures):
     model = load("fashion-mnist")
-    one, two = (Engine(model, table_of(model), 8, device=f"cuda:{k}", form="graph") for k in (0, 1))
+    one, two = (Engine(model, table_of(model), batch_size=8, device=f"cuda:{k}", form="graph") for k in (0, 1))
     assert (one.device.index, two.device.index) == (0, 1)
     assert torch.equal(one.sample(8), two.sample(8)) and len(captures) == 2
 
 
 def test_a_device_comes_with_its_index_and_images_leave_pinned_memory():
     model = load("sprites")
-    engine = Engine(model, table_of(model), 4, device="cuda")
+    engine = Engine(model, table_of(model), batch_size=4, device="cuda")
     assert engine.device == torch.device("cuda", torch.cuda.current_device())
     first, second = engine.stream(7)
     assert first.shape[0] == 4 and second.shape[0] == 3 and not first.is_pinned()
@@ -332,7 +340,7 @@ def test_kernels_are_compiled_when_an_engine_is_made(captures, monkeypatch):
     monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", lambda **told: compiled.append(told["fn"].name))
     shipped = load("fashion-mnist")
     model = Model(shipped.network, shipped.schedule, image_shape=(1, 36, 36))  # a size of no other test
-    engine = Engine(model, table_of(model), 8, torch.bfloat16, CUDA)
+    engine = Engine(model, table_of(model), batch_size=8, dtype=torch.bfloat16, device=CUDA)
     made = len(compiled)
     engine.sample(8)
     assert made > 5 and len(compiled) == made

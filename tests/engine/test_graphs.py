@@ -311,7 +311,7 @@ def test_captures_of_two_threads_wait_for_each_other(pool, cuda):
             assert go_on.wait(30)
 
     replaying = own()
-    ready = Engine(replaying, tables(replaying)[1], 2, device=CPU)
+    ready = Engine(replaying, tables(replaying)[1], batch_size=2, device=CPU)
     expected = ready.sample(3)
     models = [own(look), own()]
     engines = [both(model, tables(model)[1], batch_size=2) for model in models]
@@ -328,7 +328,7 @@ def test_captures_of_two_threads_wait_for_each_other(pool, cuda):
 
 
 def test_an_engine_dropped_during_a_capture_is_released_after_it(pool, cuda):
-    dropped = [Engine(own(), tables(own())[0], 2, device=CPU)]
+    dropped = [Engine(own(), tables(own())[0], batch_size=2, device=CPU)]
     dropped[0].sample(1)
     held = cuda.reserved
     seen = []
@@ -349,7 +349,7 @@ def test_an_engine_dropped_during_a_capture_is_released_after_it(pool, cuda):
 
 
 def test_a_network_that_samples_by_another_engine_runs_eagerly(pool):
-    inner = Engine(own(), tables(own())[0], 2, device=CPU)
+    inner = Engine(own(), tables(own())[0], batch_size=2, device=CPU)
     model = own(lambda x, t: inner.sample(1))
     captured, eager = both(model, tables(model)[0], batch_size=2)
     with pytest.warns(UserWarning, match="could not be captured"):
@@ -361,7 +361,7 @@ def test_two_engines_in_two_threads_give_the_bits_of_one_after_the_other(form, r
     if form == "native" and FORMS["native"].build_error(CPU, torch.float32):
         pytest.skip("no C compiler")
     models = [annotated(randomised), sprites(randomised)]
-    engines = [Engine(model, tables(model)[4], 3, device=CPU, form=form) for model in models]
+    engines = [Engine(model, tables(model)[4], batch_size=3, device=CPU, form=form) for model in models]
     expected = [engine.sample(20, seed=1) for engine in engines]
     for _ in range(3):
         waits = [in_thread(lambda engine=engine: engine.sample(20, seed=1)) for engine in engines]
@@ -427,7 +427,7 @@ def test_between_replays_nothing_is_launched_allocated_or_read(pool, randomised,
     """Nothing but replays from the first to the last of a batch, so no synchronisation either."""
     for model, request in ((annotated(randomised), {}), (sprites(randomised), dict(context=CONTEXT, guidance_scale=3))):
         table = tables(model)[4]
-        engine = Engine(model, table, 2, device=CPU, clip=("dynamic", 0.99))
+        engine = Engine(model, table, batch_size=2, device=CPU, clip=("dynamic", 0.99))
         engine.sample(1, **request)
         with cuda.watched() as observer:
             engine.sample(6, **request)
@@ -468,7 +468,7 @@ def test_the_least_recently_used_graphs_go_first_and_come_back(pool, randomised,
     pool.limit = sum(sizes) - 1  # not all three together
     assert [runs(k) for k in (2, 0)] == [0, 0]  # nothing is dropped before something is added
     model = models[2]
-    extra = Engine(model, tables(model)[0], 2, device=CPU)
+    extra = Engine(model, tables(model)[0], batch_size=2, device=CPU)
     extra.sample(1)  # engine 1 has waited longest
     assert pool.bytes() <= pool.limit and [runs(k) for k in (0, 2, 1)] == [0, 0, 1]
     pool.limit = 1
@@ -479,14 +479,14 @@ def test_a_cap_below_one_engines_graphs_still_samples_rightly(pool, randomised):
     pool.limit = 1
     model = annotated(randomised)
     table = make_table("ddpm", model.schedule, 7)
-    expected = Engine(model, table, 2, device=CPU, form="eager").sample(4)
-    engine = Engine(model, table, 2, device=CPU)
+    expected = Engine(model, table, batch_size=2, device=CPU, form="eager").sample(4)
+    engine = Engine(model, table, batch_size=2, device=CPU)
     assert torch.equal(engine.sample(4), expected) and len(pool.held) == 1
 
 
 def test_a_dropped_engine_frees_its_graphs(pool, randomised, cuda):
     model = annotated(randomised)
-    kept, dropped = (Engine(model, tables(model)[0], 2, device=CPU) for _ in range(2))
+    kept, dropped = (Engine(model, tables(model)[0], batch_size=2, device=CPU) for _ in range(2))
     kept.sample(1)
     size = pool.bytes()
     dropped.sample(1)

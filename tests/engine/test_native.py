@@ -317,10 +317,10 @@ def test_settings_of_the_callers_change_nothing(around, form, randomised):
     model = Model(randomised(AnnotatedUnet(16, dim_mults=(1, 2))), make_schedule("linear", 20), image_shape=(1, 8, 8))
     options = dict(sampler="ddpm", steps=3, device="cpu", form=form)
     expected = sample(model, 2, **options)
-    engine = Engine(model, make_table("ddpm", model.schedule, 3), 2, device="cpu", form=form)
+    engine = Engine(model, make_table("ddpm", model.schedule, 3), batch_size=2, device="cpu", form=form)
     with around():
         assert torch.equal(sample(model, 2, **options), expected) and torch.equal(engine.sample(2), expected)
-        made = Engine(model, make_table("ddpm", model.schedule, 3), 2, device="cpu", form=form)
+        made = Engine(model, make_table("ddpm", model.schedule, 3), batch_size=2, device="cpu", form=form)
     assert torch.equal(made.sample(2), expected) and expected.dtype == torch.float32
 
 
@@ -425,7 +425,7 @@ def test_preparing_takes_no_time_to_speak_of():
     table = make_table("ddim", model.schedule, 25)
     compiled.build_error()
     began = time.perf_counter()
-    next(Engine(model, table, 1, device=CPU).stream(1))
+    next(Engine(model, table, batch_size=1, device=CPU).stream(1))
     assert time.perf_counter() - began < 3
 
 

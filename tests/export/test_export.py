@@ -26,7 +26,7 @@ from fastdiff.export.trace import _DenoisePart, _takes_other_sizes, trace
 from fastdiff.export.web import FILES, RUNTIME
 from fastdiff.images import to_uint8
 from fastdiff.kernels import philox as reference
-from fastdiff.samplers.table import SAMPLERS
+from fastdiff.samplers.samplers import SAMPLERS
 
 CPU = torch.device("cpu")
 
@@ -391,7 +391,7 @@ def test_the_weights_are_initializers_of_the_loops_body_and_the_table_one_outsid
     loop = next(node for node in made.graph.node if node.op_type == "Loop")
     assert any(t.name.endswith("init_conv.weight") for t in loop.attribute[0].g.initializer)
     rows = [numpy_helper.to_array(t) for t in made.graph.initializer if list(t.dims) == [25, 6]]
-    assert len(rows) == 1 and np.allclose(rows[0], [table_of(models["A"]).row(i) for i in range(25)])
+    assert len(rows) == 1 and np.allclose(rows[0], table_of(models["A"]).rows)
     weights = sum(t.numel() for t in models["A"].network.parameters()) * 4
     assert len(made.SerializeToString()) < weights + 300_000
 
@@ -452,7 +452,7 @@ def test_the_readmes_python_without_torch(models, make, monkeypatch, tmp_path):
         (dict(n=2, seed=-1), "seed = -1"),
         (dict(n=2, context=[1, 2]), r"a context of shape \(2,\); accepted: \(5,\)"),
         (dict(n=2, context={"dragon": 1}), "unknown class 'dragon'"),
-        (dict(n=2, guidance_scale=2), "guidance_scale = 2 without a context"),
+        (dict(n=2, guidance_scale=2), "guidance_scale = 2.0 without a context"),
         (dict(n=2, frames=1), "frames from"),
         (dict(n=2, noise=lambda *_: None), "--noise input"),
         (dict(n=2, batch_size=0), "batch_size = 0"),
@@ -660,7 +660,7 @@ def test_the_page_is_written_whole_into_a_new_folder(run):
     assert page["name"] == "b" and page["model"] == ["b.safetensors"] and page["rounded"] is False
     assert page["class_names"][0] == "monster" and page["context_width"] == 5 and page["stepwise"]
     assert "25" in page["samplers"]["ddim"] and "250" in page["samplers"]["ddpm"]
-    row = make_table("ddim", make_schedule("course", 250), 25, time="fraction").row(3)
+    row = make_table("ddim", make_schedule("course", 250), 25, time="fraction").rows[3]
     assert np.array_equal(np.float32(page["samplers"]["ddim"]["25"]["rows"][3]), np.float32(row))
     assert set(FILES) | {"model.json", "model.onnx"} == {file.name for file in Path("some/page").iterdir()}
     assert OnnxSampler("some/page/model.onnx").description["sampler"] is None

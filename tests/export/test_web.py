@@ -17,7 +17,7 @@ import fastdiff
 import fastdiff.export
 from fastdiff.export.web import FILES
 from fastdiff.images import grid, to_uint8
-from fastdiff.samplers import defaults
+from fastdiff.samplers.samplers import DEFAULT, STEPS
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason=f"the page's model is an ONNX file, which needs {package}")
@@ -244,8 +244,8 @@ def test_the_page_gives_the_images_of_python(browser, site, tmp_path):
 
 def test_it_starts_with_the_sampler_that_was_measured_best(browser, site):
     page = Page(browser, site.url, fresh=True)
-    assert page.at("sampler").get_property("value") == defaults.SAMPLER
-    assert page.run("return complete().steps") == defaults.STEPS
+    assert page.at("sampler").get_property("value") == DEFAULT
+    assert page.run("return complete().steps") == STEPS
 
 
 def test_the_chosen_class_is_marked(browser, site):

@@ -50,7 +50,7 @@ def test_ddim_where_the_nodes_agree(kind, spacing, steps, eta, clip, rel):
         x = scheduler.step(
             out, t, x, eta=eta, use_clipped_model_output=True, variance_noise=noise(i + 1, 0, x.shape) if eta else None
         ).prev_sample
-    ours = sample(model(kind), 3, "ddim", steps, eta=eta, spacing=spacing, clip=clip, noise=noise, device="cpu")
+    ours = sample(model(kind), 3, "ddim", steps=steps, eta=eta, spacing=spacing, clip=clip, noise=noise, device="cpu")
     assert rel(ours, x) < BOUND
 
 
@@ -67,7 +67,7 @@ def test_ddpm_on_all_timesteps(name, variance, sampler, rel, monkeypatch):
     scheduler.set_timesteps(T)
     for t in scheduler.timesteps:
         x = scheduler.step(Wavy()(x, torch.full((3,), int(t))), t, x).prev_sample
-    ours = sample(model(name=name), 3, sampler, T, clip=1.0, noise=noise, device="cpu")
+    ours = sample(model(name=name), 3, sampler, steps=T, clip=1.0, noise=noise, device="cpu")
     assert rel(ours, x) < BOUND
 
 
@@ -94,7 +94,7 @@ def test_dpm_solver(sampler, algorithm, kind, steps, rel):
     for i, t in enumerate(scheduler.timesteps):
         out = Wavy()(x, torch.full((3,), int(t)))
         x = scheduler.step(out, t, x, variance_noise=noise(i + 1, 0, x.shape)).prev_sample
-    ours = sample(model(kind), 3, sampler, steps, noise=noise, device="cpu")
+    ours = sample(model(kind), 3, sampler, steps=steps, noise=noise, device="cpu")
     assert rel(ours, x) < BOUND
 
 
@@ -116,7 +116,7 @@ def test_dynamic_clipping(rel):
     for t in scheduler.timesteps:
         out = Wavy()(x, torch.full((3,), int(t)))
         x = scheduler.step(out, t, x, use_clipped_model_output=True).prev_sample
-    ours = sample(model(), 3, "ddim", 20, clip=("dynamic", 0.9), noise=noise, device="cpu")
+    ours = sample(model(), 3, "ddim", steps=20, clip=("dynamic", 0.9), noise=noise, device="cpu")
     assert rel(ours, x) < BOUND
-    unclipped = sample(model(), 3, "ddim", 20, noise=noise, device="cpu")
+    unclipped = sample(model(), 3, "ddim", steps=20, noise=noise, device="cpu")
     assert rel(unclipped, x) > 0.01  # the setting does something

@@ -65,6 +65,18 @@ def test_forward_process():
         assert torch.allclose(x[row], expected, atol=1e-6)
 
 
+def test_one_timestep_for_all_and_noise_of_its_own():
+    schedule, x0, z = make_schedule("linear", 200), torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    assert torch.equal(schedule.q_sample(x0, 40, z), schedule.q_sample(x0, torch.full((3,), 40), z))
+    drawn = [(schedule.q_sample(x0, 199) - schedule.q_sample(x0, 199, torch.zeros_like(x0))) for _ in range(2)]
+    assert not torch.equal(*drawn) and 0.5 < float(drawn[0].std()) < 1.5
+
+
+def test_a_schedule_says_in_a_line_what_it_is():
+    assert repr(make_schedule("linear", 200, beta_end=0.01)) == "Schedule('linear', 200 timesteps, beta_end=0.01)"
+    assert repr(Schedule(np.full(1000, 0.01))) == "Schedule('custom', 1000 timesteps)"
+
+
 @pytest.mark.parametrize(
     "make, words",
     [
@@ -77,6 +89,10 @@ def test_forward_process():
         (lambda: Schedule(np.array([0.1, 1.0])), ["1.0"]),
         (lambda: Schedule(np.array([0.1, float("nan")])), ["nan"]),
         (lambda: Schedule(np.zeros((2, 2))), ["(2, 2)"]),
+        (lambda: make_schedule("linear", 10).q_sample(torch.zeros(1, 1, 2, 2), -1), ["t = [-1]", "from 0 to 9"]),
+        (lambda: make_schedule("linear", 10).q_sample(torch.zeros(1, 1, 2, 2), 10), ["t = [10]", "from 0 to 9"]),
+        (lambda: make_schedule("linear", 10).q_sample(torch.zeros(1, 1, 2, 2), 0.5), ["t = [0.5]"]),
+        (lambda: make_schedule("linear", 10).q_sample(torch.zeros(3, 1), torch.tensor([1, 2])), ["for each image"]),
     ],
 )
 def test_bad_input_is_named(make, words):

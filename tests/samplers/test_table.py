@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from fastdiff import InputError, Schedule, StepTable, make_schedule, make_table
 from fastdiff.bench.reference import CourseLoop
 from fastdiff.samplers.prediction import PREDICTION_TYPES
+from fastdiff.samplers.samplers import SAMPLERS
 from fastdiff.samplers.schedule import NAMES
-from fastdiff.samplers.table import SAMPLERS, SPACINGS, spaced
+from fastdiff.samplers.spacing import SPACINGS, spaced
 
 
 @given(
@@ -28,7 +29,9 @@ def test_every_table_builds_and_holds_its_invariants(name, timesteps, share, sam
     """Building checks a alpha + b + c = alpha' and a^2 sigma^2 + s^2 = sigma'^2; here also what every run needs."""
     steps = 1 + int(share * (timesteps - 1))
     schedule = make_schedule(name, timesteps)
-    table = make_table(sampler, schedule, steps, eta if sampler == "ddim" else 0.0, spacing, kind)
+    table = make_table(
+        sampler, schedule, steps, eta=eta if SAMPLERS[sampler].takes_eta else 0.0, spacing=spacing, prediction_type=kind
+    )
     assert len(table) == steps
     assert (np.diff(table.timestep) < 0).all()
     assert schedule.first <= table.timestep[-1] and table.timestep[0] < schedule.first + timesteps
@@ -117,7 +120,7 @@ def gaussian_run(table: StepTable, sd: float, x: float) -> float:
         alpha, sigma = table.alpha[i], table.sigma[i]
         x0 = alpha * sd**2 * x / (alpha**2 * sd**2 + sigma**2)
         eps = (x - alpha * x0) / sigma
-        p, q, a, b, c, _ = table.row(i)
+        p, q, a, b, c, _ = table.rows[i]
         predicted = p * x + q * eps
         x, x0_prev = a * x + b * predicted + c * x0_prev, predicted
     return x
@@ -213,6 +216,18 @@ def test_bad_input_is_named(make, words):
         make(make_schedule("linear", 200))
     for word in words:
         assert word in str(caught.value)
+
+
+def test_rows_are_the_columns():
+    table = make_table("dpmpp_2m_sde", make_schedule("linear", 100), 10)
+    assert table.rows.shape == (10, 6) and table.rows.dtype == np.float64
+    for k, name in enumerate("pqabcs"):
+        assert np.array_equal(table.rows[:, k], getattr(table, name))
+
+
+def test_a_table_says_in_a_few_lines_what_it_is():
+    text = repr(make_table("ddim", make_schedule("linear", 1000), 1000))
+    assert "'ddim', 1000 steps, epsilon" in text and text.count("\n") == 3
 
 
 def test_spacing_names():

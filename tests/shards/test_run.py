@@ -510,7 +510,8 @@ def test_5000_images_survive_ten_kills_in_constant_memory(tmp_path):
     words = "sample sprites --steps 4 --threads 1 --shard-size 256".split()
 
     def start(n, folder):
-        code = f"from fastdiff.cli import main; main({[*words, '-n', n, '-o', folder]!r}, standalone_mode=False){PEAK}"
+        run = f"main({[*words, '-n', n, '-o', folder]!r}, standalone_mode=False)"
+        code = f"from fastdiff.cli.main import main; {run}{PEAK}"
         return subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
 
     peaks, times = [], []

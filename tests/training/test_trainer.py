@@ -1,18 +1,27 @@
 """Losses, recipes, and the trainer: what a step does, and that a resumed run is the uninterrupted one."""
 
+import dataclasses
+import inspect
 import math
+import textwrap
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
-from fastdiff import InputError, make_schedule
+import fastdiff
+from fastdiff import InputError, Recipe, Trainer, make_schedule
+from fastdiff.checkpoints.config import NETWORKS
+from fastdiff.checkpoints.tensors import read_tensors
 from fastdiff.data.images import ImageData
 from fastdiff.samplers.prediction import target
-from fastdiff.training.losses import snr_weight, weighted_loss
-from fastdiff.training.recipe import PRESETS, Recipe
-from fastdiff.training.trainer import Trainer, generator, network_for, read_training
+from fastdiff.training.checkpoint import read_checkpoint
+from fastdiff.training.losses import denoising_loss, snr_weight, weighted_loss
+from fastdiff.training.recipe import PRESETS
+from fastdiff.training.trainer import generator, network_for
 
-CPU = torch.device("cpu")
+ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 def pictures(n=40, channels=1, size=8, classes=3) -> ImageData:
@@ -29,6 +38,14 @@ def small(preset="annotated", **options) -> Recipe:
         else {**PRESETS["course"].network, "n_feat": 8}
     )
     return PRESETS[preset].with_options({"network": network, "batch_size": 16, "epochs": 3, **options})
+
+
+def test_a_preset_with_other_values():
+    recipe = Recipe.preset("course", epochs=2)
+    assert recipe == dataclasses.replace(PRESETS["course"], epochs=2)
+    with pytest.raises(InputError, match="unknown preset 'cours'.*did you mean 'course'"):
+        Recipe.preset("cours")
+    assert Recipe() == Recipe.preset("annotated", network={"name": "annotated"}, flip=False)
 
 
 def test_the_presets_are_the_published_recipes():
@@ -69,14 +86,44 @@ def test_losses():
 def test_loss_weights():
     alpha, sigma = torch.tensor([0.6]), torch.tensor([0.8])
     snr = 0.36 / 0.64
-    assert float(snr_weight(alpha, sigma, "epsilon", 0.0, None)) == 1
+    assert float(snr_weight(alpha, sigma, "epsilon")) == 1
     # The tutorial's p2 weight, (1 + abar / (1 - abar))^-gamma, is (1 - abar)^gamma
-    assert float(snr_weight(alpha, sigma, "epsilon", 0.5, None)) == pytest.approx(0.64**0.5)
+    assert float(snr_weight(alpha, sigma, "epsilon", p2_gamma=0.5)) == pytest.approx(0.64**0.5)
     for gamma in (0.1, 5.0):
         least = min(snr, gamma)
-        assert float(snr_weight(alpha, sigma, "epsilon", 0.0, gamma)) == pytest.approx(least / snr)
-        assert float(snr_weight(alpha, sigma, "sample", 0.0, gamma)) == pytest.approx(least)
-        assert float(snr_weight(alpha, sigma, "v_prediction", 0.0, gamma)) == pytest.approx(least / (snr + 1))
+        assert float(snr_weight(alpha, sigma, "epsilon", min_snr=gamma)) == pytest.approx(least / snr)
+        assert float(snr_weight(alpha, sigma, "sample", min_snr=gamma)) == pytest.approx(least)
+        assert float(snr_weight(alpha, sigma, "v_prediction", min_snr=gamma)) == pytest.approx(least / (snr + 1))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("course_perturbation", [False, True])
+def test_the_denoising_loss_is_its_formula(prediction_type, course_perturbation):
+    schedule = make_schedule("linear", 50)
+    x0, noise = torch.randn(4, 1, 3, 3).clamp(-1, 1), torch.randn(4, 1, 3, 3)
+    t = torch.tensor([0, 10, 25, 49])
+    abar = torch.from_numpy(schedule.alphas_cumprod.copy())[t].view(4, 1, 1, 1)
+    share = (1 - abar) if course_perturbation else (1 - abar) ** 0.5
+    out = torch.randn(x0.shape)
+
+    def predict(x, given):
+        assert torch.equal(given, t)
+        assert torch.allclose(x.double(), abar**0.5 * x0 + share * noise, atol=1e-6)
+        return out
+
+    y = {"epsilon": noise, "sample": x0, "v_prediction": abar**0.5 * noise - (1 - abar) ** 0.5 * x0}[prediction_type]
+    options = dict(prediction_type=prediction_type, course_perturbation=course_perturbation)
+    found = denoising_loss(predict, x0, t, noise, schedule, **options)
+    assert float(found) == pytest.approx(float(((out - y) ** 2).mean()), rel=1e-5)  # float32
+    weighted = denoising_loss(predict, x0, t, noise, schedule, loss="l1", p2_gamma=1.0, **options)
+    assert float(weighted) == pytest.approx(float(((out - y).abs() * (1 - abar)).mean()), rel=1e-5)
+
+
+def test_unknown_losses_are_named():
+    one = torch.ones(1)
+    with pytest.raises(InputError, match="did you mean 'huber'"):
+        weighted_loss("hubert", one, one, one)
+    assert fastdiff.losses.weighted_loss is weighted_loss
 
 
 def test_targets():
@@ -88,19 +135,19 @@ def test_targets():
 
 
 def test_learning_rates():
-    a = Trainer(small(), pictures(), CPU)
+    a = Trainer(small(), pictures(), device="cpu")
     assert a.steps_per_epoch == 3 and a.total_steps == 9
     assert a.learning_rate(0) == 1e-4
     assert a.learning_rate(4) == pytest.approx(1e-7 + (1e-4 - 1e-7) * 0.5 * (1 + math.cos(math.pi * 4 / 9)))
-    b = Trainer(small("course"), pictures(), CPU)
+    b = Trainer(small("course"), pictures(), device="cpu")
     assert [b.learning_rate(s) for s in (0, 2, 3, 8)] == pytest.approx([1e-3, 1e-3, 1e-3 * 2 / 3, 1e-3 / 3])
-    c = Trainer(small(lr_decay="constant"), pictures(), CPU)
+    c = Trainer(small(lr_decay="constant"), pictures(), device="cpu")
     assert c.learning_rate(8) == 1e-4
 
 
 def test_every_picture_is_seen_once_an_epoch():
-    trainer = Trainer(small(batch_size=7), pictures(), CPU)
-    epochs = [torch.cat([trainer._batch_rows(s) for s in range(e * 6, e * 6 + 6)]) for e in range(2)]
+    trainer = Trainer(small(batch_size=7), pictures(), device="cpu")
+    epochs = [torch.cat([trainer.batch_rows(s) for s in range(e * 6, e * 6 + 6)]) for e in range(2)]
     for rows in epochs:
         assert sorted(rows.tolist()) == list(range(40))
     assert not torch.equal(*epochs)
@@ -110,7 +157,7 @@ def test_every_picture_is_seen_once_an_epoch():
 def test_the_loss_falls(preset, share):
     data = pictures(32)
     data.images[:] = 200  # nothing but one gray: learnt within a few steps
-    trainer = Trainer(small(preset, lr=3e-3, epochs=30, lr_final=0.0), data, CPU)
+    trainer = Trainer(small(preset, lr=3e-3, epochs=30, lr_final=0.0), data, device="cpu")
     losses = [float(trainer.step()) for _ in range(60)]
     assert sum(losses[-10:]) < share * sum(losses[:10])
 
@@ -124,30 +171,56 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize("stop", [1, 4])
 def test_resume_is_exact(preset, ema, stop, tmp_path):
     recipe, data = small(preset, ema_decay=ema, context_dropout=0.3, flip=True), pictures()
-    whole = Trainer(recipe, data, CPU)
+    whole = Trainer(recipe, data, device="cpu")
     losses = [float(whole.step()) for _ in range(7)]
-    first = Trainer(recipe, data, CPU)
+    first = Trainer(recipe, data, device="cpu")
     for _ in range(stop):
         first.step()
-    first.save(tmp_path / "c.safetensors", {"data": {"source": "x"}, "fingerprint": 1, "command": "c"})
-    tensors, kept = read_training(tmp_path / "c.safetensors")
-    assert kept["data"] == {"source": "x"} and Recipe(**kept["recipe"]) == recipe
+    first.save(tmp_path / "checkpoint.safetensors", {"data": {"source": "x"}})
+    kept = read_checkpoint(tmp_path)
+    assert kept.extra == {"data": {"source": "x"}} and kept.recipe == recipe and kept.steps_done == stop
     torch.manual_seed(99)  # nothing may depend on the global generator
-    second = Trainer(Recipe(**kept["recipe"]), data, CPU)
-    second.restore("c", tensors, kept["steps_done"])
+    second = Trainer.resume(tmp_path / "checkpoint.safetensors", data, device="cpu")
     assert [float(second.step()) for _ in range(7 - stop)] == losses[stop:]
     assert same(second.network, whole.network) and same(second.model.network, whole.model.network)
 
 
+def test_a_run_is_not_resumed_on_other_data(tmp_path):
+    Trainer(small(), pictures(), device="cpu").save(tmp_path / "c.safetensors")
+    with pytest.raises(InputError, match="data 'random' has changed since the run began"):
+        Trainer.resume(tmp_path / "c.safetensors", pictures(n=41), device="cpu")
+
+
+def test_the_file_of_a_checkpoint_stays_as_it_was(tmp_path):
+    """What runs of earlier versions have on disk, entry by entry."""
+    trainer = Trainer(small("course", ema_decay=0.9), pictures(), device="cpu")
+    trainer.step()
+    trainer.save(tmp_path / "c.safetensors", {"data": {"source": "x"}, "command": "c"})
+    tensors, config = read_tensors(tmp_path / "c.safetensors")
+    assert config["training"].keys() == {"recipe", "steps_done", "data", "fingerprint", "command"}
+    assert config["time"] == "fraction" and config["class_names"] == ["a", "b", "c"]
+    names = set(trainer.network.state_dict())
+    states = {f"optimizer.{i}.{k}" for i in range(len(list(trainer.network.parameters()))) for k in ADAM}
+    assert tensors.keys() == {*(f"model.{k}" for k in names), *(f"ema.{k}" for k in names), *states, "averaged"}
+    assert set(config["training"]["recipe"]) == {field.name for field in dataclasses.fields(Recipe)}
+
+
+def test_a_recipe_of_another_version_is_refused():
+    values = PRESETS["annotated"].to_dict()
+    assert Recipe.from_dict(values) == PRESETS["annotated"]
+    with pytest.raises(InputError, match="warmup"):
+        Recipe.from_dict({**values, "warmup": 10})
+
+
 def test_a_seed_decides_everything():
     data = pictures()
-    runs = [Trainer(small(seed=s), data, CPU) for s in (0, 0, 1)]
+    runs = [Trainer(small(seed=s), data, device="cpu") for s in (0, 0, 1)]
     losses = [[float(t.step()) for _ in range(2)] for t in runs]
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_ema_is_its_formula():
-    trainer = Trainer(small(ema_decay=0.5), pictures(), CPU)
+    trainer = Trainer(small(ema_decay=0.5), pictures(), device="cpu")
     name = "init_conv.weight"
     expected = None
     for n in range(6):
@@ -170,7 +243,9 @@ def test_what_the_network_is_given():
     data = pictures(channels=3)
     x0 = data.images[:16].float() / 127.5 - 1
     for preset, perturbation in (("annotated", False), ("course", False), ("course", True)):
-        trainer = Trainer(small(preset, context_dropout=0.5, flip=False, course_perturbation=perturbation), data, CPU)
+        trainer = Trainer(
+            small(preset, context_dropout=0.5, flip=False, course_perturbation=perturbation), data, device="cpu"
+        )
         context = torch.ones(16, 3)
         trainer._loss(Spy(), data.images[:16], context, generator(0, "step", 5), augment=True)
         if preset == "annotated":
@@ -190,7 +265,7 @@ def test_what_the_network_is_given():
 
 
 def test_validation_is_repeatable_and_leaves_the_mode():
-    trainer = Trainer(small("course", ema_decay=0.9), pictures(), CPU)
+    trainer = Trainer(small("course", ema_decay=0.9), pictures(), device="cpu")
     trainer.step()
     assert trainer.validate() == trainer.validate()
     assert trainer.network.training
@@ -200,13 +275,56 @@ def test_validation_is_repeatable_and_leaves_the_mode():
 
 
 def test_bf16_runs():
-    trainer = Trainer(small(bf16=True), pictures(), CPU)
+    trainer = Trainer(small(bf16=True), pictures(), device="cpu")
     assert math.isfinite(float(trainer.step()))
 
 
 def test_pictures_without_labels_train_the_context_network():
-    trainer = Trainer(small("course"), pictures(classes=0), CPU)
+    trainer = Trainer(small("course"), pictures(classes=0), device="cpu")
     assert trainer.network.n_cfeat == 1 and math.isfinite(float(trainer.step()))
+
+
+@pytest.mark.parametrize("preset, width", [("annotated", 0), ("course", 3)])
+def test_context_and_time_are_read_from_the_network(preset, width, monkeypatch):
+    """Not from its name."""
+    monkeypatch.setitem(NETWORKS, "mine", NETWORKS[small(preset).network["name"]])
+    recipe = small(preset)
+    trainer = Trainer(recipe.with_options({"network": {**recipe.network, "name": "mine"}}), pictures(), device="cpu")
+    assert trainer.takes_context == (width > 0) and len(trainer.model.class_names) == width
+    assert trainer.model.time == {"annotated": "index", "course": "fraction"}[preset]
+    assert math.isfinite(float(trainer.step()))
+
+
+def test_iterating_takes_the_remaining_steps():
+    trainer = Trainer(small(), pictures(), device="cpu")
+    first = [float(loss) for loss, _ in zip(trainer, range(2), strict=False)]
+    rest = [float(loss) for loss in trainer]
+    whole = Trainer(small(), pictures(), device="cpu")
+    assert trainer.steps_done == trainer.total_steps == 9 and not list(trainer)
+    losses = [float(loss) for loss in whole]
+    assert losses[:2] == first and losses[-len(rest) :] == rest and len(rest) >= 6
+
+
+def test_a_picture_size_that_the_network_cannot_take_is_refused_at_once():
+    with pytest.raises(InputError, match="multiples of 2"):
+        Trainer(small(), pictures(size=9), device="cpu")
+    data = pictures()
+    wide = ImageData("wide", data.images[..., :4], data.labels, data.class_names, data.val_images, data.val_labels)
+    with pytest.raises(InputError, match="4x8; ContextUnet takes square ones"):
+        Trainer(small("course"), wide, device="cpu")
+
+
+def test_the_example_of_the_docstring_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_pictures").mkdir()
+    for k in range(9):
+        Image.new("RGB", (20, 16), (25 * k, 0, 0)).save(tmp_path / "my_pictures" / f"{k}.png")
+    example = inspect.cleandoc(Trainer.__doc__).split("::\n")[1].split("Attributes:")[0]
+    assert 8 <= len(example.strip().splitlines()) <= 11
+    names: dict = {}
+    exec(textwrap.dedent(example), names)
+    assert names["images"].shape == (16, 3, 16, 16) and (tmp_path / "mine.safetensors").is_file()
+    assert len(capsys.readouterr().out.splitlines()) == 5  # a line for each epoch
 
 
 def test_the_network_is_completed_by_the_data():
@@ -215,7 +333,7 @@ def test_the_network_is_completed_by_the_data():
 
 
 def test_steps_end():
-    trainer = Trainer(small(epochs=1, batch_size=40), pictures(), CPU)
+    trainer = Trainer(small(epochs=1, batch_size=40), pictures(), device="cpu")
     trainer.step()
     with pytest.raises(InputError, match="all 1 steps"):
         trainer.step()
@@ -233,6 +351,10 @@ def test_steps_end():
         (dict(context_dropout=1.5), ["1.5"]),
         (dict(min_snr=0.0), ["min_snr = 0.0"]),
         (dict(optimizer="sgd"), ["sgd", "adam"]),
+        (dict(batch_size=2.5), ["batch_size = 2.5", "whole number"]),
+        (dict(seed=-1), ["seed = -1"]),
+        (dict(lr="fast"), ["lr = 'fast'"]),
+        (dict(p2_gamma=math.inf), ["p2_gamma = inf"]),
     ],
 )
 def test_bad_recipes_are_named(options, words):
@@ -243,8 +365,10 @@ def test_bad_recipes_are_named(options, words):
 
 
 def test_other_files_are_no_training_checkpoints(tmp_path):
-    from safetensors.torch import save_file
-
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="no training checkpoint"):
-        read_training(tmp_path / "a.safetensors")
+        read_checkpoint(tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="no checkpoint to resume from in"):
+        read_checkpoint(tmp_path)
+    with pytest.raises(InputError, match="no run to resume at"):
+        read_checkpoint(tmp_path / "b")

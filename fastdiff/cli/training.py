@@ -1,0 +1,142 @@
+"""fastdiff train, once its options are read: the run, its bar, and what is printed."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tqdm.auto import tqdm
+
+from fastdiff.checkpoints.config import NETWORKS
+from fastdiff.checkpoints.load import load, stored_info
+from fastdiff.data.fashion import NAME as DEFAULT_DATA
+from fastdiff.data.load import load_data
+from fastdiff.data.sources import accepted
+from fastdiff.errors import InputError
+from fastdiff.provenance import machine
+from fastdiff.stop import INTERRUPTED, StopSignal
+from fastdiff.training.checkpoint import read_checkpoint
+from fastdiff.training.folder import RunFolder
+from fastdiff.training.loop import Epoch, Run
+from fastdiff.training.recipe import Recipe
+from fastdiff.training.trainer import Trainer
+
+NETWORK_OPTIONS = ("dim", "dim_mults", "block", "n_feat")
+
+
+def new_run(
+    device: torch.device,
+    *,
+    preset: str,
+    data: str | None,
+    labels: str | None,
+    class_names: str | None,
+    size: int | None,
+    holdout: float,
+    output: str,
+    init: str | None,
+    **options: Any,
+) -> Run:
+    """A run from its beginning. options: fields of the recipe, and the network's options."""
+    recipe = build_recipe(preset, options)
+    source = _source(preset, data, labels, class_names, size, holdout)
+    folder = RunFolder(output)
+    command = shlex.join(["fastdiff", *sys.argv[1:]])  # as typed, without the path of the program
+    if init is not None:
+        command = f"{command}  # {init}: {stored_info(init).get('trained with', 'a model from elsewhere')}"
+    trainer = Trainer(recipe, load_data(**source), device=device, init=None if init is None else load(init))
+    return Run(trainer, folder, source, command)
+
+
+def resumed_run(device: torch.device, resume: str) -> Run:
+    """The run whose folder or checkpoint `resume` names, where it stopped."""
+    checkpoint = read_checkpoint(resume)
+    if not checkpoint.extra.keys() >= {"data", "command"}:
+        raise InputError(
+            f"{str(checkpoint.path)!r} does not say what data it was trained on; accepted: a run of fastdiff train"
+        )
+    folder = RunFolder(checkpoint.path.parent, resume=True)
+    trainer = Trainer.resume(checkpoint, load_data(**checkpoint.extra["data"]), device=device)
+    folder.read_log(trainer.steps_done)
+    return Run(trainer, folder, checkpoint.extra["data"], checkpoint.extra["command"])
+
+
+def to_the_end(run: Run) -> None:
+    """Train: a bar where stderr is a terminal, and a line for each epoch in any case."""
+    trainer, folder = run.trainer, run.folder
+    click.echo(
+        f"{trainer.data.summary()}; {sum(p.numel() for p in trainer.network.parameters()):,} parameters, "
+        f"{trainer.total_steps:,} steps in {trainer.recipe.epochs} epochs on {machine(trainer.device)}"
+    )
+    if not folder.plots:
+        click.echo("no loss curve without matplotlib: pip install 'fastdiff-engine[train]'", err=True)
+    with (
+        StopSignal() as stop,
+        tqdm(total=trainer.total_steps, initial=trainer.steps_done, unit="step", disable=None) as bar,
+    ):
+        for step in run.steps(lambda: stop.asked):
+            bar.update()
+            if step.loss is not None:
+                bar.set_postfix(loss=f"{step.loss:.4f}")
+            if step.epoch is not None:
+                with tqdm.external_write_mode():
+                    click.echo(_epoch_line(step.epoch, trainer.recipe.epochs))
+    if trainer.steps_done < trainer.total_steps:
+        done = f"stopped after {trainer.steps_done} of {trainer.total_steps} steps"
+        click.echo(f"{done}; continue with: fastdiff train --resume {folder.path}", err=True)
+        raise SystemExit(INTERRUPTED)
+    click.echo(f"wrote {folder.model.resolve()}")
+    click.echo(f"sample from it: fastdiff sample {folder.path}")
+
+
+def _epoch_line(epoch: Epoch, epochs: int) -> str:
+    return (
+        f"epoch {epoch.number}/{epochs}: loss {epoch.loss:.4f}, held out {epoch.val_loss:.4f}, "
+        f"{epoch.images_per_second:,.0f} images/s, {tqdm.format_interval(epoch.seconds_left)} left"
+    )
+
+
+def build_recipe(preset: str, options: dict[str, Any]) -> Recipe:
+    """A preset with the options that were given."""
+    recipe = Recipe.preset(preset)
+    network = dict(recipe.network)
+    taken = inspect.signature(NETWORKS[network["name"]]).parameters
+    for name in NETWORK_OPTIONS:
+        value = options.pop(name, None)
+        if value is None:
+            continue
+        if name not in taken:
+            raise InputError(
+                f"--{name.replace('_', '-')} {value} with preset {preset!r}; it belongs to another network"
+            )
+        network[name] = _widths(value) if name == "dim_mults" else value
+    return recipe.with_options({**options, "network": network})
+
+
+def _widths(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--dim-mults {text!r}; accepted: whole numbers, such as 1,2,4") from None
+
+
+def _source(
+    preset: str, data: str | None, labels: str | None, class_names: str | None, size: int | None, holdout: float
+) -> dict[str, Any]:
+    """load_data's arguments, as plain values with absolute paths, so that a resumed run finds the data."""
+    if data is None:
+        if preset != "annotated":
+            raise InputError(f"preset {preset!r} needs --data: {accepted()}")
+        data = DEFAULT_DATA
+    return {
+        "source": data if data == DEFAULT_DATA else str(Path(data).resolve()),
+        "labels": None if labels is None else str(Path(labels).resolve()),
+        "size": size,
+        "class_names": [name.strip() for name in class_names.split(",")] if class_names else [],
+        "holdout": holdout,
+    }

@@ -1,0 +1,15 @@
+"""The kinds of data there are. A new one is a file beside this one that ends with its entry, and its name here."""
+
+from __future__ import annotations
+
+from fastdiff.data import cifar, fashion, idx, npy, pictures
+from fastdiff.data.source import Source
+
+# The first that recognises a name or path reads it.
+SOURCES: tuple[Source, ...] = (fashion.SOURCE, npy.SOURCE, idx.SOURCE, cifar.SOURCE, pictures.SOURCE)
+
+
+def accepted(option: str | None = None) -> str:
+    """What data can be, in words: of all sources, or of those that take an option."""
+    words = [source.accepts for source in SOURCES if option is None or option in source.options]
+    return " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)

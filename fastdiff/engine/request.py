@@ -1,0 +1,130 @@
+"""One request for samples, checked once, before any long work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fastdiff.engine.context import Contexts, resolve_context
+from fastdiff.engine.noise import LIMIT
+from fastdiff.errors import InputError, check_float, check_int
+from fastdiff.samplers.schedule import Schedule
+from fastdiff.samplers.table import StepTable
+
+DEFAULT_BATCH = 64
+
+
+class Sampled(Protocol):
+    """What a request is checked against: a Model, or a file that holds one."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def prediction_type(self) -> str: ...
+
+    @property
+    def time(self) -> str: ...
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+    @property
+    def context_width(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """Samples first .. first + n - 1 of a seed. Made by `of`, which checks.
+
+    Attributes:
+        n, seed, first: 1 <= n, 0 <= seed, first, and all below 2^63.
+        contexts: a row for each sample, or None for the zero context.
+        guidance_scale: g in out_u + g (out_c - out_u) (Ho and Salimans 2022, eq. 6); None is 1, no guidance.
+        table: the sampler's steps; None where what is sampled from brings its own.
+    """
+
+    n: int
+    seed: int
+    first: int
+    contexts: Contexts | None
+    guidance_scale: float | None
+    table: StepTable | None
+
+    @classmethod
+    def of(
+        cls,
+        model: Sampled,
+        n: int,
+        *,
+        table: StepTable | None,
+        seed: int = 0,
+        first: int = 0,
+        context: Any = None,
+        guidance_scale: float | None = None,
+    ) -> Request:
+        """The request, checked.
+
+        Args:
+            context: (K,) numbers for all samples, (n, K), row r for sample first + r, {class name: weight}, or a
+                callable (first sample, count) → (count, K); None is the zero context.
+
+        Raises:
+            InputError: for the first value that is not accepted.
+        """
+        n = check_int("n", n, 1, LIMIT - 1)
+        seed, first = check_int("seed", seed, 0, LIMIT - 1), check_int("first", first, 0, LIMIT - n)
+        if table is not None:
+            check_table(model, table)
+        contexts = resolve_context(model.context_width, model.class_names, context, n, first)
+        if guidance_scale is not None:
+            guidance_scale = check_float("guidance_scale", guidance_scale, -3e38, 3e38)  # it is a float32 in the end
+            if contexts is None:
+                raise InputError(
+                    f"guidance_scale = {guidance_scale} without a context; give a context to guide towards"
+                )
+        return cls(n, seed, first, contexts, guidance_scale, table)
+
+    @property
+    def end(self) -> int:
+        """One past the last sample."""
+        return self.first + self.n
+
+    @property
+    def guided(self) -> bool:
+        """Whether each step evaluates the network twice."""
+        return self.guidance_scale not in (None, 1)
+
+
+def check_batch_size(size: int | None, n: int = DEFAULT_BATCH) -> int:
+    """The number of samples run together: as given, else DEFAULT_BATCH, or n where that is less. Raises InputError."""
+    return min(n, DEFAULT_BATCH) if size is None else check_int("batch_size", size, 1, LIMIT - 1)
+
+
+def check_table(model: Sampled, table: StepTable) -> StepTable:
+    """The table, if it is one for this model; raises InputError."""
+    if not isinstance(table, StepTable):
+        raise InputError(f"table = {table!r}; accepted: a StepTable, see Model.table")
+    if table.prediction_type != model.prediction_type:
+        raise InputError(
+            f"a table for prediction type {table.prediction_type!r}; the model's is {model.prediction_type!r}"
+        )
+    low, high = model.schedule.first, model.schedule.first + model.schedule.num_timesteps - 1
+    if table.timestep.min() < low or table.timestep.max() > high:
+        raise InputError(
+            f"a table with timesteps {table.timestep.min():g} to {table.timestep.max():g}; the model's schedule "
+            f"has {low} to {high}"
+        )
+    expected = table.timestep / (model.schedule.num_timesteps if model.time == "fraction" else 1)
+    if not np.allclose(table.time, expected):
+        raise InputError(
+            f"a table that gives the network times up to {table.time.max():g}; this model's time is "
+            f"{model.time!r}: make the table with time={model.time!r}"
+        )
+    if model.time == "index" and (table.time % 1).any():
+        between = table.time[table.time % 1 != 0][0]
+        raise InputError(f"a table with time {between:g}; accepted for a model of time 'index': whole timesteps")
+    return table

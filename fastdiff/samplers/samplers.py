@@ -1,0 +1,202 @@
+"""The samplers. Each is an entry: a formula from a path of nodes to coefficients, its title, paper and default steps.
+
+    x0 = clip(p x + q out)
+    x  <- a x + b x0 + c x0_prev + s noise;  x0_prev <- x0
+
+To add one, write its function here under `@sampler(...)`: the command, the export, the error messages and the
+documentation take names, titles and default steps from the entry, and StepTable checks the coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from fastdiff.errors import InputError, check_float, unknown_name
+from fastdiff.samplers.path import Path
+from fastdiff.samplers.prediction import coefficients
+from fastdiff.samplers.schedule import Schedule
+from fastdiff.samplers.table import TIMES, StepTable
+
+# What `fastdiff bench quality` found nearest to the data at its number of steps, on both shipped models: noise undoes
+# errors that a deterministic sampler carries to the end (Karras et al. 2022, section 4).
+DEFAULT = "dpmpp_2m_sde"
+STEPS = 25
+SAMPLERS: dict[str, Sampler] = {}
+
+Column = np.ndarray | float
+
+
+class Coefficients(NamedTuple):
+    """What a formula returns: columns (rows,) float64, or one number for all rows.
+
+    Attributes:
+        a, b, c, s: of x, x0, x0_prev and the noise.
+        alpha_next, sigma_next: where a row leads, if not to the path's next node.
+    """
+
+    a: Column
+    b: Column
+    c: Column = 0.0
+    s: Column = 0.0
+    alpha_next: Column | None = None
+    sigma_next: Column | None = None
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """An entry.
+
+    Attributes:
+        name: the formula's own.
+        formula: Path → Coefficients; (path, eta) where takes_eta.
+        title: what it is, in a few words.
+        paper: authors, year and equation.
+        steps: the default number of steps; None for all of the schedule's.
+        takes_eta: whether it has DDIM's parameter eta.
+        preserves_variance: whether its noise brings x to the next node's level exactly, which the table then checks.
+    """
+
+    name: str
+    formula: Callable[..., Coefficients]
+    title: str
+    paper: str
+    steps: int | None = STEPS
+    takes_eta: bool = False
+    preserves_variance: bool = True
+
+    def default_steps(self, num_timesteps: int) -> int:
+        """The number of steps where none is asked for, at most the schedule's num_timesteps."""
+        return num_timesteps if self.steps is None else min(self.steps, num_timesteps)
+
+
+def sampler(title: str, paper: str, **more) -> Callable[[Callable[..., Coefficients]], Callable[..., Coefficients]]:
+    """Enter the function below as a sampler under its own name; the arguments are Sampler's."""
+
+    def enter(formula: Callable[..., Coefficients]) -> Callable[..., Coefficients]:
+        SAMPLERS[formula.__name__] = Sampler(formula.__name__, formula, title, paper, **more)
+        return formula
+
+    return enter
+
+
+@sampler("DDIM; eta 0 adds no noise, eta 1 is ddpm", "Song et al. 2021, eq. 12 and 16", takes_eta=True)
+def ddim(path: Path, eta: float = 0.0) -> Coefficients:
+    alpha, sigma, alpha_next, sigma_next = path.alpha, path.sigma, path.alpha_next, path.sigma_next
+    s = eta * (sigma_next / sigma) * np.sqrt(np.maximum(1 - (alpha / alpha_next) ** 2, 0))
+    # sigma'^2 - s^2 is never negative; where eta = 1 rounding can leave it a few ulp below zero.
+    a = np.sqrt(np.maximum(sigma_next**2 - s**2, 0)) / sigma
+    return Coefficients(a, b=alpha_next - a * alpha, s=s)
+
+
+@sampler("DDPM with the posterior's variance", "Ho et al. 2020, eq. 6 and 7", steps=None)
+def ddpm(path: Path) -> Coefficients:
+    return ddim(path, eta=1.0)
+
+
+@sampler("DDPM with variance beta (fixed large)", "Ho et al. 2020, section 3.2", steps=None, preserves_variance=False)
+def ddpm_large(path: Path) -> Coefficients:
+    # abar' is abar / (1 - beta) with the schedule's own beta on unit strides. In the course's last row that leaves
+    # abar' = 1 - betas[0] = 0.9999, not 1; with 1 its whole loop would be 9e-4 off.
+    unit = path.timestep_next == path.timestep - 1
+    beta = np.where(unit, path.schedule.betas[path.timestep], 1 - (path.alpha / path.alpha_next) ** 2)
+    abar_next = np.minimum(path.alpha**2 / (1 - beta), 1.0)
+    alpha_next, sigma_next = np.sqrt(abar_next), np.sqrt(1 - abar_next)
+    mean = ddim(replace(path, alpha_next=alpha_next, sigma_next=sigma_next), eta=1.0)
+    last = path.timestep == path.timestep[-1]
+    return Coefficients(mean.a, mean.b, 0.0, np.where(last, 0.0, np.sqrt(beta)), alpha_next, sigma_next)
+
+
+@sampler(
+    "ddpm_large without its noise, as the course shows it; the samples collapse",
+    "How Diffusion Models Work, lesson 2",
+    steps=None,
+    preserves_variance=False,
+)
+def ddpm_no_noise(path: Path) -> Coefficients:
+    return ddpm_large(path)._replace(s=0.0)
+
+
+@sampler("DPM-Solver++(2M), second order, no noise", "Lu et al. 2022, algorithm 2")
+def dpmpp_2m(path: Path) -> Coefficients:
+    e = path.alpha * path.sigma_next / (path.sigma * path.alpha_next)  # exp(-h), h the step in log(alpha / sigma)
+    return _second_order(path, e, a=path.sigma_next / path.sigma, w=path.alpha_next * (1 - e))
+
+
+@sampler("SDE-DPM-Solver++(2M), second order, with noise", "Lu et al. 2022, appendix A, midpoint form")
+def dpmpp_2m_sde(path: Path) -> Coefficients:
+    e = path.alpha * path.sigma_next / (path.sigma * path.alpha_next)
+    made = _second_order(path, e, a=path.sigma_next / path.sigma * e, w=path.alpha_next * (1 - e * e))
+    return made._replace(s=path.sigma_next * np.sqrt(1 - e * e))
+
+
+def _second_order(path: Path, e: np.ndarray, a: np.ndarray, w: np.ndarray) -> Coefficients:
+    """x0 extrapolated through the one before, by k = h / (2 h_last); w: the weight of x0 in a first-order step."""
+    k = np.zeros_like(e)  # 0, hence first order, in the first row (no history) and in the last (h is infinite)
+    h = -np.log(e[:-1])
+    k[1:-1] = h[1:] / (2 * h[:-1])
+    return Coefficients(a, b=w * (1 + k), c=-w * k)
+
+
+def find_sampler(name: str) -> Sampler:
+    """The entry of that name; raises InputError."""
+    if not isinstance(name, str) or name not in SAMPLERS:
+        raise unknown_name("sampler", name, SAMPLERS)
+    return SAMPLERS[name]
+
+
+def make_table(
+    sampler: str,
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    eta: float = 0.0,
+    spacing: str = "trailing",
+    prediction_type: str = "epsilon",
+    time: str = "index",
+) -> StepTable:
+    """The step table of a sampler; for a Model, `model.table(...)` fills in what the model says.
+
+    Args:
+        sampler: a name out of SAMPLERS.
+        schedule: the model's.
+        steps: network evaluations, 1 to the schedule's T; None takes the sampler's default.
+        eta: 0 to 1, for ddim alone.
+        spacing: see spacing.spaced.
+        prediction_type: epsilon, sample or v_prediction; what the network predicts.
+        time: what the network is given: "index", the timestep, or "fraction", timestep / T.
+
+    Raises:
+        InputError: for values outside these.
+    """
+    entry = find_sampler(sampler)
+    eta = check_float("eta", eta, 0, 1)
+    if eta and not entry.takes_eta:
+        takers = ", ".join(name for name, other in SAMPLERS.items() if other.takes_eta)
+        raise InputError(f"eta = {eta} with sampler {sampler!r}; accepted: 0, for eta belongs to {takers}")
+    if time not in TIMES:
+        raise unknown_name("time convention", time, TIMES)
+    path = Path.of(schedule, entry.default_steps(schedule.num_timesteps) if steps is None else steps, spacing)
+    made = entry.formula(path, eta) if entry.takes_eta else entry.formula(path)
+    p, q = coefficients(prediction_type, path.alpha, path.sigma)
+    rows = np.ones_like(path.alpha)
+    return StepTable(
+        sampler=sampler,
+        prediction_type=prediction_type,
+        timestep=path.timestep,
+        time=path.timestep / (schedule.num_timesteps if time == "fraction" else 1),
+        alpha=path.alpha,
+        sigma=path.sigma,
+        alpha_next=path.alpha_next if made.alpha_next is None else made.alpha_next,
+        sigma_next=path.sigma_next if made.sigma_next is None else made.sigma_next,
+        p=p,
+        q=q,
+        a=made.a * rows,
+        b=made.b * rows,
+        c=made.c * rows,
+        s=made.s * rows,
+        preserves_variance=entry.preserves_variance,
+    )

@@ -1,0 +1,27 @@
+"""The exponential moving average of a network's weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def averaged(network: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the network that follows its weights, buffers too.
+
+    Update 0 copies. In update n = 1, 2, ... a weight becomes k times itself plus 1 - k times the network's, with
+    k = min(decay, (1 + n) / (10 + n)), so that the random start is forgotten.
+    """
+
+    def average(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
+        n = float(count)
+        keep = min(decay, (1 + n) / (10 + n))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - keep)
+        else:  # BatchNorm's count of batches
+            torch._foreach_copy_(averages, values)
+
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
