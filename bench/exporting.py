@@ -24,9 +24,9 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
 def _by_torch(case: Case, path: Path) -> None:
     x, times = evaluations.inputs(case)
     network = networks.published(networks.load(case.network))
-    from fastdiff.export.trace import _quiet
+    from fastdiff.export.exporter import quiet
 
-    with _quiet():
+    with quiet():
         torch.onnx.export(network, (x, times[0]), dynamo=True, verbose=False).save(str(path), external_data=False)
 
 

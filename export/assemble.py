@@ -1,30 +1,28 @@
-"""The files: a traced network alone, and the whole sampling loop around it as one ONNX Loop.
+"""Assembles the files: a traced network alone, or in the body of an ONNX Loop over the step table.
 
-The loop is the step table's (samplers.table): x0 = clip(p x + q out), x <- a x + b x0 + c x0_prev + s noise. The
-network's weights are initializers of the Loop's body: only there does ONNX Runtime put them into the layout that its
-convolutions want (as an outer graph's they make a step 1.5 times as long).
+A step is x0 = clip(p x + q out), x <- a x + b x0 + c x0_prev + s noise (see samplers.table). The network's weights are
+initializers of the Loop's body: only there does ONNX Runtime prepack them for its convolutions. In the outer graph they
+make a step 1.5 times as long.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, ValueInfoProto, helper
 
 from fastdiff.errors import InputError
 from fastdiff.export import metadata, philox
-from fastdiff.export.graph import BOOL, FLOAT, INT64, UINT8, Graph, finish_model, value
+from fastdiff.export.graph import BOOL, FLOAT, INT64, UINT8, Graph, either, finish_model, store_weights, value
+from fastdiff.export.pixels import clipped, to_pictures
 from fastdiff.export.trace import Parts
 from fastdiff.samplers.prediction import Clip
 from fastdiff.samplers.table import StepTable
 
 NOISES = ("philox", "input")
-WORTH_HALVING = 64  # numbers; fewer are less than the operator that widens them
 COLUMNS = 6  # p, q, a, b, c, s
-# Of a sampler; a file has those that its face and its model call for.
+# All inputs that a sampler may have, in order; a file has those that its face and its model need.
 INPUTS = ("x", "x0_prev", "start", "stop", "seed", "first", "n", "noise", "context", "guidance_scale", "rows", "times")
 
 
@@ -52,11 +50,18 @@ def network_model(parts: Parts) -> ModelProto:
 class Face:
     """What a sampler's file takes and gives.
 
-    table: the sampler, or None: then inputs `rows` (R, 6) and `times` (R,) are the table. stepwise: inputs `x`,
-    `x0_prev`, `start` and `stop`, outputs the same two after rows start .. stop - 1; where start is 0, the graph makes
-    x itself from the seed, taking only the number of images from the input. noise: "philox", made in the graph from
-    `seed` and `first`; or "input", (draws, n, C, H, W) float32: x_T and then one draw a row, stepwise one draw for each
-    row of start .. stop - 1 (and x_T is then the caller's x). pictures: the output is uint8, (n, H, W, C), not float32.
+    Attributes:
+        table: the sampler; None for a file whose inputs `rows` (R, 6) and `times` (R,) are the table.
+        clip: as in `sample`.
+        stepwise: the inputs are `x`, `x0_prev`, `start` and `stop`, the outputs x and x0_prev after rows start ..
+            stop - 1. With start 0 the graph makes x from the seed and takes only the number of images from `x`.
+        noise: "philox", made in the graph from `seed` and `first`; or "input", (draws, n, C, H, W) float32: x_T and
+            one draw a row, or stepwise, where x_T is the caller's `x`, one draw for each of the rows start ..
+            stop - 1.
+        pictures: the output is uint8 (n, H, W, C), else float32 (n, C, H, W).
+
+    Raises:
+        InputError: for another noise, or pictures from a stepwise sampler.
     """
 
     table: StepTable | None
@@ -78,7 +83,7 @@ class Face:
 
     @property
     def history(self) -> bool:
-        """Whether a row may look back at the x0 before."""
+        """Whether a row may use the x0 of the row before."""
         return self.table is None or bool(self.table.c.any())
 
 
@@ -88,7 +93,7 @@ def sampler_model(parts: Parts, face: Face) -> ModelProto:
 
 
 class _Sampler:
-    """One sampler's graph under way: `outer` before and after the loop, `body` a step."""
+    """A sampler's graph under construction: `outer` around the loop, `body` a step."""
 
     def __init__(self, parts: Parts, face: Face) -> None:
         self.parts, self.face = parts, face
@@ -97,6 +102,7 @@ class _Sampler:
         self.inputs: list[ValueInfoProto] = []
 
     def model(self) -> ModelProto:
+        """The file."""
         outer, face, shape = self.outer, self.face, self.shape
         images = ("n", *shape)
         carried = ["x", "x0_prev"] if face.history else ["x"]
@@ -129,11 +135,12 @@ class _Sampler:
         return self._finished(ended, carried)
 
     def _finished(self, ended: list[str], carried: list[str]) -> ModelProto:
+        """The model, with the loop's results as outputs and the metadata."""
         outer, face, images = self.outer, self.face, ("n", *self.shape)
         if face.stepwise:
             outputs = [value(outer.named(v, f"next_{k}"), FLOAT, images) for v, k in zip(ended, carried, strict=True)]
         elif face.pictures:
-            name = outer.named(_to_pictures(outer, ended[0]), "images")
+            name = outer.named(to_pictures(outer, ended[0]), "images")
             outputs = [value(name, UINT8, ("n", *self.shape[1:], self.shape[0]))]
         else:
             outputs = [value(outer.named(ended[0], "images"), FLOAT, images)]
@@ -163,7 +170,7 @@ class _Sampler:
         return name
 
     def _count(self) -> None:
-        """The number of images: an input, or that of the images given."""
+        """The number of images: an input, or the size of the images given."""
         source = "x" if self.face.stepwise else self.draws
         if not source:
             self.n = self._input("n", INT64, ())
@@ -181,22 +188,22 @@ class _Sampler:
         begins = outer("Equal", self.start, outer.constant(0))
         made, kept = Graph("begin/"), Graph("go_on/")
         fresh = philox.normals(made, self.stream, made.constant(0), self.shape)
-        return _either(outer, begins, (made, fresh), (kept, kept("Identity", "x")), ("n", *self.shape))
+        return either(outer, begins, (made, fresh), (kept, kept("Identity", "x")), ("n", *self.shape))
 
     def _table(self) -> None:
-        """The rows' coefficients, and what the network is given at each."""
+        """The rows' coefficients, and each row's embedded time."""
         outer, table = self.outer, self.face.table
-        kind = np.int64 if self.parts.model.time == "index" else np.float32
+        dtype = np.int64 if self.parts.model.time == "index" else np.float32
         if table is None:
             self.rows = self._input("rows", FLOAT, ("steps", COLUMNS))
-            times = self._input("times", INT64 if kind is np.int64 else FLOAT, ("steps",))
+            times = self._input("times", INT64 if dtype is np.int64 else FLOAT, ("steps",))
         else:
             self.rows = outer.constant(table.rows, np.float32)
-            times = outer.constant(table.time, kind)
+            times = outer.constant(table.time, dtype)
         self.times = outer.inline(self.parts.time, [times])[0]  # (R, W)
 
     def _contexts(self) -> None:
-        """With contexts the batch is tiled by 1 or 2, as the guidance scale is 1 or not."""
+        """The embedded contexts; with a guidance scale other than 1 the batch is tiled twice, zero contexts first."""
         outer, parts = self.outer, self.parts
         self.batch = outer("Unsqueeze", self.n, outer.constant([0]))  # (1,): images in the network at once
         if parts.context is None:
@@ -214,13 +221,13 @@ class _Sampler:
         self.context = outer.inline(parts.context, [used])[0]
 
     def _step(self) -> list[str]:
-        """The body: its outputs besides the condition, x and where looked back at x0."""
+        """The body's outputs besides the condition: x, and x0 if a row may use it."""
         g, face = self.body, self.face
         g.nodes.append(helper.make_node("Identity", ["step/go"], ["step/on"]))
         row = g("Add", "step/row", self.start) if face.stepwise else "step/row"
         p, q, a, b, c, s = g.several("Split", COLUMNS, g("Gather", self.rows, row, axis=0), num_outputs=COLUMNS, axis=0)
         x = "step/x"
-        x0 = _clipped(g, g("Add", g("Mul", x, p), g("Mul", self._prediction(row), q)), face.clip, self.shape)
+        x0 = clipped(g, g("Add", g("Mul", x, p), g("Mul", self._prediction(row), q)), face.clip, self.shape)
         following = g("Add", g("Mul", x, a), g("Mul", x0, b))
         if face.history:
             following = g("Add", following, g("Mul", "step/x0_prev", c))
@@ -236,7 +243,7 @@ class _Sampler:
             return g.inline(self.parts.denoise, [x, time])[0]
         tiled = g("Tile", x, g("Concat", self.tiles, g.constant([1, 1, 1]), axis=0))
         out = g.inline(self.parts.denoise, [tiled, time, self.context])[0]
-        # Out of a batch that is not tiled both are the same, and the difference is exactly zero.
+        # If the batch is not tiled, both slices are the same, and their difference is exactly zero.
         zero, end = g.constant([0]), g.constant([np.iinfo(np.int64).max])
         count = g("Unsqueeze", self.n, zero)
         without, within = g("Slice", out, zero, count, zero), g("Slice", out, g("Neg", count), end, zero)
@@ -253,57 +260,4 @@ class _Sampler:
             z = drawn("Gather", self.draws, index, axis=0)
         nothing = none("Mul", "step/x", none.constant(0, np.float32))
         some = g("Not", g("Equal", g("Squeeze", s, g.constant([0])), g.constant(0, np.float32)))
-        return _either(g, some, (drawn, drawn("Mul", z, s)), (none, nothing), ("n", *self.shape))
-
-
-def _either(g: Graph, condition: str, then: tuple[Graph, str], other: tuple[Graph, str], shape: Any) -> str:
-    """One of two values of their own graphs."""
-    branches = {
-        name: branch.finish(name, [], [value(out, FLOAT, shape)])
-        for name, (branch, out) in (("then_branch", then), ("else_branch", other))
-    }
-    return g("If", condition, **branches)
-
-
-def _clipped(g: Graph, x0: str, clip: Clip, shape: tuple[int, ...]) -> str:
-    """x0 clamped to a bound, or by dynamic thresholding (see kernels.denoise_step)."""
-    if clip is None:
-        return x0
-    if not isinstance(clip, tuple):
-        return g("Clip", x0, g.constant(-clip, np.float32), g.constant(clip, np.float32))
-    elements = math.prod(shape)
-    place = clip[1] * (elements - 1)
-    low = int(place)
-    high = min(low + 1, elements - 1)
-    size = g("Reshape", g("Abs", x0), g.constant([-1, elements]))
-    largest = g.several("TopK", 2, size, g.constant([elements - low]), axis=1)[0]  # falling; the last is number `low`
-    low_value, high_value = (g("Gather", largest, g.constant([elements - 1 - at]), axis=1) for at in (low, high))
-    step = g("Mul", g("Sub", high_value, low_value), g.constant(place - low, np.float32))
-    bound = g("Max", g("Add", low_value, step), g.constant(1, np.float32))  # (n, 1)
-    bound = g("Reshape", bound, g.constant([-1, 1, 1, 1]))
-    return g("Div", g("Max", g("Min", x0, bound), g("Neg", bound)), bound)
-
-
-def _to_pictures(g: Graph, x: str) -> str:
-    """[-1, 1] float32 (n, C, H, W) → uint8 (n, H, W, C), as fastdiff.images.to_uint8: NaN is 0."""
-    whole = g("Where", g("IsNaN", x), g.constant(-1, np.float32), x)
-    scaled = g("Mul", g("Add", whole, g.constant(1, np.float32)), g.constant(127.5, np.float32))
-    rounded = g("Round", g("Clip", scaled, g.constant(0, np.float32), g.constant(255, np.float32)))
-    return g("Cast", g("Transpose", rounded, perm=[0, 2, 3, 1]), to=UINT8)
-
-
-def store_weights(g: Graph, weights: str) -> None:
-    """With "float16" store what are values of halves as halves; a runtime widens them once, when it loads the file."""
-    if weights == "float32":
-        return
-    widened = []
-    for tensor in g.initializers:
-        if tensor.data_type != FLOAT or math.prod(tensor.dims) < WORTH_HALVING:
-            continue
-        array = numpy_helper.to_array(tensor)
-        half = array.astype(np.float16)
-        if np.array_equal(half.astype(np.float32), array):
-            name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}/half"))
-            widened.append(helper.make_node("Cast", [f"{name}/half"], [name], name=f"{name}/widen", to=FLOAT))
-    g.nodes[:0] = widened
+        return either(g, some, (drawn, drawn("Mul", z, s)), (none, nothing), ("n", *self.shape))

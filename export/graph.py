@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,13 +12,15 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 OPSET = 20  # the first with Gelu; ONNX Runtime 1.20 knows up to 21
 IR_VERSION = 10  # what ONNX Runtime 1.20 reads
 
+WORTH_HALVING = 64  # elements; with fewer the widening operator takes more room than it saves
+
 FLOAT, INT64, UINT8, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8, TensorProto.BOOL
 
 Shape = Sequence[int | str]
 
 
 class Graph:
-    """Nodes and initializers under way. Values are their names, all beginning with `prefix`.
+    """A graph under construction. A value is its name; all names begin with `prefix`.
 
     >>> g = Graph("noise/")
     >>> doubled = g("Mul", x, g.constant(2, np.float32))
@@ -29,22 +32,22 @@ class Graph:
         self.initializers: list[TensorProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
-    def _name(self, kind: str) -> str:
-        return f"{self.prefix}{kind}_{len(self.nodes) + len(self.initializers)}"
+    def _name(self, what: str) -> str:
+        return f"{self.prefix}{what}_{len(self.nodes) + len(self.initializers)}"
 
     def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node with one output."""
+        """Adds a node with one output; returns that."""
         return self.several(operator, 1, *inputs, **attributes)[0]
 
     def several(self, operator: str, outputs: int, *inputs: str, **attributes: Any) -> list[str]:
-        """Add a node with that many outputs."""
+        """Adds a node with that many outputs; returns them."""
         name = self._name(operator)
         made = [f"{name}:{i}" for i in range(outputs)] if outputs > 1 else [name]
         self.nodes.append(helper.make_node(operator, list(inputs), made, name=name, **attributes))
         return made
 
     def constant(self, value: Any, dtype: Any = np.int64) -> str:
-        """An initializer, once for each value."""
+        """An initializer; the same one for the same value and dtype."""
         array = np.asarray(value, dtype=dtype)
         key = str(array.dtype), array.shape, array.tobytes()
         if key not in self._constants:
@@ -53,7 +56,7 @@ class Graph:
         return self._constants[key]
 
     def inline(self, part: GraphProto, inputs: Sequence[str]) -> list[str]:
-        """Put a whole graph here, its inputs being values of this one; returns its outputs."""
+        """Copies a whole graph into this one, on these inputs; returns its outputs."""
         prefix = f"{self._name(part.name)}/"
         names = dict(zip((given.name for given in part.input), inputs, strict=True))
 
@@ -69,16 +72,17 @@ class Graph:
         return [renamed(out.name) for out in part.output]
 
     def named(self, value: str, name: str) -> str:
-        """The same value under a name of its own, for an output."""
+        """The value under another name, for an output."""
         self.nodes.append(helper.make_node("Identity", [value], [name], name=f"{self.prefix}name_{name}"))
         return name
 
     def finish(self, name: str, inputs: Iterable[ValueInfoProto], outputs: Iterable[ValueInfoProto]) -> GraphProto:
+        """The graph."""
         return helper.make_graph(self.nodes, name, list(inputs), list(outputs), self.initializers)
 
 
 def _with_names(node: NodeProto, prefix: str, renamed: Callable[[str], str]) -> NodeProto:
-    """A copy with other names, also in the graphs that are its attributes."""
+    """A copy of the node with other names, also in subgraphs."""
     copy = NodeProto()
     copy.CopyFrom(node)
     copy.name = prefix + node.name
@@ -98,8 +102,37 @@ def value(name: str, dtype: int, shape: Shape) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, dtype, list(shape))
 
 
+def either(g: Graph, condition: str, then: tuple[Graph, str], other: tuple[Graph, str], shape: Any) -> str:
+    """`then` if the condition holds, else `other`; each is a graph of its own and the value that it computes."""
+    branches = {
+        name: branch.finish(name, [], [value(out, FLOAT, shape)])
+        for name, (branch, out) in (("then_branch", then), ("else_branch", other))
+    }
+    return g("If", condition, **branches)
+
+
+def store_weights(g: Graph, weights: str) -> None:
+    """For "float16", stores every initializer whose values are halves as halves.
+
+    A runtime widens them once, when it loads the file.
+    """
+    if weights == "float32":
+        return
+    widened = []
+    for tensor in g.initializers:
+        if tensor.data_type != FLOAT or math.prod(tensor.dims) < WORTH_HALVING:
+            continue
+        array = numpy_helper.to_array(tensor)
+        half = array.astype(np.float16)
+        if np.array_equal(half.astype(np.float32), array):
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}/half"))
+            widened.append(helper.make_node("Cast", [f"{name}/half"], [name], name=f"{name}/widen", to=FLOAT))
+    g.nodes[:0] = widened
+
+
 def finish_model(graph: GraphProto, metadata: dict[str, str]) -> ModelProto:
-    """The model, checked in full; shapes are inferred in the check and not stored."""
+    """The model, fully checked; the shapes that the check infers are not stored."""
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="fastdiff"
     )

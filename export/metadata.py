@@ -1,4 +1,4 @@
-"""What a file says of itself: one metadata entry, "fastdiff", of JSON."""
+"""An exported file's description of itself: JSON in one metadata entry, "fastdiff"."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ REQUIRED_OF_SAMPLERS = {"sampler", "clip", "stepwise", "noise", "random", "pictu
 
 
 def describe(parts: Any, **more: Any) -> dict[str, Any]:
-    """Plain values about a traced network (see trace.Parts), and what else a kind of file has to tell."""
+    """A file's description.
+
+    Args:
+        parts: a trace.Parts.
+        more: the file's kind, one of KINDS, and what else that kind has to say.
+    """
     import torch
 
     from fastdiff.provenance import source_version
@@ -42,11 +47,12 @@ def describe(parts: Any, **more: Any) -> dict[str, Any]:
 
 
 def to_properties(description: Mapping[str, Any]) -> dict[str, str]:
+    """The description as ONNX metadata."""
     return {KEY: json.dumps(description)}
 
 
 def from_properties(properties: Mapping[str, str], path: str) -> dict[str, Any]:
-    """The description in a file's metadata; raises InputError with what is missing."""
+    """The description in a file's metadata; raises InputError that says what is missing."""
     if KEY not in properties:
         raise InputError(f"{path!r} lacks the metadata entry {KEY!r}; accepted: a file made by `fastdiff export`")
     try:

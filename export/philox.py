@@ -1,7 +1,7 @@
 """Philox4x32-10 and its normals as ONNX operators: those of kernels.philox, bit for bit.
 
-int64 only, without shifts: this is what ONNX Runtime 1.20 and onnxruntime-web have kernels for. A 32-bit word is an
-int64 in [0, 2^32); a multiplier is split into two limbs of 16 bits, so that no product exceeds 2^49.
+They are int64 operators without shifts, which ONNX Runtime 1.20 and onnxruntime-web both have. A 32-bit word is an
+int64 in [0, 2^32); multipliers are split into two limbs of 16 bits, so that no intermediate result reaches 2^50.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ LIMB = 1 << 16
 
 @dataclass(frozen=True)
 class Streams:
-    """What the noise of a batch depends on besides the draw; values of a graph, which its loops may read too.
+    """All that a batch's noise depends on besides the draw, as values of a graph; loops inside it may use them too.
 
-    low, high: (n, 1), halves of the sample indices. keys: two scalars for each round.
+    Attributes:
+        low, high: (n, 1), the halves of the sample indices.
+        keys: two scalars for each round.
     """
 
     low: str
@@ -41,15 +43,15 @@ class Streams:
 
 
 def _halves(g: Graph, value: str) -> tuple[str, str]:
-    """Low and high 32 bits of an int64 in two's complement."""
+    """The low and the high 32 bits of an int64."""
     mask, two32 = g.constant(MASK), g.constant(1 << 32)
     low = g("BitwiseAnd", value, mask)
-    # Div rounds towards zero, so only an exact quotient is right for negative values too.
+    # Div rounds towards zero; an exact quotient makes it right for negative values too.
     return low, g("BitwiseAnd", g("Div", g("Sub", value, low), two32), mask)
 
 
 def streams(g: Graph, seed: str, first: str, n: str) -> Streams:
-    """For samples first .. first + n - 1 of the seed; all int64 scalars."""
+    """The streams of samples first .. first + n - 1 of the seed; the arguments are int64 scalars."""
     indices = g("Add", first, g("Range", g.constant(0), n, g.constant(1)))
     low, high = _halves(g, g("Unsqueeze", indices, g.constant([1])))
     columns = []
@@ -62,7 +64,7 @@ def streams(g: Graph, seed: str, first: str, n: str) -> Streams:
 
 
 def _product(g: Graph, x: str, multiplier: int) -> tuple[str, str]:
-    """High and low word of x times the multiplier."""
+    """The high and the low 32 bits of x times the multiplier."""
     limb, mask = g.constant(LIMB), g.constant(LIMB - 1)
     upper, lower = g.constant(multiplier // LIMB), g.constant(multiplier % LIMB)
     low = g("Mul", x, lower)  # < 2^48
@@ -88,7 +90,7 @@ def words(g: Graph, stream: Streams, draw: str, elements: int) -> list[str]:
 def normals(g: Graph, stream: Streams, draw: str, image_shape: tuple[int, ...]) -> str:
     """Standard normals, float32 (n, C, H, W), by Box and Muller.
 
-    The operations of kernels.philox one by one, each an IEEE float32 operation here as there: the same bits.
+    The same bits as kernels.philox, because each of its IEEE operations is repeated, in the same order.
     """
     elements = math.prod(image_shape)
 
@@ -97,7 +99,7 @@ def normals(g: Graph, stream: Streams, draw: str, image_shape: tuple[int, ...]) 
         return g("Add", g("Mul", g("Div", both, g.constant(1 << 9)), g.constant(2)), g.constant(1))
 
     w0, w1, w2, w3 = words(g, stream, draw, elements)
-    # The square root by way of float64, as there: ONNX Runtime 1.20's float32 one is not IEEE's either.
+    # As in kernels.philox the square root is taken in float64: ONNX Runtime 1.20's float32 one is not IEEE's either.
     squared = g("Cast", g("Mul", _log(g, odd(w0, w2)), _float(g, -2)), to=TensorProto.DOUBLE)
     radius = g("Cast", g("Sqrt", squared), to=FLOAT)
     sides = [g("Unsqueeze", g("Mul", radius, side), g.constant([3])) for side in _cos_sin_turns(g, odd(w1, w3))]
@@ -116,10 +118,10 @@ def _to_float(g: Graph, integers: str) -> str:
 
 
 def _log(g: Graph, odd: str) -> str:
-    """kernels.philox's logarithm of odd 2^-24, odd in [1, 2^24)."""
+    """The logarithm of odd 2^-24, odd in [1, 2^24), as in kernels.philox."""
     w = _to_float(g, odd)
-    # The number of bits: one more than log2, rounded down. The library's logarithm, raised a little, is right or one
-    # too many, which a comparison tells.
+    # w has floor(log2(w)) + 1 bits. The runtime's logarithm, raised by a little, gives that or one more; a comparison
+    # with the power of two tells which.
     guess = g("Floor", g("Add", g("Mul", g("Log", w), _float(g, 1 / math.log(2))), _float(g, 1e-4)))
     bits = g("Cast", guess, to=INT64)
     below = g("Cast", g("Less", w, g("Gather", _float(g, [2.0**k for k in range(26)]), bits)), to=INT64)
@@ -139,7 +141,7 @@ def _log(g: Graph, odd: str) -> str:
 
 
 def _cos_sin_turns(g: Graph, odd: str) -> tuple[str, str]:
-    """kernels.philox's cosine and sine of 2 pi odd 2^-24."""
+    """The cosine and sine of 2 pi odd 2^-24, as in kernels.philox."""
     quarter = g.constant(1 << 22)
     quadrant = g("Div", g("Add", odd, g.constant(1 << 21)), quarter)
     rest = g("Sub", odd, g("Mul", quadrant, quarter))

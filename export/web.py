@@ -20,7 +20,6 @@ from fastdiff.export import metadata
 from fastdiff.files import TEMPORARY, check_folder
 from fastdiff.model import Model
 from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
-from fastdiff.samplers.samplers import STEPS as DEFAULT_STEPS
 from fastdiff.samplers.table import StepTable
 
 PAGE = Path(__file__).parent / "page"
@@ -77,7 +76,7 @@ def write_page(folder: str | Path, about: dict[str, Any], model: Model, sampler:
         (made / "model.onnx").write_bytes(sampler.SerializeToString())
         description = json.loads({p.key: p.value for p in sampler.metadata_props}[metadata.KEY])
         size = (made / "model.onnx").stat().st_size
-        start = {"sampler": DEFAULT, "steps": DEFAULT_STEPS}
+        start = {"sampler": DEFAULT, "steps": SAMPLERS[DEFAULT].steps}
         page = {**description, **about, "model_bytes": size, "samplers": choices(model), "start": start}
         (made / "model.json").write_text(json.dumps(page))
         yield made / "model.onnx"

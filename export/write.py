@@ -1,4 +1,4 @@
-"""`export_network`, `export_sampler`, `export_page`: from a Model to files that have been checked."""
+"""From a Model to checked files: `export_network`, `export_sampler`, `export_page`."""
 
 from __future__ import annotations
 
@@ -34,15 +34,24 @@ def export_network(
     weights: str | None = None,
     prepared: bool = True,
 ) -> list[Check]:
-    """Write the model's network as ONNX; returns how far ONNX Runtime is from torch.
+    """Writes the model's network as an ONNX file, and checks it against torch.
 
-    Inputs sample (batch, C, H, W) float32 in [-1, 1], timestep (batch,), int64 or, where the model's time is
-    "fraction", float32 t / T, and context (batch, K) float32 where it takes one; output prediction. The batch is free,
-    and so are height and width where the network allows. dtype: of its arithmetic, float32 or float16 (inputs and
-    outputs stay float32). weights: how they are stored, float32 or float16, which halves the file; None is the dtype.
-    prepared: linear attention folded where that saves operations.
+    Its inputs are sample (batch, C, H, W) float32 in [-1, 1]; timestep (batch,) int64, or float32 t / T if the model's
+    time is "fraction"; and, if the network takes one, context (batch, K) float32. Its output is prediction, as sample.
+    The batch is free, and so are height and width if the network allows it.
 
-    Raises InputError, leaving no file, for what cannot be exported, and where the distances exceed verify's bounds.
+    Args:
+        model: with the network.
+        path: of the file, ending in .onnx.
+        dtype: torch.float32 or torch.float16, of the arithmetic; inputs and outputs stay float32.
+        weights: "float32" or "float16", how weights are stored; float16 halves the file. None is as dtype.
+        prepared: fold linear attention where that saves operations.
+
+    Returns:
+        The comparisons of ONNX Runtime with torch.
+
+    Raises:
+        InputError: for what cannot be exported, or if a distance exceeds its bound; no file is left.
     """
     _check(path)
     STAGES.info("tracing the network")
@@ -62,11 +71,19 @@ def export_sampler(
     noise: str = "philox",
     pictures: bool = False,
 ) -> list[Check]:
-    """Write the model's whole sampling loop as ONNX; returns how far ONNX Runtime's images are from torch's.
+    """Writes the model's whole sampling loop as an ONNX file, and checks its images against torch's.
 
-    table: the sampler (see make_table); None leaves it open: then the file is stepwise, and the table an input.
-    clip: as in `sample`. stepwise, noise, pictures: see assemble.Face. The rest is as in
-    export_network. Raises InputError, leaving no file, likewise.
+    Args:
+        model, path, dtype, weights, prepared: as in export_network.
+        table: the sampler (see make_table); with None the file is stepwise and the table one of its inputs.
+        clip: as in `sample`.
+        stepwise, noise, pictures: what the file takes and gives, see assemble.Face.
+
+    Returns:
+        The comparisons of ONNX Runtime with torch.
+
+    Raises:
+        InputError: as export_network.
     """
     _check(path)
     face = _face(model, table, clip, stepwise or table is None, noise, pictures)
@@ -83,10 +100,19 @@ def export_page(
     prepared: bool = True,
     arguments: Sequence[str] = (),
 ) -> list[Check]:
-    """Write a static page that samples from the model in a browser, into a new or empty folder; see export.web.
+    """Writes a static page that samples from the model in a browser, and checks its file; see export.web.
 
-    name: the model's as `fastdiff sample` takes it, for the page's title and its command line, and arguments what else
-    it takes to load that model. The rest is as in export_sampler.
+    Args:
+        model, weights, prepared: as in export_network.
+        folder: new or empty.
+        name: the model's, as `fastdiff sample` takes it; for the page's title and its command line.
+        arguments: what else `fastdiff sample` needs to load that model.
+
+    Returns:
+        The comparisons of ONNX Runtime with torch.
+
+    Raises:
+        InputError: as export_network; no folder is left.
     """
     check_page_folder(folder)
     onnxruntime()
@@ -110,13 +136,14 @@ def _face(model: Model, table: StepTable | None, clip: Any, stepwise: bool, nois
 
 
 def _check(path: str | Path) -> None:
-    """What can be told before the network is traced."""
+    """Checks what it can before the network is traced, which takes seconds."""
     if check_writable(path).suffix.lower() != ".onnx":
         raise InputError(f"output {str(path)!r}; accepted: a name that ends in .onnx")
     onnxruntime()
 
 
 def _write(model: ModelProto, path: str | Path, compare: Callable[[Path], Iterable[Check]]) -> list[Check]:
+    """Writes the file under a temporary name, compares it, and gives it its name."""
     done: list[Check] = []
 
     def write(temporary: Path) -> None:

@@ -1,1 +1,1 @@
-"""Operators: for each one name, a short plain-torch reference. Imports torch and triton only."""
+"""Operators: each a public function, a reference in plain torch, and Triton kernels. Imports torch and triton only."""

@@ -1,4 +1,4 @@
-"""Triton kernels compiled before they are launched, several at a time; a first launch compiles one while all wait."""
+"""Compiles Triton kernels before they are launched, several at once; a first launch would compile one at a time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,19 @@ def compile_ahead(
     workers: int | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> int:
-    """Compile what run() launches through dispatch.launch, in threads; returns how many kernels that were.
+    """Compiles, in threads, every kernel that run() would launch through dispatch.launch.
 
-    Nothing is launched: what operators give back within run is whatever lies in memory, and run must not look at it.
-    workers: threads, one a processor unless given. progress(done, total) is called after each kernel. Those that this
-    process has compiled are passed over, and those in Triton's cache on disk are read from it.
+    Kernels that this process has already compiled are skipped; those in Triton's cache on disk are read from it.
+
+    Args:
+        run: calls the operators. Nothing is launched, so their results are uninitialised memory, which run must not
+            read.
+        device: where the kernels are to run.
+        workers: threads; None is one for each processor.
+        progress: progress(done, total) is called after each kernel.
+
+    Returns:
+        How many kernels were compiled.
     """
     import triton
 

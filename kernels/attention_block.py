@@ -1,13 +1,14 @@
 """The whole residual linear-attention block for inference: norm, projections, attention, output norm, addition.
 
-With xh the normed input before its affine part, K = softmax_n(W_k xh), Q = softmax_d(W_q xh + c) the block is
+Let xh (C, n) be the normed input before its gain and shift, K = softmax_n(W_k xh) and Q = softmax_d(W_q xh + c). The
+block is then
 
     x + norm(sum_h M_h Q_h s + b),    M_h = A_h (xh K_h^T),    A_h = W_out,h W_v,h
 
-The value projection moves behind the sum over positions and meets the output projection there: exactly the same
-function, without values and head outputs at every position. Of the pre-norm's affine part the gain goes into the
-weights; its shift is a constant of the keys, which their softmax over positions does not see, a bias of the queries,
-and through the values a constant of the output, for a column of K and one of Q each sum to 1.
+Products are associative, so W_v can be applied after the sum over positions, where it meets W_out: the same function,
+without values and head outputs at every position. The pre-norm's gain is multiplied into the weights. Its shift adds
+to the keys a constant that their softmax over positions cancels, to the queries the bias c, and through the values a
+constant to the output, because the softmaxes K and Q sum to 1.
 """
 
 from __future__ import annotations
@@ -23,22 +24,31 @@ from fastdiff.kernels.folded_attention import FoldedAttention
 from fastdiff.kernels.linear_attention import output_scale
 
 OP = "attention_block"
-# The Triton form keeps tiles (channels, head width) in registers and shared memory: more than these, or four bytes for
-# an element, and they spill, or exceed the 99 KB of smaller GPUs.
+# The Triton kernels keep tiles (channels, head width) in registers and shared memory. Larger tiles, or float32, would
+# spill or exceed the 99 KB of shared memory that smaller GPUs have.
 MAX_CHANNELS, MAX_HEAD_WIDTH = 128, 64
 
 
 def fits(dtype: torch.dtype, channels: int, head_width: int) -> bool:
-    """Whether the Triton form takes such a block; the others are better left in their parts."""
+    """Whether the Triton kernels take such a block; others run faster as separate operators."""
     return dtype.itemsize == 2 and channels <= MAX_CHANNELS and head_width <= MAX_HEAD_WIDTH
 
 
 def attention_block(x: Tensor, folded: FoldedAttention) -> Tensor:
-    """x + channel_norm(out), or out alone where folded.gain is None; see the top of this file.
+    """The residual linear-attention block, its weights folded; see the equations at the top of this file.
 
-    x: (B, C, H, W), any float dtype and memory format; folded: from `fold`, on x's device. Returns x's shape and dtype.
-    Not differentiable. The Triton form is for bfloat16 and float16 (see `fits`); it keeps maxima, sums and
-    accumulators in float32 and rounds what enters a matrix product to x's dtype. Raises ValueError for anything else.
+    Not differentiable. The Triton kernels take bfloat16 and float16 (see `fits`); they keep maxima, sums and
+    accumulators in float32 and round the operands of matrix products to x's dtype.
+
+    Args:
+        x: (B, C, H, W), any float dtype and memory format.
+        folded: the weights, from `fold`, on x's device.
+
+    Returns:
+        x + channel_norm(out), or out alone where folded.gain is None; x's shape and dtype.
+
+    Raises:
+        ValueError: for other shapes, integer dtypes, or tensors on several devices.
     """
     tensors = {k: v for k, v in folded._asdict().items() if isinstance(v, Tensor)}
     checks.tensors(OP, x=x, values=folded.values[0], **tensors)
@@ -54,7 +64,7 @@ def attention_block(x: Tensor, folded: FoldedAttention) -> Tensor:
 
 
 def attention_block_reference(x: Tensor, folded: FoldedAttention) -> Tensor:
-    """The same in plain torch."""
+    """`attention_block` in plain torch."""
     b, c, h, w = x.shape
     heads, n = folded.heads, h * w
     d = folded.w_q.shape[0] // heads

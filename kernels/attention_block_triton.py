@@ -1,8 +1,12 @@
-"""The Triton form of attention_block, two kernels.
+"""Triton kernels of attention_block: its two launches.
 
-The first, for each sample and block of key columns: the pre-norm's statistics, then xh softmax_n(W_k xh)^T with a
-running maximum over the positions. The second, for each sample and chunk of positions: everything else. x is read
-three times and written once; queries, keys and values never leave the chip.
+attention_block_keys, a program for each sample and block of key columns: the pre-norm's statistics, then
+xh softmax_n(W_k xh)^T with a running maximum over the positions. attention_block_out, a program for each sample and
+chunk of positions: the rest. x is read three times and written once; queries, keys and values never leave the chip.
+
+    x_b, x_c, x_p (and y_*): strides of batch, channel and position, in elements
+    C, HEADS, D, WIDTH: channels, heads, width of a head, HEADS D; CP, DP: C and D padded to powers of two
+    COLUMNS: key columns of a program; ROWS, N: positions at a time, for the statistics and for the products
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from torch import Tensor
 from fastdiff.kernels.channel_norm_triton import normalise
 from fastdiff.kernels.dispatch import launch
 from fastdiff.kernels.folded_attention import FoldedAttention
-from fastdiff.kernels.group_norm_triton import channel_statistics
+from fastdiff.kernels.group_norm_tiles import channel_statistics
 from fastdiff.kernels.layout import FILL, empty_images, positions, power_of_2
 from fastdiff.kernels.linear_attention import output_scale
 from fastdiff.kernels.linear_attention_triton import softmax_features
@@ -24,12 +28,12 @@ from fastdiff.kernels.products import dot
 
 @triton.jit
 def attention_block_keys(
-    x,
-    w_k,
-    sums,
-    statistics,
-    count,
-    blocks,
+    x,  # (B, C, n) any float dtype
+    w_k,  # (WIDTH, C) the network's dtype
+    sums,  # (B, C, WIDTH) w_k's dtype, written: xh K^T
+    statistics,  # (B, 2) float32, written: mean, 1 / standard deviation
+    count,  # n, positions
+    blocks,  # of key columns
     eps,
     x_b: tl.constexpr,
     x_c: tl.constexpr,
@@ -41,7 +45,7 @@ def attention_block_keys(
     N: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """sums (B, C, WIDTH): xh K^T in x's dtype; statistics (B, 2): mean and 1 / standard deviation, float32."""
+    """Writes the sample's mean and 1 / standard deviation, and xh K^T for the program's columns of K."""
     b = (tl.program_id(0) // blocks).to(tl.int64)
     j = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
     c = tl.arange(0, CP)
@@ -80,20 +84,20 @@ def attention_block_keys(
 
 @triton.jit
 def attention_block_out(
-    x,
-    y,
-    w_q,
-    q_bias,
-    first,
-    second,
-    bias,
-    shift,
-    gain,
-    sums,
-    statistics,
-    count,
-    chunks,
-    scale,
+    x,  # (B, C, n) any float dtype
+    y,  # (B, C, n) x's dtype, written
+    w_q,  # (HEADS D, C) the network's dtype
+    q_bias,  # (HEADS D,) float32
+    first,  # A (HEADS, C, C) if FOLDED, else W_out (HEADS, C, D); the network's dtype
+    second,  # None if FOLDED, else W_v (HEADS, D, C)
+    bias,  # (C,) float32
+    shift,  # (C,) float32
+    gain,  # (C,) the network's dtype, or None
+    sums,  # (B, C, HEADS D) as attention_block_keys wrote it
+    statistics,  # (B, 2) float32, likewise
+    count,  # n, positions
+    chunks,  # of positions
+    scale,  # d^-1/2, or d^-1/2 / n
     x_b: tl.constexpr,
     x_c: tl.constexpr,
     x_p: tl.constexpr,
@@ -109,7 +113,7 @@ def attention_block_out(
     FOLDED: tl.constexpr,
     NORM: tl.constexpr,
 ):
-    """first: A (HEADS, C, C) where FOLDED, else W_out (HEADS, C, D), with second = W_v (HEADS, D, C)."""
+    """Writes the block's result at N positions. FOLDED: first is A. NORM: the output norm and the addition of x."""
     b = (tl.program_id(0) // chunks).to(tl.int64)
     p = (tl.program_id(0) % chunks) * N + tl.arange(0, N)
     c = tl.arange(0, CP)
@@ -142,12 +146,13 @@ def attention_block_out(
     constant = tl.load(bias + c, c < C, 0.0) + scale * tl.load(shift + c, c < C, 0.0)
     out = out * scale + constant[None, :]
     if NORM:
-        xhat, _ = normalise(out, valid, C, 1e-5)  # channel_norm's eps
+        xhat, _ = normalise(out, valid, C, 1e-5)  # eps of the output norm, a channel_norm
         out = xhat * tl.load(gain + c, c < C, 0.0).to(tl.float32)[None, :] + raw.to(tl.float32)
     tl.store(y + b * y_b + p[:, None] * y_p + c[None, :] * y_c, out.to(y.dtype.element_ty), valid)
 
 
 def forward(x: Tensor, folded: FoldedAttention) -> Tensor:
+    """attention_block(x, folded), for any float dtype."""
     b, c, h, w = x.shape
     n, width = h * w, folded.w_q.shape[0]
     d = width // folded.heads
@@ -156,58 +161,30 @@ def forward(x: Tensor, folded: FoldedAttention) -> Tensor:
     sums = torch.empty((b, c, width), dtype=folded.w_k.dtype, device=x.device)
     statistics = torch.empty((b, 2), dtype=torch.float32, device=x.device)
     flat, into = positions(x), positions(y)
-    # All key columns at once where the samples alone fill the device and the sums fit, else a block for each head.
+    # A program takes all key columns if the samples alone fill the device and the sums fit, else one head's.
     columns = max(16, power_of_2(width)) if b >= FILL // 2 and cp * power_of_2(width) <= 8192 else dp
     rows = max(16, min(64, power_of_2(n), 4096 // max(cp, columns)))
-    launch(
-        attention_block_keys,
-        (b * -(-width // columns),),
-        x.device,
-        flat,
-        folded.w_k,
-        sums,
-        statistics,
-        n,
-        -(-width // columns),
-        folded.eps,
-        *flat.stride(),
-        C=c,
-        CP=cp,
-        WIDTH=width,
-        COLUMNS=columns,
-        N=rows,
-        ROWS=max(1, min(power_of_2(n), 4096 // cp)),
-        num_warps=8,
-    )
+    blocks = -(-width // columns)
+    tensors = flat, folded.w_k, sums, statistics
+    sizes = dict(C=c, CP=cp, WIDTH=width, COLUMNS=columns, N=rows, ROWS=max(1, min(power_of_2(n), 4096 // cp)))
+    numbers = n, blocks, folded.eps, *flat.stride()
+    launch(attention_block_keys, (b * blocks,), x.device, *tensors, *numbers, **sizes, num_warps=8)
+
     rows = max(16, min(64, power_of_2(n), 8192 // cp))
+    chunks = -(-n // rows)
+    first, second = folded.values if len(folded.values) == 2 else (*folded.values, None)
+    weights = folded.w_q, folded.q_bias, first, second, folded.bias, folded.shift, folded.gain
+    numbers = n, chunks, output_scale(d, n, folded.divide_by_n), *flat.stride(), *into.stride()
+    sizes = dict(
+        HEADS=folded.heads, D=d, DP=dp, C=c, CP=cp, N=rows, FOLDED=second is None, NORM=folded.gain is not None
+    )
     launch(
         attention_block_out,
-        (b * -(-n // rows),),
+        (b * chunks,),
         x.device,
-        flat,
-        into,
-        folded.w_q,
-        folded.q_bias,
-        *folded.values,
-        *((None,) if len(folded.values) == 1 else ()),
-        folded.bias,
-        folded.shift,
-        folded.gain,
-        sums,
-        statistics,
-        n,
-        -(-n // rows),
-        output_scale(d, n, folded.divide_by_n),
-        *flat.stride(),
-        *into.stride(),
-        HEADS=folded.heads,
-        D=d,
-        DP=dp,
-        C=c,
-        CP=cp,
-        N=rows,
-        FOLDED=len(folded.values) == 1,
-        NORM=folded.gain is not None,
+        *(flat, into, *weights, sums, statistics),
+        *numbers,
+        **sizes,
         num_warps=4 if cp <= 64 else 8,
         num_stages=2,
     )

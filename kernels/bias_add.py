@@ -1,7 +1,7 @@
 """The end of a residual block: the last convolution's bias, the shortcut's bias and the addition, in one pass.
 
-torch runs cuDNN's convolutions without their bias and adds it with a kernel of its own, a reading and a writing of
-the whole result; here the bias joins the addition that follows anyway.
+torch runs cuDNN's convolutions without bias and adds the bias in a kernel of its own, which reads and writes the whole
+result once more. Here the bias is added in the pass that adds the residual.
 """
 
 from __future__ import annotations
@@ -18,10 +18,21 @@ OP = "bias_add"
 
 
 def bias_add(x: Tensor, residual: Tensor, bias: Tensor | None = None, residual_bias: Tensor | None = None) -> Tensor:
-    """x + bias + residual + residual_bias, the biases (C,) over dim 1.
+    """x + bias + residual + residual_bias, the biases over channels. Differentiable.
 
-    x: (B, C, H, W), any float dtype and memory format; residual: x's shape. Returns x's shape in the dtype that torch
-    promotes all of them to; differentiable. The Triton form computes in float32. Raises ValueError for anything else.
+    The Triton kernel computes in float32.
+
+    Args:
+        x: (B, C, H, W), any float dtype and memory format.
+        residual: as x.
+        bias: (C,), or None.
+        residual_bias: (C,), or None.
+
+    Returns:
+        (B, C, H, W), in the dtype that torch promotes the arguments to; from Triton in channels_last.
+
+    Raises:
+        ValueError: for other shapes, integer dtypes, or tensors on several devices.
     """
     checks.tensors(OP, x=x, residual=residual, bias=bias, residual_bias=residual_bias)
     checks.images(OP, x)
@@ -36,7 +47,7 @@ def bias_add(x: Tensor, residual: Tensor, bias: Tensor | None = None, residual_b
 def bias_add_reference(
     x: Tensor, residual: Tensor, bias: Tensor | None = None, residual_bias: Tensor | None = None
 ) -> Tensor:
-    """The same in plain torch."""
+    """`bias_add` in plain torch."""
     for one in (bias, residual_bias):
         if one is not None:
             x = x + one.view(-1, 1, 1)

@@ -1,4 +1,8 @@
-"""The Triton form of bias_add: a tile of positions by channels."""
+"""Triton kernel of bias_add: a program takes a tile of ROWS positions by COLUMNS channels of a sample.
+
+x_b, x_c, x_p (and y_*, r_* of the residual): strides of batch, channel and position, in elements
+C: channels
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,13 @@ from fastdiff.kernels.layout import contiguous, empty_images, positions, promote
 
 @triton.jit
 def bias_add_forward(
-    x,
-    y,
-    residual,
-    bias,
-    residual_bias,
-    count,
-    channel_blocks,
+    x,  # (B, C, n) any float dtype
+    y,  # (B, C, n) the promoted dtype, written
+    residual,  # (B, C, n) any float dtype
+    bias,  # (C,) any float dtype, or None
+    residual_bias,  # (C,) any float dtype, or None
+    count,  # n, positions
+    channel_blocks,  # tiles side by side
     C: tl.constexpr,
     x_b: tl.constexpr,
     x_c: tl.constexpr,
@@ -34,6 +38,7 @@ def bias_add_forward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """y = x + bias + residual + residual_bias."""
     pid = tl.program_id(0)
     c = (pid % channel_blocks) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     pid = pid // channel_blocks
@@ -51,6 +56,7 @@ def bias_add_forward(
 
 
 def forward(x: Tensor, residual: Tensor, bias: Tensor | None, residual_bias: Tensor | None) -> Tensor:
+    """bias_add(x, residual, bias, residual_bias)."""
     b, c, h, w = x.shape
     y = empty_images(x, dtype=promoted(x, residual, bias, residual_bias))
     bias, residual_bias = contiguous(bias), contiguous(residual_bias)
@@ -61,17 +67,9 @@ def forward(x: Tensor, residual: Tensor, bias: Tensor | None, residual_bias: Ten
         bias_add_forward,
         (b * -(-h * w // rows) * blocks,),
         x.device,
-        flat,
-        into,
-        other,
-        bias,
-        residual_bias,
-        h * w,
-        blocks,
-        c,
-        *flat.stride(),
-        *into.stride(),
-        *other.stride(),
+        *(flat, into, other, bias, residual_bias),
+        *(h * w, blocks, c),
+        *(*flat.stride(), *into.stride(), *other.stride()),
         BIAS=bias is not None,
         RESIDUAL_BIAS=residual_bias is not None,
         ROWS=rows,

@@ -1,4 +1,8 @@
-"""LayerNorm over the channels of an image, with a gain and no shift, and the addition of the residual."""
+"""LayerNorm over the channels of an image, with a gain and no shift, and the addition of the residual.
+
+Ba, Kiros and Hinton, "Layer normalization" (2016): y = (x - mean) / sqrt(var + eps) gain, here with the mean and the
+biased variance over the channels of each position.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,25 @@ from torch import Tensor
 from fastdiff.kernels import checks
 from fastdiff.kernels.dispatch import use_triton
 
-MAX_CHANNELS = 4096  # a tile of the Triton form holds a row of all channels
+MAX_CHANNELS = 4096  # a tile of the Triton kernel holds all channels of a position
 
 
 def channel_norm(x: Tensor, gain: Tensor, residual: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * gain + residual over dim 1, biased variance (Ba et al. 2016, without a shift).
+    """(x - mean) / sqrt(var + eps) * gain + residual, mean and variance over channels. Differentiable.
 
-    x: (B, C, H, W), any float dtype and memory format; gain: (1, C, 1, 1); residual: None or x's shape.
-    Returns x's shape in the dtype that torch promotes all of them to; differentiable. The Triton form computes in
-    float32.
-    Raises ValueError for anything else.
+    The Triton kernels compute in float32.
+
+    Args:
+        x: (B, C, H, W), any float dtype and memory format.
+        gain: (1, C, 1, 1).
+        residual: as x, or None.
+        eps: added to the variance.
+
+    Returns:
+        (B, C, H, W), in the dtype that torch promotes the arguments to; from Triton in channels_last.
+
+    Raises:
+        ValueError: for other shapes, integer dtypes, or tensors on several devices.
     """
     checks.tensors("channel_norm", x=x, gain=gain, residual=residual)
     checks.images("channel_norm", x)
@@ -31,7 +44,7 @@ def channel_norm(x: Tensor, gain: Tensor, residual: Tensor | None = None, eps: f
 
 
 def channel_norm_reference(x: Tensor, gain: Tensor, residual: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """The same in plain torch."""
+    """`channel_norm` in plain torch."""
     var, mean = torch.var_mean(x, dim=1, unbiased=False, keepdim=True)
     y = (x - mean) * torch.rsqrt(var + eps) * gain
     return y if residual is None else y + residual

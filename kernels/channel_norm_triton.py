@@ -1,4 +1,12 @@
-"""The Triton form of channel_norm: a tile of positions by all channels, read once."""
+"""Triton kernels of channel_norm: a tile of ROWS positions by all channels, read once.
+
+    x_b, x_c, x_p (and y_*, dy_*, dx_*, r_* of the residual): strides of batch, channel and position, in elements
+    C: channels; COLUMNS: C padded to a power of two
+
+The gradient, with d = dy gain and means over a position's channels (xhat = (x - mean) rstd):
+
+    dx = rstd (d - mean(d) - xhat mean(d xhat)),    dgain = sum over samples and positions of dy xhat
+"""
 
 from __future__ import annotations
 
@@ -13,7 +21,7 @@ from fastdiff.kernels.layout import empty_images, positions, promoted, registers
 
 @triton.jit
 def normalise(v, mask, C: tl.constexpr, eps):
-    """xhat and 1 / standard deviation over the columns of a tile (positions, channels), in two passes, float32."""
+    """xhat and 1 / standard deviation of each row of a tile (positions, channels), float32, in two passes."""
     off = tl.where(mask, v - (tl.sum(v, axis=1) / C)[:, None], 0.0)
     rstd = tl.rsqrt(tl.sum(off * off, axis=1) / C + eps)[:, None]
     return off * rstd, rstd
@@ -21,11 +29,11 @@ def normalise(v, mask, C: tl.constexpr, eps):
 
 @triton.jit
 def channel_norm_forward(
-    x,
-    y,
-    gain,
-    residual,
-    count,
+    x,  # (B, C, n) any float dtype
+    y,  # (B, C, n) the promoted dtype, written
+    gain,  # (C,) any float dtype
+    residual,  # (B, C, n) any float dtype, or None
+    count,  # n, positions
     x_b: tl.constexpr,
     x_c: tl.constexpr,
     x_p: tl.constexpr,
@@ -41,6 +49,7 @@ def channel_norm_forward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """y = xhat gain + residual."""
     per_sample = tl.cdiv(count, ROWS)
     b = (tl.program_id(0) // per_sample).to(tl.int64)
     p = (tl.program_id(0) % per_sample) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -56,13 +65,13 @@ def channel_norm_forward(
 
 @triton.jit
 def channel_norm_backward(
-    x,
-    dy,
-    dx,
-    gain,
-    partial,
-    tiles,
-    count,
+    x,  # (B, C, n) any float dtype
+    dy,  # (B, C, n) any float dtype
+    dx,  # (B, C, n) x's dtype, written
+    gain,  # (C,) any float dtype
+    partial,  # (programs, C) float32, written
+    tiles,  # of all samples
+    count,  # n, positions
     x_b: tl.constexpr,
     x_c: tl.constexpr,
     x_p: tl.constexpr,
@@ -77,7 +86,7 @@ def channel_norm_backward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """dx, and each program's part of the gain's gradient, (programs, C)."""
+    """dx, and the share of dgain of the tiles that the program takes."""
     columns = tl.arange(0, COLUMNS)
     c = columns[None, :]
     g = tl.load(gain + c, c < C, 0.0).to(tl.float32)
@@ -99,6 +108,7 @@ def channel_norm_backward(
 
 
 def forward(x: Tensor, gain: Tensor, residual: Tensor | None, eps: float) -> Tensor:
+    """channel_norm(x, gain, residual, eps)."""
     b, c, h, w = x.shape
     y = empty_images(x, dtype=promoted(x, gain, residual))
     rows, columns, warps = tile(c, h * w, 2048)
@@ -108,14 +118,9 @@ def forward(x: Tensor, gain: Tensor, residual: Tensor | None, eps: float) -> Ten
         channel_norm_forward,
         (b * -(-h * w // rows),),
         x.device,
-        flat,
-        into,
-        gain.contiguous(),
-        other,
+        *(flat, into, gain.contiguous(), other),
         h * w,
-        *flat.stride(),
-        *into.stride(),
-        *((0, 0, 0) if other is None else other.stride()),
+        *(*flat.stride(), *into.stride(), *((0, 0, 0) if other is None else other.stride())),
         eps,
         RESIDUAL=residual is not None,
         C=c,
@@ -127,27 +132,21 @@ def forward(x: Tensor, gain: Tensor, residual: Tensor | None, eps: float) -> Ten
 
 
 def backward(dy: Tensor, x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The gradients of x and gain."""
     b, c, h, w = x.shape
     dx = empty_images(x)
     rows, columns, warps = tile(c, h * w, 2048)
     tiles = b * -(-h * w // rows)
-    programs = min(tiles, 512)  # a few for each multiprocessor; their parts are summed below
+    programs = min(tiles, 512)  # a few for each multiprocessor; their shares of dgain are summed below
     partial = torch.empty((programs, c), dtype=torch.float32, device=x.device)
     flat, grad, into = positions(x), positions(dy), positions(dx)
     launch(
         channel_norm_backward,
         (programs,),
         x.device,
-        flat,
-        grad,
-        into,
-        gain.contiguous(),
-        partial,
-        tiles,
-        h * w,
-        *flat.stride(),
-        *grad.stride(),
-        *into.stride(),
+        *(flat, grad, into, gain.contiguous(), partial),
+        *(tiles, h * w),
+        *(*flat.stride(), *grad.stride(), *into.stride()),
         eps,
         C=c,
         ROWS=rows,

@@ -1,4 +1,4 @@
-"""What operators require of their arguments: one clear sentence before any launch."""
+"""Checks of operators' arguments, before any launch; what fails one is a ValueError of one sentence."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ ACTIVATIONS = (None, "gelu", "gelu_tanh", "silu", "relu")
 
 
 def tensors(operator: str, **given: Tensor | None) -> None:
-    """Every tensor is floating point and on one device. Raises ValueError naming the first that is not."""
+    """All tensors are floating point and on one device; None is skipped."""
     device: torch.device | None = None
     for name, tensor in given.items():
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ValueError(f"{operator}: {name} is {kind}; accepted: a floating-point tensor")
+            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{operator}: {name} is {found}; accepted: a floating-point tensor")
         device = tensor.device if device is None else device
         if tensor.device != device:
             raise ValueError(f"{operator}: {name} is on {tensor.device} and the others on {device}")
@@ -29,18 +29,19 @@ def images(operator: str, x: Tensor, name: str = "x") -> None:
 
 
 def shape(operator: str, name: str, tensor: Tensor | None, *accepted: tuple[int, ...]) -> None:
-    """The tensor, where given, has one of the accepted shapes."""
+    """The tensor has one of the accepted shapes; None is skipped."""
     if tensor is not None and tuple(tensor.shape) not in accepted:
         wanted = " or ".join(map(str, dict.fromkeys(accepted)))
         raise ValueError(f"{operator}: {name} has shape {tuple(tensor.shape)}; accepted: {wanted}")
 
 
 def per_sample(operator: str, name: str, tensor: Tensor | None, batch: int, channels: int) -> None:
-    """The tensor, where given, is (B, C), (1, C), or either with (1, 1) after it."""
+    """The tensor is (B, C), (1, C), (B, C, 1, 1) or (1, C, 1, 1); None is skipped."""
     sizes = [(n, channels) for n in (batch, 1)]
     shape(operator, name, tensor, *sizes, *((*s, 1, 1) for s in sizes))
 
 
 def activation(operator: str, name: str, value: str | None) -> None:
+    """The value is one of ACTIVATIONS."""
     if value not in ACTIVATIONS:
         raise ValueError(f"{operator}: {name} = {value!r}; accepted: {', '.join(map(str, ACTIVATIONS))}")

@@ -1,7 +1,7 @@
-"""Convolutions by the library, their bias and what follows by the kernels.
+"""Convolutions together with the operator that reads their result.
 
-The convolution itself stays torch's (cuDNN's on a GPU). Where the Triton kernels run it is called without its bias,
-which the kernel that reads its result adds; elsewhere with it.
+The convolution itself is torch's (cuDNN's on a GPU). Where Triton kernels run, it is called without its bias, which
+the kernel that reads the result adds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastdiff.kernels.group_norm import group_norm
 
 
 def _padding(operator: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> int:
-    """What keeps the picture's size, after a look at the arguments."""
+    """The padding that keeps the picture's size; checks the arguments."""
     checks.tensors(operator, x=x, weight=weight, bias=bias)
     checks.images(operator, x)
     size = weight.shape[-1]
@@ -39,11 +39,19 @@ def conv_norm(
     before: str | None = None,
     after: str | None = None,
 ) -> Tensor:
-    """after(group_norm(before(conv2d(x, weight, bias)))), the convolution keeping the picture's size.
+    """after(group_norm(before(conv2d(x, weight, bias)))), padded so that the picture keeps its size. Differentiable.
 
-    x: (B, C, H, W); weight: (O, C, K, K), K odd; bias: (O,) or None; the rest as in group_norm, on O channels.
-    Returns (B, O, H, W). Differentiable.
-    Raises ValueError for anything else.
+    Args:
+        x: (B, C, H, W), any float dtype and memory format.
+        weight: (O, C, K, K), K odd.
+        bias: (O,), or None.
+        groups, norm_weight, norm_bias, eps, before, after: as in group_norm, over O channels.
+
+    Returns:
+        (B, O, H, W).
+
+    Raises:
+        ValueError: for other shapes, integer dtypes, or tensors on several devices.
     """
     padding = _padding("conv_norm", x, weight, bias)
     if use_triton(x):
@@ -61,10 +69,23 @@ def conv_add(
     residual_weight: Tensor | None = None,
     residual_bias: Tensor | None = None,
 ) -> Tensor:
-    """conv2d(x, weight, bias) + residual, or + conv2d(residual, residual_weight, residual_bias), sizes kept.
+    """conv2d(x, weight, bias) + shortcut(residual), padded so that the picture keeps its size. Differentiable.
 
-    x: (B, C, H, W); weight: (O, C, K, K), K odd; residual: (B, O, H, W), or with a residual_weight (O, R, 1, 1)
-    (B, R, H, W). Returns (B, O, H, W). Differentiable. Raises ValueError for anything else.
+    The shortcut is a 1x1 convolution where residual_weight is given, else the identity.
+
+    Args:
+        x: (B, C, H, W), any float dtype and memory format.
+        weight: (O, C, K, K), K odd.
+        bias: (O,), or None.
+        residual: (B, R, H, W); without a residual_weight R must be O.
+        residual_weight: (O, R, 1, 1), or None.
+        residual_bias: (O,), or None.
+
+    Returns:
+        (B, O, H, W).
+
+    Raises:
+        ValueError: for other shapes, integer dtypes, or tensors on several devices.
     """
     padding = _padding("conv_add", x, weight, bias)
     if residual_weight is not None:

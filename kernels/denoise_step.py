@@ -1,6 +1,6 @@
 """One sampler step: from the network's output to the next x.
 
-out = out_u + g (out_c - out_u)      with classifier-free guidance (Ho and Salimans 2022, eq. 6, g = 1 + w)
+out = out_u + g (out_c - out_u)      classifier-free guidance (Ho and Salimans 2022, eq. 6, g = 1 + w)
 x0  = clip(p x + q out)
 x  <- a x + b x0 + c x0_prev + s noise
 """
@@ -31,20 +31,52 @@ def denoise_step(
     keep_x0: bool = False,
     inplace: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """The update of row `index` of a step table: (next x, x0 where keep_x0 else None).
+    """The update of row `index` of a step table; see the equations at the top of this file. Not differentiable.
 
-    x: (n, C, H, W) float32, any memory format. out: the network's output in any float dtype and memory format, x's
-    shape; with guidance_scale (2 n, C, H, W), the n predictions without a context before the n with it.
-    rows: (R, 6) float32, the columns p, q, a, b, c, s; index: one int32 or int64 on the device. All that changes
-    from step to step and run to run is read from device memory, so that a captured step stays true.
-    x0_prev: x's shape, float32; read only where c is not 0, so that it may be uninitialised before that.
-    noise: x's shape, float32; or key: (2,) int64, seed and first sample, and the noise is draw index + 1 of
-    kernels.philox, which the Triton form makes in registers. Neither: as if s were 0.
-    clip: None; a bound, x0 is clamped to [-clip, clip]; or a bound s for each sample, (n,) float32, clamped to
-    [-s, s] and divided by s (dynamic thresholding, Saharia et al. 2022, Imagen, section 2.3; see x0_bound).
-    guidance_scale: one float32 on the device. inplace: x, and x0_prev where x0 is kept, are overwritten.
-    Raises ValueError for anything else. Not differentiable.
+    Whatever changes between steps or runs is read from device memory, so that a captured step can be replayed.
+
+    Args:
+        x: (n, C, H, W) float32, any memory format.
+        out: the network's output, x's shape, any float dtype and memory format; with a guidance_scale
+            (2 n, C, H, W), the n predictions without a context before the n with it.
+        rows: (R, 6) float32, the columns p, q, a, b, c, s.
+        index: one int32 or int64 on x's device, the row.
+        x0_prev: x's shape, float32; read only where c is not 0, so it may be uninitialised until then.
+        noise: x's shape, float32. At most one of noise and key; with neither, s counts as 0.
+        key: (2,) int64, the seed and the first sample; the noise is then draw index + 1 of kernels.philox, which the
+            Triton kernel makes in registers.
+        clip: None; a bound, x0 is clamped to [-clip, clip]; or (n,) float32, a bound for each sample, x0 is clamped
+            to it and divided by it (dynamic thresholding, Saharia et al. 2022, section 2.3; see x0_bound).
+        guidance_scale: one float32 on x's device, g; None without guidance.
+        keep_x0: also return x0.
+        inplace: overwrite x, and x0_prev where x0 is kept.
+
+    Returns:
+        The next x, and x0 if keep_x0, else None; both x's shape, float32.
+
+    Raises:
+        ValueError: for other shapes, dtypes or devices, a bound that is not positive, or both noise and key.
     """
+    _check(x, out, rows, index, x0_prev, noise, key, clip, guidance_scale)
+    if use_triton(x):
+        from fastdiff.kernels import denoise_step_triton
+
+        _check_float32(x=x, rows=rows, x0_prev=x0_prev, noise=noise, guidance_scale=guidance_scale, clip=clip)
+        return denoise_step_triton.forward(
+            x, out, rows, index, x0_prev, noise, key, clip, guidance_scale, keep_x0, inplace
+        )
+    following, x0 = denoise_step_reference(
+        x, out, rows, index, x0_prev, noise=noise, key=key, clip=clip, guidance_scale=guidance_scale
+    )
+    if inplace:
+        following = x.copy_(following)
+        if keep_x0 and x0_prev is not None:
+            x0 = x0_prev.copy_(x0)
+    return following, x0 if keep_x0 else None
+
+
+def _check(x, out, rows, index, x0_prev, noise, key, clip, guidance_scale) -> None:
+    """Raises ValueError for arguments that denoise_step cannot take."""
     bound = clip if isinstance(clip, Tensor) else None
     checks.tensors(OP, x=x, out=out, rows=rows, x0_prev=x0_prev, noise=noise, guidance_scale=guidance_scale, clip=bound)
     checks.images(OP, x)
@@ -62,24 +94,13 @@ def denoise_step(
         raise ValueError(f"{OP}: both noise and key were given; accepted: one of them, or neither")
     if isinstance(clip, (int, float)) and not clip > 0:
         raise ValueError(f"{OP}: clip = {clip}; accepted: None, a positive bound, or a bound for each sample")
-    if use_triton(x):
-        states = dict(x=x, rows=rows, x0_prev=x0_prev, noise=noise, guidance_scale=guidance_scale, clip=bound)
-        for name, tensor in states.items():
-            if tensor is not None and tensor.dtype != torch.float32:
-                raise ValueError(f"{OP}: {name} is {tensor.dtype}; accepted: float32")
-        from fastdiff.kernels import denoise_step_triton
 
-        return denoise_step_triton.forward(
-            x, out, rows, index, x0_prev, noise, key, clip, guidance_scale, keep_x0, inplace
-        )
-    following, x0 = denoise_step_reference(
-        x, out, rows, index, x0_prev, noise=noise, key=key, clip=clip, guidance_scale=guidance_scale
-    )
-    if inplace:
-        following = x.copy_(following)
-        if keep_x0 and x0_prev is not None:
-            x0 = x0_prev.copy_(x0)
-    return following, x0 if keep_x0 else None
+
+def _check_float32(**given: Tensor | float | None) -> None:
+    """The Triton kernel keeps the state in float32; the reference takes any dtype."""
+    for name, tensor in given.items():
+        if isinstance(tensor, Tensor) and tensor.dtype != torch.float32:
+            raise ValueError(f"{OP}: {name} is {tensor.dtype}; accepted: float32")
 
 
 def _check_integers(x: Tensor, **given: tuple) -> None:
@@ -94,12 +115,12 @@ def _check_integers(x: Tensor, **given: tuple) -> None:
 
 
 def _row(rows: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-    """p, q, a, b, c, s as tensors; rows[index] would have the host read the index."""
+    """p, q, a, b, c, s as tensors on the device; rows[index] would make the host wait for the index."""
     return rows.index_select(0, index.reshape(1))[0].unbind()
 
 
 def predicted_x0(x: Tensor, out: Tensor, rows: Tensor, index: Tensor, guidance_scale: Tensor | None = None) -> Tensor:
-    """p x + q out before clipping, guidance included, in plain torch."""
+    """p x + q out with guidance, before clipping, in plain torch."""
     p, q = _row(rows, index)[:2]
     out = out.to(x.dtype)
     if guidance_scale is not None:
@@ -111,9 +132,9 @@ def predicted_x0(x: Tensor, out: Tensor, rows: Tensor, index: Tensor, guidance_s
 def x0_bound(
     x: Tensor, out: Tensor, rows: Tensor, index: Tensor, quantile: float, guidance_scale: Tensor | None = None
 ) -> Tensor:
-    """Dynamic thresholding's bound for each sample, (n,): max(1, quantile of |x0|), interpolated linearly."""
+    """Dynamic thresholding's bound for each sample, (n,): max(1, quantile of |x0|), by linear interpolation."""
     size = predicted_x0(x, out, rows, index, guidance_scale).abs().flatten(1).sort(dim=1).values
-    place = quantile * (size.shape[1] - 1)  # torch.quantile would do, but takes 2^24 elements at most
+    place = quantile * (size.shape[1] - 1)  # torch.quantile takes at most 2^24 elements
     low = int(place)
     high = min(low + 1, size.shape[1] - 1)
     return torch.lerp(size[:, low], size[:, high], place - low).clamp(min=1.0)
@@ -131,7 +152,7 @@ def denoise_step_reference(
     clip: None | float | Tensor = None,
     guidance_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The same in plain torch; never in place, x0 always returned."""
+    """`denoise_step` in plain torch, never in place; returns the next x and x0."""
     a, b, c, s = _row(rows, index)[2:]
     x0 = predicted_x0(x, out, rows, index, guidance_scale)
     if isinstance(clip, Tensor):

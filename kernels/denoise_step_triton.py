@@ -1,8 +1,14 @@
-"""The Triton form of denoise_step: one reading of x and of each prediction, one writing, the noise in registers.
+"""Triton kernel of denoise_step: x and each prediction are read once, x is written once, noise stays in registers.
 
-A program takes BLOCK groups of LANES elements that lie side by side in a picture's row-major order; a group is one or
-two Philox blocks. Where a tensor keeps its channels side by side instead, groups of the same positions are taken
-channel after channel, so that a program uses every element of the lines it reads.
+A program takes BLOCK groups of LANES elements that are adjacent in a picture's row-major order; a group is one or two
+Philox blocks. Where a tensor is channels_last, a program takes the groups at the same positions of all channels one
+after another, so that it uses every element of the cache lines it reads.
+
+    E, C: elements and channels of a sample
+    out_b, out_c, out_p: strides of batch, channel and position of the predictions, in elements
+    CHANNELS_FIRST, OUT_FIRST: whether x and the predictions are in row-major order (else channels_last, any strides)
+    GUIDED, READ_PREV, KEEP: whether there are two predictions, an x0_prev, an x0 to write
+    CLIP: "off", "limit" or "sample" (a bound for each sample); NOISE: "off", "given" or "philox"
 """
 
 from __future__ import annotations
@@ -23,22 +29,22 @@ def _clamp(x, bound):
     return tl.minimum(x, bound, propagate_nan=tl.PropagateNan.ALL)
 
 
-@triton.jit(do_not_specialize_on_alignment=["index"])  # index lies anywhere in a vector of indices
+@triton.jit(do_not_specialize_on_alignment=["index"])  # index may be any element of a vector
 def denoise_step_forward(
-    x,
-    following,
-    out,
-    conditional,
-    x0_prev,
-    x0_kept,
-    noise,
-    rows,
-    index,
-    guidance,
-    bound,
-    key,
-    samples,
-    limit,
+    x,  # (n, C, H, W) float32
+    following,  # x's shape and strides, float32, written: the next x
+    out,  # (n, C, H W) any float dtype; if GUIDED without the context
+    conditional,  # likewise with the context, or None
+    x0_prev,  # x's shape and strides, float32, or None
+    x0_kept,  # x's shape and strides, float32, written: x0; or None
+    noise,  # x's shape and strides, float32, or None
+    rows,  # (R, 6) float32: p, q, a, b, c, s
+    index,  # one int32 or int64
+    guidance,  # one float32, or None
+    bound,  # (n,) float32, or None
+    key,  # (2,) int64: seed, first sample; or None
+    samples,  # n
+    limit,  # the bound if CLIP is "limit", float
     out_b: tl.constexpr,
     out_c: tl.constexpr,
     out_p: tl.constexpr,
@@ -54,10 +60,7 @@ def denoise_step_forward(
     KEEP: tl.constexpr,
     NOISE: tl.constexpr,
 ):
-    """E elements a sample, C channels. CHANNELS_FIRST, OUT_FIRST: whether x, out lie in row-major order.
-
-    CLIP: "off", "limit" or "sample". NOISE: "off", "given" or "philox".
-    """
+    """The update of row `index` for BLOCK groups."""
     HW: tl.constexpr = E // C
     GROUPS: tl.constexpr = (E + LANES - 1) // LANES
     g = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
@@ -92,7 +95,7 @@ def denoise_step_forward(
     v = v * tl.load(row + 2) + x0 * tl.load(row + 3)
     if READ_PREV:
         weight = tl.load(row + 4)
-        if weight != 0:  # before that x0_prev may be uninitialised memory
+        if weight != 0:  # while c is 0, x0_prev may be uninitialised memory
             v += tl.load(x0_prev + at, mask, 0.0) * weight
     if NOISE == "given":
         v += tl.load(noise + at, mask, 0.0) * tl.load(row + 5)
@@ -108,7 +111,7 @@ def denoise_step_forward(
 
 
 def _dense(x: Tensor, like: Tensor) -> Tensor:
-    """x in the memory format of `like`, which is one of the two usual ones."""
+    """x in the memory format of `like`, contiguous or channels_last."""
     first = like.is_contiguous()
     return x.contiguous(memory_format=torch.contiguous_format if first else torch.channels_last)
 
@@ -116,13 +119,14 @@ def _dense(x: Tensor, like: Tensor) -> Tensor:
 def forward(
     x, out, rows, index, x0_prev, noise, key, clip, guidance_scale, keep_x0, inplace
 ) -> tuple[Tensor, Tensor | None]:
+    """denoise_step of the same arguments."""
     n, c, h, w = x.shape
     state = x if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
     first = state.is_contiguous()
     flat = positions(out)
     out_first = flat.stride(2) == 1 and (c == 1 or flat.stride(1) == h * w)
     elements = c * h * w
-    # 16 bytes of a 16-bit prediction are eight elements, of x four.
+    # A thread reads 16 bytes at once: eight elements of a 16-bit prediction, four of float32.
     lanes = 8 if out.element_size() == 2 and elements % 8 == 0 else 4
     groups = n * -(-elements // lanes)
     if groups >= 2**31:
@@ -138,18 +142,9 @@ def forward(
         denoise_step_forward,
         (-(-groups // block),),
         x.device,
-        state,
-        following,
-        flat,
-        None if guidance_scale is None else flat[n:],
-        previous,
-        kept,
+        *(state, following, flat, None if guidance_scale is None else flat[n:], previous, kept),
         None if noise is None else _dense(noise, state),
-        rows.contiguous(),
-        index,
-        guidance_scale,
-        contiguous(per_sample),
-        contiguous(key),
+        *(rows.contiguous(), index, guidance_scale, contiguous(per_sample), contiguous(key)),
         n,
         0.0 if clip is None or per_sample is not None else float(clip),
         *flat.stride(),

@@ -1,4 +1,4 @@
-"""Depthwise convolution with its bias and the block's time bias (Liu et al. 2022, ConvNeXt)."""
+"""Depthwise convolution with its bias and the block's time bias, as in the Annotated U-Net's ConvNeXt block."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ from fastdiff.kernels.dispatch import use_triton
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, time_bias: Tensor | None = None) -> Tensor:
-    """Each channel convolved with its own odd square kernel, zero padding, same size; plus bias and time_bias.
+    """conv2d(x, weight, bias, padding=K // 2, groups=C) + time_bias. Differentiable.
 
-    x: (B, C, H, W), any float dtype and memory format; weight: (C, 1, K, K), K odd; bias: (C,);
-    time_bias: (B or 1, C) or (B or 1, C, 1, 1). Returns x's shape and dtype; differentiable.
-    The Triton form computes in float32. Raises ValueError for anything else.
+    The Triton kernels compute in float32.
+
+    Args:
+        x: (B, C, H, W), any float dtype and memory format.
+        weight: (C, 1, K, K), K odd.
+        bias: (C,), or None.
+        time_bias: (B, C) or (1, C), either with (1, 1) after it, or None.
+
+    Returns:
+        x's shape and dtype; from Triton in channels_last.
+
+    Raises:
+        ValueError: for other shapes, integer dtypes, or tensors on several devices.
     """
     op = "depthwise_conv"
     checks.tensors(op, x=x, weight=weight, bias=bias, time_bias=time_bias)
@@ -30,7 +40,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, time_b
     checks.shape(op, "bias", bias, (c,))
     checks.per_sample(op, "time_bias", time_bias, b, c)
     if use_triton(x):
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # as torch's own convolutions do there
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # as torch's own convolutions do under autocast
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return _DepthwiseConv.apply(x, weight, bias, time_bias)
     return depthwise_conv_reference(x, weight, bias, time_bias)
@@ -39,15 +49,15 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, time_b
 def depthwise_conv_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, time_bias: Tensor | None = None
 ) -> Tensor:
-    """The same in plain torch."""
+    """`depthwise_conv` in plain torch."""
     y = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
     return y if time_bias is None else y + time_bias.reshape(-1, x.shape[1], 1, 1)
 
 
 def taps_first(weight: Tensor) -> Tensor:
-    """The same weight, (C, 1, K, K), as the Triton form reads it: the channels of a tap side by side in memory.
+    """The same weight (C, 1, K, K) with each tap's channels adjacent in memory, as the Triton kernel reads it.
 
-    A weight that lies otherwise is copied in every call.
+    A weight in another layout is copied in every call.
     """
     return weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
 
@@ -68,7 +78,7 @@ class _DepthwiseConv(torch.autograd.Function):
         x, weight, bias, time_bias = ctx.saved_tensors
         dx = dweight = dbias = dtime = None
         if ctx.needs_input_grad[0]:
-            # A correlation's gradient is the correlation with the kernel turned by half a turn.
+            # The gradient of a correlation is the correlation with the kernel rotated by 180 degrees.
             dx = depthwise_conv_triton.forward(dy, weight.flip(2, 3), None, None).to(x.dtype)
         if ctx.needs_input_grad[1]:
             dweight = depthwise_conv_triton.weight_gradient(dy, x, weight)

@@ -1,8 +1,11 @@
-"""The Triton form of depthwise_conv.
+"""Triton kernels of depthwise_conv.
 
-A program makes a tile (columns, channels) of several output rows at once. For each horizontal offset of the kernel an
-input row is read once and used for every output row that it reaches: with 7 rows and a 7x7 kernel 13 readings for
-each output element in place of 49.
+A program of the forward kernel makes a tile (COLUMNS, CHANNELS) of ROWS output rows. For each horizontal offset of the
+kernel it reads an input row once and uses it for every output row that it reaches: with 7 rows and a 7x7 kernel it
+reads 13 values an output element, not 49.
+
+    x_b, x_c, x_h, x_w (and y_*, dy_*): strides of batch, channel, row and column, in elements
+    K: the kernel's size; channels: C
 """
 
 from __future__ import annotations
@@ -18,11 +21,11 @@ from fastdiff.kernels.layout import contiguous, empty_images, per_sample, power_
 
 @triton.jit
 def depthwise_conv_forward(
-    x,
-    y,
-    weight,
-    bias,
-    time_bias,
+    x,  # (B, C, H, W) any float dtype
+    y,  # (B, C, H, W) x's dtype, written
+    weight,  # (K, K, C) any float dtype
+    bias,  # (C,) any float dtype, or None
+    time_bias,  # (B, C) or (1, C) any float dtype, or None
     height,
     width,
     channels: tl.constexpr,
@@ -37,7 +40,7 @@ def depthwise_conv_forward(
     y_c: tl.constexpr,
     y_h: tl.constexpr,
     y_w: tl.constexpr,
-    time_b,
+    time_b,  # time_bias's stride of batch, 0 for (1, C)
     K: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -45,7 +48,7 @@ def depthwise_conv_forward(
     BIAS: tl.constexpr,
     TIME: tl.constexpr,
 ):
-    """weight: (K, K, C), so that a tap's channels lie side by side."""
+    """y = conv(x) + bias + time_bias."""
     pid = tl.program_id(0)
     c = (pid % channel_blocks) * CHANNELS + tl.arange(0, CHANNELS)
     pid = pid // channel_blocks
@@ -90,10 +93,10 @@ def depthwise_conv_forward(
 
 @triton.jit
 def depthwise_conv_weight_gradient(
-    x,
-    dy,
-    partial,
-    batch,
+    x,  # (B, C, H, W) any float dtype
+    dy,  # (B, C, H, W) any float dtype
+    partial,  # (parts, K, K, C) float32, written
+    batch,  # B
     height,
     width,
     channels: tl.constexpr,
@@ -110,7 +113,7 @@ def depthwise_conv_weight_gradient(
     POSITIONS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """partial (parts, K, K, C): a program sums one kernel row's taps over its share of the batch."""
+    """The gradient of one kernel row's taps, summed over the program's share of samples and positions."""
     c = (tl.program_id(0) % channel_blocks) * CHANNELS + tl.arange(0, CHANNELS)
     i = tl.program_id(0) // channel_blocks
     part, parts = tl.program_id(1), tl.num_programs(1)
@@ -138,32 +141,24 @@ def depthwise_conv_weight_gradient(
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, time_bias: Tensor | None) -> Tensor:
+    """depthwise_conv(x, weight, bias, time_bias)."""
     b, c, h, w = x.shape
     size = weight.shape[-1]
     y = empty_images(x)
     time_rows, time_b = per_sample(time_bias, c)
     bias = contiguous(bias)
-    taps = weight[:, 0].permute(1, 2, 0).contiguous()  # no copy where taps_first has laid it out
-    rows = 7 if h % 7 == 0 else 4  # 7 divides the sizes of network A on 28x28 pictures, 4 those of powers of two
+    taps = weight[:, 0].permute(1, 2, 0).contiguous()  # (K, K, C); no copy after taps_first
+    rows = 7 if h % 7 == 0 else 4  # 7 divides 28, 14 and 7, network A's sizes; 4 divides powers of two
     lanes = min(64, power_of_2(c))
-    width = min(512 // lanes, 16, power_of_2(w))  # four elements a thread: more would cost occupancy
+    width = min(512 // lanes, 16, power_of_2(w))  # four elements a thread; more would lower the occupancy
     blocks = -(-h // rows), -(-w // width), -(-c // lanes)
     launch(
         depthwise_conv_forward,
         (b * blocks[0] * blocks[1] * blocks[2],),
         x.device,
-        x,
-        y,
-        taps,
-        bias,
-        time_rows,
-        h,
-        w,
-        c,
-        *blocks,
-        *x.stride(),
-        *y.stride(),
-        time_b,
+        *(x, y, taps, bias, time_rows),
+        *(h, w, c, *blocks),
+        *(*x.stride(), *y.stride(), time_b),
         K=size,
         ROWS=rows,
         COLUMNS=width,
@@ -177,27 +172,23 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, time_bias: Tensor | 
 
 
 def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of weight, in its shape and dtype."""
     b, c, h, w = x.shape
     size = weight.shape[-1]
     lanes = min(32, power_of_2(c))
     span = min(32, power_of_2(h * w))
     blocks = -(-c // lanes)
-    parts = min(b * -(-h * w // span), max(1, 512 // (blocks * size)))  # some hundred programs; summed below
+    parts = min(
+        b * -(-h * w // span), max(1, 512 // (blocks * size))
+    )  # some hundred programs, whose sums are added below
     partial = torch.empty((parts, size, size, c), dtype=torch.float32, device=x.device)
     launch(
         depthwise_conv_weight_gradient,
         (blocks * size, parts),
         x.device,
-        x,
-        dy,
-        partial,
-        b,
-        h,
-        w,
-        c,
-        blocks,
-        *x.stride(),
-        *dy.stride(),
+        *(x, dy, partial),
+        *(b, h, w, c, blocks),
+        *(*x.stride(), *dy.stride()),
         K=size,
         POSITIONS=span,
         CHANNELS=lanes,

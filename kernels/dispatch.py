@@ -1,4 +1,4 @@
-"""Which form of an operator runs: its Triton kernel on a CUDA device, its plain torch reference elsewhere."""
+"""Which implementation of an operator runs: Triton kernels on CUDA devices, the plain torch reference elsewhere."""
 
 from __future__ import annotations
 
@@ -17,36 +17,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMS = ("auto", "triton", "reference")
+BACKENDS = ("auto", "triton", "reference")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-_form: ContextVar[str | None] = ContextVar("form", default=None)
-# Set where launches are compiled or counted (kernels.ahead, bench.codegen): it takes each in place of the device.
+_backend: ContextVar[str | None] = ContextVar("backend", default=None)
+# Receives each launch in place of the device, to compile or to count it (kernels.ahead, bench.codegen).
 _recorder: ContextVar[Callable[..., None] | None] = ContextVar("recorder", default=None)
 
 
-def form() -> str:
-    """The form in force: that of the innermost `using`, else the variable FASTDIFF_KERNELS, else "auto"."""
-    return _form.get() or _checked(os.environ.get("FASTDIFF_KERNELS", "auto"))
+def backend() -> str:
+    """The choice in force: the innermost `using`, else the environment variable FASTDIFF_KERNELS, else "auto"."""
+    return _backend.get() or _checked(os.environ.get("FASTDIFF_KERNELS", "auto"))
 
 
 @contextmanager
-def using(form: str) -> Iterator[None]:
-    """Within it every operator runs in one form.
+def using(backend: str) -> Iterator[None]:
+    """Chooses the implementation of every operator that is called inside the `with` block.
 
-    "auto": Triton on CUDA devices of compute capability 8.0 and newer, else the reference. "triton": Triton, on CUDA
-    or, with TRITON_INTERPRET=1, in Triton's interpreter; ValueError elsewhere. "reference": plain torch everywhere.
+    Args:
+        backend: "auto": Triton for float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and newer,
+            else the reference. "triton": always Triton, on CUDA or, with TRITON_INTERPRET=1, in Triton's interpreter.
+            "reference": always plain torch.
+
+    Raises:
+        ValueError: for another name. An operator raises it when "triton" cannot run its input.
     """
-    token = _form.set(_checked(form))
+    token = _backend.set(_checked(backend))
     try:
         yield
     finally:
-        _form.reset(token)
+        _backend.reset(token)
 
 
 @contextmanager
 def withholding(record: Callable[..., None]) -> Iterator[None]:
-    """Within it each launch is handed to `record` and not made: record(kernel, grid, arguments, options)."""
+    """Inside the `with` block no kernel is launched; record(kernel, grid, arguments, options) is called instead."""
     token = _recorder.set(record)
     try:
         yield
@@ -56,15 +61,18 @@ def withholding(record: Callable[..., None]) -> Iterator[None]:
 
 @contextmanager
 def recording(record: Callable[..., None]) -> Iterator[None]:
-    """Within it operators run in their Triton form on meta tensors, and each launch is handed to `record`."""
+    """As `withholding`, with the backend "triton", so that operators on meta tensors show what they would launch."""
     with withholding(record), using("triton"):
         yield
 
 
 def use_triton(x: Tensor) -> bool:
-    """Whether the operator that was given x runs its Triton kernel.
+    """Whether an operator on x runs its Triton kernels.
 
-    Under torch.compile and in an export it never does: there the plain operations are what is wanted.
+    Never under torch.compile or in an export, which need the plain operations.
+
+    Raises:
+        ValueError: if the backend is "triton" and x's device or dtype rules it out.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
@@ -72,8 +80,8 @@ def use_triton(x: Tensor) -> bool:
 
 
 def triton_for(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether operators run their Triton kernels for tensors of that dtype on that device."""
-    wanted = form()
+    """Whether operators on tensors of this device and dtype run their Triton kernels; raises as `use_triton`."""
+    wanted = backend()
     if wanted == "reference":
         return False
     if wanted == "auto":
@@ -88,7 +96,7 @@ def triton_for(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def interpreted() -> bool:
-    """Whether Triton was told to interpret kernels, which it must be before it is imported."""
+    """Whether Triton interprets kernels; the variable counts only if it is set before Triton is imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -106,7 +114,7 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any,
 
 @cache
 def _capable(device: torch.device) -> bool:
-    """CUDA of compute capability 8.0 or newer, and all that Triton needs to launch."""
+    """Whether the device has compute capability 8.0 or newer, and Triton has all it needs to launch on it."""
     if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     if importlib.util.find_spec("triton") is None:  # a dependency on Linux only
@@ -118,7 +126,7 @@ def _capable(device: torch.device) -> bool:
 
 
 def _missing_to_launch() -> str | None:
-    """What Triton lacks here: it compiles a piece of C for each kernel that it launches."""
+    """What Triton lacks to compile the piece of C that launches a kernel, or None."""
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "C compiler"
     folders = [sysconfig.get_path("include"), sysconfig.get_path("include", "posix_prefix")]  # the latter on Debian
@@ -129,10 +137,10 @@ def _missing_to_launch() -> str | None:
     return f"Python.h in {folders[0]} (a package such as python3-dev has it)"
 
 
-def _checked(form: str) -> str:
-    if form not in FORMS:
-        raise ValueError(f"kernel form {form!r}; accepted: {', '.join(FORMS)}")
-    return form
+def _checked(backend: str) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"kernel backend {backend!r}; accepted: {', '.join(BACKENDS)}")
+    return backend
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:

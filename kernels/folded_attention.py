@@ -1,4 +1,4 @@
-"""The weights of attention_block, folded together as attention_block.py describes."""
+"""The weights of attention_block, folded as the equations in attention_block.py say."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ OP = "attention_block"
 class FoldedAttention(NamedTuple):
     """A block's weights, made by `fold`, on one device.
 
-    w_q, w_k: (heads d, C); values: (A,) with A (heads, C, C), or where that costs more operations (W_out, W_v),
-    (heads, C, d) and (heads, d, C): all in the network's dtype. q_bias (heads d,), bias (C,), shift (C,): float32 at
-    least; shift, times s, is what the pre-norm's own shift adds to the output. gain: (1, C, 1, 1), or None where the
-    block ends in another norm, which is then left to the caller, with the addition. eps: the pre-norm's.
+    Attributes:
+        w_q: (heads d, C), in the network's dtype.
+        w_k: (heads d, C), likewise.
+        q_bias: (heads d,), at least float32; c of the equations.
+        values: (A,), A (heads, C, C); or, where that takes more operations, (W_out, W_v), (heads, C, d) and
+            (heads, d, C). In the network's dtype.
+        bias: (C,), at least float32; b of the equations.
+        shift: (C,), at least float32; s times it is what the pre-norm's shift adds to the output.
+        gain: (1, C, 1, 1), the output norm's, or None where the block ends in another norm: the caller then applies
+            that norm and adds x.
+        heads: number of heads.
+        divide_by_n: whether s includes 1 / n.
+        eps: the pre-norm's.
     """
 
     w_q: Tensor
@@ -46,11 +55,21 @@ def fold(
     precision: torch.dtype = torch.float64,
     dtype: torch.dtype | None = None,
 ) -> FoldedAttention:
-    """The weights of attention_block, folded in that precision and then rounded to dtype, w_qkv's unless given.
+    """Folds a block's weights for attention_block.
 
-    norm_weight, norm_bias: the pre-norm's, (C,), GroupNorm with one group. w_qkv: (3 heads d, C) or with (1, 1) after
-    it; w_out: (C, heads d), likewise; b_out: (C,); gain: the output norm's, (1, C, 1, 1), or None.
-    Raises ValueError for shapes that do not fit.
+    Args:
+        norm_weight, norm_bias: (C,), of the pre-norm, a GroupNorm with one group.
+        w_qkv, w_out: (3 heads d, C) and (C, heads d), or either with (1, 1) after it.
+        b_out: (C,).
+        gain: (1, C, 1, 1), of the output norm, or None.
+        heads: number of heads.
+        divide_by_n: whether values are divided by the number of positions.
+        eps: the pre-norm's.
+        precision: of the arithmetic.
+        dtype: what the results are rounded to; None is w_qkv's.
+
+    Raises:
+        ValueError: for shapes that do not match.
     """
     c = norm_weight.numel()
     width = w_qkv.shape[0]
@@ -69,7 +88,7 @@ def fold(
     q, k, v = qkv.reshape(3, heads * d, c)
     out = out.reshape(c, heads, d).transpose(0, 1)  # (heads, C, d)
     v = v.reshape(heads, d, c)
-    # A_h (xh K^T) costs C C d multiply-adds a head, W_out (W_v (xh K^T)) 2 C d^2.
+    # For each head A_h (xh K^T) takes C C d multiply-adds, W_out (W_v (xh K^T)) 2 C d d.
     values = (out @ v * scale,) if c <= 2 * d else (out, v * scale)
     return FoldedAttention(
         w_q=(q * scale).to(dtype).contiguous(),

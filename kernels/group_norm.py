@@ -1,6 +1,7 @@
-"""GroupNorm with what stands around it: an activation before, a scale and shift and an activation after.
+"""GroupNorm with its neighbours: the convolution's bias, an activation on either side, a scale and a shift.
 
-Wu and He, "Group normalization" (2018). In the Annotated U-Net's ConvNeXt block GELU comes before the norm, in its
+Wu and He, "Group normalization" (2018), eq. 1: xh = (x - mean) / sqrt(var + eps), mean and biased variance over the
+channels of a group and all positions. In the Annotated U-Net's ConvNeXt block GELU comes before the norm, in its
 ResNet block and in ContextUnet the activation comes after it.
 """
 
@@ -37,13 +38,27 @@ def group_norm(
     before: str | None = None,
     after: str | None = None,
 ) -> Tensor:
-    """after((norm(before(x + input_bias)) weight + bias) (scale + 1) + shift), over a group's channels and positions.
+    """after((norm(before(x + input_bias)) weight + bias) (scale + 1) + shift). Differentiable.
 
-    x: (B, C, H, W), any float dtype and memory format; groups divides C. weight and bias: (C,), both or neither;
-    input_bias: (C,), that of the convolution before, say. scale and shift: (B or 1, C) or (B or 1, C, 1, 1), both or
-    neither. before, after: None, "gelu" (erf), "gelu_tanh", "silu" or "relu". Returns x's shape and dtype;
-    differentiable. The Triton form computes in float32.
-    Raises ValueError for anything else.
+    The Triton kernels compute in float32.
+
+    Args:
+        x: (B, C, H, W), any float dtype and memory format.
+        groups: a divisor of C.
+        weight: (C,); weight and bias come together or not at all.
+        bias: (C,).
+        eps: added to the variance.
+        input_bias: (C,), such as the bias of the convolution before, or None.
+        scale: (B, C) or (1, C), either with (1, 1) after it; scale and shift come together or not at all.
+        shift: as scale.
+        before: the activation before the norm: None, "gelu" (erf), "gelu_tanh", "silu" or "relu".
+        after: the activation at the end, likewise.
+
+    Returns:
+        x's shape and dtype; from Triton in channels_last.
+
+    Raises:
+        ValueError: for other shapes, integer dtypes, tensors on several devices, or another activation.
     """
     op = "group_norm"
     checks.tensors(op, x=x, weight=weight, bias=bias, input_bias=input_bias, scale=scale, shift=shift)
@@ -67,7 +82,7 @@ def group_norm(
     )
 
 
-MAX_CHANNELS = 4096  # a tile of the Triton form holds a row of all channels
+MAX_CHANNELS = 4096  # a tile of the Triton kernels holds all channels of a position
 
 
 def group_norm_reference(
@@ -83,7 +98,7 @@ def group_norm_reference(
     before: str | None = None,
     after: str | None = None,
 ) -> Tensor:
-    """The same in plain torch."""
+    """`group_norm` in plain torch."""
     if input_bias is not None:
         x = x + input_bias.view(-1, 1, 1)
     y = F.group_norm(_FUNCTIONS[before](x), groups, weight, bias, eps)
@@ -107,7 +122,7 @@ class _GroupNorm(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
-        from fastdiff.kernels import group_norm_triton
+        from fastdiff.kernels import group_norm_gradient_triton
 
-        gradients = group_norm_triton.backward(dy, *ctx.saved_tensors, *ctx.options)
+        gradients = group_norm_gradient_triton.backward(dy, *ctx.saved_tensors, *ctx.options)
         return (*gradients, None, None, None, None)

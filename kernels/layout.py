@@ -1,4 +1,4 @@
-"""Memory layout of images for the Triton kernels: three strides, over batch, channels and positions."""
+"""Memory layout for the Triton kernels: images with one stride over positions, tile sizes, splits."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from torch import Tensor
 
 
 def positions(x: Tensor) -> Tensor:
-    """(B, C, H, W) as (B, C, H W): a view in both usual memory formats, a copy where no single stride serves."""
+    """(B, C, H, W) as (B, C, H W): a view if positions have one stride, as in both memory formats, else a copy."""
     return x.flatten(2)
 
 
 def empty_images(x: Tensor, channels: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """Uninitialised images of x's size and, unless others are given, its channels and dtype; channels_last.
+    """Uninitialised images of x's size and, unless given, x's channels and dtype; always channels_last.
 
-    The kernels' results are in that layout whatever they were given: libraries' convolutions are at their fastest in
-    it, and a picture of one channel, which is in both layouts at once, would else leave a network in the other one.
+    cuDNN's convolutions are fastest in that layout. x's own cannot be followed: one-channel images are in both.
     """
     b, c, h, w = x.shape
     c = c if channels is None else channels
@@ -23,12 +22,12 @@ def empty_images(x: Tensor, channels: int | None = None, dtype: torch.dtype | No
 
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:
-    """For parameters, which the kernels read as rows without strides."""
+    """A parameter as the kernels read it, without strides."""
     return None if tensor is None else tensor.contiguous()
 
 
 def per_sample(tensor: Tensor | None, channels: int) -> tuple[Tensor | None, int]:
-    """(B or 1, C[, 1, 1]) as contiguous rows and the stride from one sample to the next, 0 where all share one row."""
+    """(B or 1, C[, 1, 1]) as contiguous rows, and the stride between samples: 0 where all share one row."""
     if tensor is None:
         return None, 0
     rows = tensor.reshape(-1, channels).contiguous()
@@ -36,7 +35,7 @@ def per_sample(tensor: Tensor | None, channels: int) -> tuple[Tensor | None, int
 
 
 def promoted(*tensors: Tensor | None) -> torch.dtype:
-    """The dtype that plain torch's sum of these tensors has."""
+    """The dtype of these tensors' sum in torch."""
     dtypes = [t.dtype for t in tensors if t is not None]
     result = dtypes[0]
     for dtype in dtypes[1:]:
@@ -45,7 +44,7 @@ def promoted(*tensors: Tensor | None) -> torch.dtype:
 
 
 def tile(columns: int, rows: int, elements: int = 4096) -> tuple[int, int, int]:
-    """(rows, columns, warps) of a tile of about `elements`, powers of two, for data of that many columns and rows."""
+    """(rows, columns, warps), powers of two, of a tile of at most `elements`, or one row if a row has more."""
     width = power_of_2(columns)
     height = max(1, min(power_of_2(rows), elements // width))
     return height, width, max(1, min(8, width * height // 512))
@@ -55,9 +54,16 @@ FILL = 256  # programs that fill a large device (an H100 has 132 multiprocessors
 
 
 def split(programs: int, n: int, step: int, least: int) -> tuple[int, int]:
-    """n positions in parts, so that `programs` times the parts fill the device: (parts, positions of each).
+    """Splits n positions into parts, so that `programs` times the parts fill the device.
 
-    A part has at least `least` positions, a multiple of `step`; the last one may have fewer.
+    Args:
+        programs: launched without a split.
+        n: positions.
+        step: a part's positions are a multiple of it; the last part may have fewer.
+        least: positions below which a part is not worth a program.
+
+    Returns:
+        The number of parts and the positions of each.
     """
     parts = max(1, min(FILL // programs, -(-n // least)))
     span = -(-n // (parts * step)) * step
@@ -65,9 +71,9 @@ def split(programs: int, n: int, step: int, least: int) -> tuple[int, int]:
 
 
 def registers(x: Tensor, four_bytes: int) -> dict[str, int]:
-    """A bound on registers for data of four bytes an element, which is hardly reached.
+    """Launch options: a bound on registers for float32 data.
 
-    Without one the assembler aims at an occupancy and keeps to it at the price of a spill.
+    The bound is rarely reached. Without it the assembler aims at an occupancy of its own and spills to reach it.
     """
     return dict(maxnreg=four_bytes) if x.element_size() == 4 else {}
 

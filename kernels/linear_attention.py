@@ -1,6 +1,8 @@
-"""Linear attention, softmax_d(q) d^-1/2 (softmax_n(k) v^T): cost linear in the number of positions.
+"""Linear attention, at a cost linear in the number of positions n: with q, k, v (d, n) of one head,
 
-After Shen et al., "Efficient attention: attention with linear complexities" (2018), as the Annotated U-Net uses it.
+    out = context^T softmax_d(q) d^-1/2,    context = softmax_n(k) v^T    (d, d)
+
+Shen et al., "Efficient attention: attention with linear complexities" (2018), as the Annotated U-Net uses it.
 """
 
 from __future__ import annotations
@@ -13,17 +15,25 @@ from torch import Tensor
 from fastdiff.kernels import checks
 from fastdiff.kernels.dispatch import use_triton
 
-MAX_HEAD_WIDTH = 64  # the Triton form keeps a head's (d, d) context in registers; wider heads take the plain one
+MAX_HEAD_WIDTH = 64  # the Triton kernels keep a head's (d, d) context in registers; wider heads take the reference
 
 
 def linear_attention(qkv: Tensor, heads: int, divide_by_n: bool) -> Tensor:
-    """softmax_d(q) d^-1/2 (softmax_n(k) v^T) for every head.
+    """Linear attention of every head; see the equation at the top of this file. Differentiable.
 
-    qkv: (B, 3 heads d, H, W), any float dtype and memory format: all heads' queries, then keys, then values.
-    q is softmaxed over its d features, k over the n = H W positions; divide_by_n divides v by n, as two of the
-    editions do. Returns (B, heads d, H, W) in qkv's dtype; differentiable. The Triton form keeps maxima, sums and
-    accumulators in float32 and rounds what enters a matrix product to qkv's dtype.
-    Raises ValueError for anything else.
+    The Triton kernels keep maxima, sums and accumulators in float32 and round the operands of matrix products to qkv's
+    dtype.
+
+    Args:
+        qkv: (B, 3 heads d, H, W), any float dtype and memory format: all heads' queries, then keys, then values.
+        heads: number of heads.
+        divide_by_n: whether v is divided by n = H W, as two of the published editions do.
+
+    Returns:
+        (B, heads d, H, W) in qkv's dtype; from Triton in channels_last.
+
+    Raises:
+        ValueError: for other shapes, or an integer dtype.
     """
     checks.tensors("linear_attention", qkv=qkv)
     width = qkv.shape[1] if qkv.ndim == 4 else 0
@@ -39,19 +49,20 @@ def linear_attention(qkv: Tensor, heads: int, divide_by_n: bool) -> Tensor:
 
 
 def linear_attention_reference(qkv: Tensor, heads: int, divide_by_n: bool) -> Tensor:
-    """The same in plain torch."""
+    """`linear_attention` in plain torch."""
     b, c, h, w = qkv.shape
     d, n = c // (3 * heads), h * w
     q, k, v = qkv.reshape(b, 3, heads, d, n).unbind(1)
     q = q.softmax(dim=-2)
     k = k.softmax(dim=-1)
     context = k @ v.transpose(-1, -2)  # (B, heads, d, d)
-    # Both scalings are applied to the small context instead of to q and v.
+    # Both scalings are applied to the context, which is smaller than q and v.
     context = context * output_scale(d, n, divide_by_n)
     return (context.transpose(-1, -2) @ q).reshape(b, heads * d, h, w)
 
 
 def output_scale(d: int, n: int, divide_by_n: bool) -> float:
+    """d^-1/2, and 1 / n where values are divided by the number of positions."""
     return d**-0.5 / n if divide_by_n else d**-0.5
 
 
@@ -69,7 +80,8 @@ class _LinearAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
-        from fastdiff.kernels import linear_attention_triton
+        from fastdiff.kernels import linear_attention_gradient_triton
 
         qkv, context, normaliser = ctx.saved_tensors
-        return linear_attention_triton.backward(dy, qkv, context, normaliser, ctx.heads, ctx.scale), None, None
+        dqkv = linear_attention_gradient_triton.backward(dy, qkv, context, normaliser, ctx.heads, ctx.scale)
+        return dqkv, None, None

@@ -1,8 +1,8 @@
 """Philox4x32-10 and the normals made from it, in plain torch.
 
-Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). The integers are bit-identical on
-every device. The normals are made of IEEE additions, multiplications and square roots alone (no library
-logarithm or sine), so in eager torch they are bit-identical too, whatever the batch, thread count or vector width.
+Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). The integers are the same bits
+on every device. The normals use IEEE additions, multiplications and square roots only, no library's logarithm or sine,
+so in eager torch they too are the same bits for every batch, thread count and vector width.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ MASK = 0xFFFFFFFF
 MULTIPLIERS = _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 KEY_INCREMENTS = _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # Weyl sequences
 
-# Cephes: logf on [sqrt(1/2), sqrt(2)), sinf and cosf on +-pi/4; highest power first. ln 2 is in two parts, so that
-# e ln 2 loses nothing.
+# Cephes' logf on [sqrt(1/2), sqrt(2)), sinf and cosf on +-pi/4; highest power first. ln 2 = LN2_HIGH - LN2_LOW:
+# LN2_HIGH has so few bits that its products with exponents are exact.
 LOG_POLYNOMIAL = (
     7.0376836292e-2,
     -1.1514610310e-1,
@@ -41,8 +41,16 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 def philox4x32(counter: Words, key: tuple[int | Tensor, int | Tensor], rounds: int = 10) -> Words:
     """Four 32-bit words for each counter.
 
-    counter: four int64 tensors that broadcast, values in [0, 2^32), least significant first.
-    key: two integers (or int64 tensors) in [0, 2^32). Returns four int64 tensors with values in [0, 2^32).
+    A round maps (c0, c1, c2, c3) to (hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0)) and adds the
+    increments to the key.
+
+    Args:
+        counter: four int64 tensors that broadcast, values in [0, 2^32), least significant first.
+        key: two integers or int64 tensors in [0, 2^32).
+        rounds: 10 in Philox4x32-10.
+
+    Returns:
+        Four int64 tensors with values in [0, 2^32).
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -60,7 +68,7 @@ def philox4x32(counter: Words, key: tuple[int | Tensor, int | Tensor], rounds: i
 
 
 def _log(u: Tensor) -> Tensor:
-    """Natural logarithm of float32 u in (0, 1), by the Cephes logf polynomial; relative error below 2e-7."""
+    """Natural logarithm of float32 u in (0, 1), by Cephes' logf; relative error below 2e-7."""
     f, e = torch.frexp(u)  # u = f 2^e, f in [0.5, 1)
     small = f < math.sqrt(0.5)
     x = torch.where(small, f + f, f) - 1.0  # in [sqrt(1/2) - 1, sqrt(2) - 1)
@@ -80,7 +88,7 @@ def _log(u: Tensor) -> Tensor:
 def _sin_cos_turns(odd: Tensor) -> tuple[Tensor, Tensor]:
     """Sine and cosine of 2 pi u for u = odd 2^-24, odd an int64 tensor in [0, 2^24).
 
-    The quadrant and the rest are taken in integers, exactly; Cephes sinf and cosf polynomials on +-pi/4.
+    The quadrant and the remainder are exact, being integers; then Cephes' sinf and cosf polynomials on +-pi/4.
     """
     quadrant = (odd + (1 << 21)) >> 22  # nearest multiple of a quarter turn, 0..4
     y = (odd - (quadrant << 22)).to(torch.float32) * (2.0**-22 * (math.pi / 2))
@@ -103,8 +111,8 @@ def box_muller(words: Words) -> Words:
     w0, w1, w2, w3 = (((w >> 9) << 1) | 1 for w in words)  # u = w 2^-24, w odd
     out = []
     for radius_word, angle_word in ((w0, w1), (w2, w3)):
-        # torch's float32 square root is MKL's on many CPUs, one unit off for a seventh of its arguments. That of
-        # float64 rounded to float32 is IEEE's own.
+        # torch's float32 square root on many CPUs is MKL's, whose last place is wrong for a seventh of its arguments.
+        # The float64 square root rounded to float32 is the IEEE one.
         radius = (_log(radius_word.to(torch.float32) * 2.0**-24) * -2.0).double().sqrt().float()
         sin, cos = _sin_cos_turns(angle_word)
         out += [radius * cos, radius * sin]
@@ -114,10 +122,21 @@ def box_muller(words: Words) -> Words:
 def words(
     seed: int | Tensor, draw: int | Tensor, first: int | Tensor, samples: int, elements: int, device: torch.device
 ) -> Words:
-    """The Philox words of samples first .. first + samples - 1 for one draw, each (samples, ceil(elements / 4)).
+    """The Philox words of samples first .. first + samples - 1 for one draw.
 
-    Counter (element // 4, draw, sample low, sample high), key (seed low, seed high); word e % 4 is element e's.
-    seed, draw and first may be int64 tensors of one element on the device, and are then never read by the host.
+    The counter is (element // 4, draw, sample low, sample high), the key (seed low, seed high).
+
+    Args:
+        seed: 0 <= seed < 2^63. Like draw and first it may be an int64 tensor of one element on the device, which the
+            host then never reads.
+        draw: 0 <= draw < 2^32.
+        first: the first sample's index; first + samples < 2^63.
+        samples: number of samples.
+        elements: of each sample.
+        device: of the result.
+
+    Returns:
+        Four int64 tensors (samples, ceil(elements / 4)); element e takes word e % 4.
     """
     sample = torch.arange(samples, dtype=torch.int64, device=device)[:, None] + first
     block = torch.arange((elements + 3) // 4, dtype=torch.int64, device=device)[None, :]
@@ -126,9 +145,17 @@ def words(
 
 
 def normals(seed: int, draw: int, first: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Standard normals of the given shape (samples, ...), float32; elements are counted in row-major order.
+    """Standard normals, float32; row r is a function of (seed, draw, first + r) alone.
 
-    0 <= seed, first + samples < 2^63; 0 <= draw < 2^32. Row r is a function of (seed, draw, first + r) alone.
+    Args:
+        seed: 0 <= seed < 2^63.
+        draw: 0 <= draw < 2^32.
+        first: the first sample's index; first + samples < 2^63.
+        shape: (samples, ...); elements are counted in row-major order.
+        device: of the result.
+
+    Raises:
+        ValueError: where Triton runs, for 2^33 elements or more.
     """
     out = torch.empty(shape, dtype=torch.float32, device=device)
     if out.numel() and use_triton(out):
@@ -143,7 +170,7 @@ def normals(seed: int, draw: int, first: int, shape: tuple[int, ...], device: to
 def normals_reference(
     seed: int | Tensor, draw: int | Tensor, first: int | Tensor, shape: tuple[int, ...], device: torch.device
 ) -> Tensor:
-    """The same in plain torch; seed, draw and first as in `words`."""
+    """`normals` in plain torch; seed, draw and first as in `words`."""
     samples, elements = shape[0], math.prod(shape[1:])
     z = box_muller(words(seed, draw, first, samples, elements, device))
     return torch.stack(z, dim=-1).reshape(samples, -1)[:, :elements].reshape(shape)

@@ -1,4 +1,4 @@
-"""Philox normals inside Triton kernels: the same integers as in philox.py, the same polynomials for the normals."""
+"""Philox normals inside Triton kernels: the integers and the polynomials of philox.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastdiff.kernels.dispatch import launch
 
 @triton.jit
 def _log(u):
-    """Natural logarithm of float32 u in (0, 1), Cephes logf; see philox.py."""
+    """Natural logarithm of float32 u in (0, 1), as in philox.py."""
     bits = u.to(tl.int32, bitcast=True)
     e = (bits >> 23) - 126
     f = ((bits & 0x007FFFFF) | 0x3F000000).to(tl.float32, bitcast=True)  # u = f 2^e, f in [0.5, 1)
@@ -35,7 +35,7 @@ def _log(u):
 
 @triton.jit
 def _sin_cos_turns(odd):
-    """Sine and cosine of 2 pi odd 2^-24, odd int32 in [0, 2^24), by quadrant and polynomial; see philox.py."""
+    """Sine and cosine of 2 pi odd 2^-24, odd int32 in [0, 2^24), as in philox.py."""
     quadrant = (odd + (1 << 21)) >> 22
     y = (odd - (quadrant << 22)).to(tl.float32) * 3.7450702829239286e-07  # 2^-22 pi / 2
     z = y * y
@@ -49,6 +49,7 @@ def _sin_cos_turns(odd):
 
 @triton.jit
 def _pair(radius_word, angle_word):
+    """Two normals from two uint32 words, by Box and Muller."""
     radius_odd = ((radius_word >> 9) << 1) | 1
     angle_odd = ((angle_word >> 9) << 1) | 1
     radius = tl.sqrt(_log(radius_odd.to(tl.int32).to(tl.float32) * 5.9604644775390625e-08) * -2.0)
@@ -58,12 +59,12 @@ def _pair(radius_word, angle_word):
 
 @triton.jit
 def four_normals(seed, sample, draw, block):
-    """The normals of elements 4 block .. 4 block + 3 of a sample's draw: (block's shape, 4), float32.
+    """The normals of elements 4 block .. 4 block + 3 of a sample's draw: float32, block's shape with a last axis of 4.
 
-    seed: int64 scalar; sample: int64, broadcastable to block; draw: int32 scalar; block: int32.
+    seed: int64 scalar. sample: int64, broadcasts to block. draw: int32 scalar. block: int32, two axes.
     """
     zero = tl.zeros_like(block)
-    # The counters must be 32 bits wide: with an int64 one tl.philox is another generator.
+    # The counters must be 32 bits wide: with int64 ones tl.philox is Philox4x64.
     low = (sample & 0xFFFFFFFF).to(tl.uint32) + zero.to(tl.uint32)
     high = (sample >> 32).to(tl.uint32) + zero.to(tl.uint32)
     w0, w1, w2, w3 = tl.philox(seed, block.to(tl.uint32), (zero + draw).to(tl.uint32), low, high)
@@ -75,7 +76,7 @@ def four_normals(seed, sample, draw, block):
 
 @triton.jit(do_not_specialize=["draw"])
 def philox_normals(out, key, samples, draw, E: tl.constexpr, BLOCK: tl.constexpr):
-    """out (samples, E) float32; key: seed and first sample, int64, in device memory."""
+    """Fills out (samples, E) float32; key (2,) int64: the seed and the first sample."""
     per_sample: tl.constexpr = (E + 3) // 4
     g = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     sample, block = (g // per_sample).to(tl.int64)[:, None], (g % per_sample)[:, None]
@@ -86,7 +87,7 @@ def philox_normals(out, key, samples, draw, E: tl.constexpr, BLOCK: tl.constexpr
 
 
 def normals(out: Tensor, key: Tensor, draw: int) -> None:
-    """Fill out (samples, elements), float32; key: (2,) int64 on its device, the seed and the first sample."""
+    """Fills out (samples, elements) float32; key: (2,) int64 on its device, the seed and the first sample."""
     samples, elements = out.shape
     blocks = samples * -(-elements // 4)
     if blocks >= 2**31:

@@ -7,20 +7,21 @@ from collections.abc import Callable, Iterable
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from fastdiff.checkpoints.shipped import shipped_models
 from fastdiff.errors import unknown_name
 
 SHELLS = ("bash", "zsh", "fish")
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
-def complete(names: Callable[[], Iterable[str]]) -> Complete:
-    """Completion among names, which are read when the shell asks for them."""
-    return lambda context, parameter, begun: [CompletionItem(name) for name in names() if name.startswith(begun)]
+def complete(names: Iterable[str]) -> Complete:
+    """Completion among names."""
+    return lambda context, parameter, begun: [CompletionItem(name) for name in names if name.startswith(begun)]
 
 
 def complete_model(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """The shipped models, and files."""
-    return [*complete_file(context, parameter, begun), *complete(shipped_names)(context, parameter, begun)]
+    return [*complete_file(context, parameter, begun), *complete(shipped_models())(context, parameter, begun)]
 
 
 def complete_file(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -33,14 +34,8 @@ def complete_folder(context: click.Context, parameter: click.Parameter, begun: s
     return [CompletionItem(begun, type="dir")]
 
 
-def shipped_names() -> Iterable[str]:
-    from fastdiff.checkpoints.shipped import shipped_models
-
-    return shipped_models()
-
-
 @click.command(short_help="Completion of commands, models and samplers by the Tab key.")
-@click.argument("shell", shell_complete=complete(lambda: SHELLS))
+@click.argument("shell", shell_complete=complete(SHELLS))
 def completion(shell: str) -> None:
     """Print the script that has SHELL (bash, zsh or fish) complete fastdiff's commands, options, models and samplers.
 

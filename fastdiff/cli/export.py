@@ -33,14 +33,14 @@ NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise
     "--sampler",
     help=f"Export the loop: {listed(SAMPLERS)}; any: stepwise, and the table is an input.  "
     "[default: the network alone]",
-    shell_complete=complete(lambda: [*SAMPLERS, ANY]),
+    shell_complete=complete([*SAMPLERS, ANY]),
 )
 @click.option("--steps", type=int, help=steps_help())
 @click.option("--eta", type=float, help="ddim's noise, 0 (none) to 1 (as ddpm).  [default: 0]")
 @click.option(
     "--spacing",
     help=f"Which timesteps are taken: {listed(SPACINGS)}.  [default: trailing]",
-    shell_complete=complete(lambda: SPACINGS),
+    shell_complete=complete(SPACINGS),
 )
 @click.option(
     "--clip",
@@ -57,7 +57,7 @@ NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise
 @click.option(
     "--noise",
     help="philox (made in the file from a seed) or input (given by the caller).  [default: philox]",
-    shell_complete=complete(lambda: NOISES),
+    shell_complete=complete(NOISES),
 )
 @click.option(
     "--pictures", is_flag=True, default=None, help="The output is uint8 (n, H, W, C), not float32 in [-1, 1]."
@@ -65,12 +65,12 @@ NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise
 @click.option(
     "--dtype",
     help="What the network computes in: float32 or float16.  [default: float32]",
-    shell_complete=complete(lambda: DTYPES),
+    shell_complete=complete(DTYPES),
 )
 @click.option(
     "--weights",
     help="How weights are stored: float32, or float16 for half the size.  [default: the dtype; --web: float16]",
-    shell_complete=complete(lambda: DTYPES),
+    shell_complete=complete(DTYPES),
 )
 @click.option("--plain", is_flag=True, help="Keep the network as published: do not fold its linear attention.")
 @foreign_options

@@ -20,7 +20,7 @@ from fastdiff.samplers.schedule import NAMES as SCHEDULES
     default="linear",
     show_default=True,
     help=f"{listed(SCHEDULES)}.",
-    shell_complete=complete(lambda: SCHEDULES),
+    shell_complete=complete(SCHEDULES),
 )
 @click.option("--timesteps", type=int, default=200, show_default=True, help="T of the schedule, at least 1.")
 @click.option(

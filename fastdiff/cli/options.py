@@ -25,7 +25,7 @@ device_option = click.option(
     "--device",
     metavar="DEVICE",
     help="cpu, cuda, cuda:1, ...  [default: cuda where there is one]",
-    shell_complete=complete(lambda: ("cpu", "cuda")),
+    shell_complete=complete(("cpu", "cuda")),
 )
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: as many as cores]")
 
@@ -64,7 +64,7 @@ def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--schedule",
             help=f"Training schedule, for a file that does not say: {listed(SCHEDULES)}.  "
             "[default: the tutorial's or the course's]",
-            shell_complete=complete(lambda: SCHEDULES),
+            shell_complete=complete(SCHEDULES),
         ),
     ):
         command = option(command)

@@ -34,7 +34,7 @@ FORMATS = ("npz", "npy", "png")
     default=DEFAULT,
     show_default=True,
     help=f"{listed(SAMPLERS)}.",
-    shell_complete=complete(lambda: SAMPLERS),
+    shell_complete=complete(SAMPLERS),
 )
 @click.option("--steps", type=int, help=steps_help())
 @click.option("--eta", type=float, default=0.0, show_default=True, help="ddim's noise, 0 (none) to 1 (as ddpm).")
@@ -43,7 +43,7 @@ FORMATS = ("npz", "npy", "png")
     default="trailing",
     show_default=True,
     help=f"Which timesteps are taken: {listed(SPACINGS)}.",
-    shell_complete=complete(lambda: SPACINGS),
+    shell_complete=complete(SPACINGS),
 )
 @click.option(
     "--clip",
@@ -75,13 +75,13 @@ FORMATS = ("npz", "npy", "png")
 @click.option(
     "--format",
     help="Of a folder's shards: npz (uint8), npy (float32) or png.  [default: npz]",
-    shell_complete=complete(lambda: FORMATS),
+    shell_complete=complete(FORMATS),
 )
 @click.option("--shard-size", type=int, help="Images in a shard.  [default: a multiple of the batch size near 1000]")
 @click.option(
     "--dtype",
     help="What the network computes in: float32, bfloat16 or float16.  [default: float32]",
-    shell_complete=complete(lambda: DTYPES),
+    shell_complete=complete(DTYPES),
 )
 @click.option("--form", help="How the network runs, such as eager.  [default: the fastest for the device]")
 @device_option

@@ -23,7 +23,7 @@ PRESET_NAMES = ("annotated", "course")  # training.recipe has them too, and impo
     default="annotated",
     show_default=True,
     help="annotated (the Annotated Diffusion Model) or course (How Diffusion Models Work).",
-    shell_complete=complete(lambda: PRESET_NAMES),
+    shell_complete=complete(PRESET_NAMES),
 )
 @click.option(
     "--data",
@@ -59,7 +59,7 @@ PRESET_NAMES = ("annotated", "course")  # training.recipe has them too, and impo
 @click.option("--flip/--no-flip", default=None, help="Random horizontal flips.")
 @click.option("--context-dropout", type=float, help="Share of samples trained without their context.")
 @click.option("--bf16/--no-bf16", default=None, help="Run the network in bfloat16.")
-@click.option("--schedule", help=f"{listed(SCHEDULES)}.", shell_complete=complete(lambda: SCHEDULES))
+@click.option("--schedule", help=f"{listed(SCHEDULES)}.", shell_complete=complete(SCHEDULES))
 @click.option("--timesteps", type=int, help="Training timesteps T.")
 @click.option("--beta-start", type=float, help="First beta of the schedule.  [default: 1e-4]")
 @click.option("--beta-end", type=float, help="Last beta of the schedule.  [default: 0.02]")

@@ -27,14 +27,23 @@ BLOCKS = ("convnext", "resnet")
 
 
 class AnnotatedUnet(nn.Module):
-    """x (B, channels, H, W) in [-1, 1], t (B,) or scalar in 0 .. T-1 → the prediction, same shape as x.
+    """The Annotated Diffusion U-Net: x (B, channels, H, W) in [-1, 1], t (B,) or a scalar in 0 .. T-1 → as x.
 
-    dim: base width, even and at least 4. init_dim: width of the first convolution, dim // 3 * 2 unless given.
-    dim_mults: width of each level over dim, the first being 1; H and W must divide by 2^(levels - 1).
-    channels: image channels. out_dim: output channels, as many as the image's unless given.
-    edition: "mindspore", "mindspore-torch" or "hf-2022" (see blocks.Edition).
-    block: "convnext" with convnext_mult, or "resnet" with resnet_groups dividing every level's width.
-    Raises InputError for values outside these ranges, and in forward for a picture size it cannot take.
+    H and W must be multiples of 2^(levels - 1); with another size `forward` raises InputError.
+
+    Args:
+        dim: base width, even and at least 4.
+        init_dim: width of the first convolution; None is dim // 3 * 2.
+        dim_mults: each level's width over dim, the first being 1.
+        channels: of the images.
+        out_dim: channels of the output; None is `channels`.
+        edition: "mindspore", "mindspore-torch" or "hf-2022" (see blocks.Edition).
+        block: "convnext" or "resnet".
+        convnext_mult: a ConvNeXt block's inner width over its outer one.
+        resnet_groups: groups of a ResNet block's GroupNorms; must divide every level's width.
+
+    Raises:
+        InputError: for values outside these ranges.
     """
 
     time = "index"  # what forward takes as t, as Model.time has it
@@ -57,19 +66,7 @@ class AnnotatedUnet(nn.Module):
         resnet_groups: int = 8,
     ) -> None:
         super().__init__()
-        if edition not in EDITIONS:
-            raise unknown_name("edition", edition, EDITIONS)
-        if block not in BLOCKS:
-            raise unknown_name("block", block, BLOCKS)
-        if dim < 4 or dim % 2:
-            raise InputError(f"dim = {dim}; accepted: an even number of at least 4")
-        if not dim_mults or dim_mults[0] != 1 or min(dim_mults) < 1:
-            raise InputError(f"dim_mults = {tuple(dim_mults)}; accepted: whole numbers, the first being 1")
-        if block == "resnet" and any(dim * m % resnet_groups for m in dim_mults):
-            raise InputError(f"dim = {dim} with resnet_groups = {resnet_groups}; the groups must divide every width")
         init_dim = dim // 3 * 2 if init_dim is None else init_dim
-        if min(init_dim, channels, convnext_mult, resnet_groups, 1 if out_dim is None else out_dim) < 1:
-            raise InputError("init_dim, channels, out_dim, convnext_mult and resnet_groups must be at least 1")
         self.options: dict[str, Any] = dict(
             dim=dim,
             init_dim=init_dim,
@@ -81,26 +78,27 @@ class AnnotatedUnet(nn.Module):
             convnext_mult=convnext_mult,
             resnet_groups=resnet_groups,
         )
+        _check_options(**self.options)
         self.channels, self.levels = channels, len(dim_mults)
-        kind = EDITIONS[edition]
+        published = EDITIONS[edition]
         make: Callable[..., nn.Module] = (
-            partial(ConvNextBlock, mult=convnext_mult, edition=kind)
+            partial(ConvNextBlock, mult=convnext_mult, edition=published)
             if block == "convnext"
-            else partial(ResnetBlock, groups=resnet_groups, edition=kind)
+            else partial(ResnetBlock, groups=resnet_groups, edition=published)
         )
-        bias, time_dim = kind.conv_bias, dim * 4
+        bias, time_dim = published.conv_bias, dim * 4
         dims = [init_dim, *(dim * m for m in dim_mults)]
         pairs = list(zip(dims[:-1], dims[1:], strict=True))
         middle = dims[-1]
 
         def linear(width: int) -> nn.Module:
-            return Residual(PreNorm(width, LinearAttention(width, edition=kind)))
+            return Residual(PreNorm(width, LinearAttention(width, edition=published)))
 
         self.init_conv = nn.Conv2d(channels, init_dim, 7, padding=3)
         self.time_mlp = nn.Sequential(
             SinusoidalPositionEmbeddings(dim),
             nn.Linear(dim, time_dim),
-            nn.GELU(approximate=kind.gelu),
+            nn.GELU(approximate=published.gelu),
             nn.Linear(time_dim, time_dim),
         )
         self.downs = nn.ModuleList()
@@ -122,7 +120,7 @@ class AnnotatedUnet(nn.Module):
         )
 
     def _timed_blocks(self) -> list[nn.Module]:
-        """The blocks that take a time bias, in the order in which denoise uses them."""
+        """The blocks that take a time bias, in the order of `denoise`."""
         down = [block for level in self.downs for block in list(level)[:2]]
         up = [block for level in self.ups for block in list(level)[:2]]
         return [*down, self.mid_block1, self.mid_block2, *up]
@@ -130,7 +128,7 @@ class AnnotatedUnet(nn.Module):
     def embed_time(self, t: Tensor) -> Embedding:
         """(R,) timesteps → one time bias (R, width, 1, 1) for each block, in the weights' dtype."""
         embedding = self.time_mlp[0](t.reshape(-1)).to(self.time_mlp[1].weight.dtype)
-        # The projections of all blocks at all times in one product; their activation is the same.
+        # All blocks apply the same activation, so one product gives all their projections at all times.
         activation, linears = None, []
         for block in self._timed_blocks():
             activation, linear = block.mlp
@@ -141,13 +139,13 @@ class AnnotatedUnet(nn.Module):
         return tuple(part[:, :, None, None] for part in parts)
 
     def embed_context(self, context: Tensor | None) -> Embedding:
-        """This network takes no context; raises InputError for any."""
+        """() for None; raises InputError for a context, which this network does not take."""
         if context is not None:
             raise InputError("AnnotatedUnet takes no context; leave context out, or use a ContextUnet")
         return ()
 
     def denoise(self, x: Tensor, time: Embedding, context: Embedding = ()) -> Tensor:
-        """x: (B, channels, H, W); time: from embed_time. Returns (B, out_dim, H, W)."""
+        """x (B, channels, H, W), time from embed_time → (B, out_dim, H, W)."""
         self._check(x)
         bias = iter(time)
         x = self.init_conv(x)
@@ -173,9 +171,36 @@ class AnnotatedUnet(nn.Module):
         return self.denoise(x, self.embed_time(t), self.embed_context(context))
 
     def _check(self, x: Tensor) -> None:
+        """Raises InputError for images of another shape."""
         multiple = 2 ** (self.levels - 1)
         if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % multiple or x.shape[3] % multiple:
             raise InputError(
                 f"images of shape {tuple(x.shape)}; this network takes (B, {self.channels}, H, W) "
                 f"with H and W multiples of {multiple}"
             )
+
+
+def _check_options(
+    dim: int,
+    init_dim: int,
+    dim_mults: Sequence[int],
+    channels: int,
+    out_dim: int | None,
+    edition: str,
+    block: str,
+    convnext_mult: int,
+    resnet_groups: int,
+) -> None:
+    """Raises InputError for options that AnnotatedUnet does not accept."""
+    if edition not in EDITIONS:
+        raise unknown_name("edition", edition, EDITIONS)
+    if block not in BLOCKS:
+        raise unknown_name("block", block, BLOCKS)
+    if dim < 4 or dim % 2:
+        raise InputError(f"dim = {dim}; accepted: an even number of at least 4")
+    if not dim_mults or dim_mults[0] != 1 or min(dim_mults) < 1:
+        raise InputError(f"dim_mults = {tuple(dim_mults)}; accepted: whole numbers, the first being 1")
+    if min(init_dim, channels, convnext_mult, resnet_groups, 1 if out_dim is None else out_dim) < 1:
+        raise InputError("init_dim, channels, out_dim, convnext_mult and resnet_groups must be at least 1")
+    if block == "resnet" and any(dim * m % resnet_groups for m in dim_mults):
+        raise InputError(f"dim = {dim} with resnet_groups = {resnet_groups}; the groups must divide every width")

@@ -23,9 +23,11 @@ HEADS, HEAD_DIM = 4, 32
 class Edition:
     """Where the published editions of the network differ.
 
-    gelu: "none" (erf) or "tanh". conv_bias: whether every convolution has a bias, or only init_conv and to_out.
-    channel_norm: to_out ends in a LayerNorm over channels with a gain `g`, else in GroupNorm(1).
-    divide_by_n: LinearAttention divides v by H W.
+    Attributes:
+        gelu: nn.GELU's approximation, "none" (erf) or "tanh".
+        conv_bias: whether every convolution has a bias, or only init_conv and to_out.
+        channel_norm: whether to_out ends in a LayerNorm over channels with a gain `g`, or in GroupNorm(1).
+        divide_by_n: whether LinearAttention divides v by H W.
     """
 
     gelu: str
@@ -35,7 +37,7 @@ class Edition:
 
     @property
     def gelu_name(self) -> str:
-        """The activation's name among the operators."""
+        """The activation's name in fastdiff.kernels."""
         return "gelu" if self.gelu == "none" else "gelu_tanh"
 
 
@@ -47,9 +49,9 @@ EDITIONS = {
 
 
 def normed(norm: nn.GroupNorm, x: Tensor, before: str | None = None, after: str | None = None) -> Tensor:
-    """The GroupNorm module by the fused operator: after(norm(before(x))).
+    """after(norm(before(x))) in one operator.
 
-    A module with a `fused` of its own (see fastdiff.engine.native) is asked to compute it; so below.
+    Here and below, a module that fastdiff.engine.native has replaced has a method `fused`, which runs in its place.
     """
     if hasattr(norm, "fused") and before is None:
         return norm.fused(x, after)
@@ -59,7 +61,7 @@ def normed(norm: nn.GroupNorm, x: Tensor, before: str | None = None, after: str 
 def convolved_and_normed(
     conv: nn.Conv2d, norm: nn.GroupNorm, x: Tensor, before: str | None = None, after: str | None = None
 ) -> Tensor:
-    """after(norm(before(conv(x)))) by the fused operator."""
+    """after(norm(before(conv(x)))), fused."""
     if hasattr(conv, "fused"):
         return normed(norm, conv.fused(x, before), after=after)
     return conv_norm(
@@ -68,7 +70,7 @@ def convolved_and_normed(
 
 
 def convolved_and_added(conv: nn.Conv2d, x: Tensor, residual: Tensor, shortcut: nn.Module | None = None) -> Tensor:
-    """conv(x) + shortcut(residual) by the fused operator; the shortcut is a 1x1 convolution or nothing."""
+    """conv(x) + shortcut(residual), fused; the shortcut is a 1x1 convolution, or None or nn.Identity for none."""
     if hasattr(conv, "fused"):
         return conv.fused(x, residual=residual if shortcut is None else shortcut(residual))
     if isinstance(shortcut, nn.Conv2d):
@@ -92,14 +94,14 @@ class SinusoidalPositionEmbeddings(nn.Module):
 
 
 class TimeProjection(nn.Sequential):
-    """A block's own projection of the time embedding: activation, Linear. (R, 4 dim) → (R, width, 1, 1)."""
+    """A block's projection of the time embedding, activation and Linear: (R, 4 dim) → (R, width, 1, 1)."""
 
     def forward(self, embedding: Tensor) -> Tensor:
         return super().forward(embedding)[:, :, None, None]
 
 
 class ConvNextBlock(nn.Module):
-    """Liu et al. 2022, as the tutorial has it; the time bias is added to the depthwise convolution's output."""
+    """The tutorial's variant of ConvNeXt's block (Liu et al. 2022); the time bias follows the depthwise convolution."""
 
     def __init__(self, cin: int, cout: int, *, time_dim: int | None, mult: int, edition: Edition) -> None:
         super().__init__()
@@ -136,7 +138,7 @@ class Block(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two Blocks with the time bias added between them (the tutorial's alternative block)."""
+    """Two Blocks with the time bias added between them: the tutorial's other block."""
 
     def __init__(self, cin: int, cout: int, *, time_dim: int | None, groups: int, edition: Edition) -> None:
         super().__init__()
@@ -150,11 +152,11 @@ class ResnetBlock(nn.Module):
         h = self.block1(x)
         if time_bias is not None:
             h = h + time_bias
-        return self.block2(h) + self.res_conv(x)  # nothing to fuse: SiLU stands before the addition
+        return self.block2(h) + self.res_conv(x)  # not fused: SiLU comes before the addition
 
 
 class ChannelNorm(nn.Module):
-    """LayerNorm over channels with a gain `g` and no shift."""
+    """LayerNorm over channels with a gain `g` and no shift, and the residual; see kernels.channel_norm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -165,7 +167,7 @@ class ChannelNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Full attention over positions, 4 heads of 32."""
+    """Softmax attention over positions (Vaswani et al. 2017, 3.2), 4 heads of 32, with the residual."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -182,7 +184,7 @@ class Attention(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """See kernels.linear_attention; 4 heads of 32, the output projected and normed."""
+    """Linear attention (see kernels.linear_attention), 4 heads of 32: output projection, norm, residual."""
 
     def __init__(self, channels: int, *, edition: Edition) -> None:
         super().__init__()
@@ -198,7 +200,7 @@ class LinearAttention(nn.Module):
 
 
 class PreNorm(nn.Module):
-    """fn(GroupNorm(1)(x), residual), the residual being what fn adds to its result."""
+    """fn(GroupNorm(1)(x), residual); fn adds the residual to its result."""
 
     def __init__(self, channels: int, fn: nn.Module) -> None:
         super().__init__()
@@ -210,7 +212,7 @@ class PreNorm(nn.Module):
 
 
 class Residual(nn.Module):
-    """fn(x) + x; fn adds the x itself, so that it can be fused with what comes before."""
+    """fn(x) + x; fn makes the addition, which it can fuse with its last operation."""
 
     def __init__(self, fn: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()

@@ -17,10 +17,10 @@ def _conv_norm_gelu(cin: int, cout: int) -> nn.Sequential:
 
 
 class ResidualConvBlock(nn.Module):
-    """Two of Conv 3x3, BatchNorm, GELU; with is_res, (shortcut(x) + result) / 1.414.
+    """Twice Conv 3x3, BatchNorm, GELU; with is_res (shortcut(x) + result) / 1.414.
 
-    The shortcut is the identity where widths agree. Where they do not, the course draws a fresh random 1x1
-    convolution in every forward pass; here it is a trained one (shortcut=True) or zero, that convolution's mean.
+    If cin is cout, the shortcut is the identity. If not, the course draws a new random 1x1 convolution in every forward
+    pass; here it is a trained one (shortcut=True) or zero, the mean of the random ones.
     """
 
     def __init__(self, cin: int, cout: int, is_res: bool = False, shortcut: bool = False) -> None:
@@ -42,6 +42,8 @@ class ResidualConvBlock(nn.Module):
 
 
 class UnetDown(nn.Module):
+    """Two ResidualConvBlocks and max pooling: (B, cin, H, W) → (B, cout, H / 2, W / 2)."""
+
     def __init__(self, cin: int, cout: int) -> None:
         super().__init__()
         self.model = nn.Sequential(ResidualConvBlock(cin, cout), ResidualConvBlock(cout, cout), nn.MaxPool2d(2))
@@ -51,6 +53,8 @@ class UnetDown(nn.Module):
 
 
 class UnetUp(nn.Module):
+    """Transposed convolution of x and skip together, and two ResidualConvBlocks: doubles height and width."""
+
     def __init__(self, cin: int, cout: int) -> None:
         super().__init__()
         self.model = nn.Sequential(
@@ -73,13 +77,21 @@ class EmbedFC(nn.Module):
 
 
 class ContextUnet(nn.Module):
-    """x (B, in_channels, height, height) in [-1, 1], t = timestep / T in (0, 1], context (B, n_cfeat) or None.
+    """The course's U-Net: x (B, in_channels, height, height) in [-1, 1], t = timestep / T in (0, 1] → as x.
 
-    n_feat: base width, a multiple of 8. n_cfeat: context features, at least 1; None equals a zero context.
-    height: picture size, a multiple of 4. The published network works at 16, 20, 24 and 28, where it pools
-    4x4 of the height/4 map; at other heights this one pools the whole map.
-    shortcut: a trained 1x1 convolution around init_conv (two more state-dict entries); see ResidualConvBlock.
-    Raises InputError for values outside these ranges, and in forward for shapes it cannot take.
+    The context is (B, n_cfeat), or None for zeros. With other shapes `forward` raises InputError. The published network
+    works at heights 16, 20, 24 and 28, where it pools windows of 4x4 of the height / 4 map; at other heights this one
+    pools the whole map.
+
+    Args:
+        in_channels: of the images.
+        n_feat: base width, a multiple of 8.
+        n_cfeat: context features, at least 1.
+        height: of the pictures, which are square; a multiple of 4.
+        shortcut: whether init_conv has a trained 1x1 shortcut, two more state-dict entries; see ResidualConvBlock.
+
+    Raises:
+        InputError: for values outside these ranges.
     """
 
     time = "fraction"  # what forward takes as t, as Model.time has it
@@ -142,7 +154,7 @@ class ContextUnet(nn.Module):
         return self.contextembed1(context), self.contextembed2(context)
 
     def denoise(self, x: Tensor, time: Embedding, context: Embedding) -> Tensor:
-        """x: (B, in_channels, height, height); embeddings with first dimension B or 1. Returns x's shape."""
+        """x (B, in_channels, height, height), embeddings whose first dimension is B or 1 → x's shape."""
         if x.ndim != 4 or x.shape[1:] != (self.in_channels, self.height, self.height):
             raise InputError(
                 f"images of shape {tuple(x.shape)}; this network takes "

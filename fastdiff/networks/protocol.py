@@ -1,4 +1,4 @@
-"""What a network offers so that a sampler can compute everything that does not depend on x once."""
+"""What a network offers so that a sampler computes only once what does not depend on x."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ Embedding = tuple[Tensor, ...]
 
 @runtime_checkable
 class SeparableNetwork(Protocol):
-    """forward(x, t, context) = denoise(x, embed_time(t), embed_context(context)).
+    """A network whose forward(x, t, context) is denoise(x, embed_time(t), embed_context(context))."""
 
-    embed_time: (R,) times → tensors whose first dimension is R. embed_context: (B, K) contexts, or None for
-    the zero context → tensors whose first dimension is B (or 1). denoise: x (B, C, H, W) with embeddings whose
-    first dimension is B or 1 → (B, C, H, W).
-    """
+    def embed_time(self, t: Tensor) -> Embedding:
+        """(R,) times → tensors whose first dimension is R."""
+        ...
 
-    def embed_time(self, t: Tensor) -> Embedding: ...
+    def embed_context(self, context: Tensor | None) -> Embedding:
+        """(B, K) contexts → tensors whose first dimension is B; None, the zero context → B or 1."""
+        ...
 
-    def embed_context(self, context: Tensor | None) -> Embedding: ...
-
-    def denoise(self, x: Tensor, time: Embedding, context: Embedding) -> Tensor: ...
+    def denoise(self, x: Tensor, time: Embedding, context: Embedding) -> Tensor:
+        """x (B, C, H, W), embeddings whose first dimension is B or 1 → (B, C, H, W)."""
+        ...

@@ -1,1 +1,1 @@
-"""The C kernels of the CPU, what compiles them, and what calls them. Imports torch only."""
+"""Kernels in C for CPUs, with the code that compiles and calls them. Imports torch only."""

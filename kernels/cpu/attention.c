@@ -1,7 +1,7 @@
-/* The whole residual linear-attention block, folded as kernels/attention_block.py says, a picture at a time. */
+/* The whole residual linear-attention block, by the equations in kernels/attention_block.py, one picture at a time. */
 #include "product.h"
 
-enum { POSITIONS = 24 }; /* of the queries at a time */
+enum { POSITIONS = 24 }; /* of queries at a time */
 
 INLINE int wide(int c) { return (c + VL - 1) / VL * VL; }
 
@@ -29,7 +29,7 @@ INLINE void normalise(const float *x, float *out, long count, float eps) {
     for (; i < count; i++) out[i] = (x[i] - mean) * scale;
 }
 
-/* k <- exp(k - the largest of its column), and the columns' sums. */
+/* k (p, hd) <- exp(k - top), top (hd) being each column's maximum; sums (hd): the columns' sums. */
 INLINE void exponentials(float *k, int p, int hd, float *top, float *sums) {
     for (int j = 0; j < hd; j += VL) {
         vf t = load(k + j), s = {0};
@@ -44,7 +44,7 @@ INLINE void exponentials(float *k, int p, int hd, float *top, float *sums) {
     }
 }
 
-/* softmax over each head's d entries of q + bias */
+/* q <- softmax(q + bias) over each head's d entries. */
 INLINE void softmax(float *q, const float *bias, int heads, int d) {
     for (int h = 0; h < heads; h++, q += d, bias += d) {
         vf t = load(q) + load(bias);
@@ -62,7 +62,7 @@ INLINE void softmax(float *q, const float *bias, int heads, int d) {
     }
 }
 
-/* y = LayerNorm over the c channels of v + constant, times gain, + x; v is wide(c) wide and overwritten. */
+/* y = LayerNorm(v + constant) gain + x over c channels. v has wide(c) entries and is overwritten. */
 INLINE void channel_norm(float *v, const float *constant, const float *gain, const float *x, float *y, int c) {
     vf s = {0};
     int whole = c / VL * VL;
@@ -88,9 +88,10 @@ INLINE void channel_norm(float *v, const float *constant, const float *gain, con
     }
 }
 
-/* x, y (n, p, c). wq, wk (c, hd); q_bias (hd). values: first (heads, c, wide(c)), and second 0; or first (heads, c, d)
- * and second (heads, d, wide(c)): transposed, as products take them. constant, gain (c); without a gain y is the
- * attention's output alone. d is a multiple of VL, c at least VL. space: attention_space floats. */
+/* x, y (n, p, c); wq, wk (c, hd); q_bias (hd). The values, transposed as `product` takes them: A^T in first (heads, c,
+ * wide(c)) with second 0; or W_v^T in first (heads, c, d), W_out^T in second (heads, d, wide(c)). constant, gain (c);
+ * where gain is 0, y is the attention's output alone. d is a multiple of VL, c at least VL. space: attention_space
+ * floats. */
 void attention(const float *x, float *y, int n, int p, int c, int heads, int d, const float *wq, const float *wk,
                const float *q_bias, const float *first, const float *second, const float *constant, const float *gain,
                float scale, float eps, int threads, float *space) {

@@ -1,4 +1,4 @@
-"""kernels.attention_block on the CPU: a picture at a time, so that what lies between stays in the cache."""
+"""attention_block by the C kernel, one picture at a time, so that intermediate results stay in the cache."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from fastdiff.kernels.linear_attention import output_scale
 
 @dataclass(frozen=True)
 class PackedAttention:
-    """A FoldedAttention as the kernel reads it: transposed, rows rounded up to vectors."""
+    """A FoldedAttention as the C kernel reads it: transposed, C rounded up to whole vectors (`wide`)."""
 
     folded: FoldedAttention
     w_q: Tensor  # (C, heads d)
     w_k: Tensor
-    first: Tensor  # (heads, C, wide), or with a second (heads, C, d)
-    second: Tensor | None  # (heads, d, wide)
+    first: Tensor  # A^T (heads, C, wide), or where there is a second W_v^T (heads, C, d)
+    second: Tensor | None  # W_out^T (heads, d, wide)
     gain: Tensor | None  # (C,)
 
 
 def pack(folded: FoldedAttention) -> PackedAttention:
-    """folded: from attention_block.fold, in float32 on the CPU."""
+    """The packed weights; folded must be float32 on the CPU."""
 
     def widened(matrix: Tensor) -> Tensor:
-        """(heads, C, n) → (heads, n, C rounded up to vectors)"""
+        """(heads, C, n) → (heads, n, wide)."""
         out = matrix.new_zeros(matrix.shape[0], matrix.shape[2], -(-matrix.shape[1] // vector_width()) * vector_width())
         out[:, :, : matrix.shape[1]] = matrix.transpose(1, 2)
         return out
@@ -46,14 +46,22 @@ def pack(folded: FoldedAttention) -> PackedAttention:
 
 
 def fits(channels: int, head_width: int) -> bool:
-    """Whether the kernel takes such a block."""
+    """Whether the C kernel takes such a block."""
     return channels >= vector_width() and head_width % vector_width() == 0
 
 
 def attention_block(x: Tensor, packed: PackedAttention) -> Tensor:
-    """As kernels.attention_block.attention_block: x + channel_norm(out), or out alone where the gain is None.
+    """kernels.attention_block.attention_block in C.
 
-    x: (B, C, H, W) float32 on the CPU. Returns x's shape in channels_last. Raises ValueError for anything else.
+    Args:
+        x: (B, C, H, W) float32 on the CPU, any memory format.
+        packed: from `pack`; see `fits` for the sizes that it may have.
+
+    Returns:
+        x + channel_norm(out), or out alone where the gain is None: x's shape, float32, channels_last.
+
+    Raises:
+        ValueError: for another shape, dtype or device.
     """
     folded = packed.folded
     (width, c), (b, _, h, w) = folded.w_q.shape, x.shape if x.ndim == 4 else (-1, -1, -1, -1)

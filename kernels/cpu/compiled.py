@@ -1,7 +1,7 @@
-"""The C sources of kernels/cpu, which the system's compiler turns into a library for this very processor.
+"""Compiles the C sources with the system's compiler, for the processor at hand, and loads the library.
 
-The library is compiled when it is first asked for, in about a second, and kept on disk under a key of sources,
-compiler, flags and processor: in the folder FASTDIFF_CACHE, else in fastdiff's folder of the user's cache.
+That takes about a second, on first use. The library is kept on disk under a hash of sources, compiler, flags and
+processor: in the folder FASTDIFF_CACHE, else in fastdiff's folder of the user's cache.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import torch
 
 SOURCES = Path(__file__).parent
 FILES = ("winograd.c", "norm.c", "attention.c", "depthwise.c")
-# No -ffast-math: NaN and infinity keep their meaning. What is fused the sources say (vectors.h).
+# Without -ffast-math NaN and infinity keep their meaning. Multiply-adds are fused in the sources only (vectors.h).
 FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fPIC")
 
 
 class Unavailable(RuntimeError):
-    """Why there are no CPU kernels here."""
+    """The C kernels cannot run here; the message says why."""
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept."""
+    """The folder of compiled libraries."""
     given = os.environ.get("FASTDIFF_CACHE")
     if given:
         return Path(given)
@@ -40,7 +40,7 @@ def cache_folder() -> Path:
 
 
 def _usable(folder: Path) -> bool:
-    """Whether the folder is there or can be made, and nobody else can put a library into it."""
+    """Whether the folder exists or can be made, and only this user can put a library into it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = folder.stat()
@@ -56,7 +56,7 @@ def switched_off() -> bool:
 
 
 def build_error() -> str | None:
-    """Why the kernels cannot run here, or None; compiles them."""
+    """Compiles the kernels if need be; returns why they cannot run here, or None."""
     if switched_off():
         return "FASTDIFF_KERNELS=reference asks for plain torch"
     problem = _load()
@@ -64,12 +64,12 @@ def build_error() -> str | None:
 
 
 def identity() -> str:
-    """What a result's last bits depend on: the sources, and how wide the vectors are that the compiler made of them."""
+    """Names all that a result's last bits depend on: a hash of the sources, and the vectors' width."""
     return f"{_sources_digest()[:12]}, vectors of {vector_width()}"
 
 
 def library() -> ctypes.CDLL:
-    """The compiled kernels. Raises Unavailable where there are none."""
+    """The compiled kernels; raises Unavailable if they cannot run here."""
     loaded = _load()
     if isinstance(loaded, str):
         raise Unavailable(loaded)
@@ -88,12 +88,12 @@ def _load() -> ctypes.CDLL | str:
     machine = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     try:
         about = _run([*words, "--version"])
-        # What "native" means differs between the machines that share a home folder.
+        # Machines that share a home folder may differ in what "native" means.
         native = _run([*words, machine, "-dM", "-E", "-x", "c", os.devnull])
     except (OSError, subprocess.CalledProcessError) as error:
         return f"the C compiler {compiler!r} does not run: {error}"
     problem = ""
-    for threads in (_openmp(), ()):  # a compiler may have no OpenMP
+    for threads in (_openmp(), ()):  # without OpenMP where the compiler has none
         command = [*words, *FLAGS, machine, *threads]
         parts = [_sources_digest(), about, native, shlex.join(command)]
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
@@ -113,12 +113,12 @@ def _sources_digest() -> str:
 
 
 def _opened(command: list[str], key: str) -> ctypes.CDLL:
-    """The library of that key in the cache; compiled where it is not there, or not as it was written.
+    """Loads the library of that key from the cache, or compiles it if it is absent or damaged.
 
-    Its name ends in the digest of its bytes: loading a file that was cut short would end the process.
+    A file's name ends in the digest of its bytes, because loading a truncated library would crash the process.
     """
     folder = cache_folder()
-    place = folder if _usable(folder) else None  # without one the library lives for this process only
+    place = folder if _usable(folder) else None  # without a folder the library serves this process only
     for path in sorted(folder.glob(f"{key}-*.so")) if place else ():
         if path.stem.endswith(_digest(path)):
             return _declared(ctypes.CDLL(str(path)))
@@ -126,12 +126,11 @@ def _opened(command: list[str], key: str) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory(dir=place, prefix="compiling-") as temporary:
         made = Path(temporary) / "kernels.so"
         objects = [str(Path(temporary) / f"{name}.o") for name in FILES]
-        with ThreadPoolExecutor() as pool:  # a process for each file
-            list(
-                pool.map(
-                    lambda at: _run([*command, "-c", str(SOURCES / FILES[at]), "-o", objects[at]]), range(len(FILES))
-                )
-            )
+        commands = [
+            [*command, "-c", str(SOURCES / name), "-o", made] for name, made in zip(FILES, objects, strict=True)
+        ]
+        with ThreadPoolExecutor() as pool:  # each thread waits for a compiler
+            list(pool.map(_run, commands))
         _run([*command, "-shared", *objects, "-lm", "-o", str(made)])
         if place is not None:
             made = made.rename(place / f"{key}-{_digest(made)}.so")
@@ -147,7 +146,7 @@ def _digest(path: Path) -> str:
 
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
-_SIGNATURES = {  # pointers are written p, whole numbers i, floats f, as in the C functions
+_SIGNATURES = {  # p: pointer, i: int, f: float, in the order of the C functions
     "winograd": "pippfppppiiiiiiiip",
     "group_norm": "ppiiiippfiip",
     "attention": "ppiiiiipppppppffip",
@@ -160,21 +159,21 @@ _SIGNATURES = {  # pointers are written p, whole numbers i, floats f, as in the 
 
 
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    kinds = {"p": _POINTER, "i": _INT, "f": _FLOAT}
+    types = {"p": _POINTER, "i": _INT, "f": _FLOAT}
     for name, signature in _SIGNATURES.items():
         function = getattr(loaded, name)
-        function.argtypes = [kinds[letter] for letter in signature]
+        function.argtypes = [types[letter] for letter in signature]
         function.restype = ctypes.c_long if name.endswith("_space") else _INT if name == "vector_width" else None
     return loaded
 
 
 def _openmp() -> tuple[str, ...]:
-    """OpenMP by torch's own runtime: a second one would have threads of its own, which fight for the same cores."""
+    """Flags for OpenMP with torch's own runtime; a second one would start threads that compete for the same cores."""
     runtimes = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     return ("-fopenmp", *map(str, runtimes[:1]))
 
 
 @functools.cache
 def vector_width() -> int:
-    """Floats in a vector of the compiled kernels; channels must be at least as many."""
+    """Floats in a vector of the compiled kernels, which is also the fewest channels that they take."""
     return library().vector_width()

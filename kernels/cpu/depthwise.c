@@ -1,7 +1,7 @@
-/* Depthwise convolution, NHWC, any odd size, the picture's size kept. */
+/* Depthwise convolution, NHWC, any odd kernel size; the picture keeps its size. */
 #include "vectors.h"
 
-enum { ACROSS = 8 }; /* outputs of a row at a time: so often is a weight used that was loaded once */
+enum { ACROSS = 8 }; /* outputs of a row at a time, which share each loaded weight */
 
 long depthwise_space(int h, int w, int c, int size, int threads) {
     return (long)threads * (h + size - 1) * (w + size - 1) * c;
@@ -28,7 +28,7 @@ void depthwise(const float *x, const float *weight, const float *bias, float *y,
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; part++) {
         float *padded = space + part * held;
-        memset(padded, 0, held * sizeof *padded); /* the border stays 0, the rest is each picture's */
+        memset(padded, 0, held * sizeof *padded); /* the border stays 0 for all pictures */
         for (long b = (long)n * part / threads; b < (long)n * (part + 1) / threads; b++) {
             for (int i = 0; i < h; i++)
                 memcpy(padded + (i + half) * row + (long)half * c, x + (b * h + i) * w * c, sizeof *x * w * c);
@@ -41,7 +41,10 @@ void depthwise(const float *x, const float *weight, const float *bias, float *y,
                     int q = 0;
                     for (; q + ACROSS <= w; q += ACROSS)
                         outputs(ACROSS, from + (long)q * c, row, c, weight + at, size, shift, to + (long)q * c);
-                    if (q + 4 <= w) outputs(4, from + (long)q * c, row, c, weight + at, size, shift, to + (long)q * c), q += 4;
+                    if (q + 4 <= w) {
+                        outputs(4, from + (long)q * c, row, c, weight + at, size, shift, to + (long)q * c);
+                        q += 4;
+                    }
                     for (; q < w; q++)
                         outputs(1, from + (long)q * c, row, c, weight + at, size, shift, to + (long)q * c);
                 }

@@ -1,8 +1,8 @@
-/* GroupNorm (Wu and He 2018) of one NHWC picture, p positions and c channels, as a scale and a shift of each channel. */
+/* GroupNorm (Wu and He 2018) of one NHWC picture with p positions and c channels, as a scale and a shift a channel. */
 #pragma once
 #include "vectors.h"
 
-/* Over all positions, for each channel, the sum of the values or of their squared distances from mean. */
+/* sums (c): each channel's sum over positions of x, or of (x - mean)^2 where mean (c) is given. */
 INLINE void channel_sums(const float *x, int p, int c, const float *mean, float *sums) {
     for (int i = 0; i < c; i += VL) {
         int at = i + VL <= c ? i : c - VL; /* the last vector overlaps the one before */
@@ -22,7 +22,7 @@ INLINE void channel_sums(const float *x, int p, int c, const float *mean, float 
     }
 }
 
-/* For each group its mean of the sums, count being a group's elements, written to each of its channels. */
+/* means (c): the sum of a group's sums over count, a group's number of elements, in each of its channels. */
 INLINE void group_means(const float *sums, int c, int groups, float count, float *means) {
     int size = c / groups;
     for (int g = 0; g < groups; g++) {
@@ -32,7 +32,7 @@ INLINE void group_means(const float *sums, int c, int groups, float count, float
     }
 }
 
-/* The sum of all values, or of their squared distances from mean. */
+/* The sum of x, or of (x - mean)^2 where mean is given. */
 INLINE float whole_sum(const float *x, long count, const float *mean) {
     vf s[4] = {{0}};
     float m = mean ? *mean : 0, total;
@@ -47,8 +47,8 @@ INLINE float whole_sum(const float *x, long count, const float *mean) {
     return total;
 }
 
-/* norm(x) = x scale + shift; weight, bias, scale, shift (c), c at least VL. Two passes, so that a mean far from 0 costs
- * no digits of the variance. */
+/* scale, shift (c) of norm(x) = x scale + shift. weight, bias (c); c at least VL. Two passes, so that the variance
+ * keeps its digits where the mean is far from 0. */
 static void statistics(const float *x, int p, int c, int groups, const float *weight, const float *bias, float eps,
                        float *scale, float *shift) {
     float count = (float)p * (c / groups);

@@ -1,7 +1,7 @@
-"""The CPU kernels as operators: Winograd and depthwise convolution, norm. Float32, returned in channels_last.
+"""Operators by the C kernels: Winograd and depthwise convolution, GroupNorm; float32, results in channels_last.
 
-Threads are as many as torch's, of the very OpenMP runtime that torch has loaded. At batch 1 a call's C takes 100
-microseconds, so the checks around it are few and plain; they keep a wrong shape from reading what is not the caller's.
+They use as many threads as torch, in torch's own OpenMP runtime. At batch 1 the C code takes 100 microseconds a call,
+so the only checks are those that keep a wrong shape from reading memory outside the tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdiff.kernels.cpu.compiled import library, vector_width
 
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4}
-# groups, weight (C,), bias (C,), eps of a GroupNorm
+# a GroupNorm: groups, weight (C,), bias (C,), eps
 Norm = tuple[int, Tensor, Tensor, float]
 
 # G of Winograd's F(m x m, 3x3), Lavin and Gray (2016), sections 4.1 and 4.3.
@@ -32,11 +32,12 @@ _G = {
 
 
 def pointer(x: Tensor | None) -> int | None:
+    """The address of x's first element; None is a null pointer."""
     return None if x is None else x.data_ptr()
 
 
 def images(op: str, name: str, x: Tensor, *shape: int) -> Tensor:
-    """x in channels_last, checked: float32 on the CPU, of that shape, channels enough for a vector."""
+    """x in channels_last; raises ValueError unless float32 on the CPU, of that shape, at least a vector of channels."""
     if x.shape != shape:
         raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}; accepted: {shape}")
     if x.dtype != torch.float32 or x.device.type != "cpu":
@@ -47,7 +48,7 @@ def images(op: str, name: str, x: Tensor, *shape: int) -> Tensor:
 
 
 def dense(op: str, name: str, x: Tensor | None, *shape: int) -> Tensor | None:
-    """x checked: None, or contiguous float32 on the CPU of that shape."""
+    """x; raises ValueError unless it is None, or contiguous float32 on the CPU and of that shape."""
     if x is None or (x.shape == shape and x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()):
         return x
     how = "" if x.is_contiguous() else ", not contiguous"
@@ -58,6 +59,7 @@ def dense(op: str, name: str, x: Tensor | None, *shape: int) -> Tensor | None:
 
 
 def activation_code(op: str, name: str, activation: str | None) -> int:
+    """The activation's number in the C code."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"{op}: {name} = {activation!r}; accepted: {', '.join(map(repr, ACTIVATIONS))}")
     return ACTIVATIONS[activation]
@@ -78,9 +80,10 @@ _kept = threading.local()
 
 
 def scratch(floats: int) -> int:
-    """The address of so many floats, whose contents last until the thread's next call.
+    """The address of that many floats, valid until the thread's next call.
 
-    Kept between calls: memory fresh from the system costs a page fault for every 4 KB, more than the convolution.
+    The memory is kept between calls: fresh memory costs a page fault for every 4 KB, which takes longer than the
+    convolution itself.
     """
     if getattr(_kept, "space", None) is None or _kept.space.numel() < floats:
         _kept.space = torch.empty(floats, dtype=torch.float32, device="cpu")
@@ -88,23 +91,24 @@ def scratch(floats: int) -> int:
 
 
 def empty(*shape: int) -> Tensor:
+    """Uninitialised float32 on the CPU, channels_last."""
     return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
 
 
 def winograd_tile(b: int, h: int, w: int) -> int:
-    """m of F(m x m, 3x3) for b pictures: 4, or 2 where tiles are so few that reading the weights is what takes time.
+    """m of F(m x m, 3x3) for b pictures: 4, or 2 where so few tiles share the weights that reading those dominates.
 
-    A weight becomes 36 numbers for m = 4 and 16 for m = 2, and each of them enters a product with every tile; reading
-    one takes as long as some 25 of these products (measured at the 7x7 and 14x14 maps of network A).
+    A 3x3 kernel becomes 36 numbers for m = 4 and 16 for m = 2. Each is multiplied once a tile; reading it takes as long
+    as 25 multiplications (measured on 7x7 and 14x14 maps).
     """
     cost = {m: (m + 2) ** 2 * (25 + b * (-(-h // m)) * (-(-w // m))) for m in (4, 2)}
     return min(cost, key=lambda m: cost[m])
 
 
 def winograd_weight(weight: Tensor, m: int) -> Tensor:
-    """(O, C, 3, 3) → G w G^T as ((m + 2)^2, C times O rounded up to vectors), float32, computed in float64.
+    """G w G^T of (O, C, 3, 3), computed in float64: ((m + 2)^2, C times O rounded up to whole vectors), float32.
 
-    The columns O lie in panels of two vectors, the rows C of a panel side by side (see product.h).
+    Each point's (C, O) is stored in panels of two vectors of columns, as product_panels in product.h reads it.
     """
     o, c = weight.shape[:2]
     g, width = torch.tensor(_G[m], dtype=torch.float64, device="cpu"), vector_width()
@@ -125,10 +129,22 @@ def winograd(
 ) -> Tensor:
     """activation(conv2d(norm(x), w, bias, padding=1)) + residual, w a 3x3 kernel, by Winograd's F(m x m, 3x3).
 
-    x: (B, C, H, W) float32 on the CPU; weight: from winograd_weight, which has m; channels: O; residual: (B, O, H, W);
-    norm: of x before the convolution, whose padding stays 0. C and O are at least vector_width(). Returns
-    (B, O, H, W) in channels_last. With m = 4 it rounds some 3 times as much as the direct form (1e-6 relative).
-    Raises ValueError for anything else.
+    With m = 4 the rounding error is some 3 times that of a direct convolution (1e-6, relative).
+
+    Args:
+        x: (B, C, H, W) float32 on the CPU, any memory format, C at least vector_width().
+        weight: from winograd_weight, which chose m.
+        bias: (O,) float32, contiguous, or None.
+        channels: O, at least vector_width().
+        activation: None, "gelu" (erf), "gelu_tanh", "silu" or "relu".
+        residual: (B, O, H, W) float32, or None.
+        norm: a GroupNorm applied to x; the padding around its result is 0.
+
+    Returns:
+        (B, O, H, W) float32, channels_last.
+
+    Raises:
+        ValueError: for anything else.
     """
     op = "winograd"
     b, c, h, w = x.shape if x.ndim == 4 else (-1, -1, -1, -1)
@@ -136,7 +152,7 @@ def winograd(
     x = images(op, "x", x, b, c, h, w)
     dense(op, "weight", weight, (m + 2) ** 2, c * -(-channels // vector_width()) * vector_width())
     dense(op, "bias", bias, channels)
-    kind = activation_code(op, "activation", activation)
+    code = activation_code(op, "activation", activation)
     residual = None if residual is None else images(op, "residual", residual, b, channels, h, w)
     groups, gain, offset, eps = (0, None, None, 0.0) if norm is None else _norm(op, norm, c)
     out, threads = images(op, "the output", empty(b, channels, h, w), b, channels, h, w), torch.get_num_threads()
@@ -157,7 +173,7 @@ def winograd(
         w,
         c,
         channels,
-        kind,
+        code,
         threads,
         space,
     )
@@ -167,15 +183,27 @@ def winograd(
 def group_norm(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5, after: str | None = None
 ) -> Tensor:
-    """after(norm(x) weight + bias) over a group's channels and positions, float32 on the CPU, in channels_last.
+    """after(norm(x) weight + bias), as kernels.group_norm.
 
-    x: (B, C, H, W), C at least vector_width() and a multiple of groups. Raises ValueError for anything else.
+    Args:
+        x: (B, C, H, W) float32 on the CPU, any memory format, C at least vector_width().
+        groups: a divisor of C.
+        weight: (C,) float32, contiguous.
+        bias: (C,) float32, contiguous.
+        eps: added to the variance.
+        after: None, "gelu" (erf), "gelu_tanh", "silu" or "relu".
+
+    Returns:
+        (B, C, H, W) float32, channels_last.
+
+    Raises:
+        ValueError: for anything else.
     """
     op = "group_norm"
     b, c, h, w = x.shape if x.ndim == 4 else (-1, -1, -1, -1)
     x = images(op, "x", x, b, c, h, w)
     _norm(op, (groups, weight, bias, eps), c)
-    kind = activation_code(op, "after", after)
+    code = activation_code(op, "after", after)
     out = empty(b, c, h, w)
     library().group_norm(
         pointer(x),
@@ -187,7 +215,7 @@ def group_norm(
         pointer(weight),
         pointer(bias),
         eps,
-        kind,
+        code,
         torch.get_num_threads(),
         scratch(2 * b * c),
     )
@@ -195,15 +223,23 @@ def group_norm(
 
 
 def depthwise_weight(weight: Tensor) -> Tensor:
-    """(C, 1, K, K) → (K, K, C)."""
+    """(C, 1, K, K) → (K, K, C), as `depthwise` takes it."""
     return weight.detach()[:, 0].permute(1, 2, 0).contiguous()
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """conv2d(x, w, bias, padding=K // 2, groups=C), float32 on the CPU, in channels_last.
+    """conv2d(x, w, bias, padding=K // 2, groups=C).
 
-    x: (B, C, H, W), C at least vector_width(); weight: from depthwise_weight, K odd; bias: (C,) or None. Raises
-    ValueError for anything else.
+    Args:
+        x: (B, C, H, W) float32 on the CPU, any memory format, C at least vector_width().
+        weight: (K, K, C), from depthwise_weight, K odd.
+        bias: (C,) float32, contiguous, or None.
+
+    Returns:
+        (B, C, H, W) float32, channels_last.
+
+    Raises:
+        ValueError: for anything else.
     """
     op = "depthwise"
     b, c, h, w = x.shape if x.ndim == 4 else (-1, -1, -1, -1)

@@ -1,14 +1,14 @@
-/* C (m, n) = A (m, k) B (k, n), n a multiple of VL; A by any strides, rows of B and C side by side. */
+/* C (m, n) = A (m, k) B (k, n), n a multiple of VL. A has any strides ra, ca; B and C have row strides rb, rc. */
 #pragma once
 #include "vectors.h"
 
 #if defined(__AVX512F__)
-#define ROWS 12 /* 24 sums, 2 of B: of 32 registers */
+#define ROWS 12 /* 24 sums and 2 vectors of B, of 32 registers */
 #else
-#define ROWS 6 /* 12 sums, 2 of B and one of A: of 16 registers */
+#define ROWS 6 /* 12 sums, 2 vectors of B and one of A, of 16 registers */
 #endif
 
-/* rows and columns are constants where it is called, so that the sums live in registers. */
+/* rows by columns VL of C. Callers pass rows and columns as constants, so that the sums stay in registers. */
 INLINE void block(const int rows, const int columns, int k, const float *a, long ra, long ca, const float *b, long rb,
                   float *c, long rc) {
     vf s[ROWS][2];
@@ -47,7 +47,7 @@ SHARED void product(int m, int n, int k, const float *a, long ra, long ca, const
     if (j < n) strip(1, m, k, a, ra, ca, b + j, rb, c + j, rc);
 }
 
-/* The same, B's columns in panels of 2 VL (the last may be of VL), each panel's rows side by side: read in one run. */
+/* The same with B in panels of 2 VL columns (the last may have VL), each contiguous, so that B is read in order. */
 SHARED void product_panels(int m, int n, int k, const float *a, long ra, const float *b, float *c, long rc) {
     int j = 0;
     for (; j + 2 * VL <= n; j += 2 * VL) strip(2, m, k, a, ra, 1, b + (long)j * k, 2 * VL, c + j, rc);

@@ -1,4 +1,4 @@
-/* Vectors of floats by the compiler's own extension (GCC, Clang), as wide as the processor's registers. */
+/* Vectors of floats as wide as the processor's registers, by the vector extension of GCC and Clang. */
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -29,8 +29,9 @@ INLINE vf load(const float *p) {
 INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 INLINE vf all(float x) { return x - (vf){0}; }
 
-/* a b + c, rounded once where the processor can. The compiler may not fuse by itself (-ffp-contract=off): it would in one
- * copy of a loop and not in another, and a sample's bits would depend on its place in the batch. */
+/* a b + c, rounded once where the processor has that instruction. The compiler must not fuse on its own
+ * (-ffp-contract=off): it might in one copy of a loop and not in another, and a sample's bits would then depend on its
+ * place in the batch. */
 INLINE vf fused(vf a, vf b, vf c) {
 #if defined(__FMA__) && VL == 16
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -51,11 +52,11 @@ INLINE float sum(vf v) {
     return s;
 }
 
-/* e^x by Cephes: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial; what lies outside -87 .. 88 counts as that. */
+/* e^x by Cephes' expf: x = n ln 2 + r, |r| <= ln 2 / 2, e^x = 2^n e^r, a polynomial in r. x is clamped to -87 .. 88. */
 INLINE vf exponential(vf x) {
     vf bounded = pick(x < -87.0f, all(-87.0f), x);
     bounded = pick(bounded > 88.0f, all(88.0f), bounded);
-    const vf magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to a whole number */
+    const vf magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
     vf n = fused(bounded, all(1.44269504088896341f), magic) - magic;
     vf r = fused(n, all(-0.693359375f), bounded);
     r = fused(n, all(2.12194440e-4f), r);
@@ -70,7 +71,7 @@ INLINE vf exponential(vf x) {
     return p * (vf)scale;
 }
 
-/* erf by Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7. */
+/* erf by Abramowitz and Stegun, 7.1.26: absolute error below 1.5e-7. */
 INLINE vf error_function(vf x) {
     vi negative = x < 0.0f;
     vf a = pick(negative, -x, x);
@@ -86,11 +87,11 @@ INLINE vf error_function(vf x) {
 
 enum activation { NONE, GELU, GELU_TANH, SILU, RELU };
 
-INLINE vf activate(vf x, int kind) {
-    switch (kind) {
+INLINE vf activate(vf x, int activation) {
+    switch (activation) {
     case GELU:
         return x * 0.5f * (1.0f + error_function(x * 0.70710678118654752f));
-    case GELU_TANH: /* (1 + tanh u) / 2 = 1 / (1 + e^(-2 u)) */
+    case GELU_TANH: /* (1 + tanh u) / 2 = 1 / (1 + e^(-2u)) */
         return x / (1.0f + exponential(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
     case SILU:
         return x / (1.0f + exponential(-x));

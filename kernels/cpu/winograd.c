@@ -1,10 +1,11 @@
-/* 3x3 convolution, padding 1, NHWC, by Winograd's F(m x m, 3x3), m = 4 or 2: Lavin and Gray, "Fast algorithms for
- * convolutional neural networks" (2016). A tile of m + 2 by m + 2 inputs gives m x m outputs with (m + 2)^2
- * multiplications for each pair of channels, not 9 m^2. Everything is written for a constant m. */
+/* 3x3 convolution, padding 1, NHWC, by Winograd's F(m x m, 3x3), m = 4 or 2: Y = A^T [(G w G^T) * (B^T d B)] A, Lavin
+ * and Gray, "Fast algorithms for convolutional neural networks" (2016). A tile d of m + 2 by m + 2 inputs gives m x m
+ * outputs with (m + 2)^2 multiplications for each pair of channels, not 9 m^2. The functions are inlined with a
+ * constant m. */
 #include "norm.h"
 #include "product.h"
 
-/* B^T d of one line */
+/* B^T d of one column (or row) of a tile */
 INLINE void input_1d(const int m, const vf *d, int step, vf *t, int to) {
     vf d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step];
     if (m == 2) {
@@ -25,7 +26,7 @@ INLINE void input_1d(const int m, const vf *d, int step, vf *t, int to) {
     }
 }
 
-/* A^T s of one line */
+/* A^T s of one column (or row) of a tile */
 INLINE void output_1d(const int m, const vf *s, int step, vf *y, int to) {
     vf a = s[step] + s[2 * step], b = s[step] - s[2 * step];
     if (m == 2) {
@@ -40,7 +41,7 @@ INLINE void output_1d(const int m, const vf *s, int step, vf *y, int to) {
     }
 }
 
-/* scale, shift (c): what is done to x on the way, or 0; the padding around x stays 0. */
+/* v: B^T d B of a tile of x scale + shift, or of x where scale is 0. The padding is 0, not shift. */
 INLINE void input_tile(const int m, const float *x, const float *scale, const float *shift, int h, int w, int c,
                        int top, int left, float *v, long stride) {
     const int side = m + 2;
@@ -60,7 +61,7 @@ INLINE void input_tile(const int m, const float *x, const float *scale, const fl
 }
 
 INLINE void output_tile(const int m, const float *from, long stride, int h, int w, int o, int top, int left,
-                        const float *bias, const float *residual, int kind, float *y) {
+                        const float *bias, const float *residual, int activation, float *y) {
     const int side = m + 2;
     for (int i = 0; i < o; i += VL) {
         int at = i + VL <= o ? i : o - VL;
@@ -72,7 +73,7 @@ INLINE void output_tile(const int m, const float *from, long stride, int h, int 
         for (int r = 0; r < m && top + r < h; r++)
             for (int c = 0; c < m && left + c < w; c++) {
                 long p = ((long)(top + r) * w + left + c) * o + at;
-                vf value = activate(s[m * r + c] + shift, kind);
+                vf value = activate(s[m * r + c] + shift, activation);
                 if (residual) value += load(residual + p);
                 store(y + p, value);
             }
@@ -81,14 +82,14 @@ INLINE void output_tile(const int m, const float *from, long stride, int h, int 
 
 INLINE int rounded(int o) { return (o + VL - 1) / VL * VL; }
 
-/* Tiles at a time: few, so that their transforms stay in the second-level cache, but where the weights are larger than
- * that cache more, for each block of tiles reads all of them. */
+/* Tiles in a block: few, so that their transforms stay in the second-level cache; more where the weights exceed that
+ * cache, because every block reads all the weights. */
 INLINE long most_tiles(int m, int c, int o) {
     long weights = (long)(m + 2) * (m + 2) * c * rounded(o) * 4;
     return weights > (1 << 20) ? 96 : 48;
 }
 
-/* Blocks of at most so many tiles, equal in size, and for each thread at least one if it can be. */
+/* The number of equal blocks of at most `most` tiles; at least one a thread if there are 4 tiles a thread. */
 INLINE long count_blocks(long tiles, long most, int threads) {
     long blocks = (tiles + most - 1) / most;
     return blocks < threads && tiles >= 4 * threads ? threads : blocks;
@@ -98,7 +99,7 @@ struct images {
     int n, h, w, c, o; /* number, height, width, channels in and out, both at least VL */
 };
 
-INLINE void convolve(const int m, int kind, const float *x, const float *scale, const float *u,
+INLINE void convolve(const int m, int activation, const float *x, const float *scale, const float *u,
                      const float *bias, const float *residual, float *y, struct images s, int threads, float *space) {
     const int h = s.h, w = s.w, c = s.c, o = s.o, down = (h + m - 1) / m, across = (w + m - 1) / m, wide = rounded(o),
               points = (m + 2) * (m + 2);
@@ -122,7 +123,7 @@ INLINE void convolve(const int m, int kind, const float *x, const float *scale, 
             for (int t = 0; t < many; t++) {
                 long image = (from + t) / each, place = (from + t) % each, start = image * h * w * o;
                 output_tile(m, products + (long)t * wide, most * wide, h, w, o, (int)(place / across) * m,
-                            (int)(place % across) * m, bias, residual ? residual + start : 0, kind, y + start);
+                            (int)(place % across) * m, bias, residual ? residual + start : 0, activation, y + start);
             }
         }
     }
@@ -134,11 +135,12 @@ long winograd_space(int m, int n, int c, int o, int threads) {
     return 2L * n * c + threads * (m + 2) * (m + 2) * most_tiles(m, c, o) * (c + rounded(o));
 }
 
-/* y (n, h, w, o) = kind(conv(norm(x)) + bias) + residual. x (n, h, w, c); norm: gain, offset (c), or groups 0 for none;
- * u ((m + 2)^2, c times o rounded up to VL), as product_panels has it; bias (o) or 0; residual like y or 0. space: winograd_space floats. */
+/* y (n, h, w, o) = activation(conv(norm(x)) + bias) + residual. x (n, h, w, c). gain, offset (c): of the norm, none
+ * if groups is 0. u ((m + 2)^2, c times o rounded up to VL): the transformed weights, each point's (c, o) in the panels
+ * of product_panels. bias (o) or 0. residual: as y, or 0. space: winograd_space floats. */
 void winograd(const float *x, int groups, const float *gain, const float *offset, float eps, const float *u,
-              const float *bias, const float *residual, float *y, int m, int n, int h, int w, int c, int o, int kind,
-              int threads, float *space) {
+              const float *bias, const float *residual, float *y, int m, int n, int h, int w, int c, int o,
+              int activation, int threads, float *space) {
     struct images s = {n, h, w, c, o};
     float *scale = groups ? space : 0, *rest = space + 2L * n * c;
     if (groups) {
@@ -148,7 +150,7 @@ void winograd(const float *x, int groups, const float *gain, const float *offset
                        scale + (2L * b + 1) * c);
     }
     if (m == 2)
-        convolve(2, kind, x, scale, u, bias, residual, y, s, threads, rest);
+        convolve(2, activation, x, scale, u, bias, residual, y, s, threads, rest);
     else
-        convolve(4, kind, x, scale, u, bias, residual, y, s, threads, rest);
+        convolve(4, activation, x, scale, u, bias, residual, y, s, threads, rest);
 }

@@ -153,13 +153,13 @@ def test_a_launch_is_recorded_in_place_of_being_run():
     assert launched == [("kernel", (3,), (1, 2), {"num_warps": 4})]
 
 
-def test_forms_are_named():
-    with pytest.raises(ValueError, match="kernel form 'cuda'; accepted: auto, triton, reference"):
+def test_backends_are_named():
+    with pytest.raises(ValueError, match="kernel backend 'cuda'; accepted: auto, triton, reference"):
         with using("cuda"):
             pass
 
 
-def test_a_form_that_cannot_run_here_says_so(monkeypatch):
+def test_a_backend_that_cannot_run_here_says_so(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with using("triton"):
         with pytest.raises(ValueError, match="on device cpu; accepted: CUDA, or any with TRITON_INTERPRET=1"):
@@ -168,12 +168,12 @@ def test_a_form_that_cannot_run_here_says_so(monkeypatch):
             use_triton(torch.zeros(1, dtype=torch.float64))
 
 
-def test_the_environment_chooses_a_form(monkeypatch):
+def test_the_environment_chooses_a_backend(monkeypatch):
     monkeypatch.setenv("FASTDIFF_KERNELS", "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert use_triton(torch.zeros(1))
     monkeypatch.setenv("FASTDIFF_KERNELS", "fast")
-    with pytest.raises(ValueError, match="kernel form 'fast'"):
+    with pytest.raises(ValueError, match="kernel backend 'fast'"):
         use_triton(torch.zeros(1))
 
 

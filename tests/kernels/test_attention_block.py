@@ -1,4 +1,4 @@
-"""attention_block against the modules that it replaces, in float64 and in Triton; the folding itself exactly."""
+"""attention_block against the modules that it replaces: the folded reference in float64, and the Triton kernels."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def folded_weights(module: Residual, dtype=torch.float64, device="cpu"):
     return fold(*(None if t is None else t.to(device, dtype) for t in given), 4, attention.divide_by_n, norm.eps)
 
 
-# Network A's levels; 112 and 200 channels are past the point where the two small products cost less than one.
+# Network A's widths and odd ones; from 65 channels on the values are not folded, and 64 is the last that is.
 @pytest.mark.parametrize("c, h, w", [(28, 9, 7), (56, 14, 14), (112, 7, 7), (10, 3, 5), (200, 2, 3), (64, 1, 1)])
 @pytest.mark.parametrize("edition", EDITIONS)
 def test_the_folded_reference_is_the_module(randomised, rel, c, h, w, edition):
@@ -35,6 +35,7 @@ def test_the_folded_reference_is_the_module(randomised, rel, c, h, w, edition):
     assert rel(out, expected) < 1e-13
 
 
+# As above; 784 positions are many chunks, and 200 channels are padded to 256.
 @pytest.mark.parametrize("c, h, w", [(28, 9, 7), (56, 14, 14), (112, 7, 7), (18, 28, 28), (200, 3, 5)])
 @pytest.mark.parametrize("edition", ["mindspore-torch", "hf-2022"])
 def test_the_kernels_in_every_layout(triton_device, randomised, agrees, layouts, c, h, w, edition):
@@ -54,8 +55,8 @@ def test_many_samples_share_a_program_for_all_heads(triton_device, randomised, a
     agrees(attention_block_triton.forward(x, folded), expected, times=2)
 
 
-def test_four_bytes_an_element_are_left_to_the_plain_form(triton_device, randomised, rel):
-    """The Triton form would spill; see MAX_CHANNELS."""
+def test_float32_runs_the_reference(triton_device, randomised):
+    """The Triton kernels would spill; see MAX_CHANNELS."""
     module = block(28, "mindspore", randomised)
     folded = folded_weights(module, torch.float32, triton_device)
     x = torch.randn(2, 28, 4, 4, device=triton_device)

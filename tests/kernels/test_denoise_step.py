@@ -1,4 +1,4 @@
-"""denoise_step in Triton against float64, its noise against kernels.philox, its reading only what it may."""
+"""denoise_step in Triton against float64, and its noise against kernels.philox."""
 
 import pytest
 import torch
@@ -30,8 +30,15 @@ def expected(given):
     return denoise_step_reference(**wide)
 
 
-# Pictures of one and three channels, rows of a multiple of 8, of 4 and of no power of two, and one element.
-SHAPES = [(3, 1, 28, 28), (2, 3, 16, 16), (2, 3, 6, 6), (3, 2, 5, 7), (2, 3, 7, 7), (1, 1, 1, 1), (2, 4, 2, 3)]
+SHAPES = [
+    (3, 1, 28, 28),  # the shipped models' images
+    (2, 3, 16, 16),
+    (2, 3, 6, 6),  # positions divide by 4 but not by 8
+    (3, 2, 5, 7),  # elements divide by neither
+    (2, 3, 7, 7),
+    (1, 1, 1, 1),
+    (2, 4, 2, 3),  # elements divide by 8, positions do not
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -62,7 +69,7 @@ def test_clipping(triton_device, agrees, clip):
 @pytest.mark.parametrize("seed, first", [(0, 0), (2**63 - 1, 2**63 - 9), ((5 << 33) + 3, (1 << 32) - 2)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_noise_is_that_of_philox(triton_device, shape, seed, first, layouts):
-    """Draw index + 1 of samples first, first + 1, ..., within 2e-6, whatever the layout."""
+    """Draw index + 1 of samples first, first + 1, ..., within 2e-6, in every layout."""
     device = triton_device
     key = torch.tensor([seed, first], device=device)
     rows = torch.tensor([[0.0] * 6, [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]], device=device)
@@ -89,7 +96,7 @@ def test_given_noise_and_history(triton_device, agrees):
 
 
 def test_the_first_row_does_not_read_what_is_not_there_yet(triton_device, agrees):
-    """c = 0: x0_prev may be uninitialised memory, as it is in a captured graph's first step."""
+    """While c is 0, x0_prev may be uninitialised memory, as in a captured graph's first step."""
     nothing = torch.full((2, 1, 6, 6), float("nan"), device=triton_device)
     given = arguments(triton_device, (2, 1, 6, 6), x0_prev=nothing, index=torch.tensor([0], device=triton_device))
     agrees(denoise_step(**given)[0], expected({**given, "x0_prev": None})[0])
@@ -103,7 +110,7 @@ def test_a_row_without_noise_adds_none(triton_device, agrees):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "crop"])
 def test_in_place(triton_device, layouts, layout):
-    """The buffers of a captured step: x and x0_prev are overwritten with what a fresh call returns."""
+    """As a captured step does: x and x0_prev are overwritten with what a call that is not in place returns."""
     given = arguments(triton_device, (2, 3, 8, 8))
     x, previous = layouts(given["x"])[layout], layouts(torch.randn(2, 3, 8, 8, device=triton_device))[layout]
     given = {**given, "x": x.clone(), "x0_prev": previous.clone(), "keep_x0": True}
@@ -171,7 +178,6 @@ def test_only_float32_is_stepped(triton_device, name):
 
 
 def test_without_keeping_x0_its_buffer_is_left_alone():
-    """In either form, in place or not."""
     for inplace in (False, True):
         given = arguments("cpu", SHAPE, x0_prev=torch.randn(SHAPE))
         before = given["x0_prev"].clone()

@@ -6,15 +6,14 @@ import torch
 from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_reference
 
 
-# Network A's first widths and sizes (7, 14, 28 rows), sizes that 7 and 4 do not divide, one pixel, 3x3 and 1x1 kernels.
 @pytest.mark.parametrize(
     "b, c, h, w, size",
     [
-        (1, 18, 14, 14, 7),
-        (1, 112, 7, 7, 7),
-        (1, 5, 9, 17, 7),
+        (1, 18, 14, 14, 7),  # network A's first width: seven rows a program
+        (1, 112, 7, 7, 7),  # two blocks of channels
+        (1, 5, 9, 17, 7),  # four rows a program, which do not divide 9; two blocks of columns
         (1, 70, 4, 6, 7),
-        (2, 3, 1, 1, 7),
+        (2, 3, 1, 1, 7),  # a kernel larger than the picture
         (1, 6, 10, 3, 3),
         (1, 4, 5, 5, 1),
         (1, 2, 28, 28, 5),

@@ -1,4 +1,4 @@
-"""Whether Triton's kernels run: what they need to be launched, and what is said where that is missing."""
+"""Whether Triton's kernels run: what a launch needs, and the warning where that is missing."""
 
 import sysconfig
 
@@ -13,7 +13,7 @@ CUDA = torch.device("cuda", 0)
 
 @pytest.fixture
 def capable(monkeypatch):
-    """Whether a device of that capability runs the kernels, with a compiler and the headers there."""
+    """(major) → whether a device of that compute capability runs the kernels; a compiler is there."""
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setenv("CC", "cc")
 
@@ -26,7 +26,7 @@ def capable(monkeypatch):
 
 @pytest.fixture
 def headers(monkeypatch, tmp_path):
-    """Where Python's C headers are looked for."""
+    """The folder in which Python's C headers are looked for, with Python.h in it."""
     monkeypatch.setattr(sysconfig, "get_path", lambda name, scheme="": str(tmp_path / scheme))
     for variable in ("CPATH", "C_INCLUDE_PATH"):
         monkeypatch.delenv(variable, raising=False)
@@ -63,7 +63,7 @@ def test_headers_that_a_compiler_finds_elsewhere_will_do(place, capable, headers
 
 
 def test_withheld_launches_are_not_made(triton_device):
-    """They are handed over instead, with the tensors that they would have read and written."""
+    """The recorder gets them, with their arguments."""
     x = torch.ones(1, 2, 3, 3, device=triton_device)
     seen = []
     with dispatch.withholding(lambda kernel, grid, args, options: seen.append((kernel.__name__, args[0].data_ptr()))):

@@ -17,20 +17,19 @@ def gradients(function, x, heads, divide, dy):
     return y, torch.autograd.grad(y, x, dy)[0]
 
 
-# 49, 63, 196, 784 positions; widths 16, 32, 60 and ones that no power of two is near; 1 to 5 heads.
 SHAPES = [
-    (2, 4, 32, 7, 7),
-    (1, 3, 16, 7, 9),
-    (2, 2, 60, 14, 14),
-    (1, 4, 32, 28, 28),
-    (1, 5, 8, 1, 1),
-    (3, 1, 33, 5, 4),
-    (1, 1, 1, 3, 3),
-    (1, 1, 64, 4, 4),
+    (2, 4, 32, 7, 7),  # network A's heads
+    (1, 3, 16, 7, 9),  # the narrowest tile, not padded
+    (2, 2, 60, 14, 14),  # padded to 64
+    (1, 4, 32, 28, 28),  # split over programs
+    (1, 5, 8, 1, 1),  # one position; a head narrower than a tile
+    (3, 1, 33, 5, 4),  # padded to nearly twice the width
+    (1, 1, 1, 3, 3),  # one feature
+    (1, 1, 64, 4, 4),  # the widest head
 ]
 
 
-# The division is a number that the kernels are given: the largest shape need not run twice.
+# Dividing by n only changes a number that the kernels are given, so the largest shape runs once.
 @pytest.mark.parametrize(
     "b, heads, d, h, w, divide",
     [(*shape, divide) for shape in SHAPES for divide in (False, True) if divide or shape != (1, 4, 32, 28, 28)],
@@ -47,12 +46,12 @@ def test_every_shape_and_its_gradient(triton_device, agrees, b, heads, d, h, w, 
         assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_wider_heads_take_the_plain_form(triton_device):
+def test_wider_heads_run_the_reference(triton_device):
     x = qkv(triton_device, 1, 1, 96, 3, 3)
     assert torch.equal(linear_attention(x, 1, True), linear_attention_reference(x, 1, True))
 
 
-@pytest.mark.parametrize("h, w", [(7, 9), (16, 20)])  # in one program for a head; in three, of 128, 128 and 64
+@pytest.mark.parametrize("h, w", [(7, 9), (16, 20)])  # one program for a head; three, of 128, 128 and 64 positions
 def test_every_layout(triton_device, agrees, layouts, h, w):
     x = qkv(triton_device, 1, 2, 16, h, w)
     expected = linear_attention_reference(x.double(), 2, True)
@@ -60,7 +59,7 @@ def test_every_layout(triton_device, agrees, layouts, h, w):
         agrees(linear_attention(given, 2, True), expected)
 
 
-# A product's 16-bit operands are rounded as well as the result: three roundings in place of one forward, five back.
+# The operands of products are rounded as well as the result: three roundings forward, five backward.
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("d", [16, 32, 60])
 def test_reduced_precision(triton_device, agrees, dtype, d):
@@ -73,9 +72,9 @@ def test_reduced_precision(triton_device, agrees, dtype, d):
 
 
 def test_half_precision_keeps_the_division_by_n(triton_device, agrees):
-    """1 / 16,384 would leave float16's normal numbers if it met the context before the product.
+    """1 / 16,384 times the context would leave float16's normal range before the product.
 
-    The result itself is a subnormal number there, known to 3e-8; with that, three roundings of the largest are allowed.
+    The result is itself subnormal, with steps of 6e-8. Half a step is allowed, and three roundings of the largest.
     """
     x = qkv(triton_device, 1, 1, 16, 128, 128, torch.float16)
     x[:, 32:] *= 100
@@ -83,12 +82,12 @@ def test_half_precision_keeps_the_division_by_n(triton_device, agrees):
     assert float((y.double() - exact).abs().max()) < 2**-25 + 3 * 2**-11 * float(exact.abs().max())
 
 
-# 17 parts of 128 positions, the last one of 22, is what there is to cross; 16,384 take the interpreter half a minute.
+# 17 parts, of 128 positions and a last one of 22; 16,384 positions take the interpreter half a minute.
 @pytest.mark.parametrize(
     "h, w", [(46, 45), pytest.param(128, 128, marks=() if torch.cuda.is_available() else pytest.mark.slow)]
 )
 def test_many_positions_are_split_over_programs(triton_device, agrees, h, w):
-    """Partial contexts of one head, merged; and the running maximum over keys that keep growing."""
+    """Partial contexts of one head are merged, with keys that grow, so that the running maximum changes."""
     x = qkv(triton_device, 1, 1, 16, h, w)
     x[:, 16:32] += torch.linspace(0, 60, h * w, device=triton_device).view(1, 1, h, w)
     dy = torch.randn(1, 16, h, w, device=triton_device)
@@ -103,11 +102,12 @@ def test_large_keys_and_queries_do_not_overflow(triton_device, agrees):
     x = qkv(triton_device, 1, 2, 16, 7, 7, spread=200.0)
     y = linear_attention(x, 2, False)
     assert torch.isfinite(y).all()
-    agrees(y, linear_attention_reference(x.double(), 2, False), times=20)  # exp of differences of some hundreds
+    # exp of differences of some hundreds, each rounded by 1e-5
+    agrees(y, linear_attention_reference(x.double(), 2, False), times=20)
 
 
 def test_the_reference_is_the_published_expression(rel):
-    """The tutorial's own steps: q softmaxed over features and scaled, k over positions, v divided by n."""
+    """The tutorial's own steps: q softmaxed over features and scaled, k softmaxed over positions, v divided by n."""
     x = qkv("cpu", 2, 4, 32, 7, 5).double()
     q, k, v = x.reshape(2, 3, 4, 32, 35).unbind(1)
     q, k, v = q.softmax(-2) * 32**-0.5, k.softmax(-1), v / 35

@@ -18,19 +18,18 @@ def images(device, dtype, b, c, h, w):
     return (torch.randn(b, c, h, w, device=device) * 2 + 0.5).to(dtype)
 
 
-# Channels and positions: network A's widths at 7x7, 14x14 and 28x28, 18 of its first block, one wide group, odd ones.
 @pytest.mark.parametrize(
     "b, c, h, w, groups",
     [
-        (2, 18, 9, 7, 1),
-        (2, 28, 14, 14, 1),
+        (2, 18, 9, 7, 1),  # the first width of network A, at odd sizes
+        (2, 28, 14, 14, 1),  # its levels' widths
         (1, 112, 7, 7, 1),
-        (1, 56, 28, 28, 1),
-        (2, 64, 8, 8, 8),
-        (3, 12, 5, 3, 4),
-        (1, 15, 3, 11, 3),
-        (2, 1, 1, 1, 1),
-        (1, 200, 2, 3, 8),
+        (1, 56, 28, 28, 1),  # split over programs
+        (2, 64, 8, 8, 8),  # groups of eight: nothing is padded
+        (3, 12, 5, 3, 4),  # groups of three channels are padded to four
+        (1, 15, 3, 11, 3),  # three groups of five: both are padded
+        (2, 1, 1, 1, 1),  # one element
+        (1, 200, 2, 3, 8),  # more channels than positions
     ],
 )
 def test_group_norm_of_every_shape(triton_device, agrees, layouts, b, c, h, w, groups):
@@ -39,7 +38,7 @@ def test_group_norm_of_every_shape(triton_device, agrees, layouts, b, c, h, w, g
     expected = group_norm_reference(x.double(), groups, weight.double(), bias.double())
     for name, given in layouts(x).items():
         y = group_norm(given, groups, weight, bias)
-        if c * h * w > 1:  # one element is its own mean: the result is the bias, up to 0 / sqrt(eps)
+        if c * h * w > 1:  # one element is its own mean, and the result only the bias
             agrees(y, expected)
         torch.testing.assert_close(y.double(), expected, atol=1e-5, rtol=1e-4)
         if name == "channels_last" and c > 1:
@@ -48,7 +47,7 @@ def test_group_norm_of_every_shape(triton_device, agrees, layouts, b, c, h, w, g
 
 @pytest.fixture
 def with_everything(triton_device, agrees, leaves):
-    """group_norm and its gradients; scale and shift per sample, the parameters in float32, as under autocast."""
+    """Checks group_norm and its gradients; scale and shift a sample, parameters in float32, as under autocast."""
 
     def check(b, c, h, w, groups, dtype, before, after) -> None:
         x = images(triton_device, dtype, b, c, h, w).to(memory_format=torch.channels_last)
@@ -87,6 +86,8 @@ def test_group_norm_split_and_its_gradients(with_everything, launched, dtype, be
     with_everything(2, 48, 17, 17, 6, dtype, before, after)
 
 
+# 256 programs fill the device, a part has at least two tiles, and up to four tiles are not split. A tile has 128
+# positions of 28 channels, 64 of 56, 32 of 112.
 @pytest.mark.parametrize(
     "b, c, size, parts",
     [
@@ -121,7 +122,7 @@ def test_split_group_norm_keeps_its_digits_far_from_zero(triton_device, rel):
     x = 1000 + torch.randn(1, 64, 20, 20, device=triton_device)
     x[..., 10:] += 5  # parts whose means differ
     exact = group_norm_reference(x.double(), 1)
-    assert rel(group_norm(x, 1).cpu(), exact.cpu()) < 1.2e-4  # see below
+    assert rel(group_norm(x, 1).cpu(), exact.cpu()) < 1.2e-4  # as in test_group_norm_keeps_its_digits_far_from_zero
 
 
 @pytest.mark.parametrize("affine", [False, True])
@@ -158,6 +159,7 @@ def test_group_norm_passes_a_nan_on(triton_device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+# Network A's widths, at sizes of which only 4x4 is a power of two, and a single channel.
 @pytest.mark.parametrize("b, c, h, w", [(2, 28, 9, 7), (1, 112, 7, 7), (3, 18, 4, 4), (1, 56, 14, 14), (2, 1, 3, 3)])
 @pytest.mark.parametrize("residual", [False, True])
 def test_channel_norm_and_its_gradients(triton_device, agrees, layouts, leaves, dtype, b, c, h, w, residual):
@@ -172,11 +174,11 @@ def test_channel_norm_and_its_gradients(triton_device, agrees, layouts, leaves, 
 
     exact, exact_gradients = run(channel_norm_reference, leaves([x, gain, other], torch.float64), dy.double())
     given_as = layouts(x)
-    if dtype != torch.float32 and (b, c) != (2, 28):  # strides and dtypes do not meet in the kernel
+    if dtype != torch.float32 and (b, c) != (2, 28):  # the kernel treats strides and dtypes separately
         given_as = {"channels_last": given_as["channels_last"]}
     for given in given_as.values():
         y, gradients = run(channel_norm, [given.detach().requires_grad_(), *leaves([gain, other])], dy)
-        if c == 1:  # the norm of one channel is 0, and so are its gradients, but for rounding
+        if c == 1:  # the norm of one channel is 0, and so are its gradients, up to rounding
             torch.testing.assert_close(y.double(), exact, atol=1e-6, rtol=2**-7)
             continue
         agrees(y, exact)
@@ -185,6 +187,7 @@ def test_channel_norm_and_its_gradients(triton_device, agrees, layouts, leaves, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+# Padded channels and positions, two blocks of channels, and a single channel.
 @pytest.mark.parametrize("b, c, h, w", [(2, 28, 3, 7), (1, 300, 2, 5), (2, 1, 2, 2)])
 @pytest.mark.parametrize("biases", [(False, False), (True, False), (True, True)])
 def test_bias_add_and_its_gradients(triton_device, agrees, layouts, leaves, dtype, b, c, h, w, biases):
@@ -205,7 +208,7 @@ def test_bias_add_and_its_gradients(triton_device, agrees, layouts, leaves, dtyp
 
 
 def test_parameters_need_not_be_contiguous(triton_device, agrees):
-    """Columns of a matrix, one number for all channels, and scalars by broadcasting."""
+    """Columns of a matrix, and one number expanded to all channels."""
     x = images(triton_device, torch.float32, 2, 6, 3, 4)
     columns = torch.randn(6, 5, device=triton_device)
     w, o, added = columns[:, 0], columns[:, 2], torch.randn(1, device=triton_device).expand(6)
@@ -226,21 +229,14 @@ def test_mixed_dtypes_give_what_torch_promotes_to(triton_device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_convolutions_and_what_follows(triton_device, agrees, leaves, dtype):
-    """The library's convolution rounds its result to `dtype` before the kernel reads it: two roundings, five back."""
+    """The convolution rounds its result before the kernel reads it: two roundings forward, five backward."""
     b, c, o, h, w = 2, 3, 6, 5, 4
-    make = lambda *shape: torch.randn(shape, device=triton_device).to(dtype)  # noqa: E731
-    x, k, bias, norm, r, rk = (
-        make(b, c, h, w),
-        make(o, c, 3, 3),
-        make(o),
-        make(2, o),
-        make(b, 2, h, w),
-        make(o, 2, 1, 1),
-    )
+    shapes = (b, c, h, w), (o, c, 3, 3), (o,), (2, o), (b, 2, h, w), (o, 2, 1, 1)
+    x, k, bias, norm, r, rk = (torch.randn(shape, device=triton_device).to(dtype) for shape in shapes)
     norms = [x, k, bias, *norm.unbind()]
     adds = [x, k, bias, r, rk, bias.clone()]
     for call, given in ((lambda x, k, b, w, o: conv_norm(x, k, b, 2, w, o, before="gelu"), norms), (conv_add, adds)):
-        dy = make(b, o, h, w)
+        dy = torch.randn(b, o, h, w, device=triton_device).to(dtype)
         mine = leaves(given)
         y = call(*mine)
         with using("reference"):
@@ -252,8 +248,7 @@ def test_convolutions_and_what_follows(triton_device, agrees, leaves, dtype):
             agrees(one, other, times=5)
 
 
-def test_half_precision_operators_do_not_touch_the_references(triton_device):
-    """The same call gives torch's own result under using("reference")."""
+def test_using_the_reference_gives_torchs_own_result(triton_device):
     x = images(triton_device, torch.float32, 1, 8, 3, 3)
     with using("reference"):
         assert torch.equal(group_norm(x, 2, after="silu"), group_norm_reference(x, 2, after="silu"))

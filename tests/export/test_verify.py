@@ -1,0 +1,78 @@
+"""What checks a file before it gets its name: wrong files are found, and no file is left."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from onnx import numpy_helper
+
+import fastdiff
+from fastdiff import InputError
+from fastdiff.export import assemble, export_network, export_sampler, verify, write
+from fastdiff.export.expected import Run
+
+
+@pytest.mark.parametrize("kind", ["network", "sampler"])
+def test_a_wrong_weight_is_found(models, parts, tmp_path, monkeypatch, kind, table_of):
+    def spoiled(build):
+        def made(*given):
+            model = build(*given)
+            bodies = [a.g for node in model.graph.node for a in node.attribute if a.name == "body"]
+            for tensor in (t for graph in (model.graph, *bodies) for t in graph.initializer):
+                if tensor.name.endswith("init_conv.weight"):
+                    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.01, tensor.name))
+                    return model
+            raise AssertionError("no such weight")
+
+        return made
+
+    monkeypatch.setattr(write, "trace", lambda *given, **options: parts("A"))
+    monkeypatch.setattr(write, f"{kind}_model", spoiled(getattr(assemble, f"{kind}_model")))
+    with pytest.raises(InputError, match="the exported file differs from torch"):
+        if kind == "network":
+            export_network(models["A"], tmp_path / "a.onnx")
+        else:
+            export_sampler(models["A"], tmp_path / "a.onnx", table_of(models["A"], steps=5))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_amplifies_float32_is_judged_by_float64(models, table_of):
+    run = Run(models["A"], table_of(models["A"], steps=5), 3, 1, 2, None, None, None)
+    good = fastdiff.sample(models["A"], 3, run.table, seed=1, first=2, form="eager").numpy()
+    rounded = (good * (1 + 6e-8 * np.sign(np.random.randn(*good.shape)))).astype(np.float32)
+    assert run.distance(rounded, 1e-4)[0] < 1e-5
+    tight, note = run.distance(rounded, 1e-9)  # a bound that no float32 meets, torch's own not either
+    assert tight < 1e-9 and "from float64" in note
+    assert run.distance(good + 1e-2, 1e-4)[0] > 1e-3
+
+
+def test_nan_is_no_agreement():
+    with pytest.raises(InputError, match="differs from torch"):
+        verify.checked([verify.Check("images", float("nan"), 1e-4)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(noise="pink"), "noise = 'pink'; accepted: philox, input"),
+        (dict(weights="int8"), "unknown weights 'int8'; accepted: float32, float16"),
+        (dict(pictures=True, stepwise=True), "uint8 pictures from a stepwise sampler"),
+        (dict(dtype=torch.bfloat16), "dtype = torch.bfloat16; accepted"),
+        (dict(clip="hard"), "clip = 'hard'"),
+    ],
+)
+def test_bad_options_are_refused_before_the_network_is_traced(
+    models, tmp_path, monkeypatch, options, message, table_of
+):
+    monkeypatch.setattr("fastdiff.export.trace.export_part", lambda *given: pytest.fail("it was traced"))
+    with pytest.raises(InputError, match=message):
+        export_sampler(models["A"], tmp_path / "sampler.onnx", table_of(models["A"]), **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_of_another_model_is_refused(models, tmp_path, table_of):
+    with pytest.raises(InputError, match="timesteps"):
+        export_sampler(
+            models["own"], tmp_path / "s.onnx", table_of(replace(models["A"], prediction_type="v_prediction"))
+        )
