@@ -37,7 +37,7 @@ def contexts_in_turn(rows: list[Tensor], first: int, n: int) -> Tensor | None:
 
 
 def parse_contexts(texts: Sequence[str], class_names: Sequence[str], width: int | None) -> list[Tensor]:
-    """The contexts as typed, all of one width; width is that of the model's contexts, see context_width."""
+    """The contexts as typed, all of one width; width is that of the model's contexts, see Model.context_width."""
     if texts and width == 0:
         raise InputError(f"--context {texts[0]!r} for a model that takes no context; leave it out")
     rows = [parse_context(text, class_names) for text in texts]

@@ -21,8 +21,7 @@ from fastdiff.cli.options import printable
 from fastdiff.cli.sample import sample
 from fastdiff.cli.train import train
 from fastdiff.errors import InputError
-
-INTERRUPTED = 130  # what shells report of a command that Ctrl-C ended
+from fastdiff.stop import INTERRUPTED
 
 
 class Refused(click.ClickException):

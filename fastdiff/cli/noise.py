@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fastdiff.cli.completion import complete, complete_file
+from fastdiff.cli.options import listed
 from fastdiff.errors import InputError
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
 
@@ -18,7 +19,7 @@ from fastdiff.samplers.schedule import NAMES as SCHEDULES
     "--schedule",
     default="linear",
     show_default=True,
-    help="linear, cosine, quadratic, sigmoid or course.",
+    help=f"{listed(SCHEDULES)}.",
     shell_complete=complete(SCHEDULES),
 )
 @click.option("--timesteps", type=int, default=200, show_default=True, help="T of the schedule, at least 1.")

@@ -43,7 +43,7 @@ def draw_from_onnx(
         raise InputError(f"--gif from {model!r}, which runs its loop whole; accepted: a file made with --stepwise")
     check_grid(sampler.image_shape)
     first, total = options["first"], sampler.steps(table)
-    rows = parse_contexts(contexts, sampler.class_names, sampler.description["context_width"])
+    rows = parse_contexts(contexts, sampler.class_names, sampler.context_width)
     context = contexts_in_turn(rows, first, n)
 
     began = time.perf_counter()

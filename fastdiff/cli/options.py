@@ -62,7 +62,7 @@ def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--schedule",
-            help="Training schedule, for a file that does not say: linear, cosine, quadratic, sigmoid or course.  "
+            help=f"Training schedule, for a file that does not say: {listed(SCHEDULES)}.  "
             "[default: the tutorial's or the course's]",
             shell_complete=complete(SCHEDULES),
         ),

@@ -6,11 +6,15 @@ from typing import Any
 
 import click
 
-from fastdiff.cli.options import device_option, given_flags, parse_device, set_threads, threads_option
+from fastdiff.cli.completion import complete, complete_folder, complete_model
+from fastdiff.cli.options import device_option, given_flags, listed, parse_device, set_threads, threads_option
 from fastdiff.data.fashion import NAME as DEFAULT_DATA
 from fastdiff.data.sources import accepted
 from fastdiff.errors import InputError
+from fastdiff.samplers.schedule import NAMES as SCHEDULES
 from fastdiff.stop import INTERRUPTED
+
+PRESET_NAMES = ("annotated", "course")  # training.recipe has them too, and imports torch
 
 
 @click.command(short_help="Train a model of your own.")
@@ -19,6 +23,7 @@ from fastdiff.stop import INTERRUPTED
     default="annotated",
     show_default=True,
     help="annotated (the Annotated Diffusion Model) or course (How Diffusion Models Work).",
+    shell_complete=complete(PRESET_NAMES),
 )
 @click.option(
     "--data",
@@ -28,10 +33,16 @@ from fastdiff.stop import INTERRUPTED
 @click.option("--class-names", help="Names of the K labels, with commas between them.")
 @click.option("--size", type=click.IntRange(4), help="Cut pictures of a folder to squares of this size.")
 @click.option("-o", "--output", default="runs/model", show_default=True, help="Folder of the run.")
-@click.option("--init", metavar="MODEL", help="Start from this model's weights in place of random ones.")
+@click.option(
+    "--init",
+    metavar="MODEL",
+    help="Start from this model's weights in place of random ones.",
+    shell_complete=complete_model,
+)
 @click.option(
     "--resume",
     metavar="FOLDER",
+    shell_complete=complete_folder,
     help="Continue an interrupted run exactly; takes no other option but --device and --threads.",
 )
 @click.option("--epochs", type=int)
@@ -48,7 +59,7 @@ from fastdiff.stop import INTERRUPTED
 @click.option("--flip/--no-flip", default=None, help="Random horizontal flips.")
 @click.option("--context-dropout", type=float, help="Share of samples trained without their context.")
 @click.option("--bf16/--no-bf16", default=None, help="Run the network in bfloat16.")
-@click.option("--schedule", help="linear, cosine, quadratic, sigmoid or course.")
+@click.option("--schedule", help=f"{listed(SCHEDULES)}.", shell_complete=complete(SCHEDULES))
 @click.option("--timesteps", type=int, help="Training timesteps T.")
 @click.option("--beta-start", type=float, help="First beta of the schedule.  [default: 1e-4]")
 @click.option("--beta-end", type=float, help="Last beta of the schedule.  [default: 0.02]")

@@ -9,8 +9,10 @@ from click.shell_completion import BashComplete
 from click.testing import CliRunner
 
 from fastdiff.cli.main import main
+from fastdiff.samplers.samplers import SAMPLERS
 from fastdiff.samplers.schedule import NAMES
-from fastdiff.samplers.table import SAMPLERS, SPACINGS
+from fastdiff.samplers.spacing import SPACINGS
+from fastdiff.training.recipe import PRESETS
 
 
 def told(line: str) -> list[tuple[str, str]]:
@@ -36,6 +38,8 @@ def told(line: str) -> list[tuple[str, str]]:
         ("export x --weights ", ["float32", "float16"]),
         ("export x --noise ", ["philox", "input"]),
         ("noise x --schedule ", list(NAMES)),
+        ("train --preset ", list(PRESETS)),
+        ("train --schedule q", ["quadratic"]),
         ("completion ", ["bash", "zsh", "fish"]),
     ],
 )
@@ -48,10 +52,13 @@ def test_models_are_shipped_ones_and_files(command):
     """The file first: bash forgets the names before it."""
     assert told(f"{command} ") == [("file", ""), ("plain", "fashion-mnist"), ("plain", "sprites")]
     assert told(f"{command} spr") == [("file", "spr"), ("plain", "sprites")]
-    assert told("noise ca") == [("file", "ca")]
+    assert told("train --init spr") == [("file", "spr"), ("plain", "sprites")]
+    assert told("noise ca") == [("file", "ca")] and told("train --resume ru") == [("dir", "ru")]
 
 
-@pytest.mark.parametrize("line", ["sample sp", "info ", "sample x --dtype fl", "sample x --format ", "completion b"])
+@pytest.mark.parametrize(
+    "line", ["sample sp", "info ", "sample x --dtype fl", "sample x --sampler d", "train --preset a", "completion b"]
+)
 def test_completion_does_not_wait_for_torch(line):
     *words, begun = line.split(" ")
     code = (
