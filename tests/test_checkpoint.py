@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastdiff import AnnotatedUnet, ContextUnet, InputError, Model, load, make_schedule, sample, save
-from fastdiff.bench.reference import AnnotatedReference, ContextReference
+from fastdiff.bench.peers.reference import AnnotatedReference, ContextReference
 from fastdiff.checkpoint import shipped_models, stored_info
 
 

@@ -49,7 +49,7 @@ def test_the_walk_finds_the_modules():
         "fastdiff.table",
         "fastdiff.kernels.philox",
         "fastdiff.cli.sample",
-        "fastdiff.bench.reference",
+        "fastdiff.bench.peers.reference",
     } <= ALL.keys()
 
 
@@ -79,7 +79,7 @@ def test_training_never_imports_the_sampler(name):
 
 
 def test_the_reference_imports_nothing_of_the_product():
-    assert not {m for m in imports(ALL["fastdiff.bench.reference"]) if m.startswith("fastdiff")}
+    assert not {m for m in imports(ALL["fastdiff.bench.peers.reference"]) if m.startswith("fastdiff")}
 
 
 def test_the_library_imports_neither_benchmarks_nor_tests():

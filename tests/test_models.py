@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import fastdiff
-from fastdiff.bench.reference import AnnotatedLoop, AnnotatedReference, ContextReference, CourseLoop
+from fastdiff.bench.peers.reference import AnnotatedLoop, AnnotatedReference, ContextReference, CourseLoop
 from fastdiff.checkpoint import SHIPPED, shipped_models, stored_info
 from fastdiff.cli import main
 from fastdiff.data import load_data

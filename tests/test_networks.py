@@ -1,4 +1,4 @@
-"""The networks against the published ones (fastdiff.bench.reference): keys, counts, outputs."""
+"""The networks against the published ones (fastdiff.bench.peers.reference): keys, counts, outputs."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdiff import AnnotatedUnet, ContextUnet, InputError
-from fastdiff.bench.reference import AnnotatedReference, ContextReference
+from fastdiff.bench.peers.reference import AnnotatedReference, ContextReference
 from fastdiff.networks import SeparableNetwork
 
 # Float32 rounding of a network of some 60 layers, summed in another order: about 1e-6; the issue asks for 1e-5.

@@ -1,6 +1,5 @@
 """The README is true: its table comes from the committed report, its commands parse, its code runs, its files exist."""
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -8,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from fastdiff import defaults
-from fastdiff.bench import quality, readme, report
+from fastdiff.bench import readme, report
+from fastdiff.bench.contender import Role
+from fastdiff.bench.quality import page
 from fastdiff.bench.readme import RESULTS
 from fastdiff.cli import main
 
@@ -19,7 +20,7 @@ COMMANDS = re.findall(r"^    (fastdiff .*?)(?: {2,}#.*)?$", README, re.MULTILINE
 
 def test_the_figures_come_from_the_committed_reports():
     for name, section in readme.sections().items():
-        assert section and readme.put_in(README, name, section) == README, "run python -m fastdiff.bench.readme"
+        assert section and readme.put_in(README, name, section) == README, "run fastdiff bench readme"
 
 
 @pytest.mark.parametrize("folder", readme.reports(), ids=lambda folder: folder.name)
@@ -33,9 +34,9 @@ def test_the_committed_reports_are_whole(folder):
     assert text == report.markdown(made, re.findall(r"^!\[.*?\]\((.*?)\)$", text, re.MULTILINE))
     cpu = made["rows"][0]["device"] == "cpu"
     assert len(pictures) == 4 or not cpu
-    timed = [row for row in made["rows"] if "median_seconds" in row and not row["other_network"]]
+    timed = [row for row in made["rows"] if "median_seconds" in row and row["role"] != Role.OTHER_NETWORK]
     assert all(row["parity"] <= row["bound"] for row in timed if "parity" in row)
-    assert all("parity" in row or "told" in row for row in timed)
+    assert all("parity" in row or "remark" in row for row in timed)
     for network in ("A28@28", "B@16") if cpu else ():  # a GPU's machine may lack some
         there = {row["contender"] for row in timed if row["network"] == network and row["kind"] == "sampling"}
         assert {"reference", "eager, tuned", "torch.compile", "torch.compile, max-autotune", "ONNX Runtime",
@@ -45,22 +46,15 @@ def test_the_committed_reports_are_whole(folder):
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("quality-*.json")), ids=lambda path: path.name)
 def test_the_default_sampler_is_what_was_measured(path):
     """No point of at most as many evaluations is nearer to the data."""
-    for entry in quality.read_report(path)["models"]:
+    for entry in page.read(path)["models"]:
         points = [row for row in entry["rows"] if "distance" in row and row["guidance_scale"] is None]
         (own,) = (row for row in points if (row["sampler"], row["steps"]) == (defaults.SAMPLER, defaults.STEPS))
         assert own["distance"] <= min(row["distance"] for row in points if row["evaluations"] <= own["evaluations"])
 
 
 def test_the_loops_cost_comes_from_the_committed_report():
-    rows = json.loads((RESULTS / "onnx-cpu.json").read_text())["rows"]
-    assert all("note" not in row for row in rows)
-
-    def told(start):
-        medians = [row["ratio"][0] for row in rows if row["contender"].startswith(start)]
-        return f"{min(medians):.2f} to {max(medians):.2f} of it"
-
-    loop = told("sampler.onnx").removesuffix("of it")
-    assert f"takes {loop}of its network alone" in README and f"CPU form {told('fastdiff')}" in README
+    loop, own = (f"{low:.2f} to {high:.2f}" for low, high in readme.costs_of_a_step())
+    assert f"takes {loop} of its network alone" in README and f"CPU form {own} of it" in README
 
 
 def test_there_are_commands():
