@@ -26,7 +26,8 @@ def _winograd(network: str, label: str, c: int, o: int, size: int, norm: bool, g
 
         def call(x: Tensor, *residual: Tensor) -> Tensor:
             weights = packed[native.winograd_tile(x.shape[0], size, size)]
-            return native.winograd(x, weights, bias, o, "gelu" if gelu else None, *(residual or (None,)), norm=given)
+            r = residual[0] if residual else None
+            return native.winograd(x, weights, bias, o, "gelu" if gelu else None, r, norm=given)
 
         def plain(x: Tensor, *residual: Tensor) -> Tensor:
             y = F.group_norm(x, 1, gain.to(x.dtype), offset.to(x.dtype)) if norm else x

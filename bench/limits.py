@@ -77,7 +77,7 @@ def _copied(device: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def counted(name: str, batch: int, dtype: str, fused: bool = True) -> tuple[int, int]:
     """(operations, bytes) of one evaluation of the network, from its shapes."""
     model = networks.load(name)
-    network = Network(lambda: type(model.network)(**model.network.options), model.image_shape)
+    network = Network(lambda: type(model.network)(**networks.options_of(model)), model.image_shape)
     return network_flop(network, batch), network_traffic(network, getattr(torch, dtype), fused, batch).total
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -77,11 +78,17 @@ def load(name: str) -> fastdiff.Model:
     return fastdiff.Model(made, fastdiff.make_schedule("linear", 200), image_shape=network.image_shape)
 
 
+def options_of(model: fastdiff.Model) -> dict[str, Any]:
+    """The arguments that its network, one of fastdiff's own, was made with."""
+    network: Any = model.network
+    return network.options
+
+
 def published(model: fastdiff.Model) -> nn.Module:
     """The published network with the model's weights."""
-    options = model.network.options
+    options = options_of(model)
     if isinstance(model.network, fastdiff.AnnotatedUnet):
-        chosen = ("dim", "init_dim", "dim_mults", "channels", "edition")
+        chosen: tuple[str, ...] = ("dim", "init_dim", "dim_mults", "channels", "edition")
         made: nn.Module = AnnotatedReference(**{k: options[k] for k in chosen})
     else:
         chosen = ("in_channels", "n_feat", "n_cfeat", "height")

@@ -145,7 +145,7 @@ def _convolutions(c: int, size: int) -> Iterator[Operator]:
 
 def attention(draw: Draw, c: int) -> Residual:
     """A block of linear attention as network A has it, on c channels."""
-    block = Residual(PreNorm(c, LinearAttention(c, edition=EDITIONS["mindspore-torch"])))
+    block: Any = Residual(PreNorm(c, LinearAttention(c, edition=EDITIONS["mindspore-torch"])))
     return block.to(draw.device, draw.dtype, memory_format=torch.channels_last).requires_grad_(False)
 
 
@@ -184,7 +184,7 @@ def _steps(network: str, c: int, size: int) -> Iterator[Operator]:
         def make(draw: Draw) -> Call:
             rows = torch.tensor([[1.2, -0.7, 0.5, 0.4, -0.1, 0.3]], device=draw.device)
             index = torch.zeros((), dtype=torch.int64, device=draw.device)
-            given = {k: torch.tensor(v, device=draw.device) for k, v in options.items()}
+            given: dict[str, Any] = {k: torch.tensor(v, device=draw.device) for k, v in options.items()}
             scale = given.pop("guidance_scale", None)
 
             def inputs(b: int) -> tuple[Tensor, ...]:
@@ -192,7 +192,7 @@ def _steps(network: str, c: int, size: int) -> Iterator[Operator]:
                 return (x, draw.image(times * b, c, size), *([prev] if history else []))
 
             def call(x: Tensor, out: Tensor, prev: Tensor | None = None) -> Tensor:
-                guided = {} if scale is None else {"guidance_scale": scale.to(x.dtype), "clip": 1.0}
+                guided: dict[str, Any] = {} if scale is None else {"guidance_scale": scale.to(x.dtype), "clip": 1.0}
                 return denoise_step(x, out, rows.to(x.dtype), index, prev, **given, **guided)[0]
 
             return Call(inputs, call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def write(report: dict[str, Any], folder: Path) -> list[Path]:
             path.unlink(missing_ok=True)  # an earlier report's
             continue
         figure.suptitle(f"{figure.get_suptitle()}\n{report['machine']}, fastdiff {report['fastdiff']}", fontsize=9)
-        write_atomically(path, lambda p, f=figure: f.savefig(p, dpi=110, format="png"))
+        write_atomically(path, partial(figure.savefig, dpi=110, format="png"))
         pyplot().close(figure)
         made.append(path)
     return made

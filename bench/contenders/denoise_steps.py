@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def _published(case: Case, compile: bool, cold: bool) -> Ready:
     x, out, shared = _inputs(case)
     abar = torch.from_numpy(model.schedule.alphas_cumprod.copy()).float().to(x.device)
     now, after = abar[nodes[ROW]], abar[nodes[ROW + 1]]
-    step = ddim_step if case.what == "ddim" else ancestral_step
+    step: Any = ddim_step if case.what == "ddim" else ancestral_step
     if compile:
         step = compiling.compiled(step, ("step", case.what, *x.shape, case.device, case.threads), None, cold)
 

@@ -49,8 +49,10 @@ def _network(case: Case) -> Ready:
         for _ in range(len(table)):
             predict(x, time)
 
-    facts = {"bytes": len(predictors.exported(case.network))}
-    return Ready(run, exact=lambda: fastdiff.sample(model, case.batch, table, device=cpu), facts=facts)
+    def exact() -> Any:
+        return fastdiff.sample(model, case.batch, table, device=cpu)
+
+    return Ready(run, exact=exact, facts={"bytes": len(predictors.exported(case.network))})
 
 
 def _sampler(case: Case, face: dict[str, Any], folder: tempfile.TemporaryDirectory[str]) -> Ready:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ def _by_torch(case: Case, path: Path) -> None:
     from fastdiff.export.trace import _quiet
 
     with _quiet():
-        torch.onnx.export(network, (x, times[0]), dynamo=True, verbose=False).save(str(path), external_data=False)
+        program: Any = torch.onnx.export(network, (x, times[0]), dynamo=True, verbose=False)
+        program.save(str(path), external_data=False)
 
 
 def _network(case: Case, path: Path) -> None:

@@ -45,7 +45,7 @@ def trainer(case: Case) -> Trainer:
 
 
 def _recipe(model: fastdiff.Model, case: Case) -> Recipe:
-    options = model.network.options
+    options = networks.options_of(model)
     annotated = isinstance(model.network, fastdiff.AnnotatedUnet)
     kept = ("dim", "dim_mults", "edition") if annotated else ("n_feat", "shortcut")
     preset = PRESETS["annotated" if annotated else "course"]
@@ -73,7 +73,8 @@ def _published(
     bf16: the network under autocast, as in fastdiff's own step.
     """
     like, model, device = trainer(case), networks.load(case.network), torch.device(case.device)
-    network: Any = networks.published(model).to(device, memory_format=layout).train().requires_grad_(True)
+    network: Any = networks.published(model)
+    network = network.to(device, memory_format=layout).train().requires_grad_(True)
     optimizer = torch.optim.Adam(network.parameters(), lr=like.recipe.lr)
     call = network
     if compile:

@@ -37,16 +37,22 @@ def published(name: str, start: np.ndarray, device: str, compile: bool = False) 
     options, schedule, x = config["network"], config["schedule"], torch.from_numpy(start).to(device)
     annotated = options["name"] == "annotated"
     if annotated:
-        kept = ("dim", "init_dim", "dim_mults", "channels", "edition")
+        kept: tuple[str, ...] = ("dim", "init_dim", "dim_mults", "channels", "edition")
         network: Any = AnnotatedReference(**{k: options[k] for k in kept})
     else:
         kept = ("in_channels", "n_feat", "n_cfeat", "height")
         network = ContextReference(**{k: options[k] for k in kept}, shortcut="trained")
     network.load_state_dict(weights)
     network = network.to(device).eval().requires_grad_(False)
-    call = torch.compile(network, dynamic=False) if compile else network
+    call: Any = torch.compile(network, dynamic=False) if compile else network
     if not annotated:
-        return CourseLoop(schedule["timesteps"]).to(device).sample_ddim(call, lambda draw: x, STEPS).cpu().numpy()
+        return (
+            CourseLoop(schedule["timesteps"])
+            .to(torch.device(device))
+            .sample_ddim(call, lambda draw: x, STEPS)
+            .cpu()
+            .numpy()
+        )
     betas = torch.linspace(schedule["beta_start"], schedule["beta_end"], schedule["timesteps"])
     abar = torch.cumprod(1 - betas, dim=0).to(device)
     nodes = list(range(len(betas) - 1, 0, -len(betas) // STEPS))

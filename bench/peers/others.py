@@ -143,7 +143,8 @@ def lucidrains_unet(
     embedding is float32 in any case.
     """
     _checked(channels, size, parameters)
-    library, device = lucidrains(), torch.device(device)
+    library: Any = lucidrains()
+    device = torch.device(device)
 
     def make(width: int) -> nn.Module:
         return library.Unet(width, dim_mults=MULTIPLES, channels=channels)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Model = Callable[..., Tensor]  # (x, t[, context]) → the noise
 Noise = Callable[[int], Tensor]  # 0 → x_T, k → the k-th noise added after that
 
 # --- System A: The Annotated Diffusion Model ------------------------------------------------------------------
@@ -228,20 +229,20 @@ class AnnotatedLoop:
         self.posterior_variance = betas * (1.0 - alphas_cumprod_prev) / (1.0 - alphas_cumprod)
 
     @torch.no_grad()
-    def p_sample(self, model: nn.Module, x: Tensor, t: int, z: Tensor | None) -> Tensor:
+    def p_sample(self, model: Model, x: Tensor, t: int, z: Tensor | None) -> Tensor:
         """One step; z is the noise that is added, None where t = 0."""
         time = torch.full((len(x),), t, dtype=torch.long, device=x.device)
         mean = self.sqrt_recip_alphas[t] * (x - self.betas[t] * model(x, time) / self.sqrt_one_minus_alphas_cumprod[t])
         return mean if z is None else mean + torch.sqrt(self.posterior_variance[t]) * z
 
-    def p_sample_last(self, model: nn.Module, noise: Noise) -> Tensor:
+    def p_sample_last(self, model: Model, noise: Noise) -> Tensor:
         """p_sample_loop's sample, no frame kept."""
         img, steps = noise(0), len(self.betas)
         for k, t in enumerate(reversed(range(steps))):
             img = self.p_sample(model, img, t, noise(k + 1) if t else None)
         return img
 
-    def p_sample_loop(self, model: nn.Module, noise: Noise) -> list[Tensor]:
+    def p_sample_loop(self, model: Model, noise: Noise) -> list[Tensor]:
         """Every frame, on the host, as the tutorial keeps them; the last is the sample."""
         img, frames, steps = noise(0), [], len(self.betas)
         for k, t in enumerate(reversed(range(steps))):
@@ -413,7 +414,7 @@ class CourseLoop:
         return x0_pred + (1 - ab_prev).sqrt() * pred_noise
 
     @torch.no_grad()
-    def sample_ddpm(self, model: nn.Module, noise: Noise, context=None, extra_noise: bool = True) -> Tensor:
+    def sample_ddpm(self, model: Model, noise: Noise, context=None, extra_noise: bool = True) -> Tensor:
         """extra_noise=False is the course's "incorrect" sampling without the added noise."""
         samples = noise(0)
         for k, i in enumerate(range(self.timesteps, 0, -1)):
@@ -423,7 +424,7 @@ class CourseLoop:
         return samples
 
     @torch.no_grad()
-    def sample_ddim(self, model: nn.Module, noise: Noise, n: int = 20, context=None) -> Tensor:
+    def sample_ddim(self, model: Model, noise: Noise, n: int = 20, context=None) -> Tensor:
         """n must divide T; other n walk to a negative index in the published code."""
         samples, step_size = noise(0), self.timesteps // n
         for i in range(self.timesteps, 0, -step_size):

@@ -24,8 +24,10 @@ class Distance:
             from torchmetrics.image.fid import FrechetInceptionDistance
         except ImportError as error:
             raise InputError(f"the Fréchet distance needs torchmetrics ({error}); pip install torchmetrics") from error
-        shape = tuple(real.shape[1:])
-        self.metric = FrechetInceptionDistance(network, False, normalize=True, input_img_size=shape).to(device)
+        channels, height, width = real.shape[1:]
+        self.metric = FrechetInceptionDistance(
+            network, False, normalize=True, input_img_size=(channels, height, width)
+        ).to(device)
         self.device = device
         self._take(real, True)
 

@@ -174,8 +174,8 @@ def measure(entry: dict[str, Any], device: torch.device, rounds: int) -> None:
         except Exception as problem:
             row["untimed"] = failure(problem)
     for turn in range(rounds):
-        for name, problem in turns.round(turn):
-            rows[name]["untimed"] = failure(problem)
+        for name, failed in turns.round(turn):
+            rows[name]["untimed"] = failure(failed)
         click.echo(f"{entry['model']}, round {turn + 1} of {rounds}")
     for name, taken in turns.seconds.items():
         each = [seconds * 1e3 / DEFAULT_BATCH for seconds in taken]

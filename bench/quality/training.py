@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -37,7 +38,8 @@ def train(data: ImageData, epochs: int, seed: int = 0, tell: bool = True) -> Cla
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Classifier(data.image_shape, data.labels.shape[1]).to(memory_format=torch.channels_last)
+        made: Any = Classifier(data.image_shape, data.labels.shape[1])
+        network: Classifier = made.to(memory_format=torch.channels_last)
         optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
         each = sum(1 for _ in batches(len(data.images), torch.Generator()))
         rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, epochs * each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ class _AsOnAGpu(TorchFunctionMode):
 def on_meta(network: Network, dtype: torch.dtype, train: bool = False) -> nn.Module:
     """The module on meta tensors, prepared as the sampler prepares it, or as it is where it is to be trained."""
     with torch.device(META):
-        module = network.make()
+        module: Any = network.make()
     return module.to(dtype=dtype, memory_format=torch.channels_last) if train else prepare_network(module, META, dtype)
 
 

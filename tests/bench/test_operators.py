@@ -1,4 +1,4 @@
-"""Operators, profiles and exported loops as cases of the runner; Triton kernels run in its interpreter, on tiny shapes."""
+"""Operators, profiles and exported loops as cases of the runner; Triton kernels run in its interpreter."""
 
 import pytest
 from click.testing import CliRunner
