@@ -2,7 +2,6 @@
 that a test moves."""
 
 import copy
-import io
 import json
 import math
 import os
@@ -617,11 +616,7 @@ def test_list_prints_the_cases_and_measures_nothing(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (("--network", "C"), "network 'C'; accepted: A28@28"),
-        (("--dtype", "int8"), "dtype 'int8'; accepted: float32"),
-        (("--batch", "0"), "batch = 0; accepted: 1 or more"),
         (("--batch", "many"), "'many' is not a valid integer"),
-        (("--threads", "-1"), "threads = -1; accepted: 1 or more"),
         (("--rounds", "0"), "rounds = 0; accepted: 1 or more"),
         (("--only", "nothing"), "no case for 'nothing'; its cases: evaluation"),
         (("--device", "abacus"), "abacus"),
@@ -644,21 +639,6 @@ def test_bad_input_is_refused_before_anything_is_measured(words, said, run, tmp_
     result = run("--quick", *words, code=2)
     assert said in result.stderr and result.stdout == "" and "Traceback" not in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other.json"]
-
-
-def test_a_terminal_shows_the_table_that_fills(small, run, monkeypatch):
-    import rich.console
-
-    whole, text = rich.console.Console, io.StringIO()
-    monkeypatch.setattr(
-        rich.console, "Console", lambda **options: whole(file=text, force_terminal=True, width=150, **options)
-    )
-    run("--quick", "--only", "evaluation B@16", "--rounds", 3)
-    shown = text.getvalue()
-    assert "evaluation B@16 batch 1: round 3 of 3" in shown and "━" in shown and "100%" in shown
-    table = re.sub(r"\x1b\[[0-9;]*m", "", shown[shown.rindex("contender") :])
-    assert all(f" {name} " in table for name in ("reference", "torch.compile", "fastdiff")) and "━" not in table
-    assert "wrote bench-report/report.json" in table
 
 
 # --- against an older report ---
@@ -757,23 +737,6 @@ def test_a_planted_slowdown_of_a_quarter_is_found_and_named(clocked, run):
     assert "no row of" in run(*QUICK, "--against", "new", "-o", "newer").stdout
 
 
-def test_a_slowdown_that_is_gone_when_measured_again_is_no_slowdown(clocked, run, monkeypatch):
-    clocked(0)
-    run(*QUICK, "-o", "old")
-    clock = clocked(1)
-    clock.slower = {"fastdiff": 1.5}
-    again = session._again
-
-    def quiet(*given):
-        clock.slower = {}
-        return again(*given)
-
-    monkeypatch.setattr(session, "_again", quiet)
-    result = run(*QUICK, "--against", "old", "-o", "new")
-    assert "measuring again" in result.stdout and "WORSE" not in result.stdout
-    assert report.read("new")["worse"] == []
-
-
 def test_what_is_refused_now_and_was_not_then_is_worse(clocked, run, monkeypatch):
     clocked(0)
     run(*QUICK, "-o", "old")
@@ -785,14 +748,6 @@ def test_what_is_refused_now_and_was_not_then_is_worse(clocked, run, monkeypatch
     assert len(worse) == 2 * len(ours())
     assert all("now refused: it differs from the reference by 1.0e-03" in line for line in worse)
     assert len(result.stderr.splitlines()) == len(worse)
-
-
-def test_a_report_of_other_cases_is_refused(clocked, run, monkeypatch):
-    clocked(0)
-    run("--quick", "--only", "evaluation A28@28", "--rounds", 3, "-o", "old")
-    monkeypatch.setattr(runner, "measure", fails("measured"))
-    result = run("--quick", "--only", "evaluation B@16", "--rounds", 3, "--against", "old", "-o", "new", code=2)
-    assert "the old report has none of the cases that are to be measured" in result.stderr
 
 
 def test_the_old_report_may_be_the_one_that_is_replaced(clocked, run):
