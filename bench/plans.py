@@ -10,7 +10,7 @@ from typing import Any
 
 from fastdiff.bench.case import Case, Key, Kind
 from fastdiff.bench.networks import NETWORKS, SHIPPED
-from fastdiff.bench.operators import catalogue, find
+from fastdiff.bench.operators.catalogue import catalogue, find
 from fastdiff.errors import InputError
 
 PLANS = ("quick", "standard", "full")

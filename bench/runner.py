@@ -19,7 +19,7 @@ from fastdiff import graphs
 from fastdiff.bench import compiling, limits, parity
 from fastdiff.bench.case import Case, Kind
 from fastdiff.bench.contender import Contender, Role, Status
-from fastdiff.bench.contenders import CONTENDERS
+from fastdiff.bench.contenders.by_kind import CONTENDERS
 from fastdiff.bench.peers import predictors
 from fastdiff.bench.tables import first_line
 from fastdiff.bench.timing import Turns, ratio

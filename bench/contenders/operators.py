@@ -14,10 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastdiff.bench import compiling, operators
+from fastdiff.bench import compiling
 from fastdiff.bench.case import Case
 from fastdiff.bench.contender import COMPILED, FASTDIFF, PUBLISHED, Contender, Ready, Role, end_of
 from fastdiff.bench.contenders.captured import captured
+from fastdiff.bench.operators.catalogue import find
+from fastdiff.bench.operators.operator import Call, Draw, Operator
 from fastdiff.bench.static.traffic import count_flop
 from fastdiff.kernels.dispatch import using
 from fastdiff.numerics import fixed_numerics
@@ -28,13 +30,13 @@ CACHES = 4 * 2**26  # bytes, four times the largest L2 of the kinds of GPU that 
 class Shared(NamedTuple):
     """What the contenders of a case have in common; the first set of inputs is compared."""
 
-    call: operators.Call
+    call: Call
     sets: list[tuple[Tensor, ...]]
     facts: dict[str, int]
 
 
 def contenders(case: Case, cold: bool) -> Iterator[Contender]:
-    operator = operators.find(case)
+    operator = find(case)
     shared = cache(lambda: _shared(case, operator))
     wide = "float32" if operator.wide else None
 
@@ -55,7 +57,7 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
     yield Contender(FASTDIFF, lambda: _ready(case, shared().call.call, shared()), Role.FASTDIFF, wide)
 
 
-def _plain(call: operators.Call) -> Callable[..., Tensor]:
+def _plain(call: Call) -> Callable[..., Tensor]:
     def run(*inputs: Tensor) -> Tensor:
         with using("reference"):
             return (call.plain or call.call)(*inputs)
@@ -67,11 +69,11 @@ def size_of(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _shared(case: Case, operator: operators.Operator) -> Shared:
+def _shared(case: Case, operator: Operator) -> Shared:
     device = torch.device(case.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(0)
-        call = operator.make(operators.Draw(device, getattr(torch, case.dtype)))
+        call = operator.make(Draw(device, getattr(torch, case.dtype)))
         inputs = call.inputs(case.batch)
         moved = size_of(inputs) + size_of([_plain(call)(*inputs)])
         flop = count_flop(lambda: _plain(call)(*inputs))

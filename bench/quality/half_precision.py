@@ -14,8 +14,8 @@ from fastdiff.bench.contenders.evaluations import ddim
 from fastdiff.bench.plans import DTYPES
 from fastdiff.bench.report import heading, origin, save_json, save_text
 from fastdiff.bench.tables import failure, table
-from fastdiff.cli.options import device_option, parse_device
 from fastdiff.engine import Engine
+from fastdiff.placement import choose_device
 from fastdiff.provenance import machine
 
 MODEL = "fashion-mnist"
@@ -70,7 +70,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 @click.command()
-@device_option
+@click.option("--device", help="cpu, cuda, ...  [default: cuda where there is one]")
 @click.option("-n", type=click.IntRange(1), default=1024, show_default=True, help="Images.")
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Images at a time.")
 @click.option("--whole", type=click.IntRange(1), default=4, show_default=True, help="Images of the whole run.")
@@ -91,7 +91,7 @@ def command(device: str | None, n: int, batch: int, whole: int, steps: int, outp
     99th percentile. And whether images stay finite over a whole ddpm run of 1,000 steps; only that is asked there,
     for the network was not trained on so long a schedule.
     """
-    where = parse_device(device)
+    where = choose_device(device)
     rows = distances(fastdiff.load(MODEL), n, batch, where, steps, whole)
     report = {**origin(machine(where)), "rows": rows}
     save_json(report, output)

@@ -28,7 +28,6 @@ from fastdiff.bench.quality.frechet import FLOORS, Distance, evenly, floor
 from fastdiff.bench.report import origin
 from fastdiff.bench.tables import failure
 from fastdiff.bench.timing import Turns
-from fastdiff.cli.options import device_option, set_threads, threads_option
 from fastdiff.context import context_width
 from fastdiff.data import ImageData
 from fastdiff.distributed import Processes
@@ -243,8 +242,8 @@ def _measured(
 )
 @click.option("-n", type=int, help="Images a point.  [default: 2000, on a GPU 10000]")
 @click.option("--samples", type=Path, default=Path("out/quality"), show_default=True, help="The images' folders.")
-@device_option
-@threads_option
+@click.option("--device", help="cpu, cuda, ...  [default: cuda where there is one]")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: as many as cores]")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of the times.")
 @click.option(
     "--do",
@@ -286,7 +285,8 @@ def command(
     with 1 where a point could not be measured.
     """
     check_writable(output)
-    set_threads(threads)
+    if threads:
+        torch.set_num_threads(threads)
     where = choose_device(device)
     if do in ("times", "render"):
         report = page.read(output)
@@ -294,7 +294,8 @@ def command(
         report = _measured(models, points, n, (data, labels), samples, where, threads)
         page.save(report, output)  # the distances took long
     if do in ("all", "times"):
-        set_threads(threads)  # sampling may have taken those of a folder
+        if threads:
+            torch.set_num_threads(threads)  # sampling may have taken those of a folder
         for entry in report["models"]:
             measure(entry, where, rounds)
         report["times"] = {**origin(machine(where)), "rounds": rounds, "batch": DEFAULT_BATCH}

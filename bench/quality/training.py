@@ -18,7 +18,6 @@ from fastdiff.bench.report import command as command_line
 from fastdiff.bench.report import save_text
 from fastdiff.bench.tables import table
 from fastdiff.checkpoint import write_tensors
-from fastdiff.cli.options import set_threads, threads_option
 from fastdiff.data import ImageData
 from fastdiff.errors import InputError, unknown
 from fastdiff.provenance import machine, source_version, versions
@@ -132,7 +131,7 @@ def card(name: str, data: ImageData, network: Classifier, right: float, epochs: 
 @click.option(
     "--epochs", type=click.IntRange(1), help=f"Default: {', '.join(f'{v} for {k}' for k, v in EPOCHS.items())}."
 )
-@threads_option
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: as many as cores]")
 @click.option(
     "-o", "--output", type=Path, default=FOLDER, metavar="DIR", help="The folder for the weights and the card."
 )
@@ -146,7 +145,8 @@ def command(
     """
     if name not in NAMES:
         raise unknown("classifier", name, NAMES)
-    set_threads(threads)
+    if threads:
+        torch.set_num_threads(threads)
     pictures = classifier.read_data(name, data, labels)
     if not pictures.labels.shape[1]:
         raise InputError(f"data {pictures.name!r} has no labels; accepted: pictures with --labels")

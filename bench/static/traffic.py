@@ -26,9 +26,9 @@ from fastdiff.bench.networks import COUNTED, NETWORKS, Network
 from fastdiff.bench.report import save_text
 from fastdiff.bench.static.shapes import captured_step, evaluate, on_meta
 from fastdiff.bench.tables import table
-from fastdiff.cli.options import parse_dtype
 from fastdiff.kernels.dispatch import recording, using
 
+DTYPES = ("float32", "bfloat16", "float16")
 BATCH = 1024  # weights then hardly count
 INTRODUCTION = (
     "Counted from the shapes by `make traffic`, nothing measured: bytes that each operation of one evaluation reads "
@@ -210,13 +210,13 @@ def report(dtype: torch.dtype) -> str:
 
 
 @click.command()
-@click.option("--dtype", default="bfloat16", show_default=True, help="Of the network: float32, bfloat16, float16.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True, help="Of the network.")
 @click.option(
     "-o", "--output", type=Path, metavar="FILE", help="A Markdown file for the tables, which are printed anyway."
 )
 def command(dtype: str, output: Path | None) -> None:
     """Bytes moved and operations done per image and evaluation, counted from the shapes: nothing is measured."""
-    text = report(parse_dtype(dtype))
+    text = report(getattr(torch, dtype))
     click.echo(text)
     if output is not None:
         save_text(text, output)

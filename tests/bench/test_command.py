@@ -24,7 +24,8 @@ from fastdiff import Model, graphs
 from fastdiff.bench import compiling, limits, networks, parity, report, runner, session, tables, timing
 from fastdiff.bench.case import Case, Kind, case_text
 from fastdiff.bench.contender import Contender, Ready, Role, Status
-from fastdiff.bench.contenders import CONTENDERS, evaluations, exports, trainings
+from fastdiff.bench.contenders import evaluations, exports, trainings
+from fastdiff.bench.contenders.by_kind import CONTENDERS
 from fastdiff.bench.peers import others, predictors
 from fastdiff.bench.plans import plan
 from fastdiff.cli import main

@@ -3,10 +3,11 @@
 import pytest
 from click.testing import CliRunner
 
-from fastdiff.bench import limits, networks, operators, parity, runner, timing
+from fastdiff.bench import limits, networks, parity, runner, timing
 from fastdiff.bench.case import Case, Kind
 from fastdiff.bench.contender import Role, Status
 from fastdiff.bench.contenders import exported_loops, profiles
+from fastdiff.bench.operators import catalogue as operators
 from fastdiff.bench.plans import plan
 from fastdiff.cli import main
 from fastdiff.kernels import bias_add_triton

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.bench.operators import A, B, Call, Draw, Operator, attention, in_its_dtype
+from fastdiff.bench.operators.operator import A, B, Call, Draw, Operator, attention, in_its_dtype
 from fastdiff.kernels import native
 from fastdiff.native import NativeAttention
 
@@ -74,7 +74,7 @@ def _attention(c: int, size: int) -> Operator:
     return Operator(A, "attention_block", f"{c} channels, 4 heads of 32, {size}x{size}", make, FLOAT32)
 
 
-def catalogue(levels: Sequence[tuple[int, int]], course: tuple[int, int]) -> Iterator[Operator]:
+def of_networks(levels: Sequence[tuple[int, int]], course: tuple[int, int]) -> Iterator[Operator]:
     """Args: levels: A's (channels, pixels); course: B's."""
     for c, size in levels:
         yield _winograd(A, "normed, GELU", c, 2 * c, size, norm=True, gelu=True, added=False)

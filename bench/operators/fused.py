@@ -1,22 +1,14 @@
-"""The one catalogue of operators: calls of each at the shapes of the networks that have it.
-
-On CUDA, and where Triton was told to interpret, these are the Triton kernels' operators; on a CPU the C kernels of
-bench.c_operators take the places of those that they replace.
-"""
+"""The operators that have Triton kernels, in the engine's layout."""
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdiff.bench.case import Case
-from fastdiff.kernels import compiled, dispatch
+from fastdiff.bench.operators.operator import IN_16_BITS, A, B, Call, Draw, Operator, attention, in_its_dtype
 from fastdiff.kernels.bias_add import bias_add
 from fastdiff.kernels.channel_norm import channel_norm
 from fastdiff.kernels.conv import conv_add, conv_norm
@@ -24,73 +16,7 @@ from fastdiff.kernels.denoise_step import denoise_step
 from fastdiff.kernels.depthwise_conv import depthwise_conv
 from fastdiff.kernels.group_norm import group_norm
 from fastdiff.kernels.linear_attention import linear_attention
-from fastdiff.networks.blocks import EDITIONS, LinearAttention, PreNorm, Residual
 from fastdiff.prepared import FoldedLinearAttention
-
-A, B, A32 = "A28@28", "B@16", "A28@32"
-LEVELS = ((28, 28), (56, 14), (112, 7))  # A's channels and pixels
-COURSE = (64, 16)  # B's
-STEPS = ((A, 1, 28), (A32, 3, 32))  # pictures of a sampler's step
-ALL, IN_16_BITS = ("float32", "bfloat16", "float16"), ("bfloat16", "float16")
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Random tensors as networks have them: images in channels_last, weights of unit gain."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    def image(self, b: int, c: int, size: int) -> Tensor:
-        """(b, c, size, size)"""
-        made = torch.randn(b, c, size, size, device=self.device)
-        return made.to(self.dtype, memory_format=torch.channels_last)
-
-    def weight(self, *shape: int) -> Tensor:
-        fan = math.prod(shape[1:]) or 1
-        layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-        return (torch.randn(shape, device=self.device) / fan**0.5).to(self.dtype, memory_format=layout)
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call of an operator with its weights.
-
-    Attributes:
-        inputs: batch → tensors, the first of them with a dimension of samples.
-        call: inputs → the result.
-        plain: The same in plain torch and in the inputs' dtype, where it is not `call` through the references.
-    """
-
-    inputs: Callable[[int], tuple[Tensor, ...]]
-    call: Callable[..., Tensor]
-    plain: Callable[..., Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class Operator:
-    """An operator at one shape.
-
-    Attributes:
-        network: The one that has it at this shape.
-        make: Its call, with weights drawn anew.
-        dtypes: Of the networks that have it.
-        wide: Whether its result is float32 whatever the network's dtype.
-        is_step: Whether it is a sampler's step, which is small and comes in large batches.
-    """
-
-    network: str
-    name: str
-    label: str
-    make: Callable[[Draw], Call]
-    dtypes: tuple[str, ...] = ALL
-    wide: bool = False
-    is_step: bool = False
-
-    @property
-    def what(self) -> str:
-        """Case.what"""
-        return f"{self.name}, {self.label}"
 
 
 def _norms(c: int, size: int) -> Iterator[Operator]:
@@ -143,18 +69,6 @@ def _convolutions(c: int, size: int) -> Iterator[Operator]:
     yield Operator(A, "bias_add", f"{c} channels, {size}x{size}", biased)
 
 
-def attention(draw: Draw, c: int) -> Residual:
-    """A block of linear attention as network A has it, on c channels."""
-    block: Any = Residual(PreNorm(c, LinearAttention(c, edition=EDITIONS["mindspore-torch"])))
-    return block.to(draw.device, draw.dtype, memory_format=torch.channels_last).requires_grad_(False)
-
-
-def in_its_dtype(block: torch.nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """x → the block in x's dtype, which is its own or float64."""
-    wide = {dtype: block, torch.float64: copy.deepcopy(block).double()}
-    return lambda x: wide[x.dtype](x)
-
-
 def _attentions(c: int, size: int) -> Iterator[Operator]:
     def linear(draw: Draw) -> Call:
         return Call(lambda b: (draw.image(b, 384, size),), lambda qkv: linear_attention(qkv, 4, True))
@@ -168,8 +82,7 @@ def _attentions(c: int, size: int) -> Iterator[Operator]:
     yield Operator(A, "attention_block", f"{c} channels, 4 heads of 32, {size}x{size}", block, IN_16_BITS)
 
 
-def _grouped() -> Operator:
-    c, size = COURSE
+def _grouped(c: int, size: int) -> Operator:
 
     def make(draw: Draw) -> Call:
         return Call(lambda b: (draw.image(b, c, size),), lambda x: group_norm(x, 8, after="relu"))
@@ -177,7 +90,7 @@ def _grouped() -> Operator:
     return Operator(B, "group_norm", f"{c} channels, {size}x{size}, 8 groups, ReLU", make)
 
 
-def _steps(network: str, c: int, size: int) -> Iterator[Operator]:
+def steps(network: str, c: int, size: int) -> Iterator[Operator]:
     """The sampler's step: x in float32, the prediction in the network's dtype and channels_last."""
 
     def made(times: int, history: bool, **options: Any) -> Callable[[Draw], Call]:
@@ -208,19 +121,8 @@ def _steps(network: str, c: int, size: int) -> Iterator[Operator]:
         yield Operator(network, "denoise_step", f"{c}x{size}x{size}, {label}", make, wide=True, is_step=True)
 
 
-def catalogue(device: str) -> list[Operator]:
-    """The operators that users' networks run on such a device."""
-    found = [_grouped()]
-    for c, size in LEVELS:
-        found += [*_norms(c, size), *_convolutions(c, size), *_attentions(c, size)]
-    if device == "cpu" and dispatch.form() != "triton" and compiled.missing() is None:
-        from fastdiff.bench import c_operators
-
-        kept = [operator for operator in found if operator.name not in c_operators.REPLACED]
-        found = [*c_operators.catalogue(LEVELS, COURSE), *kept]
-    return [*found, *(operator for shape in STEPS for operator in _steps(*shape))]
-
-
-def find(case: Case) -> Operator:
-    """The operator of a case."""
-    return next(one for one in catalogue(case.device) if (one.network, one.what) == (case.network, case.what))
+def of_networks(levels: Sequence[tuple[int, int]], course: tuple[int, int]) -> Iterator[Operator]:
+    """Args: levels: A's (channels, pixels); course: B's."""
+    yield _grouped(*course)
+    for c, size in levels:
+        yield from (*_norms(c, size), *_convolutions(c, size), *_attentions(c, size))
