@@ -15,7 +15,8 @@ GPU_SLICES := gpu-test gpu-operators gpu-profile gpu-bench-64 gpu-bench-1024 gpu
 	gpu-float32 gpu-quality
 GPU_SECONDS ?= 470
 GPU_LIMIT = timeout --signal=INT --kill-after=10 $(GPU_SECONDS)
-GPU_BENCH = $(GPU_LIMIT) $(PYTHON) -m fastdiff bench --device cuda --dtype bfloat16 --only evaluation --only "sampling ddim 25"
+GPU_BENCH = $(GPU_LIMIT) $(PYTHON) -m fastdiff bench --device cuda
+GPU_MAIN = $(GPU_BENCH) --dtype bfloat16 --only evaluation --only "sampling ddim 25"
 DECLARED := $(ROOT)/pyproject.toml $(ROOT)/constraints.txt
 SOURCES := $(shell find $(addprefix $(ROOT)/,fastdiff kernels export) -type f -not -name '*.pyc')
 # Under a minute on 2 cores, and something of every part.
@@ -48,27 +49,27 @@ lint: $(VENV)/.test ## ruff, and mypy on an installed wheel
 	cd $(VENV)/mypy && $(BIN)/mypy -p fastdiff --config-file $(ROOT)/pyproject.toml
 
 bench: $(VENV)/.test ## fastdiff bench, the standard plan (an hour on 2 cores); updates bench/results and the README
-	cd $(ROOT) && $(BIN)/fastdiff bench --device cpu -o bench/results/cpu && $(BIN)/python -m fastdiff.bench.readme
+	cd $(ROOT) && $(BIN)/fastdiff bench --device cpu -o bench/results/cpu && $(BIN)/fastdiff bench readme
 
 quality: $(VENV)/.test ## time an image against Frechet distance; updates bench/results and the README (SPRITES=folder of their data)
-	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.quality --samples $(OUT)/quality $(if $(SPRITES),--model fashion-mnist sprites \
-		--data $(SPRITES)/sprites_16x16.npy --labels $(SPRITES)/sprite_labels.npy) && $(BIN)/python -m fastdiff.bench.readme
+	cd $(ROOT) && $(BIN)/fastdiff bench quality --samples $(OUT)/quality $(if $(SPRITES),--model fashion-mnist --model sprites \
+		--data $(SPRITES)/sprites_16x16.npy --labels $(SPRITES)/sprite_labels.npy) && $(BIN)/fastdiff bench readme
 
 readme: $(VENV)/.test ## put the results in bench/results into the README, and draw their plots anew
-	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.readme
+	cd $(ROOT) && $(BIN)/fastdiff bench readme
 
 suites: $(VENV)/.test ## pytest-benchmark over operators and single evaluations, into OUT/suites.json
 	mkdir -p $(OUT)
 	cd $(ROOT) && OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench/suites --benchmark-only --benchmark-json=$(OUT)/suites.json
 
 onnx: $(VENV)/.test ## measure the exported sampling loop against its network in ONNX Runtime; updates bench/results
-	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.onnxloop
+	cd $(ROOT) && OMP_NUM_THREADS=1 $(BIN)/fastdiff bench --device cpu --only "exported loop" -o bench/results/onnx-cpu
 
 kernels: $(VENV)/.test ## compile every kernel for sm_80, sm_90 and sm_100, no GPU needed; writes bench/results/kernels.md
-	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.codegen --output $(ROOT)/bench/results/kernels.md
+	cd $(ROOT) && $(BIN)/fastdiff bench kernels -o $(ROOT)/bench/results/kernels.md
 
 traffic: $(VENV)/.installed ## bytes moved by each operation of an evaluation, from the shapes; writes bench/results/traffic.md
-	cd $(ROOT) && $(BIN)/python -m fastdiff.bench.traffic --output $(ROOT)/bench/results/traffic.md
+	cd $(ROOT) && $(BIN)/fastdiff bench traffic -o $(ROOT)/bench/results/traffic.md
 
 gpu: gpu-install ## on a machine with a GPU and torch, into the Python that is there: all of the slices below, into OUT
 	failed=; for slice in $(GPU_SLICES); do \
@@ -84,29 +85,29 @@ gpu-test: ## a slice of gpu: the operators' numerics and the sampler's images on
 	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m pytest -m "not slow" -n 8 --junit-xml=$(OUT)/gpu-test.xml $(GPU_TESTS)
 
 gpu-operators: ## a slice of gpu: each operator against its plain form, torch.compile and the bandwidth
-	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff.bench.operators --output $(OUT)/operators-cuda.json
+	cd $(ROOT) && $(GPU_BENCH) --dtype bfloat16 --only operator --batch 1024 --batch 32768 -o $(OUT)/operators-cuda
 
 gpu-profile: ## a slice of gpu: network A at batches 1, 64 and 1024 against torch.compile and the floor, its kernels by time
-	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff.bench.profiling --output $(OUT)/profile-cuda.json
+	cd $(ROOT) && $(GPU_BENCH) --dtype bfloat16 --only "profile A28" --only "training A28" -o $(OUT)/profile-cuda
 
 gpu-bench-64 gpu-bench-1024 gpu-bench-1: gpu-bench-%: ## three slices of gpu: every contender there is, network A in bfloat16, at that batch
-	cd $(ROOT) && $(GPU_BENCH) --network A28@28 --batch $* -o $(OUT)/bench-a-$*
+	cd $(ROOT) && $(GPU_MAIN) --network A28@28 --batch $* -o $(OUT)/bench-a-$*
 
 gpu-distance: ## a slice of gpu: 16-bit images against float32 ones
-	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff.bench.distance --device cuda --batch 1024 --whole 64 --output $(OUT)/distance-cuda.json
+	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff bench distance --device cuda --batch 1024 --whole 64 -o $(OUT)/distance-cuda.json
 
 gpu-bench-b: ## a slice of gpu: every contender there is, network B in bfloat16, at batch 64
-	cd $(ROOT) && $(GPU_BENCH) --network B@16 --batch 64 -o $(OUT)/bench-b-64
+	cd $(ROOT) && $(GPU_MAIN) --network B@16 --batch 64 -o $(OUT)/bench-b-64
 
 gpu-cold: ## a slice of gpu: the cold start, with empty caches too, and the denoise step
-	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff bench --device cuda --only "cold start" --only "denoise step 64" -o $(OUT)/bench-cold
+	cd $(ROOT) && $(GPU_BENCH) --only "cold start" --only "denoise step 64" -o $(OUT)/bench-cold
 
 gpu-float32: ## a slice of gpu: each operator in float32 against its plain form
-	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff.bench.operators --batch 64 --dtype float32 --no-compile \
-		--output $(OUT)/operators-cuda-float32.json
+	cd $(ROOT) && $(GPU_BENCH) --dtype float32 --only operator --batch 64 --batch 32768 --no-compile \
+		-o $(OUT)/operators-cuda-float32
 
 gpu-quality: ## a slice of gpu: time an image against Frechet distance, 10,000 images a point; goes on where it was stopped
-	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff.bench.quality --device cuda --samples $(OUT)/quality --output $(OUT)/quality-cuda.json
+	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff bench quality --device cuda --samples $(OUT)/quality -o $(OUT)/quality-cuda.json
 
 clean: ## remove the virtual environment and what the commands wrote
 	rm -rf $(VENV) $(ROOT)/out

@@ -6,25 +6,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fastdiff.bench.contender import FASTDIFF
-from fastdiff.bench.predictors import PUBLISHED
-from fastdiff.bench.report import Report, case_key, case_text
+from fastdiff.bench.case import Key, case_key
+from fastdiff.bench.contender import Role, Status
+from fastdiff.bench.report import Report
+from fastdiff.bench.tables import name_of, why
 from fastdiff.errors import InputError
 
 WORSE = 0.10  # of the old ratio
-Key = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Change:
-    """A row of both reports. old, new: [median, low, high] of the reference's time over the contender's; new is None
-    where fastdiff no longer has a figure, and `note` says why."""
+    """A row of both reports.
+
+    Attributes:
+        old, new: [median, low, high] of the reference's time over the contender's; new is None where fastdiff no longer
+            has a figure.
+        reason: Why it has none.
+    """
 
     key: Key
     text: str
     old: list[float]
     new: list[float] | None
-    note: str = ""
+    reason: str = ""
 
     @property
     def worse(self) -> bool:
@@ -35,7 +40,7 @@ class Change:
 
     def __str__(self) -> str:
         if self.new is None:
-            return f"{self.text}: was {self.old[0]:.2f}x, now {self.note}"
+            return f"{self.text}: was {self.old[0]:.2f}x, now {self.reason}"
         return (
             f"{self.text}: was {self.old[0]:.2f}x ({self.old[1]:.2f} to {self.old[2]:.2f}), "
             f"now {self.new[0]:.2f}x ({self.new[1]:.2f} to {self.new[2]:.2f})"
@@ -45,8 +50,10 @@ class Change:
 def check_comparable(old: Report, machine: str, cases: set[Key]) -> None:
     """Raises InputError for a report of another machine, whose ratios are not those of this one, or of other cases."""
     if old["machine"] != machine:
-        raise InputError(f"the old report is of {old['machine']!r}, this machine is {machine!r}; accepted: a report of "
-                         "the same machine")  # fmt: skip
+        raise InputError(
+            f"the old report is of {old['machine']!r}, this machine is {machine!r}; accepted: a report of "
+            "the same machine"
+        )
     if not cases & {case_key(row) for row in old["rows"]}:
         raise InputError("the old report has none of the cases that are to be measured; accepted: one of such a run")
 
@@ -62,13 +69,13 @@ def compare(old: Report, rows: list[dict[str, Any]]) -> list[Change]:
     changes = []
     for row in old["rows"]:
         found = now.get(row_key(row), {})
-        if "ratio" not in row or case_key(row) not in cases or row["contender"] == PUBLISHED:
+        if "ratio" not in row or case_key(row) not in cases or row["role"] == Role.REFERENCE:
             continue
-        text = f"{row['kind']} {case_text(row)}, {row['contender']}"
         if "ratio" in found:
-            changes.append(Change(row_key(row), text, row["ratio"], found["ratio"]))
-        elif row["contender"].split(",")[0] == FASTDIFF:
-            changes.append(Change(row_key(row), text, row["ratio"], None, found.get("note", "without a figure")))
+            changes.append(Change(row_key(row), name_of(row), row["ratio"], found["ratio"]))
+        elif row["role"] == Role.FASTDIFF:
+            reason = why(found) if found and found["status"] != Status.MEASURED else "without a figure"
+            changes.append(Change(row_key(row), name_of(row), row["ratio"], None, reason))
     return changes
 
 

@@ -15,7 +15,7 @@ import torch
 import triton
 
 import fastdiff
-from fastdiff.bench import reference
+from fastdiff.bench.peers import reference
 from fastdiff.files import write_atomically
 from fastdiff.kernels.cpu.compiled import cache_folder
 from fastdiff.provenance import device_name
@@ -62,8 +62,10 @@ def mark(key: tuple[Any, ...], mode: str | None) -> None:
     write_atomically(marker(key, mode), lambda path: path.write_text(""))
 
 
-def compiled(call: Callable[..., Any], key: tuple[Any, ...], mode: str | None, cold: bool) -> Callable[..., Any]:
-    """torch.compile(call, mode=mode), every size static.
+def compiled(
+    call: Callable[..., Any], key: tuple[Any, ...], mode: str | None, cold: bool, **options: Any
+) -> Callable[..., Any]:
+    """torch.compile(call, mode=mode, **options), every size static.
 
     cold: whether it may compile for minutes; where not, raises ColdCacheError unless a run on this machine, with the
     same key, has compiled it before.
@@ -75,7 +77,7 @@ def compiled(call: Callable[..., Any], key: tuple[Any, ...], mode: str | None, c
     # Beyond its limit of 8 compilations of the same code torch would run it eagerly, without a word.
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    made = torch.compile(call, mode=mode, dynamic=False)
+    made = torch.compile(call, mode=mode, dynamic=False, **options)
     done = False
 
     def first(*given: Any) -> Any:

@@ -4,13 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-FASTDIFF = "fastdiff"  # what users get; the names of its other forms begin with it
+# What users get; the names of its other ways to run begin with it.
+FASTDIFF = "fastdiff"
+PUBLISHED, TUNED, COMPILED, AUTOTUNED = "reference", "eager, tuned", "torch.compile", "torch.compile, max-autotune"
+ONNXRUNTIME, DIFFUSERS = "ONNX Runtime", "diffusers' scheduler"
+TO_EXPORT = ("onnx", "onnxscript", "onnxruntime")  # packages
+
+
+class Role(StrEnum):
+    """What a contender is in its case."""
+
+    REFERENCE = "reference"
+    PEER = "peer"
+    COMPILED = "compiled"  # by torch.compile, the bar that fastdiff is held to
+    OTHER_NETWORK = "other network"  # of another library: about as many parameters, and no claim of parity
+    FASTDIFF = "fastdiff"
+
+
+class Status(StrEnum):
+    """What became of a row; all but MEASURED have a reason."""
+
+    MEASURED = "measured"
+    REFUSED = "refused"  # its result differs from the reference's
+    NO_REFERENCE = "no reference"
+    NOT_COMPILED = "not compiled"  # torch.compile would take minutes, and was not to
+    MISSING = "missing"  # a package that is not installed
+    FAILED = "failed"
 
 
 def nothing() -> None:
@@ -24,27 +50,36 @@ def end_of(device: torch.device) -> Callable[[], Any]:
 
 @dataclass
 class Ready:
-    """A contender that has been prepared.
+    """A prepared contender.
 
-    run: one call of what is timed; end: waits until the work of the calls before it is done, where they do not.
-    outputs: what is compared with the reference's, from the case's shared inputs and noise; None where nothing can be
-    compared. told: facts for its row.
+    Attributes:
+        run: What is timed: `calls` calls of the case.
+        outputs: Its result on the case's shared inputs and noise; None where it has nothing to compare.
+        exact: Of the reference alone, what all results are compared with, where that is not its own.
+        end: Waits until the work of the calls before it is done, where they do not.
+        facts: Columns of its row, complete once it has run.
     """
 
     run: Callable[[], Any]
     outputs: Callable[[], Tensor] | None = None
-    told: dict[str, Any] = field(default_factory=dict)
+    exact: Callable[[], Tensor] | None = None
     end: Callable[[], Any] = nothing
+    calls: int = 1
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Contender:
-    """make() does what a user does once, and may fail. other_network: one of another library, of similar size.
+    """Who takes part in a case; of a case's contenders the reference comes first.
 
-    precision: what it computes in where that is not the case's dtype.
+    Attributes:
+        make: Does what a user does once, and may fail.
+        precision: What it computes in, where that is not the case's dtype.
+        needs: Packages without which it cannot run.
     """
 
     name: str
     make: Callable[[], Ready]
-    other_network: bool = False
+    role: Role = Role.PEER
     precision: str | None = None
+    needs: tuple[str, ...] = ()

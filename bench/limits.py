@@ -2,27 +2,30 @@
 
 Of one evaluation, the limit is the larger of its operations over the rate of a large matrix product and its bytes over
 that of a large copy. Operations are two for each multiply-add of convolutions and products of the plain network, done
-directly: Winograd's convolutions do fewer, so that a share can exceed 100%. Bytes are those of fastdiff's fused form
-(bench.traffic); other libraries' networks have their own operations alone. A training step is three evaluations; a
-sampler's update reads x and the prediction and writes x.
+directly: Winograd's convolutions do fewer, so that a share can exceed 100%. Bytes are those of fastdiff's fused
+operators (static.traffic); other libraries' networks have their own operations alone. A training step is three
+evaluations; a sampler's update reads x and the prediction and writes x. Contenders may state their own work.
 """
 
 from __future__ import annotations
 
 import statistics
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from fastdiff.bench import networks, timing
-from fastdiff.bench.cases import COLD, EVALUATION, EXPORT, SAMPLING, STEP, TRAINING, Case
-from fastdiff.bench.shapes import Network
-from fastdiff.bench.traffic import network_flop, network_traffic
+from fastdiff.bench.case import Case, Kind
+from fastdiff.bench.contender import Role, end_of
+from fastdiff.bench.networks import Network
+from fastdiff.bench.static.traffic import network_flop, network_traffic
 from fastdiff.engine.placement import out_of_memory
 
 SIZES = {"cpu": (1024, 2**22), "cuda": (8192, 2**29)}  # of the product; floats that are copied
 EVERY = 3  # rounds between two looks at the rates
+WITHOUT = (Kind.EXPORT, Kind.COLD)  # have no limit
+LOOPS = (Kind.SAMPLING, Kind.LOOP)
 
 
 class Rates:
@@ -31,12 +34,12 @@ class Rates:
     def __init__(self, case: Case) -> None:
         self.product: list[float] = []
         self.copy: list[float] = []
-        self.wanted = case.kind not in (EXPORT, COLD)
+        self.wanted = case.kind not in WITHOUT
         self.turn = 0
         if not self.wanted:
             return
-        self.device = torch.device(case.device)
-        self.size, count = SIZES[self.device.type]
+        self.end = end_of(torch.device(case.device))
+        self.size, count = SIZES[case.device]
         try:
             self.a, self.b = _matrices(case.device, case.dtype, self.size)
             self.source, self.target = _copied(case.device, count)
@@ -53,13 +56,9 @@ class Rates:
             (self.product, 2 * self.size**3, lambda: self.a @ self.b),
             (self.copy, 2 * self.source.numel() * 4, lambda: self.target.copy_(self.source)),
         ):
-            self._end(call)
-            taken.append(work / timing.timed(lambda call=call: self._end(call)))
-
-    def _end(self, call: Any) -> None:
-        call()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            call()  # once to be warm
+            self.end()
+            taken.append(work / timing.timed(call, end=self.end))
 
 
 @cache
@@ -75,43 +74,56 @@ def _copied(device: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @cache
-def counted(name: str, batch: int, dtype: str) -> tuple[int, int]:
+def counted(name: str, batch: int, dtype: str, fused: bool = True) -> tuple[int, int]:
     """(operations, bytes) of one evaluation of the network, from its shapes."""
     model = networks.load(name)
-    network = Network(lambda: type(model.network)(**model.network.options), model.image_shape)
-    return network_flop(network, batch), network_traffic(network, getattr(torch, dtype), True, batch).total
+    network = Network(lambda: type(model.network)(**networks.options_of(model)), model.image_shape)
+    return network_flop(network, batch), network_traffic(network, getattr(torch, dtype), fused, batch).total
 
 
-def work(case: Case) -> tuple[int, int, int]:
-    """(evaluations, operations, bytes) of one call of the case."""
-    if case.kind == STEP:
+class Work(NamedTuple):
+    """Of one call of a case."""
+
+    evaluations: int
+    operations: float
+    moved: float  # bytes
+
+
+def work(case: Case) -> Work:
+    """The work of a call, counted from the shapes."""
+    if case.kind == Kind.STEP:
         numbers = case.batch * torch.Size(networks.load(case.network).image_shape).numel()
-        return 0, 0, 3 * 4 * numbers
+        return Work(0, 0, 3 * 4 * numbers)
     flop, moved = counted(case.network, case.batch, case.dtype)
-    if case.kind == SAMPLING:
-        steps = int(case.what.split()[1])
-        return steps, steps * flop, steps * moved
-    return (3 if case.kind == TRAINING else 1), *(n * (3 if case.kind == TRAINING else 1) for n in (flop, moved))
+    times = int(case.what.split()[1]) if case.kind in LOOPS else 3 if case.kind == Kind.TRAINING else 1
+    return Work(times, times * flop, times * moved)
 
 
 def derived(case: Case, row: dict[str, Any], rates: Rates) -> dict[str, Any]:
     """What follows from the row's median: images and evaluations a second, and the share of the limit."""
     made: dict[str, Any] = {}
     seconds = row["median_seconds"]
-    if case.kind in (SAMPLING, TRAINING):
+    if case.kind in (*LOOPS, Kind.TRAINING):
         made["images_per_second"] = case.batch / seconds
-    if case.kind in (EXPORT, COLD):
+    if case.kind in WITHOUT:
         return made
-    evaluations, operations, moved = work(case)
-    if case.kind in (SAMPLING, EVALUATION):
-        made["evaluations_per_second"] = case.batch * evaluations / seconds
-    if not rates.wanted or row["other_network"] and "gflop_of_an_image" not in row:
+    done = Work(0, row["operations"], row["bytes_moved"]) if case.kind == Kind.OPERATOR else work(case)
+    if case.kind in (*LOOPS, Kind.EVALUATION, Kind.PROFILE):
+        made["evaluations_per_second"] = case.batch * done.evaluations / seconds
+    if not rates.wanted:
         return made
-    if row["other_network"]:  # its own operations; its bytes are not counted
-        operations, moved = row["gflop_of_an_image"] * 1e9 * case.batch * evaluations, 0
+    if row["role"] == Role.OTHER_NETWORK:  # its own operations; its bytes are not counted
+        if "gflop_of_an_image" not in row:
+            return made
+        done = done._replace(operations=row["gflop_of_an_image"] * 1e9 * case.batch * done.evaluations, moved=0)
+    elif "bytes_moved" in row:
+        done = done._replace(moved=row["bytes_moved"])
     product, copy = statistics.median(rates.product), statistics.median(rates.copy)
-    made.update(
-        gflop=operations / 1e9, megabytes=moved / 1e6, product_gflops=product / 1e9, copy_gigabytes=copy / 1e9,
-        share_of_limit=max(operations / product, moved / copy) / seconds,
-    )  # fmt: skip
-    return made
+    return {
+        **made,
+        "gflop": done.operations / 1e9,
+        "megabytes": done.moved / 1e6,
+        "product_gflops": product / 1e9,
+        "copy_gigabytes": copy / 1e9,
+        "share_of_limit": max(done.operations / product, done.moved / copy) / seconds,
+    }

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from fastdiff.bench.cases import Case
-from fastdiff.bench.report import case_text, cells
+from fastdiff.bench.case import Case, case_text
+from fastdiff.bench.contender import FASTDIFF, Status
+from fastdiff.bench.report import COLUMNS
+from fastdiff.bench.runner import Row, Watcher
+from fastdiff.bench.tables import cells
 from fastdiff.errors import InputError
 
-COLUMNS = ("case", "contender", "time", "faster", "a second", "of the limit", "difference")
 SHOWN = 18  # rows of the table on a terminal, the latest
 
 
-class Live:
-    """A context: step() says what is going on and counts, rows() adds rows that are done."""
+class Live(Watcher):
+    """A context; keep: is given the rows of a case before they are shown."""
 
-    def __init__(self, cases: Sequence[Case], quiet: bool = False) -> None:
+    def __init__(self, cases: Sequence[Case], keep: Callable[[list[Row]], object] = lambda rows: None) -> None:
         try:
             from rich.console import Console
             from rich.live import Live as RichLive
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
         except ImportError as error:
             raise InputError(f"the live table needs rich ({error}); pip install 'fastdiff-engine[bench]'") from error
-        self.console = Console(quiet=quiet)
-        self.shown: list[dict[str, Any]] = []
+        self.console, self.keep = Console(), keep
+        self.shown: list[Row] = []
         self.progress = Progress(
-            BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False), console=self.console,
-        )  # fmt: skip
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=self.console,
+        )
         self.task = self.progress.add_task("", total=sum(case.rounds for case in cases))
         self.live = RichLive(console=self.console, refresh_per_second=2, transient=True)
         self.terminal = self.console.is_terminal
@@ -44,37 +49,47 @@ class Live:
         if self.terminal:
             self.live.stop()
 
-    def step(self, text: str) -> None:
-        self.progress.update(self.task, description=text, advance=1 if ": round " in text else 0)
+    def print(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def preparing(self, case: Case, contender: str) -> None:
+        self._step(f"preparing {case.label}: {contender}", 0)
+
+    def round(self, case: Case, number: int) -> None:
+        self._step(f"{case.label}: round {number} of {case.rounds}", 1)
+
+    def _step(self, text: str, advance: int) -> None:
+        self.progress.update(self.task, description=text, advance=advance)
         if self.terminal:
             self._draw()
 
-    def rows(self, rows: list[dict[str, Any]]) -> None:
+    def rows(self, rows: list[Row]) -> None:
+        self.keep(rows)
         self.shown += rows
         if self.terminal:
             self._draw()
             return
         if rows[0]["kind"] != self.kind:
             self.kind = rows[0]["kind"]
-            self.console.print(f"{self.kind}:", markup=False)
+            self.print(f"{self.kind}:")
         for row in rows:
-            words = [word for word in cells(row) if word]
-            self.console.print(f"  {case_text(row)}: {', '.join(words)}", markup=False, highlight=False, soft_wrap=True)
+            self.print(f"  {case_text(row)}: {', '.join(filter(None, cells(row)))}")
 
     def _draw(self) -> None:
         from rich.console import Group
 
         self.live.update(Group(self.table(self.shown[-SHOWN:]), self.progress))
 
-    def table(self, rows: list[dict[str, Any]]) -> Any:
+    def table(self, rows: list[Row]) -> Any:
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
-        for name in COLUMNS:
-            table.add_column(name, justify="left" if name in COLUMNS[:2] else "right")
+        for place, name in enumerate(COLUMNS[:7]):
+            table.add_column(name, justify="left" if place < 2 else "right")
         for row in rows:
-            style = "bold" if row["contender"] == "fastdiff" else "dim" if "note" in row else ""
+            dim = "" if row["status"] == Status.MEASURED else "dim"
+            style = "bold" if row["contender"] == FASTDIFF else dim
             table.add_row(*(Text(cell, style) for cell in (f"{row['kind']} {case_text(row)}", *cells(row))))
         return table
 

@@ -1,47 +1,94 @@
-"""The networks that are measured, by name: A28@28 and B@16 as shipped, the others with random weights."""
+"""The one catalogue of networks: those that are measured, and those whose kernels are only compiled and counted."""
 
 from __future__ import annotations
 
-import re
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import nn
 
 import fastdiff
-from fastdiff.bench.reference import AnnotatedReference, ContextReference
+from fastdiff.bench.peers.reference import AnnotatedReference, ContextReference
 from fastdiff.errors import InputError
 
-SHIPPED = {"A28@28": "fashion-mnist", "B@16": "sprites"}
-NAMES = ("A28@28", "A28@32", "A28@64", "A64@28", "A64@32", "A64@64", "B@16")
+
+@dataclass(frozen=True)
+class Network:
+    """A network and its pictures.
+
+    Attributes:
+        make: The network with random weights.
+        image_shape: (C, H, W).
+        title: Its name in the reports of what is counted and compiled; others are not in them.
+        ships_as: The shipped model whose weights it has.
+        batches: Those at which its kernels' launches differ.
+    """
+
+    make: Callable[[], nn.Module]
+    image_shape: tuple[int, int, int]
+    title: str = ""
+    ships_as: str | None = None
+    batches: tuple[int, ...] = (64, 1024)
+
+
+def _annotated(dim: int, size: int, title: str = "") -> Network:
+    """The Annotated U-Net; one channel at 28 pixels, three above."""
+    channels = 1 if size == 28 else 3
+    return Network(partial(fastdiff.AnnotatedUnet, dim, channels=channels), (channels, size, size), title)
+
+
+# A28@32 is the Annotated U-Net of dim 28 on 32x32 pictures; B is the course's ContextUnet.
+NETWORKS = {
+    "A28@28": Network(
+        partial(fastdiff.AnnotatedUnet, 28), (1, 28, 28), "A, dim 28, 28x28", "fashion-mnist", (1, 64, 1024)
+    ),
+    "A28@32": _annotated(28, 32),
+    "A28@64": _annotated(28, 64),
+    "A64@28": _annotated(64, 28),
+    "A64@32": _annotated(64, 32, "A, dim 64, 32x32"),
+    "A64@64": _annotated(64, 64),
+    "B@16": Network(partial(fastdiff.ContextUnet, 3, 64, 5, 16), (3, 16, 16), "B, 64 features, 16x16", "sprites"),
+}
+_EDITIONS = (
+    Network(partial(fastdiff.AnnotatedUnet, 28, edition="mindspore"), (1, 28, 28), "A, mindspore"),
+    Network(partial(fastdiff.AnnotatedUnet, 32, edition="hf-2022", block="resnet"), (1, 32, 32), "A, hf-2022, resnet"),
+)
+COUNTED = {network.title: network for network in (*NETWORKS.values(), *_EDITIONS) if network.title}
+SHIPPED = {name: network.ships_as for name, network in NETWORKS.items() if network.ships_as}
 
 
 @cache
 def load(name: str) -> fastdiff.Model:
     """The model of that name; raises InputError for another.
 
-    A28@32 is the Annotated U-Net of dim 28 on 32x32 pictures, with one channel at 28 pixels and three above; B is the
-    course's ContextUnet. Those that do not ship have random weights from one seed: times do not depend on them, and a
-    random network amplifies rounding less than a trained one.
+    Those that do not ship have random weights from one seed: times do not depend on them, and a random network
+    amplifies rounding less than a trained one.
     """
-    if name in SHIPPED:
-        return fastdiff.load(SHIPPED[name])
-    parts = re.fullmatch(r"A(28|64)@(28|32|64)", name)
-    if parts is None:
-        raise InputError(f"network {name!r}; accepted: {', '.join(NAMES)}")
-    dim, size = map(int, parts.groups())
-    channels = 1 if size == 28 else 3
+    if name not in NETWORKS:
+        raise InputError(f"network {name!r}; accepted: {', '.join(NETWORKS)}")
+    network = NETWORKS[name]
+    if network.ships_as:
+        return fastdiff.load(network.ships_as)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = fastdiff.AnnotatedUnet(dim, channels=channels)
-    return fastdiff.Model(network, fastdiff.make_schedule("linear", 200), image_shape=(channels, size, size))
+        made = network.make()
+    return fastdiff.Model(made, fastdiff.make_schedule("linear", 200), image_shape=network.image_shape)
+
+
+def options_of(model: fastdiff.Model) -> dict[str, Any]:
+    """The arguments that its network, one of fastdiff's own, was made with."""
+    network: Any = model.network
+    return network.options
 
 
 def published(model: fastdiff.Model) -> nn.Module:
     """The published network with the model's weights."""
-    options = model.network.options
+    options = options_of(model)
     if isinstance(model.network, fastdiff.AnnotatedUnet):
-        chosen = ("dim", "init_dim", "dim_mults", "channels", "edition")
+        chosen: tuple[str, ...] = ("dim", "init_dim", "dim_mults", "channels", "edition")
         made: nn.Module = AnnotatedReference(**{k: options[k] for k in chosen})
     else:
         chosen = ("in_channels", "n_feat", "n_cfeat", "height")

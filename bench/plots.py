@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastdiff.bench.cases import COLD, EVALUATION, SAMPLING
+from fastdiff.bench.case import Kind
+from fastdiff.bench.contender import FASTDIFF
 from fastdiff.errors import InputError
 from fastdiff.files import write_atomically
 
@@ -30,7 +32,7 @@ def write(report: dict[str, Any], folder: Path) -> list[Path]:
     pyplot()
     measured = [row for row in report["rows"] if "median_seconds" in row]
     made = []
-    drawings: tuple[tuple[str, Callable[[Any, list[Row], dict[str, Any]], bool]], ...] = (
+    drawings: tuple[tuple[str, Callable[[list[Row], dict[str, Any]], Any]], ...] = (
         ("images-by-batch", _images_by_batch),
         ("time-by-steps", _time_by_steps),
         ("share-of-limit", _share),
@@ -44,7 +46,7 @@ def write(report: dict[str, Any], folder: Path) -> list[Path]:
             path.unlink(missing_ok=True)  # an earlier report's
             continue
         figure.suptitle(f"{figure.get_suptitle()}\n{report['machine']}, fastdiff {report['fastdiff']}", fontsize=9)
-        write_atomically(path, lambda p, f=figure: f.savefig(p, dpi=110, format="png"))
+        write_atomically(path, partial(figure.savefig, dpi=110, format="png"))
         pyplot().close(figure)
         made.append(path)
     return made
@@ -54,10 +56,10 @@ def _colours(rows: list[Row]) -> dict[str, Any]:
     """A colour for each contender, the same in every picture; fastdiff's is the strongest."""
     names = list(dict.fromkeys(row["contender"] for row in rows))
     palette = pyplot().get_cmap("tab20").colors
-    others = [n for n in names if n != "fastdiff"]
+    others = [n for n in names if n != FASTDIFF]
     # tab20 is ten strong colours, each with a pale one beside it; red, the seventh, is left for fastdiff.
     left = [c for i, c in enumerate((*palette[::2], *palette[1::2])) if i != 3]
-    return {"fastdiff": palette[6], **{name: left[i % len(left)] for i, name in enumerate(others)}}
+    return {FASTDIFF: palette[6], **{name: left[i % len(left)] for i, name in enumerate(others)}}
 
 
 TITLES = {"threads": "{} threads", "batch": "batch {}"}
@@ -69,8 +71,8 @@ def _panels(rows: list[Row], keys: Iterable[str]) -> dict[str, list[Row]]:
     differing = [n for n in names if len({row[n] for row in rows}) > 1]
     panels: dict[str, list[Row]] = {}
     for row in rows:
-        told = (TITLES.get(n, "{}").format(row[n]) for n in differing)
-        title = ", ".join([row["network"], *told])
+        words = (TITLES.get(n, "{}").format(row[n]) for n in differing)
+        title = ", ".join([row["network"], *words])
         panels.setdefault(title, []).append(row)
     return panels
 
@@ -89,7 +91,7 @@ def _figure(count: int, title: str, width: float = 5.2, height: float = 4.2) -> 
 
 
 def _style(name: str) -> dict[str, Any]:
-    return {"linewidth": 2.6, "zorder": 5} if name == "fastdiff" else {"linewidth": 1.2}
+    return {"linewidth": 2.6, "zorder": 5} if name == FASTDIFF else {"linewidth": 1.2}
 
 
 def _lines(axis: Any, rows: list[Row], colours: dict[str, Any], x: Callable[[Row], float], y: str) -> None:
@@ -115,7 +117,7 @@ def _legend(figure: Any, axes: list[Any]) -> None:
 
 
 def _images_by_batch(rows: list[Row], colours: dict[str, Any]) -> Any:
-    rows = [row for row in rows if row["kind"] == SAMPLING]
+    rows = [row for row in rows if row["kind"] == Kind.SAMPLING]
     panels = _panels(rows, ("what", "dtype", "threads"))
     panels = {title: some for title, some in panels.items() if len({row["batch"] for row in some}) > 1}
     if not panels:
@@ -132,7 +134,7 @@ def _images_by_batch(rows: list[Row], colours: dict[str, Any]) -> Any:
 
 
 def _time_by_steps(rows: list[Row], colours: dict[str, Any]) -> Any:
-    rows = [row for row in rows if row["kind"] == SAMPLING]
+    rows = [row for row in rows if row["kind"] == Kind.SAMPLING]
     panels = _panels(rows, ("batch", "dtype", "threads"))
     panels = {title: some for title, some in panels.items() if len({row["what"] for row in some}) > 1}
     if not panels:
@@ -141,8 +143,12 @@ def _time_by_steps(rows: list[Row], colours: dict[str, Any]) -> Any:
     for axis, (title, some) in zip(axes, panels.items(), strict=True):
         _lines(axis, some, colours, lambda row: int(row["what"].split()[1]), "median_seconds")
         labels = sorted({(int(row["what"].split()[1]), row["what"]) for row in some})
-        axis.set(xscale="log", yscale="log", ylabel="seconds",
-                 title=title if "batch" in title else f"{title}, batch {some[0]['batch']}")  # fmt: skip
+        axis.set(
+            xscale="log",
+            yscale="log",
+            ylabel="seconds",
+            title=title if "batch" in title else f"{title}, batch {some[0]['batch']}",
+        )
         axis.set_xticks([steps for steps, _ in labels], [what for _, what in labels], rotation=30, fontsize=7)
         _numbers(axis)
     _legend(figure, axes)
@@ -159,7 +165,7 @@ def _bars(axis: Any, rows: list[Row], colours: dict[str, Any], value: Callable[[
 
 
 def _share(rows: list[Row], colours: dict[str, Any]) -> Any:
-    rows = [row for row in rows if row["kind"] == EVALUATION and "share_of_limit" in row]
+    rows = [row for row in rows if row["kind"] == Kind.EVALUATION and "share_of_limit" in row]
     if not rows:
         return None
     panels = _panels(rows, ("batch", "dtype", "threads"))
@@ -172,7 +178,7 @@ def _share(rows: list[Row], colours: dict[str, Any]) -> Any:
 
 
 def _cold(rows: list[Row], colours: dict[str, Any]) -> Any:
-    rows = [row for row in rows if row["kind"] == COLD]
+    rows = [row for row in rows if row["kind"] == Kind.COLD]
     if not rows:
         return None
     panels = _panels(rows, ("threads",))

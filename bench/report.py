@@ -1,14 +1,21 @@
-"""A run of `fastdiff bench` as JSON, and the JSON as Markdown."""
+"""A run of `fastdiff bench` as JSON, and the JSON as Markdown with plots."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
+import platform
+import shlex
+import statistics
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fastdiff.bench.cases import COLD, EVALUATION, EXPORT, KINDS, SAMPLING
+from fastdiff.bench.case import Kind, case_key, case_text
+from fastdiff.bench.old_reports import upgraded
+from fastdiff.bench.tables import cells, remarks, seconds_text, table
 from fastdiff.errors import InputError
 from fastdiff.files import write_atomically
 
@@ -17,8 +24,9 @@ Row = dict[str, Any]
 
 NAME = "report.json"
 PARTIAL, PARTIAL_TEXT = "report.partial.json", "report.partial.md"  # while a run goes on, or where it was cut short
-FORMAT = 1
+FORMAT = 2
 PACKAGES = ("torch", "triton", "numpy", "onnxruntime", "onnxruntime-gpu", "diffusers", "denoising-diffusion-pytorch")
+KERNELS = 12  # listed of a profile's row
 
 
 def installed() -> dict[str, str]:
@@ -32,9 +40,33 @@ def installed() -> dict[str, str]:
     return found
 
 
-def case_key(row: Row) -> tuple[str, ...]:
-    """Case.key of a row's case."""
-    return tuple(str(row[name]) for name in ("kind", "network", "what", "batch", "dtype", "device", "threads"))
+def command() -> str:
+    """The command line that is running; of a path from the root, which tells of one machine only, the last part."""
+    return shlex.join(["fastdiff", *(Path(word).name if word.startswith("/") else word for word in sys.argv[1:])])
+
+
+def origin(machine: str) -> dict[str, Any]:
+    """What every report says of its making."""
+    from fastdiff.kernels.dispatch import interpreted
+    from fastdiff.provenance import source_version
+
+    return {
+        "machine": machine,
+        "python": platform.python_version(),
+        "versions": installed(),
+        "fastdiff": source_version(),
+        "command": command(),
+        "note": "Run in Triton's interpreter: the times mean nothing." if interpreted() else "",
+    }
+
+
+def heading(report: Report) -> str:
+    """A report's origin in words."""
+    versions = report["versions"]
+    if not isinstance(versions, str):  # as it was in older reports of quality
+        versions = f"Python {report['python']}, " + ", ".join(f"{name} {version}" for name, version in versions.items())
+    note = f"; {report['note'].strip()}" if report.get("note") else ""
+    return f"{report['machine']}; {versions}; fastdiff {report['fastdiff']}; `{report['command']}`{note}"
 
 
 def read(path: str | Path) -> Report:
@@ -43,27 +75,31 @@ def read(path: str | Path) -> Report:
     file = path / NAME if path.is_dir() else path
     try:
         report = json.loads(file.read_text())
-        ours = report["format"] == FORMAT and {"machine", "rows", "versions", "fastdiff", "command"} <= report.keys()
+        known = {"machine", "rows", "versions", "fastdiff", "command"} <= report.keys()
+        if known and report["format"] in (1, FORMAT):
+            return upgraded(report) if report["format"] == 1 else report
     except OSError as error:
         raise InputError(f"cannot read the report {str(file)!r}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise InputError(f"{str(file)!r} is no report of `fastdiff bench`; accepted: a folder that it wrote, or its "
-                         f"{NAME}")  # fmt: skip
-    return report
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise InputError(f"{str(file)!r} is no report of `fastdiff bench`; accepted: a folder that it wrote, or its {NAME}")
 
 
-def save(report: Report, folder: Path, name: str = NAME) -> Path:
-    """The JSON alone."""
-    write_atomically(folder / name, lambda path: path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n"))
-    return folder / name
+def save_json(report: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda p: p.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n"))
+
+
+def save_text(text: str, path: Path) -> None:
+    """Markdown, with its last line ended."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda p: p.write_text(text))
 
 
 def save_partial(report: Report, folder: Path) -> None:
     """What is done of a run, as JSON and Markdown."""
-    save(report, folder, PARTIAL)
-    write_atomically(folder / PARTIAL_TEXT, lambda path: path.write_text(markdown(report)))
+    save_json(report, folder / PARTIAL)
+    save_text(markdown(report), folder / PARTIAL_TEXT)
 
 
 def remove_partial(folder: Path) -> None:
@@ -86,107 +122,85 @@ def updated(old: Report, new: Report) -> Report:
 
 def write(report: Report, folder: Path) -> list[Path]:
     """The JSON, the Markdown and the plots; returns their paths."""
+    save_json(report, folder / NAME)
+    return [folder / NAME, *render(report, folder)]
+
+
+def render(report: Report, folder: Path) -> list[Path]:
+    """The Markdown and the plots; returns their paths."""
     from fastdiff.bench import plots
 
-    data, text = save(report, folder), folder / "report.md"
+    text = folder / "report.md"
     pictures = plots.write(report, folder)
-    write_atomically(text, lambda path: path.write_text(markdown(report, [p.name for p in pictures])))
-    return [data, text, *pictures]
-
-
-def ratio_text(values: list[float] | None) -> str:
-    return "" if not values else f"{values[0]:.2f}x ({values[1]:.2f} to {values[2]:.2f})"
-
-
-def seconds_text(seconds: float) -> str:
-    for unit, factor in (("s", 1.0), ("ms", 1e3)):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}" if seconds * factor < 1000 else f"{seconds * factor:.0f} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
-
-
-def cells(row: Row) -> list[str]:
-    """What the tables show of a row after its case: contender, time, ratio, rate, share, parity."""
-    precision = f" ({row['precision']})" if row.get("precision") else ""
-    name = row["contender"] + (" (other network)" if row["other_network"] else precision)
-    if "median_seconds" not in row:
-        return [name, row.get("note", "not measured"), "", "", "", ""]
-    rate = next((f"{row[key]:.3g}" for key in ("images_per_second", "evaluations_per_second") if key in row), "")
-    share = f"{row['share_of_limit']:.0%}" if "share_of_limit" in row else ""
-    parity = f"{row['parity']:.0e}" if "parity" in row else "no claim" if row["other_network"] else ""
-    return [name, seconds_text(row["median_seconds"]), ratio_text(row.get("ratio")), rate, share, parity]
-
-
-def case_text(row: Row) -> str:
-    words = [row["network"], row["what"], f"batch {row['batch']}", "" if row["dtype"] == "float32" else row["dtype"]]
-    if row["device"] == "cpu" and row["threads"] > 1:
-        words.append(f"{row['threads']} threads")
-    return ", ".join(filter(None, words))
+    save_text(markdown(report, [p.name for p in pictures]), text)
+    return [text, *pictures]
 
 
 EXPLAINED = {
-    "denoise step": "A sampler's update alone, x and the prediction given; ddpm's includes its noise.",
-    EVALUATION: "One evaluation of the network.",
-    SAMPLING: "From noise to images on the host, by each contender's own loop.",
-    "training step": "A batch's loss, its gradients and the optimizer's update.",
-    EXPORT: "From a model in memory to an .onnx file; fastdiff's time includes its check against torch.",
-    COLD: "A fresh process, from the interpreter's start to one image on disk.",
+    Kind.STEP: "A sampler's update alone, x and the prediction given; ddpm's includes its noise.",
+    Kind.EVALUATION: "One evaluation of the network.",
+    Kind.SAMPLING: "From noise to images on the host, by each contender's own loop.",
+    Kind.TRAINING: "A batch's loss, its gradients and the optimizer's update.",
+    Kind.EXPORT: "From a model in memory to an .onnx file; fastdiff's time includes its check against torch.",
+    Kind.COLD: "A fresh process, from the interpreter's start to one image on disk.",
+    Kind.OPERATOR: "One operator at a shape of the network, over inputs that together exceed a GPU's cache. The "
+    "reference is plain torch; the difference is from plain torch in float64.",
+    Kind.PROFILE: "One evaluation in the sampler's layout and precision, through plain torch and through fastdiff's "
+    "operators; the bytes of the limit are each one's own.",
+    Kind.LOOP: "Exported files of the whole sampling loop in ONNX Runtime; the reference is the network's file, "
+    "evaluated as often as the loop has steps.",
 }
+METHOD = (
+    "Contenders take turns, round after round, in one process, each after its result has been compared with the "
+    "reference's (*difference*: relative, of the whole result). *Faster*: the reference's time over the "
+    "contender's within a round, median over rounds and its 95% bootstrap interval. *A second*: images. *Of the "
+    "limit*: the time that the operations, counted directly, would take at the rate of a large matrix product in "
+    "the same run, or the bytes at that of a large copy, whichever is longer, over the time taken; Winograd's "
+    "convolutions do fewer operations, so it can exceed 100%. An *other network* has about as many parameters, and "
+    "does not compute the same."
+)
+COLUMNS = ("case", "contender", "time", "faster", "a second", "of the limit", "difference", "first call", "")
 
 
 def markdown(report: Report, pictures: Iterable[str] = ()) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    lines = [
-        f"# fastdiff bench, {report['plan']}",
-        "",
-        f"{report['machine']}; Python {report['python']}, {versions}; fastdiff {report['fastdiff']}; "
-        f"`{report['command']}`; {report['seconds'] / 60:.0f} minutes.",
-        *_cut_short(report),
-        "",
-        "Contenders take turns, round after round, in one process, each after its result has been compared with the "
-        "reference's (*difference*: relative, of the whole result). *Faster*: the reference's time over the "
-        "contender's within a round, median over rounds and its 95% bootstrap interval. *A second*: images. *Of the "
-        "limit*: the time that the operations, counted directly, would take at the rate of a large matrix product in "
-        "the same run, or the bytes at that of a large copy, whichever is longer, over the time taken; Winograd's "
-        "convolutions do fewer operations, so it can exceed 100%. An *other network* has about as many parameters, and "
-        "does not compute the same.",
-        "",
-    ]
+    lines = [f"# fastdiff bench, {report['plan']}", "", f"{heading(report)}; {report['seconds'] / 60:.0f} minutes."]
+    if done(report) != report["cases"]:
+        lines += ["", f"**Cut short: {done(report)} of {report['cases']} cases.**"]
+    lines += ["", METHOD, ""]
     for picture in pictures:
         lines += [f"![{Path(picture).stem.replace('-', ' ')}]({picture})", ""]
-    for kind in KINDS:
+    for kind in Kind:
         rows = [row for row in report["rows"] if row["kind"] == kind]
-        if not rows:
-            continue
-        lines += [f"## {kind.capitalize()}", "", EXPLAINED[kind], ""]
-        lines += ["| case | contender | time | faster | a second | of the limit | difference | first call | |"]
-        lines += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
-        for row in rows:
-            first = seconds_text(row["first_seconds"]) if "first_seconds" in row else ""
-            told = [case_text(row), *cells(row), first, _extra(row)]
-            lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in told)} |")
-        lines.append("")
+        if rows:
+            first = [seconds_text(row["first_seconds"]) if "first_seconds" in row else "" for row in rows]
+            lines += [f"## {kind.capitalize()}", "", EXPLAINED[kind], ""]
+            lines += table(
+                COLUMNS,
+                [[case_text(row), *cells(row), begun, remarks(row)] for row, begun in zip(rows, first, strict=True)],
+            )
+            lines += [*_against_compiled(rows), ""]
+            for row in rows:
+                lines += _kernels(row)
     return "\n".join(lines)
+
+
+def _against_compiled(rows: list[Row]) -> list[str]:
+    won = [math.log(row["against_compiled"][0]) for row in rows if "against_compiled" in row]
+    return ["", f"Geometric mean against torch.compile: {math.exp(statistics.mean(won)):.2f}x"] if won else []
+
+
+def _kernels(row: Row) -> list[str]:
+    """A profile's kernels by time."""
+    kernels = row.get("kernels", [])
+    total = sum(kernel["microseconds"] for kernel in kernels)
+    listed = [
+        [k["kernel"][:90], f"{k['calls']:g}", f"{k['microseconds']:.1f}", f"{k['microseconds'] / total:.0%}"]
+        for k in kernels[:KERNELS]
+    ]
+    title = f"{case_text(row)}, {row['contender']}: kernels by time"
+    return [title, "", *table(["kernel", "calls", "µs", "share"], listed), ""] if kernels else []
 
 
 def done(report: Report) -> int:
     """Cases that were finished."""
     return len({case_key(row) for row in report["rows"]})
-
-
-def _cut_short(report: Report) -> list[str]:
-    whole = done(report) == report["cases"]
-    return [] if whole else ["", f"**Cut short: {done(report)} of {report['cases']} cases.**"]
-
-
-def _extra(row: Row) -> str:
-    words = []
-    if "parameters" in row:
-        words.append(f"{row['parameters'] / 1e6:.2f} M parameters")
-        if "gflop_of_an_image" in row:
-            words.append(f"{row['gflop_of_an_image']:.3g} GFLOP an image and evaluation")
-    if "peak_bytes" in row:
-        words.append(f"peak {row['peak_bytes'] / 1e6:.0f} MB")
-    if "graph_bytes" in row:
-        words.append(f"its graphs hold {row['graph_bytes'] / 1e6:.0f} MB")
-    return ", ".join([*words, *filter(None, [row.get("told")])])

@@ -1,17 +1,14 @@
-"""The README's picture of the browser page: python -m fastdiff.bench.screenshot. Needs Chromium and its driver.
-
-Exports the sprites' page, serves it from a plain static server, samples in headless Chromium, and photographs it.
-"""
+"""The README's picture of the browser page."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import http.server
 import tempfile
 import threading
 from pathlib import Path
 
+import click
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -51,17 +48,16 @@ def photograph(page: Path, profile: Path, seconds: float = 120) -> bytes:
         server.shutdown()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fastdiff.bench.screenshot", description=__doc__)
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    output = parser.parse_args().output
+@click.command()
+@click.option("-o", "--output", type=Path, default=OUTPUT, metavar="FILE", help="The picture, a PNG.")
+def command(output: Path) -> None:
+    """Take the README's picture of the browser page; needs Chromium and its driver.
+
+    Exports the sprites' page, serves it from a plain static server, samples in headless Chromium, and photographs it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page"
         export_page(fastdiff.load("sprites"), page, "sprites")
         picture = photograph(page, Path(folder) / "profile")
     write_atomically(output, lambda path: path.write_bytes(picture))
-    print(f"wrote {output}")
-
-
-if __name__ == "__main__":
-    main()
+    click.echo(f"wrote {output}")

@@ -1,48 +1,60 @@
-"""Contenders take turns: the timer, and what a ratio over rounds is worth."""
+"""The one timer: contenders take turns, and what a ratio over rounds is worth."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from fastdiff.bench.contender import Ready
 
 PAUSE = 0.02  # between turns: worker threads of the one before spin on for a while
 TURN = 0.05  # seconds that a turn takes at least
 RESAMPLES = 2000
 
-Call = Callable[[], Any]  # ends when its result is there: on the host, or after a synchronisation
 
-
-def timed(call: Call, calls: int = 1, end: Call = lambda: None) -> float:
-    """Seconds of one call, the mean of so many in a row; `end` waits for their results."""
+def timed(run: Callable[[], Any], times: int = 1, end: Callable[[], Any] = lambda: None) -> float:
+    """Seconds of one run, the mean of so many in a row; `end` waits for their results."""
     time.sleep(PAUSE)
     began = time.perf_counter()
-    for _ in range(calls):
-        call()
+    for _ in range(times):
+        run()
     end()
-    return (time.perf_counter() - began) / calls
+    return (time.perf_counter() - began) / times
 
 
 def repeats(seconds: float) -> int:
-    """Calls of that length in a turn."""
+    """Runs of that length in a turn."""
     return max(1, math.ceil(TURN / max(seconds, 1e-9)))
 
 
-def in_turns(
-    calls: Mapping[str, Call], rounds: int, on_turn: Callable[[str, float], object] = lambda name, seconds: None
-) -> dict[str, list[float]]:
-    """Seconds of a call by name, one number a round; each was called before. Every other round goes backwards."""
-    counts = {name: repeats(timed(call)) for name, call in calls.items()}
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds):
-        for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
-            taken[name].append(timed(calls[name], counts[name]))
-            on_turn(name, taken[name][-1])
-    return taken
+class Turns:
+    """Contenders by name, and the seconds of one call of each, a number a round."""
+
+    def __init__(self) -> None:
+        self.ready: dict[str, Ready] = {}
+        self.seconds: dict[str, list[float]] = {}
+        self._times: dict[str, int] = {}
+
+    def add(self, name: str, ready: Ready) -> None:
+        """Run it once as it will be timed: long calls need no more to be warm, and none to be planned."""
+        self._times[name] = repeats(timed(ready.run, end=ready.end))
+        self.ready[name], self.seconds[name] = ready, []
+
+    def round(self, turn: int) -> Iterator[tuple[str, Exception]]:
+        """Let each run, in every other round backwards; yields those that failed, which are out from then on."""
+        for name in list(self.ready)[:: 1 if turn % 2 == 0 else -1]:
+            ready = self.ready[name]
+            try:
+                self.seconds[name].append(timed(ready.run, self._times[name], ready.end) / ready.calls)
+            except Exception as problem:
+                del self.ready[name], self.seconds[name]
+                yield name, problem
 
 
 def ratio(slow: list[float], fast: list[float]) -> list[float]:

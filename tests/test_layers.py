@@ -62,7 +62,7 @@ def test_the_walk_finds_the_modules():
         "fastdiff.samplers.table",
         "fastdiff.kernels.philox",
         "fastdiff.cli.sample",
-        "fastdiff.bench.reference",
+        "fastdiff.bench.peers.reference",
     } <= ALL.keys()
     assert "fastdiff.samplers.table" in IMPORTS["fastdiff.engine.engine"]
 
@@ -114,7 +114,7 @@ def test_data_knows_nothing_of_models(name):
 
 
 def test_the_reference_imports_nothing_of_the_product():
-    assert not IMPORTS["fastdiff.bench.reference"]
+    assert not IMPORTS["fastdiff.bench.peers.reference"]
 
 
 def test_the_library_imports_neither_benchmarks_nor_tests():

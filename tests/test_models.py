@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import fastdiff
-from fastdiff.bench.reference import AnnotatedLoop, AnnotatedReference, ContextReference, CourseLoop
+from fastdiff.bench.peers.reference import AnnotatedLoop, AnnotatedReference, ContextReference, CourseLoop
 from fastdiff.checkpoints.load import stored_info
 from fastdiff.checkpoints.shipped import SHIPPED, shipped_models
 from fastdiff.cli.main import main

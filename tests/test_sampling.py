@@ -19,7 +19,7 @@ from fastdiff import (
     sample,
     save,
 )
-from fastdiff.bench.reference import AnnotatedLoop, AnnotatedReference, ContextReference, CourseLoop
+from fastdiff.bench.peers.reference import AnnotatedLoop, AnnotatedReference, ContextReference, CourseLoop
 
 LOOP = 1e-4  # relative, on a whole loop: float32 rounding carried through up to 500 steps
 

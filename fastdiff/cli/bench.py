@@ -1,7 +1,8 @@
-"""fastdiff bench."""
+"""fastdiff bench, and the commands below it, each of which lies beside what it runs."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import click
@@ -9,8 +10,37 @@ import click
 from fastdiff.cli.options import device_option, parse_device
 from fastdiff.errors import InputError
 
+# name → (the module that has it as `command`, what it does)
+COMMANDS = {
+    "quality": ("fastdiff.bench.quality.points", "Time an image against Fréchet distance, by sampler and steps."),
+    "distance": ("fastdiff.bench.quality.half_precision", "How far 16-bit images are from float32 ones."),
+    "classifier": ("fastdiff.bench.quality.training", "Train a classifier whose features the distance compares."),
+    "traffic": ("fastdiff.bench.static.traffic", "Bytes and operations of an evaluation, from the shapes."),
+    "kernels": ("fastdiff.bench.static.codegen", "What the compiler makes of every Triton kernel, without a GPU."),
+    "readme": ("fastdiff.bench.readme", "Put the committed results into the README."),
+    "screenshot": ("fastdiff.bench.screenshot", "Take the README's picture of the browser page."),
+}
 
-@click.command(short_help="Measure fastdiff against every contender installed; a report with plots.")
+
+class Bench(click.Group):
+    """Imports a command when it runs; the list of them needs none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return importlib.import_module(COMMANDS[cmd_name][0]).command if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands, in place of the measurement"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=Bench,
+    invoke_without_command=True,
+    short_help="Measure fastdiff against every contender installed; a report with plots.",
+)
 @click.option("--quick", "plan", flag_value="quick", help="Under three minutes: small batches, one thread.")
 @click.option("--full", "plan", flag_value="full", help="Every network and batch, one thread and all; hours on a CPU.")
 @click.option(
@@ -29,6 +59,7 @@ from fastdiff.errors import InputError
 @click.option("--dtype", multiple=True, help="float32, bfloat16, float16.  [default: float32; CUDA: bfloat16 too]")
 @click.option("--threads", multiple=True, type=int, help="CPU threads; repeatable.  [default: 1, the steadiest]")
 @click.option("--rounds", type=int, help="Rounds of every case, in place of the plan's own.")
+@click.option("--no-compile", is_flag=True, help="torch.compile only where it has compiled before, as with --quick.")
 @click.option("--list", "list_", is_flag=True, help="Print the cases and stop.")
 @click.option(
     "--against", metavar="REPORT", help="An older report of this machine; exits with 1 where a ratio is over 10% worse."
@@ -36,7 +67,9 @@ from fastdiff.errors import InputError
 @click.option("--update", is_flag=True, help="Put the cases into the report that DIR holds, in place of its own.")
 @click.option("-o", "--output", default="bench-report", show_default=True, metavar="DIR", help="The report's folder.")
 @device_option
+@click.pass_context
 def bench(
+    ctx: click.Context,
     plan: str | None,
     only: tuple[str, ...],
     network: tuple[str, ...],
@@ -44,6 +77,7 @@ def bench(
     dtype: tuple[str, ...],
     threads: tuple[int, ...],
     rounds: int | None,
+    no_compile: bool,
     list_: bool,
     against: str | None,
     update: bool,
@@ -58,6 +92,12 @@ def bench(
     fastdiff bench -o whole/                        the standard plan, both shipped networks
     fastdiff bench --only evaluation --batch 16     a part of it
     fastdiff bench --only "cold start" --update -o whole/      that part anew, the rest as it was
+
+    \b
+    Measured where --only names them, or with --full:
+    fastdiff bench --only operator                  each operator alone
+    fastdiff bench --only profile                   an evaluation's kernels by time
+    fastdiff bench --only "exported loop"           sampler.onnx against its network
 
     \b
     reference              the published network and loop, eager float32, as the tutorials run them
@@ -77,8 +117,10 @@ def bench(
     The folder gets report.json, report.md and plots. Exits with 1 where a result of fastdiff's own is refused, or, with
     --against, is worse than it was after having been measured again.
     """
+    if ctx.invoked_subcommand is not None:
+        return
     from fastdiff.bench import session
-    from fastdiff.bench.cases import plan as make_plan
+    from fastdiff.bench.plans import plan as make_plan
 
     where = parse_device(device)
     if where.type == "cuda" and where.index is not None:
@@ -92,7 +134,8 @@ def bench(
         return
     if not output:
         raise InputError("-o ''; accepted: a folder")
-    made = session.run(cases, plan or "standard", Path(output), against, update)
+    cold = False if no_compile else None
+    made = session.run(cases, plan or "standard", Path(output), against, update, cold)
     refused = session.refused(made)
     for text in refused:
         click.echo(f"refused: {text}", err=True)

@@ -323,6 +323,23 @@ class Engine:
             self.steps[kind] = prediction, self._runner(state, prediction)
         return self.steps[kind]
 
+    def step_once(self) -> None:
+        """Run one step of the batch at hand: x through row `index`; `index` moves on, from the table's last row to 0.
+
+        For callers who fill `x` and `index` themselves; without a context, by the engine's own table. The first call
+        may capture the step, which loses what these held. Nothing waits for the device.
+        """
+        with self._settings():
+            kind = self._kind(self.table)
+            new = kind not in self.steps
+            prediction, run = self._step(kind, self.table)
+            if new:
+                prediction.load_context(None)
+            if isinstance(run, CapturedStep):
+                run.ready()
+            run()
+            self.index.remainder_(len(self.table))
+
     def _load(self, table: StepTable) -> None:
         rows = torch.from_numpy(table.rows).float()
         if len(rows) > len(self.rows):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastdiff import AnnotatedUnet, ContextUnet, InputError, Model, load, make_schedule, sample, save
-from fastdiff.bench.reference import AnnotatedReference, ContextReference
+from fastdiff.bench.peers.reference import AnnotatedReference, ContextReference
 from fastdiff.checkpoints.load import stored_info
 from fastdiff.checkpoints.shipped import shipped_models
 

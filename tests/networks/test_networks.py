@@ -1,4 +1,4 @@
-"""The networks against the published ones (bench/reference.py): keys, counts, outputs."""
+"""The networks against the published ones (bench/peers/reference.py): keys, counts, outputs."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdiff import AnnotatedUnet, ContextUnet, InputError
-from fastdiff.bench.reference import AnnotatedReference, ContextReference
+from fastdiff.bench.peers.reference import AnnotatedReference, ContextReference
 from fastdiff.networks.protocol import SeparableNetwork
 
 # Float32's rounding over some 60 layers, summed in another order, is about 1e-6.

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdiff import InputError, Schedule, make_schedule
-from fastdiff.bench.reference import CourseLoop
+from fastdiff.bench.peers.reference import CourseLoop
 from fastdiff.samplers.schedule import NAMES, from_config
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdiff import InputError, Schedule, StepTable, make_schedule, make_table
-from fastdiff.bench.reference import CourseLoop
+from fastdiff.bench.peers.reference import CourseLoop
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.samplers import SAMPLERS
 from fastdiff.samplers.schedule import NAMES

@@ -1,0 +1,118 @@
+"""A sampler's update alone: x and the network's prediction → the next x, at the middle row of 25 DDIM or DDPM steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.bench import compiling, networks
+from fastdiff.bench.case import Case
+from fastdiff.bench.contender import COMPILED, DIFFUSERS, FASTDIFF, PUBLISHED, Contender, Ready, Role, end_of
+from fastdiff.bench.contenders.samplings import table_of
+from fastdiff.bench.peers import schedulers
+from fastdiff.bench.peers.reference import ancestral_step, ddim_step
+from fastdiff.engine.engine import Engine
+from fastdiff.engine.graphs import CapturedStep
+from fastdiff.engine.numerics import fixed_numerics
+from fastdiff.engine.step import State, advance
+from fastdiff.kernels import philox
+
+ROW, STEPS = 12, 25
+
+
+def contenders(case: Case, cold: bool) -> Iterator[Contender]:
+    yield Contender(PUBLISHED, partial(_published, case, False, cold), Role.REFERENCE)
+    yield Contender(COMPILED, partial(_published, case, True, cold), Role.COMPILED)
+    yield Contender(DIFFUSERS, partial(_scheduler, case), needs=("diffusers",))
+    yield Contender(FASTDIFF, partial(_ours, case), Role.FASTDIFF)
+
+
+def _inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """x, the prediction, and the noise that parity is asked with."""
+    device = torch.device(case.device)
+    shape = (case.batch, *networks.load(case.network).image_shape)
+    generator = torch.Generator().manual_seed(1)
+    x, out = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    return x, out, philox.normals(0, ROW + 1, 0, shape, device)
+
+
+def _published(case: Case, compile: bool, cold: bool) -> Ready:
+    model = networks.load(case.network)
+    nodes = [int(t) for t in table_of(model, f"{case.what} {STEPS}").timestep]
+    x, out, shared = _inputs(case)
+    abar = torch.from_numpy(model.schedule.alphas_cumprod.copy()).float().to(x.device)
+    now, after = abar[nodes[ROW]], abar[nodes[ROW + 1]]
+    step: Any = ddim_step if case.what == "ddim" else ancestral_step
+    if compile:
+        step = compiling.compiled(step, ("step", case.what, *x.shape, case.device, case.threads), None, cold)
+
+    def run(noise: Tensor | None) -> Tensor:
+        if case.what == "ddim":
+            return step(x, out, now, after)
+        return step(x, out, now, after, torch.randn_like(x) if noise is None else noise)
+
+    return Ready(lambda: run(None), lambda: run(shared).clone(), end=end_of(x.device))
+
+
+def _scheduler(case: Case) -> Ready:
+    x, out, shared = _inputs(case)
+    model = networks.load(case.network)
+    scheduler = schedulers.scheduler(model, case.what)
+
+    def run(noise: Tensor | None) -> Tensor:
+        with schedulers.noise_of(None if noise is None else lambda draw: noise, x.device):
+            return scheduler.step(out, scheduler.timesteps[ROW], x).prev_sample
+
+    def ready(noise: Tensor | None) -> Tensor:
+        schedulers.set_timesteps(scheduler, model, case.what, STEPS)  # cases share it
+        return run(noise)
+
+    return Ready(lambda: run(None), lambda: ready(shared), end=end_of(x.device))
+
+
+def _ours(case: Case) -> Ready:
+    """The engine's own step body around that prediction, captured where the engine captures its own.
+
+    x and the row are put back before each, which is part of the time.
+    """
+    x, out, _ = _inputs(case)
+    model = networks.load(case.network)
+    table = table_of(model, f"{case.what} {STEPS}")
+    engine = Engine(model, table, batch_size=case.batch, device=x.device)  # for its buffers, and to know its form
+    captured = engine.form.captured  # captured steps all draw noise and keep x0, so that one serves any sampler
+    rows = torch.from_numpy(table.rows).to(x.device, torch.float32)
+    state = State(
+        engine.x,
+        rows,
+        engine.index,
+        key=engine.key.zero_() if captured or table.s.any() else None,
+        x0_prev=engine.x0_prev if captured or table.c.any() else None,
+    )
+    out = out.contiguous(memory_format=torch.channels_last)  # as a network leaves it
+    row, steps = torch.full_like(engine.index, ROW), torch.zeros_like(engine.index)
+
+    def body() -> None:
+        state.x.copy_(x)
+        state.index.copy_(row)
+        advance(state, lambda x, index: out)
+
+    def counted() -> None:
+        body()
+        steps.add_(1)
+
+    step = body
+    if captured:
+        step = CapturedStep(counted, steps, engine.device)
+        with fixed_numerics(), torch.no_grad():
+            step.ready()
+
+    def run() -> Tensor:
+        with torch.no_grad():  # of the engine's settings, which hold for a batch, all that an update needs
+            step()
+            return state.x
+
+    return Ready(run, lambda: run().clone(), end=end_of(x.device))

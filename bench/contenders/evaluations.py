@@ -1,0 +1,113 @@
+"""One evaluation of a network: (x, time) → the prediction, no gradients, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fastdiff
+from fastdiff.bench import networks
+from fastdiff.bench.case import Case
+from fastdiff.bench.contender import FASTDIFF, Contender, Ready, Role, end_of
+from fastdiff.bench.peers import others, predictors
+from fastdiff.bench.peers.predictors import Predict
+from fastdiff.bench.static.traffic import count_flop
+from fastdiff.engine.engine import Engine
+from fastdiff.engine.forms import FORMS, Form
+
+ROWS = (0, 12, 24)  # of DDIM's table of 25 steps; the second is timed
+
+
+def contenders(case: Case, cold: bool) -> Iterator[Contender]:
+    yield from predictors.contenders(case, cold, partial(_ready, case))
+    for name, form in own_forms(case):
+        yield Contender(name, partial(by_engine, case, form.name), Role.FASTDIFF)
+    for name, make, needs in other_networks(case):
+        yield Contender(name, partial(_other, case, make), Role.OTHER_NETWORK, needs=needs)
+
+
+def own_forms(case: Case) -> Iterator[tuple[str, Form]]:
+    """The forms of fastdiff that run there, by contender's name; the first is what users get."""
+    device, dtype = torch.device(case.device), getattr(torch, case.dtype)
+    forms = [form for form in FORMS.values() if form.build_error(device, dtype) is None]
+    for form in forms:
+        yield FASTDIFF if form is forms[0] else f"{FASTDIFF}, {form.name}", form
+
+
+def other_networks(case: Case) -> Iterator[tuple[str, Callable[[], others.Other], tuple[str, ...]]]:
+    """Other libraries' networks for the case's pictures, about as many parameters: name, what makes it, its needs."""
+    model = networks.load(case.network)
+    channels, size, _ = model.image_shape
+    where = (channels, size, others.count(model.network), case.device, getattr(torch, case.dtype))
+    yield "diffusers' UNet2DModel", lambda: others.diffusers_unet(*where), ("diffusers",)
+    needs = ("denoising_diffusion_pytorch", "einops")
+    yield "denoising-diffusion-pytorch's Unet", lambda: others.lucidrains_unet(*where), needs
+
+
+def inputs(case: Case) -> tuple[Tensor, list[Tensor]]:
+    """x and the times of ROWS."""
+    device, model = torch.device(case.device), networks.load(case.network)
+    x = torch.randn(case.batch, *model.image_shape, generator=torch.Generator().manual_seed(1)).to(device)
+    table = ddim(model)
+    return x, [predictors.time_of(model, table.time[row], case.batch, device) for row in ROWS]
+
+
+def ddim(model: fastdiff.Model) -> fastdiff.StepTable:
+    return model.table("ddim", 25)
+
+
+def evaluating(table: fastdiff.StepTable) -> fastdiff.StepTable:
+    """A table of the same nodes by which a step's result is the prediction itself: x0 = out, x <- x0."""
+    zero, one = np.zeros(len(table)), np.ones(len(table))
+    return replace(table, p=zero, q=one, a=zero, b=one, c=zero, s=zero, alpha_next=one, sigma_next=zero)
+
+
+def _ready(case: Case, predict: Predict) -> Ready:
+    x, times = inputs(case)
+    return Ready(
+        lambda: predict(x, times[1]),
+        lambda: torch.stack([predict(x, time).clone() for time in times]),
+        end=end_of(x.device),
+    )
+
+
+def by_engine(case: Case, form: str | None = None) -> Ready:
+    """A step of the engine, x and the row put back before each; `form` as users choose it."""
+    x, _ = inputs(case)
+    model = networks.load(case.network)
+    dtype = getattr(torch, case.dtype)
+    engine = Engine(
+        model, evaluating(ddim(model)), batch_size=case.batch, dtype=dtype, device=x.device, clip=None, form=form
+    )
+
+    def step(row: int) -> Tensor:
+        engine.x.copy_(x)
+        engine.index.fill_(row)
+        engine.step_once()
+        return engine.x
+
+    step(0)  # captures, where steps are
+    return Ready(
+        lambda: step(ROWS[1]),
+        lambda: torch.stack([step(row).clone() for row in ROWS]),
+        end=end_of(x.device),
+    )
+
+
+def size_of(case: Case, other: others.Other) -> dict[str, float]:
+    """Facts about another network; its operations are those of one image and evaluation."""
+    x, _ = inputs(case)
+    flop = count_flop(lambda: other.predict(x[:1], torch.full((1,), 7, device=x.device)))
+    return {"parameters": other.parameters, "gflop_of_an_image": flop / 1e9}
+
+
+def _other(case: Case, make: Callable[[], others.Other]) -> Ready:
+    x, _ = inputs(case)
+    other = make()
+    time = torch.full((case.batch,), 7, device=x.device)
+    return Ready(lambda: other.predict(x, time), facts=size_of(case, other), end=end_of(x.device))

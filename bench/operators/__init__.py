@@ -1,0 +1,1 @@
+"""Operators alone, at the shapes of the networks that have them."""

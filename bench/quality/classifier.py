@@ -1,0 +1,126 @@
+"""The classifiers whose features the Fréchet distance compares, and the pictures that it is to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastdiff
+from fastdiff.checkpoints.tensors import read_tensors
+from fastdiff.data.images import ImageData, split
+from fastdiff.data.load import load_data
+from fastdiff.errors import InputError, unknown_name
+
+FOLDER = Path(__file__).resolve().parent.parent / "classifiers"
+NAMES = ("fashion-mnist", "sprites")
+FEATURES = 64  # few enough for a covariance of full rank from some hundred pictures
+HOLDOUT = 0.05
+FORMAT = 1
+
+
+class Classifier(nn.Module):
+    """(N, C, H, W), uint8 or floats in [0, 1] → (N, classes) logits, from `FEATURES` features of unit variance.
+
+    Outside of training a picture's features are the mean of its own and its mirror image's: the shipped models were
+    trained on both, and the test sets hold only one of them.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.layers = nn.Sequential()
+        for before, after in ((channels, 32), (32, 64), (64, 96)):
+            convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
+            self.layers.extend([convolution, nn.MaxPool2d(2), nn.BatchNorm2d(after), nn.ReLU()])
+        self.embed = nn.Linear(96 * (height // 8) * (width // 8), FEATURES, bias=False)
+        self.norm = nn.BatchNorm1d(FEATURES, affine=False)
+        self.classes = nn.Linear(FEATURES, classes)
+        self.image_shape = tuple(image_shape)
+
+    def features(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
+            raise InputError(f"pictures of shape {tuple(images.shape)}; accepted: (N, {str(self.image_shape)[1:]}")
+        x = images.float() / 255 if images.dtype == torch.uint8 else images
+        if self.training:
+            return self._one_side(x)
+        return (self._one_side(x) + self._one_side(x.flip(3))) / 2
+
+    def _one_side(self, x: Tensor) -> Tensor:
+        return self.norm(self.embed(self.layers(x * 2 - 1).flatten(1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classes(F.dropout(F.relu(self.features(images)), 0.2, self.training))
+
+
+class Features(nn.Module):
+    """A classifier's features, in the form that torchmetrics takes: `num_features`, images → (N, num_features)."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier.eval().requires_grad_(False)
+        self.num_features = FEATURES
+
+    def train(self, mode: bool = True) -> Features:
+        """Stays as it is: the statistics of its norms are those of its training."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier.features(images)
+
+
+def load(name: str, folder: Path | None = None) -> Classifier:
+    """The shipped classifier of that name, in eval mode; raises InputError where there is none, or no whole one."""
+    path = (folder or FOLDER) / f"{name}.safetensors"
+    if not path.is_file():
+        raise unknown_name(
+            "classifier", name, NAMES if folder is None else sorted(p.stem for p in path.parent.glob("*.s*"))
+        )
+    tensors, config = read_tensors(path)
+    try:
+        if config is None or config["format"] != FORMAT:
+            raise ValueError("it has another format")
+        made = Classifier(tuple(config["image_shape"]), len(config["class_names"]))
+        made.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{str(path)!r} is not a classifier's file ({str(error).splitlines()[0]})") from error
+    return made.eval().requires_grad_(False)
+
+
+def features(name: str) -> Features:
+    """Of the shipped classifier of that name; raises InputError."""
+    return Features(load(name))
+
+
+def stated_accuracy(name: str) -> tuple[float, int]:
+    """The share of the held-out pictures that the shipped classifier names rightly, and their number."""
+    _, config = read_tensors(FOLDER / f"{name}.safetensors")
+    assert config is not None
+    return config["accuracy"], config["held_out"]
+
+
+def read_data(name: str, data: str | None = None, labels: str | None = None) -> ImageData:
+    """The pictures that the shipped model of that name was trained on, and those held out; raises InputError.
+
+    The sprites' labels may be missing. Their held-out pictures are those of the split by which the shipped model was
+    trained (250, by its card): blocks of neighbours whatever their class, which load_data makes without labels.
+    """
+    if name == "fashion-mnist":
+        return load_data(name) if data is None else load_data(data)
+    if data is None:
+        raise InputError(f"the data of {name!r} does not ship; give its pictures with --data")
+    found = load_data(data, holdout=HOLDOUT)
+    if labels is None:
+        return found
+    by_class = load_data(data, labels, holdout=HOLDOUT)  # checks the labels; its split is another one
+    n = len(by_class.images) + len(by_class.val_images)
+    kinds = torch.from_numpy(np.load(labels, allow_pickle=False).astype(np.float32))
+    rows = split(name, torch.arange(n).view(n, 1, 1, 1), torch.zeros(n, 0), (), HOLDOUT)
+    held, kept = rows.val_images.flatten(), rows.images.flatten()
+    names = fastdiff.load(name).class_names or by_class.class_names
+    return replace(found, labels=kinds[kept], val_labels=kinds[held]).named(tuple(names))

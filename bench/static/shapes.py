@@ -1,0 +1,108 @@
+"""Networks and sampler's steps on meta tensors, where kernels are compiled and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fastdiff.bench.networks import Network
+from fastdiff.engine.prepared import Prediction, TimeInputs, prepare_network
+from fastdiff.engine.step import State, advance
+from fastdiff.kernels.denoise_step import denoise_step
+from fastdiff.kernels.philox import normals
+from fastdiff.samplers.samplers import make_table
+from fastdiff.samplers.schedule import make_schedule
+
+META = torch.device("meta")
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """A meta tensor and its gradient in channels_last; nothing is copied, for there is nothing in them."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[override]
+        return torch.empty_like(x, memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx, dx):  # type: ignore[override]
+        return torch.empty_like(dx, memory_format=torch.channels_last)
+
+
+class _AsOnAGpu(TorchFunctionMode):
+    """What the meta device does otherwise: cuDNN leaves channels_last, and attention is a single kernel."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
+        if func is F.scaled_dot_product_attention and not torch.is_grad_enabled():
+            if args[0].element_size() == 2:
+                return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
+            return torch.ops.aten._scaled_dot_product_efficient_attention(*args, None, False)[0]
+        if func not in (F.conv2d, F.conv_transpose2d):
+            return func(*args, **(kwargs or {}))
+        return _ChannelsLast.apply(func(_ChannelsLast.apply(args[0]), *args[1:], **(kwargs or {})))
+
+
+def on_meta(network: Network, dtype: torch.dtype, train: bool = False) -> nn.Module:
+    """The module on meta tensors, prepared as the sampler prepares it, or as it is where it is to be trained."""
+    with torch.device(META):
+        module: Any = network.make()
+    return module.to(dtype=dtype, memory_format=torch.channels_last) if train else prepare_network(module, META, dtype)
+
+
+def evaluate(module: nn.Module, shape: tuple[int, ...], batch: int, dtype: torch.dtype, train: bool = False) -> None:
+    """One evaluation of a module made by on_meta, as the sampler makes it, or one training step."""
+    x = torch.empty(batch, *shape, dtype=dtype, device=META, memory_format=torch.channels_last)
+    t = torch.empty(batch if train else 1, dtype=dtype, device=META)
+    with torch.set_grad_enabled(train), _AsOnAGpu():
+        out = module.denoise(x, module.embed_time(t), module.embed_context(None))  # type: ignore[operator]
+        if train:
+            out.sum().backward()
+
+
+def captured_step(network: Network, dtype: torch.dtype, batch: int) -> Callable[[], None]:
+    """The whole step that an engine captures, on meta tensors: without guidance, by any sampler."""
+    with torch.no_grad(), torch.device(META):
+        module = on_meta(network, dtype)
+        time = TimeInputs(module, META, dtype, integer=True)
+        table = make_table("ddim", make_schedule("linear", 200), 25)
+        time.load(table, len(table))
+        prediction = Prediction(module, dtype, time, guided=False)
+        prediction.load_context(None)
+        x = torch.empty(batch, *network.image_shape).contiguous(memory_format=torch.channels_last)
+        key, index = torch.empty(2, dtype=torch.int64), torch.empty((), dtype=torch.int64)
+        state = State(x, torch.empty(len(table), 6), index, key=key, x0_prev=torch.empty_like(x))
+
+    def step() -> None:
+        with torch.no_grad(), _AsOnAGpu():
+            advance(state, prediction)
+
+    return step
+
+
+def sampler_steps() -> None:
+    """Each kind of step on meta tensors: both systems' pictures, predictions as the network leaves them."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=META)
+
+    rows, index = empty(25, 6), empty(dtype=torch.int64)
+    key, guidance = empty(2, dtype=torch.int64), empty()
+    for shape in ((1, 28, 28), (3, 16, 16)):
+        n = 64
+        normals(0, 0, 0, (n, *shape), META)
+        x = empty(n, *shape)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            out = empty(n, *shape, dtype=dtype).to(memory_format=torch.channels_last)
+            both = empty(2 * n, *shape, dtype=dtype).to(memory_format=torch.channels_last)
+            for options in (
+                dict(out=out),  # ddim
+                dict(out=out, key=key),  # ddpm
+                dict(out=out, x0_prev=empty(n, *shape), keep_x0=True),  # dpmpp_2m
+                dict(out=both, guidance_scale=guidance, key=key, clip=1.0),
+                dict(out=both, guidance_scale=guidance, clip=empty(n), noise=empty(n, *shape)),
+            ):
+                denoise_step(x, rows=rows, index=index, **options)

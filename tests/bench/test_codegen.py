@@ -1,0 +1,163 @@
+"""Every kernel compiles ahead of time for three architectures, without spills; and a spill would be seen."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is a dependency on Linux only")
+KERNELS = Path(__file__).parent.parent.parent / "kernels"
+
+
+def compiler(*arguments: str) -> subprocess.CompletedProcess:
+    """In a process of its own: here Triton is told to interpret."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+
+
+def launched_kernels() -> set[str]:
+    """The first argument of every launch() in kernels/."""
+    names = set()
+    for path in KERNELS.glob("*_triton.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "launch":
+                names.add(node.args[0].id)
+    return names
+
+
+def test_every_kernel_compiles_clean_on_three_architectures():
+    """One launch of each kernel; `make slow` compiles every one of networks A and B."""
+    # One worker: each traces both networks for itself, and the cores are the other tests'.
+    done = compiler("-m", "fastdiff", "bench", "kernels", "--size", "quick", "--workers", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    cells = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+    compiled = {(row[0].removeprefix("| "), row[1]) for row in cells}
+    wanted = launched_kernels()
+    assert len(wanted) >= 15
+    assert {(k, arch) for k in wanted for arch in ("80", "90", "100")} <= compiled
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("size", ["main", "full"])
+def test_every_launch_compiles_clean(size):
+    done = compiler("-m", "fastdiff", "bench", "kernels", "--size", size)
+    assert done.returncode == 0, done.stdout[:2000] + done.stderr[-2000:]
+
+
+ONES = """
+import torch
+from fastdiff.bench.static.codegen import compile_launch, recorded
+from fastdiff.kernels import philox
+from fastdiff.kernels.attention_block import attention_block
+from fastdiff.kernels.folded_attention import fold
+from fastdiff.kernels.bias_add import bias_add
+from fastdiff.kernels.channel_norm import channel_norm
+from fastdiff.kernels.denoise_step import denoise_step
+from fastdiff.kernels.depthwise_conv import depthwise_conv
+from fastdiff.kernels.group_norm import group_norm
+from fastdiff.kernels.linear_attention import linear_attention
+
+def one(*shape, **options):
+    return torch.ones(shape, device="meta", **options)
+
+def run():
+    x = one(1, 1, 1, 1).requires_grad_()
+    v = one(1).requires_grad_()
+    for y in (
+        group_norm(x, 1, v, v, input_bias=v, scale=v[None], shift=v[None]), channel_norm(x, one(1, 1, 1, 1), x),
+        bias_add(x, x, v, v), depthwise_conv(x, one(1, 1, 7, 7).requires_grad_(), v, v[None]),
+        linear_attention(one(1, 3, 1, 1).requires_grad_(), 1, True),
+    ):
+        y.sum().backward()
+    half = lambda *shape: one(*shape, dtype=torch.bfloat16)
+    folded = fold(half(1), half(1), half(3, 1), half(1, 1), half(1), half(1, 1, 1, 1), 1, True)
+    attention_block(half(1, 1, 1, 1), folded)
+    out = half(2, 1, 1, 1)
+    denoise_step(x.detach(), out, one(1, 6), one(dtype=torch.int64), x.detach(), key=one(2, dtype=torch.int64),
+                 guidance_scale=one(), clip=one(1), keep_x0=True)
+    philox.normals(1, 1, 1, (1, 1), torch.device("meta"))
+
+found = recorded(run)
+for launch in found:
+    assert compile_launch(launch, 90).clean
+print(len({launch.kernel.__name__ for launch in found}))
+"""
+
+
+SPILLING = """
+import dataclasses
+
+def run():
+    x = torch.empty(64, 28, 28, 28, dtype=torch.bfloat16, device="meta").to(memory_format=torch.channels_last)
+    w, o = torch.empty(2, 28, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    group_norm(x.requires_grad_(), 1, w, o).sum().backward()
+
+launch = next(one for one in recorded(run) if one.kernel.__name__ == "group_norm_backward")
+assert compile_launch(launch, 90).clean
+few = dataclasses.replace(launch, options={**launch.options, "maxnreg": 24})
+spilled = compile_launch(few, 90)
+print(spilled.clean, spilled.spills > 0, spilled.stack > 0)
+"""
+
+
+def test_sizes_of_one_compile_and_a_spill_is_seen():
+    """Triton makes arguments equal to 1 constants, which the interpreter does not: code may then no longer compile."""
+    done = compiler("-c", ONES + SPILLING)  # in one process: half of the time goes into starting it
+    ones, spilled = [*done.stdout.splitlines(), "0", ""][:2]
+    assert int(ones) >= 14 and spilled == "False True True", done.stdout + done.stderr[-3000:]
+
+
+def test_the_compiler_is_not_run_in_the_interpreter():
+    done = subprocess.run(
+        [sys.executable, "-m", "fastdiff", "bench", "kernels"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "TRITON_INTERPRET=1 is set" in done.stderr
+
+
+AHEAD = """
+import threading, torch
+from concurrent.futures import ThreadPoolExecutor
+from fastdiff.bench.static.codegen import _Target
+from fastdiff.kernels import ahead
+from fastdiff.kernels.bias_add import bias_add
+from fastdiff.kernels.channel_norm import channel_norm
+from fastdiff.kernels.dispatch import using
+from triton import knobs
+from triton.runtime import driver
+
+driver.set_active(_Target(90))
+meta, threads, compiled = torch.device("meta"), set(), []
+knobs.runtime.jit_post_compile_hook = lambda **told: compiled.append(told["fn"].name)
+
+class Pool(ThreadPoolExecutor):
+    def submit(self, call):
+        def run():
+            threads.add(threading.get_ident())
+            return call()
+        return super().submit(run)
+
+ahead.ThreadPoolExecutor = Pool
+
+def run():
+    x = torch.empty(2, 8, 4, 4, device=meta)
+    for _ in range(2):  # the second time they are known
+        bias_add(x, x, x[0, :, 0, 0])
+        channel_norm(x, torch.empty(1, 8, 1, 1, device=meta))
+        channel_norm(x, torch.empty(1, 8, 1, 1, device=meta), x)
+
+with using("triton"):
+    print(ahead.compile_ahead(run, meta, 2), len(compiled), threading.get_ident() in threads, 1 <= len(threads) <= 2)
+    print(ahead.compile_ahead(run, meta), len(compiled))
+"""
+
+
+def test_kernels_are_compiled_ahead_in_threads_and_once():
+    done = compiler("-c", AHEAD)
+    assert done.stdout == "3 3 False True\n0 3\n", done.stdout + done.stderr[-3000:]

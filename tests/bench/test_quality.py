@@ -1,0 +1,355 @@
+"""The Fréchet distance, the classifier behind it, and the report of time against quality."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from fastdiff import AnnotatedUnet, ContextUnet, Model, make_schedule
+from fastdiff.bench.quality import classifier, frechet, page, points, training
+from fastdiff.cli.main import main
+from fastdiff.data.fashion import DEBIAN_FASHION
+from fastdiff.data.images import ImageData
+from fastdiff.data.load import load_data
+from fastdiff.errors import InputError
+from fastdiff.images import to_uint8
+
+CPU = torch.device("cpu")
+SHIPPED = sorted(path.stem for path in classifier.FOLDER.glob("*.safetensors"))
+RESULTS = Path(__file__).parent.parent.parent / "bench" / "results"
+BOTH = ("--model", "fashion-mnist", "--model", "sprites")
+needs_torchmetrics = pytest.mark.skipif(not importlib.util.find_spec("torchmetrics"), reason="needs torchmetrics")
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def status(*arguments) -> int:
+    return CliRunner().invoke(main, ["bench", "quality", *map(str, arguments)], catch_exceptions=False).exit_code
+
+
+def pictures(n: int, shape=(1, 8, 8), seed: int = 0, noise: float = 0.0) -> torch.Tensor:
+    """Smooth uint8 pictures, with noise of that deviation."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(n, shape[0], 3, 3, generator=generator)
+    x = torch.nn.functional.interpolate(coarse, shape[1:], mode="bilinear") * 0.5
+    return to_uint8(x + noise * torch.randn(x.shape, generator=generator))
+
+
+def tiny_data(shape=(1, 8, 8), classes: int = 2, n: int = 120) -> ImageData:
+    labels = torch.eye(classes)[torch.arange(n) % classes]
+    names = tuple(f"kind{k}" for k in range(classes))
+    return ImageData("tiny", pictures(n, shape), labels, names, pictures(n, shape, 1), labels)
+
+
+def network(shape=(1, 8, 8)) -> classifier.Features:
+    torch.manual_seed(0)
+    return classifier.Features(classifier.Classifier(shape, 2))
+
+
+def by_closed_form(a: torch.Tensor, b: torch.Tensor) -> float:
+    """In float64 by NumPy and SciPy, with the root of a product of matrices in place of eigenvalues."""
+    linalg = pytest.importorskip("scipy.linalg")
+    a, b = a.double().numpy(), b.double().numpy()
+    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    half = linalg.sqrtm(first)
+    root = np.trace(linalg.sqrtm(half @ second @ half).real)
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * root)
+
+
+@needs_torchmetrics
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16)])
+def test_the_distance_is_the_closed_form(shape):
+    features = network(shape)
+    real, other = pictures(300, shape), pictures(260, shape, seed=1, noise=0.1)
+    distance = frechet.Distance(features, real, CPU)
+    expected = by_closed_form(features(real), features(other))
+    assert distance(other) == pytest.approx(expected, rel=1e-4)  # the sum of terms much larger than itself
+    assert distance(other) == distance(other)
+    assert frechet.Distance(features, other, CPU)(real) == pytest.approx(expected, rel=1e-4)
+
+
+@needs_torchmetrics
+def test_equal_sets_have_no_distance_and_more_noise_has_more():
+    real = pictures(300)
+    distance = frechet.Distance(network(), real, CPU)
+    found = [distance(pictures(300, noise=noise)) for noise in (0.0, 0.1, 0.3, 0.6)]
+    assert abs(found[0]) < 1e-4 * found[1] + 1e-6
+    assert found[0] < found[1] < found[2] < found[3]
+
+
+def test_features_of_a_picture():
+    torch.manual_seed(1)
+    features = network((3, 16, 16))
+    x = pictures(5, (3, 16, 16))
+    found = features(x)
+    assert found.shape == (5, 64) and features.num_features == 64 and found.dtype == torch.float32
+    assert torch.equal(found, features(x)) and not found.requires_grad
+    assert torch.equal(found, features(x.float() / 255))
+    assert torch.equal(found, features.train()(x)) and not features.training
+    # A sum in another order; one picture's rows in another kernel.
+    torch.testing.assert_close(found, features(x.flip(3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[2:3], features(x[2:3]), rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match=r"pictures of shape \(5, 1, 16, 16\); accepted: \(N, 3, 16, 16\)"):
+        features(x[:, :1])
+
+
+def test_a_classifier_learns_and_is_kept(tmp_path, monkeypatch):
+    data = tiny_data(n=600)
+    bright = data.images.float().mean(dim=(1, 2, 3)) > 127
+    labels = torch.eye(2)[bright.long()]
+    held = torch.eye(2)[(data.val_images.float().mean(dim=(1, 2, 3)) > 127).long()]
+    data = ImageData("tiny", data.images, labels, ("dark", "bright"), data.val_images, held)
+    monkeypatch.setattr(classifier, "read_data", lambda *given: data)
+    words = ["bench", "classifier", "fashion-mnist", "--epochs", "12", "-o", str(tmp_path)]
+    output = CliRunner().invoke(main, words, catch_exceptions=False).output
+    made = classifier.load("fashion-mnist", tmp_path)
+    right = training.accuracy(made, data.val_images, data.val_labels)
+    assert right > 0.9
+    card = (tmp_path / "fashion-mnist.md").read_text()
+    assert f"{right:.2%}" in card and "| bright |" in card and output.endswith(card)
+    again = training.train(data, 12, tell=False)
+    stored = classifier.load("fashion-mnist", tmp_path).state_dict()
+    assert all(
+        torch.equal(value.half().to(stored[key].dtype), stored[key].to(value.dtype).half().to(stored[key].dtype))
+        for key, value in again.state_dict().items()
+        if value.is_floating_point()
+    )
+
+
+def test_what_is_no_classifier(tmp_path):
+    with pytest.raises(InputError, match="unknown classifier 'fashion'.*did you mean 'fashion-mnist'"):
+        classifier.load("fashion")
+    (tmp_path / "a.safetensors").write_bytes(b"no")
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        classifier.load("a", tmp_path)
+    training.write_tensors(tmp_path / "b.safetensors", {"x": torch.zeros(1)}, {"format": 1, "image_shape": [1, 8, 8]})
+    with pytest.raises(InputError, match="is not a classifier's file"):
+        classifier.load("b", tmp_path)
+
+
+def test_the_sprites_split_is_that_of_their_training(tmp_path):
+    """Blocks of 50 neighbours whatever their class: every twentieth; the labels go with their pictures."""
+    n = 2100
+    rows = np.arange(n)
+    x = np.zeros((n, 16, 16, 3), np.uint8)
+    x[:, 0, 0, 0], x[:, 0, 0, 1] = rows % 256, rows // 256
+    kinds = np.eye(5, dtype=np.uint8)[rows * 5 // n]
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", kinds)
+    data = classifier.read_data("sprites", str(tmp_path / "x.npy"), str(tmp_path / "y.npy"))
+    held = torch.from_numpy(rows // 50 % 20 == 19)
+    assert torch.equal(data.val_images[:, :2, 0, 0].long() @ torch.tensor([1, 256]), torch.arange(n)[held])
+    assert torch.equal(data.val_labels, torch.from_numpy(kinds).float()[held])
+    assert torch.equal(data.labels, torch.from_numpy(kinds).float()[~held])
+    assert data.class_names == ("monster", "player", "item", "spell", "dungeon")
+    with pytest.raises(InputError, match="the data of 'sprites' does not ship; give its pictures with --data"):
+        classifier.read_data("sprites")
+
+
+@pytest.mark.skipif("fashion-mnist" not in SHIPPED, reason="no classifier of fashion-mnist is here")
+@pytest.mark.skipif(not DEBIAN_FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist")
+def test_the_stated_accuracy():
+    data = load_data("fashion-mnist", download=False)
+    stated, held_out = classifier.stated_accuracy("fashion-mnist")
+    assert held_out == len(data.val_images) == 10_000 and stated > 0.91
+    found = training.accuracy(classifier.load("fashion-mnist"), data.val_images[:2000], data.val_labels[:2000])
+    assert abs(found - stated) < 0.015  # two standard deviations of a share of 2,000
+    assert f"| {stated:.2%} |" in (classifier.FOLDER / "fashion-mnist.md").read_text()
+
+
+@needs_torchmetrics
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_features_tell_noise(name):
+    assert (classifier.FOLDER / f"{name}.safetensors").stat().st_size < 600_000
+    features = classifier.features(name)
+    shape = features.classifier.image_shape
+    distance = frechet.Distance(features, pictures(200, shape), CPU)
+    found = [distance(pictures(200, shape, seed=1, noise=noise)) for noise in (0.0, 0.2, 0.5)]
+    assert 0 < found[0] < found[1] < found[2]
+
+
+def test_points():
+    assert points.Point.parse("ddim:25") == ("ddim", 25, None)
+    assert points.Point.parse("ddim:25:1.5") == ("ddim", 25, 1.5) and str(points.Point("a", 5, 2.0)) == "a-5-g2"
+    assert points.Point("ddim", 25).evaluations == 25 and points.Point("ddim", 25, 2.0).evaluations == 50
+    for text in ("ddim", "ddim:x", "ddim:5:", "ddim:5:1.2.3", "a b:5"):
+        with pytest.raises(InputError, match="accepted: SAMPLER:STEPS"):
+            points.Point.parse(text)
+    for name, grid in points.POINTS.items():
+        assert points._checked((name,), tuple(grid.split()), 2000)
+
+
+def test_pictures_are_drawn_evenly():
+    labels = torch.eye(3)[torch.tensor([0] * 50 + [1] * 7 + [2] * 30)]
+    rows = frechet.evenly(labels, 15, 0)
+    assert labels[rows].sum(dim=0).tolist() == [5, 5, 5] and len(rows.unique()) == 15
+    assert len(frechet.evenly(labels, 1000, 0)) == 21  # the smallest class has 7
+    assert not torch.equal(rows, frechet.evenly(labels, 15, 1)) and torch.equal(rows, frechet.evenly(labels, 15, 0))
+
+
+def row(sampler: str, steps: int, distance: float | None, milliseconds: float | None = None, **more):
+    made = {"sampler": sampler, "steps": steps, "guidance_scale": None, "evaluations": steps, **more}
+    if milliseconds is not None:
+        made.update(milliseconds=milliseconds, lowest=milliseconds, highest=milliseconds)
+    if distance is not None:
+        made.update(distance=distance, to_training=distance + 1, halves=[distance, distance])
+    return made
+
+
+def entry(rows):
+    return {"model": "m", "rows": rows, "floor": {"distance": 0.5}}
+
+
+def test_what_to_take_is_computed_from_the_rows():
+    rows = [
+        row("a", 5, 9.0, 10.0),
+        row("a", 10, 2.15, 20.0),
+        row("b", 10, 3.0, 21.0),
+        row("b", 50, 2.0, 100.0),
+        row("c", 200, 2.2, 400.0),
+        row("d", 1, None, reason="failed"),
+    ]
+    assert page.costs(rows)[0] == "milliseconds"
+    assert [(r["sampler"], r["steps"]) for r in page.front(rows, "milliseconds")] == [("a", 5), ("a", 10), ("b", 50)]
+    assert page.choice(rows, "milliseconds") is rows[1]
+    assert page.advice(entry(rows)) == [
+        "**m**: take `a` with 10 steps (distance 2.15, 20 ms an image). It is the cheapest within 10% of the smallest "
+        "distance, which is that of `b` with 50 steps (distance 2, 100 ms an image), 4 times the floor's and 5 times "
+        "as dear. By the distance to training pictures it is the same.",
+        "",
+        "For less time, the nearest at its cost: `a` with 5 steps (distance 9, 10 ms an image).",
+    ]
+    rows[1]["distance"] = 2.3  # no longer within 10%
+    assert page.choice(rows, "milliseconds") is rows[3]
+    assert "It has the smallest distance, 4 times the floor's." in page.advice(entry(rows))[0]
+    rows[4]["to_training"] = 1.0
+    assert page.advice(entry(rows))[0].endswith("training pictures it is `c` with 200 steps.")
+    del rows[0]["milliseconds"]  # without all times, by evaluations
+    assert page.costs(rows) == ("evaluations", "evaluations")
+    assert "50 evaluations" in page.advice(entry(rows))[0]
+    assert page.advice(entry([row("d", 1, None, reason="failed")])) == ["**m**: no point was measured."]
+
+
+@pytest.fixture
+def small(monkeypatch, randomised, tmp_path):
+    """Tiny models, data and classifiers in place of the shipped ones."""
+    plain = Model(randomised(AnnotatedUnet(8, dim_mults=(1, 2))), make_schedule("linear", 40), image_shape=(1, 8, 8))
+    network = randomised(ContextUnet(3, 8, 2, 16))
+    classes = Model(
+        network, make_schedule("course", 50), image_shape=(3, 16, 16), time="fraction", class_names=("kind0", "kind1")
+    )
+    monkeypatch.setattr(points.fastdiff, "load", {"fashion-mnist": plain, "sprites": classes}.get)
+    shapes = {"fashion-mnist": (1, 8, 8), "sprites": (3, 16, 16)}
+    monkeypatch.setattr(classifier, "read_data", lambda name, *given: tiny_data(shapes[name]))
+    monkeypatch.setattr(classifier, "features", lambda name: globals()["network"](shapes[name]))
+    monkeypatch.setattr(classifier, "stated_accuracy", lambda name: (0.5, 120))
+    output = tmp_path / "new" / "quality.json"
+    common = ("--samples", tmp_path / "samples", "--threads", 1, "--device", "cpu", "--rounds", 1, "--output", output)
+    return output, common
+
+
+@needs_torchmetrics
+def test_the_report(small, tmp_path):
+    output, common = small
+    chosen = ("-n", 70, "--point", "ddim:2", "--point", "ddpm:3")
+    assert status(*BOTH, *chosen, "--do", "distances", *common) == 0
+    before = json.loads(output.read_text())
+    assert [entry["model"] for entry in before["models"]] == ["fashion-mnist", "sprites"] and "times" not in before
+    for found in before["models"]:
+        assert [(r["sampler"], r["steps"]) for r in found["rows"]] == [("ddim", 2), ("ddpm", 3)]
+        assert all(r["distance"] > 0 and "reason" not in r for r in found["rows"])
+        assert all(len(r["halves"]) == 2 and r["to_training"] > 0 for r in found["rows"]) and found["training"] == 120
+        assert found["floor"]["pictures"] == 70 and found["images"] == 70 and found["real"] == 120
+        assert found["floor"]["lowest"] <= found["floor"]["distance"] <= found["floor"]["highest"]
+    manifest = json.loads((tmp_path / "samples" / "sprites" / "ddim-2" / "manifest.json").read_text())
+    assert manifest["samples"]["contexts"] == [[1, 0], [0, 1]] and manifest["samples"]["seed"] == 0
+
+    # The folders are taken as they are; a lost one is made again, with the same distance.
+    shards = sorted((tmp_path / "samples").rglob("*.npz"))
+    kept, lost = shards[0].stat().st_mtime_ns, shards[-1].read_bytes()
+    shards[-1].unlink()
+    assert status(*BOTH, *chosen, "--do", "distances", *common) == 0
+    assert shards[0].stat().st_mtime_ns == kept and shards[-1].read_bytes() == lost
+    assert json.loads(output.read_text())["models"] == before["models"]
+
+    assert status("--do", "times", *common) == 0
+    report = json.loads(output.read_text())
+    for old, new in zip(before["models"], report["models"], strict=True):
+        for first, second in zip(old["rows"], new["rows"], strict=True):
+            assert second["milliseconds"] > 0 and first == {key: second[key] for key in first}
+    text = output.with_suffix(".md").read_text()
+    assert text == page.markdown(report) and "kind0, kind1 in turn" in text and "ms an image)" in text
+    assert text.rstrip().splitlines()[-1].startswith(("**sprites**", "For less time"))
+    picture = output.with_suffix(".png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    picture.unlink()
+    assert status("--do", "render", "--output", output) == 0 and picture.exists()
+    assert json.loads(output.read_text()) == report
+
+
+@needs_torchmetrics
+def test_a_point_that_fails_is_a_row_that_says_so(small, tmp_path, monkeypatch):
+    output, common = small
+    folder = tmp_path / "samples" / "fashion-mnist" / "ddim-3"
+    folder.mkdir(parents=True)
+    (folder / "samples-00000000-00000064.npz").write_bytes(b"another's")
+    assert status("-n", 70, "--point", "ddim:3", "--point", "ddim:2", *common) == 1
+    failed, made = json.loads(output.read_text())["models"][0]["rows"]
+    assert "but no manifest of its run" in failed["reason"] and "distance" not in failed
+    assert made["distance"] > 0 and made["milliseconds"] > 0
+    text = output.with_suffix(".md").read_text()
+    assert "no manifest" in text and "take `ddim` with 2 steps" in text
+
+    right = points.Engine.sample
+    monkeypatch.setattr(points.Engine, "sample", lambda self, *given: 1 / 0)
+    assert status("--do", "times", *common) == 1
+    failed, made = json.loads(output.read_text())["models"][0]["rows"]
+    assert made["untimed"].startswith("ZeroDivisionError") and "milliseconds" not in made
+    monkeypatch.setattr(points.Engine, "sample", right)
+    assert status("--do", "times", *common) == 1
+    failed, made = json.loads(output.read_text())["models"][0]["rows"]
+    assert "untimed" not in made and made["milliseconds"] > 0 and "no manifest" in failed["reason"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--point", "ddim:41"), "steps = 41"),
+        (("--point", "dim:5"), "unknown sampler 'dim'"),
+        (("--point", "ddim:5:2"), "'fashion-mnist' takes no context"),
+        (("-n", "1"), "n = 1; accepted"),
+        (("--threads", "0"), "'--threads': 0 is not in the range"),
+        (("--model", "digits"), "unknown model 'digits'"),
+        (("--do", "times"), "is no report of this command"),
+    ],
+)
+def test_bad_input_is_told_of_before_any_work(small, tmp_path, arguments, message):
+    output, common = small
+    result = CliRunner().invoke(main, ["bench", "quality", *map(str, (*common, *arguments))])
+    assert (
+        result.exit_code == 2
+        and message in result.stderr
+        and not output.exists()
+        and not (tmp_path / "samples").exists()
+    )
+
+
+def test_the_report_in_the_repository():
+    path = RESULTS / "quality-cpu.json"
+    if not path.exists():
+        pytest.skip("no report of quality is here")
+    report = json.loads(path.read_text())
+    assert path.with_suffix(".md").read_text() == page.markdown(report)
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    for found in report["models"]:
+        assert found["images"] >= 2000 and all("distance" in r or "reason" in r for r in found["rows"])
+        assert f"({classifier.stated_accuracy(found['model'])[0]:.2%} right" in page.markdown(report)
