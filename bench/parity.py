@@ -24,7 +24,7 @@ BOUNDS = {
     Kind.LOOP: 3e-4,
 }
 # 10 bits of mantissa, in the others' convolutions
-BOUNDS_TF32 = {Kind.EVALUATION: 5e-3, Kind.SAMPLING: 5e-2, Kind.TRAINING: 5e-3}
+BOUNDS_TF32 = {Kind.EVALUATION: 5e-3, Kind.SAMPLING: 5e-2, Kind.TRAINING: 5e-3, Kind.PROFILE: 5e-3}
 BOUNDS_16 = {Kind.EVALUATION: 5e-2, Kind.SAMPLING: 0.25, Kind.TRAINING: 5e-2, Kind.PROFILE: 3e-2}
 OPERATOR_16 = {"bfloat16": 2e-2, "float16": 3e-3}  # one operator rounds its result once
 
