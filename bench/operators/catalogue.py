@@ -17,7 +17,7 @@ def catalogue(device: str) -> list[Operator]:
     """The operators that users' networks run there: on CUDA, and where Triton was told to interpret, those that have
     Triton kernels; on a CPU the C kernels take the places of those that they replace."""
     found = list(fused.of_networks(LEVELS, COURSE))
-    if device == "cpu" and dispatch.form() != "triton" and compiled.build_error() is None:
+    if device == "cpu" and dispatch.backend() != "triton" and compiled.build_error() is None:
         kept = [operator for operator in found if operator.name not in in_c.REPLACED]
         found = [*in_c.of_networks(LEVELS, COURSE), *kept]
     return [*found, *(operator for shape in STEPS for operator in fused.steps(*shape))]
