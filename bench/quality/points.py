@@ -196,9 +196,9 @@ def _checked(names: tuple[str, ...], texts: tuple[str, ...], n: int) -> dict[str
         model = fastdiff.load(name)
         found[name] = [Point.parse(text) for text in (texts or POINTS[name].split())]
         for point in found[name]:
-            request(model, point, n).request(model)
             if point.guidance_scale is not None and not model.context_width:
                 raise InputError(f"point {str(point)!r} has guidance, but {name!r} takes no context")
+            request(model, point, n).request(model)
     return found
 
 

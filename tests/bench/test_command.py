@@ -261,8 +261,8 @@ def perturbed(monkeypatch):
         monkeypatch.setitem(FORMS, name, replace(form, prepare=wrong))
     whole = trainings.Trainer.__init__
 
-    def init(self, recipe, data, device, model):
-        whole(self, recipe, data, device, replace(model, network=spoil(model.network)))
+    def init(self, recipe, data, *, device, init):
+        whole(self, recipe, data, device=device, init=replace(init, network=spoil(init.network)))
 
     monkeypatch.setattr(trainings.Trainer, "__init__", init)
 

@@ -310,7 +310,7 @@ def test_a_point_that_fails_is_a_row_that_says_so(small, tmp_path, monkeypatch):
     assert "no manifest" in text and "take `ddim` with 2 steps" in text
 
     right = points.Engine.sample
-    monkeypatch.setattr(points.Engine, "sample", lambda self, *given: 1 / 0)
+    monkeypatch.setattr(points.Engine, "sample", lambda self, *given, **more: 1 / 0)
     assert status("--do", "times", *common) == 1
     failed, made = json.loads(output.read_text())["models"][0]["rows"]
     assert made["untimed"].startswith("ZeroDivisionError") and "milliseconds" not in made
