@@ -11,7 +11,7 @@ from fastdiff.bench.contender import FASTDIFF, Status
 from fastdiff.bench.report import COLUMNS
 from fastdiff.bench.runner import Row, Watcher
 from fastdiff.bench.tables import cells
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, install
 
 SHOWN = 18  # rows of the table on a terminal, the latest
 
@@ -25,7 +25,7 @@ class Live(Watcher):
             from rich.live import Live as RichLive
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
         except ImportError as error:
-            raise InputError(f"the live table needs rich ({error}); pip install 'fastdiff-engine[bench]'") from error
+            raise InputError(f"the live table needs rich ({error}); {install('bench')}") from error
         self.console, self.keep = Console(), keep
         self.shown: list[Row] = []
         self.progress = Progress(

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastdiff.bench.case import Kind
 from fastdiff.bench.contender import FASTDIFF
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, install
 from fastdiff.files import write_atomically
 
 Row = dict[str, Any]
@@ -20,7 +20,7 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise InputError(f"the plots need matplotlib ({error}); pip install 'fastdiff-engine[bench]'") from error
+        raise InputError(f"the plots need matplotlib ({error}); {install('bench')}") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

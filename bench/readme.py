@@ -1,7 +1,8 @@
-"""Puts the committed results into the README, and draws their tables and plots anew."""
+"""Puts the committed results into README.md and docs/, and draws their tables and plots anew."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ from fastdiff.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+README, SPEED, SAMPLERS = ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "samplers.md"
 SHOWN = "ddim 25"
-NAMES = {"A28@28": "fashion-mnist (system A)", "B@16": "sprites (system B)"}
+NAMES = {"A28@28": "fashion-mnist", "B@16": "sprites"}
+# What the README's table shows beside fastdiff; docs/speed.md has all contenders.
+IN_SHORT = ("torch.compile, max-autotune", "ONNX Runtime", "diffusers' scheduler", FASTDIFF)
 
 
 def reports() -> dict[Path, dict[str, Any]]:
@@ -34,14 +38,40 @@ def _shown(made: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in made["rows"] if row["kind"] == Kind.SAMPLING and row["what"] == SHOWN]
 
 
+def _link(target: Path, page: Path) -> str:
+    return Path(os.path.relpath(target, page.parent)).as_posix()
+
+
+def _threads(row: dict[str, Any]) -> str:
+    return f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if row["device"] == "cpu" else ""
+
+
+def in_short(folder: Path, made: dict[str, Any]) -> str:
+    """Times as fast as the published loop: the smallest and the largest batch, the contenders of IN_SHORT."""
+    rows = [row for row in _shown(made) if row["contender"] in IN_SHORT]
+    columns = []
+    for name in SHIPPED:
+        batches = sorted({row["batch"] for row in rows if row["network"] == name})
+        columns += [(name, batch) for batch in dict.fromkeys((*batches[:1], *batches[-1:]))]
+    heads = [f"{NAMES[name]}, {batch:,} image{'s' * (batch > 1)}" for name, batch in columns]
+    labels = list(dict.fromkeys((row["contender"], row["dtype"]) for row in rows))
+    several = len({dtype for _, dtype in labels}) > 1
+    lines = []
+    for label in labels:
+        found = {(r["network"], r["batch"]): r.get("ratio") for r in rows if (r["contender"], r["dtype"]) == label}
+        text = f"**{label[0]}**" if label[0] == FASTDIFF else label[0]
+        ratios = [found.get(column) for column in columns]
+        lines.append([f"{text}{', ' + label[1] if several else ''}", *(f"{r[0]:.2f}" if r else "" for r in ratios)])
+    where = f"{made['machine']}{_threads(rows[0])}; [the whole report]({_link(folder, README)}/report.md)."
+    return "\n".join([*table(["times as fast", *heads], lines), "", where])
+
+
 def measured(folder: Path, made: dict[str, Any]) -> str:
     """Whole sampling of the largest batch that was measured: a line for each contender, a column for each network."""
     rows = _shown(made)
     batch = max(row["batch"] for row in rows)
     rows = [row for row in rows if row["batch"] == batch]
     networks = [name for name in SHIPPED if any(row["network"] == name for row in rows)]
-    first = rows[0]
-    threads = f", {first['threads']} thread{'s' * (first['threads'] > 1)}" if first["device"] == "cpu" else ""
     count = "1 image" if batch == 1 else f"{batch:,} images"
     labels = list(dict.fromkeys((row["contender"], row["dtype"], row["role"] == Role.OTHER_NETWORK) for row in rows))
     several = len({dtype for _, dtype, _ in labels}) > 1
@@ -51,9 +81,9 @@ def measured(folder: Path, made: dict[str, Any]) -> str:
         text = f"**{name}**" if name == FASTDIFF else f"{name} (another network of that size)" if other else name
         cells = [_cell(found[network]) if network in found else "" for network in networks]
         lines.append([f"{text}{', ' + dtype if several else ''}", *cells])
-    where = folder.relative_to(ROOT)
+    where = _link(folder, SPEED)
     told = [
-        *table([f"{count}, DDIM with 25 steps{threads}", *(NAMES[name] for name in networks)], lines),
+        *table([f"{count}, DDIM with 25 steps{_threads(rows[0])}", *(NAMES[name] for name in networks)], lines),
         "",
         "The time, and how many times faster than the reference (median over interleaved rounds in one process, its "
         f"95% interval), after every contender's images had been compared with the reference's. "
@@ -75,11 +105,11 @@ def _cell(row: dict[str, Any]) -> str:
 def advised(path: Path) -> str:
     """The plot of speed against quality, and what to take."""
     made = page.read(path)
-    picture = path.with_suffix(".png").relative_to(ROOT)
+    picture = _link(path.with_suffix(".png"), SAMPLERS)
     lines = [f"![time an image against Fréchet distance]({picture})", ""]
     for entry in made["models"]:
         lines += [*page.advice(entry), ""]
-    where = path.with_suffix(".md").relative_to(ROOT)
+    where = _link(path.with_suffix(".md"), SAMPLERS)
     return "\n".join([*lines, f"{made['machine']}; fastdiff {made['fastdiff']}; [the table]({where})."])
 
 
@@ -94,11 +124,13 @@ def costs_of_a_step() -> tuple[tuple[float, float], tuple[float, float]]:
     return loop, own
 
 
-def sections() -> dict[str, str]:
-    """What stands between the README's markers."""
-    found = {"measured": "\n\n".join(measured(folder, made) for folder, made in reports().items())}
-    found["quality"] = "\n\n".join(advised(path) for path in sorted(RESULTS.glob("quality-*.json")))
-    return found
+def sections() -> dict[Path, dict[str, str]]:
+    """What stands between the markers of each page."""
+    return {
+        README: {"speed": "\n\n".join(in_short(folder, made) for folder, made in reports().items())},
+        SPEED: {"measured": "\n\n".join(measured(folder, made) for folder, made in reports().items())},
+        SAMPLERS: {"quality": "\n\n".join(advised(path) for path in sorted(RESULTS.glob("quality-*.json")))},
+    }
 
 
 def put_in(text: str, name: str, section: str) -> str:
@@ -108,30 +140,32 @@ def put_in(text: str, name: str, section: str) -> str:
         f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{section}\n{end}", text, flags=re.DOTALL
     )
     if count != 1:
-        raise ValueError(f"README.md has {count} sections {begin} ... {end}; it needs one")
+        raise ValueError(f"{count} sections {begin} ... {end}; one is needed")
     return made
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Change nothing; exit with 1 where the README differs from the results.")
+@click.option("--check", is_flag=True, help="Change nothing; exit with 1 where a page differs from the results.")
 def command(check: bool) -> None:
-    """Put the committed results into the README, and draw their tables and plots anew.
+    """Put the committed results into README.md and docs/, and draw their tables and plots anew.
 
-    bench/results/MACHINE/report.json, of `fastdiff bench`, gives the README's first table;
-    bench/results/quality-*.json, of `fastdiff bench quality`, what it says about samplers.
+    bench/results/MACHINE/report.json, of `fastdiff bench`, gives the tables of README.md and docs/speed.md;
+    bench/results/quality-*.json, of `fastdiff bench quality`, what docs/samplers.md says about samplers.
     """
-    readme = ROOT / "README.md"
-    before = text = readme.read_text()
     if not check:
         for folder, made in reports().items():
             report.render(made, folder)
         for path in sorted(RESULTS.glob("quality-*.json")):
             page.render(page.read(path), path)
-    for name, section in sections().items():
-        text = put_in(text, name, section)
-    if check:
+    differing = []
+    for place, parts in sections().items():
+        before = text = place.read_text()
+        for name, section in parts.items():
+            text = put_in(text, name, section)
         if text != before:
-            raise click.ClickException("README.md differs from the results; run fastdiff bench readme")
-        return
-    write_atomically(readme, lambda path: path.write_text(text))
-    click.echo("README.md tells what the results do")
+            differing.append(place.name)
+            if not check:
+                write_atomically(place, lambda path, text=text: path.write_text(text))
+    if check and differing:
+        raise click.ClickException(f"{', '.join(differing)}: not what the results say; run fastdiff bench readme")
+    click.echo("README.md and docs/ tell what the results do")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Loaded when first used; the base install has none of the packages that they need."""
-    from fastdiff.errors import InputError
+    from fastdiff.errors import InputError, install
 
     if name not in _PUBLIC:
         raise AttributeError(f"module 'fastdiff.export' has no attribute {name!r}")
@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Any:
         if error.name not in NEEDED:
             raise
         raise InputError(
-            f"{name} needs the package {error.name!r}, which is not installed; pip install 'fastdiff-engine[onnx]', "
+            f"{name} needs the package {error.name!r}, which is not installed; {install('onnx')}, "
             "or [onnx-gpu] for ONNX Runtime on a GPU"
         ) from error
     value = getattr(module, name)

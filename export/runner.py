@@ -14,7 +14,7 @@ import torch
 
 from fastdiff.engine.noise import LIMIT, NoiseSource, PhiloxNoise
 from fastdiff.engine.request import Request, check_batch_size
-from fastdiff.errors import InputError, check_int, unknown_name
+from fastdiff.errors import InputError, check_int, install, unknown_name
 from fastdiff.export import metadata
 from fastdiff.samplers.samplers import DEFAULT, make_table
 from fastdiff.samplers.schedule import from_config
@@ -40,7 +40,7 @@ def onnxruntime() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise InputError(
-            f"ONNX Runtime is not installed ({error}); pip install 'fastdiff-engine[onnx]', or [onnx-gpu] for a GPU"
+            f"ONNX Runtime is not installed ({error}); {install('onnx')}, or [onnx-gpu] for a GPU"
         ) from error
     names = {str(d.metadata["Name"]).lower() for d in installed.distributions()}
     if {"onnxruntime", "onnxruntime-gpu"} <= names:
@@ -65,7 +65,7 @@ def choose_providers(providers: str | Sequence[Provider] | None) -> list[Provide
         if full not in available:
             if full not in PROVIDERS.values():
                 raise unknown_name("provider", name, [*PROVIDERS, *available])
-            hint = "; pip install 'fastdiff-engine[onnx-gpu]' in place of [onnx]" if "cuda" in short[full] else ""
+            hint = f"; {install('onnx-gpu')}, in place of [onnx]," if "cuda" in short[full] else ""
             here = ", ".join(short.get(name, name) for name in available)
             raise InputError(f"provider {name!r} is not in this ONNX Runtime; available: {here}{hint}")
         chosen.append((full, options) if options else full)

@@ -19,6 +19,11 @@ class InputError(ValueError):
     """
 
 
+def install(extra: str) -> str:
+    """The command that brings an extra's packages, for error messages; the package is not on PyPI yet."""
+    return f"pip install '.[{extra}]' in the clone of fastdiff"
+
+
 def unknown_name(kind: str, value: object, accepted: Iterable[str]) -> InputError:
     """An InputError for a name that is not among those accepted, with the nearest one suggested."""
     names = list(accepted)

@@ -17,7 +17,7 @@ from fastdiff.checkpoints.load import load, stored_info
 from fastdiff.data.fashion import NAME as DEFAULT_DATA
 from fastdiff.data.load import load_data
 from fastdiff.data.sources import accepted
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, install
 from fastdiff.provenance import machine
 from fastdiff.stop import INTERRUPTED, StopSignal
 from fastdiff.training.checkpoint import read_checkpoint
@@ -74,7 +74,7 @@ def to_the_end(run: Run) -> None:
         f"{trainer.total_steps:,} steps in {trainer.recipe.epochs} epochs on {machine(trainer.device)}"
     )
     if not folder.plots:
-        click.echo("no loss curve without matplotlib: pip install 'fastdiff-engine[train]'", err=True)
+        click.echo(f"no loss curve without matplotlib: {install('train')}", err=True)
     with (
         StopSignal() as stop,
         tqdm(total=trainer.total_steps, initial=trainer.steps_done, unit="step", disable=None) as bar,

@@ -202,19 +202,19 @@ def test_launches_of_a_step_are_counted_as_by_hand():
     }
 
 
-def test_network_a_launches_what_the_readme_says():
+def test_network_a_launches_what_the_page_says():
     """142 before the taps of depthwise convolutions were laid out once."""
     counts = [step_launches(NETWORKS["A28@28"], torch.bfloat16, batch) for batch in (1, 64, 1024)]
     assert [count.total() for count in counts] == [125, 125, 116]
     assert all(not count["clone"] and count["_to_copy"] == 1 for count in counts)
 
 
-def test_the_committed_count_and_the_readme_are_what_the_code_counts():
+def test_the_committed_count_and_the_page_are_what_the_code_counts():
     network = NETWORKS["A28@28"]
     plain, fused = (network_traffic(network, torch.bfloat16, fused).total / 1024 / 1e6 for fused in (False, True))
     assert fused < 0.5 * plain
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    assert f"moves {fused:.1f} MB an image through them, against {plain:.1f} MB in plain torch" in readme
+    page = " ".join((ROOT / "docs" / "gpu.md").read_text().split())
+    assert f"moves {fused:.1f} MB an image through them, against {plain:.1f} MB in plain torch" in page
     assert (ROOT / "bench/results/traffic.md").read_text() == report(torch.bfloat16)
 
 

@@ -49,13 +49,11 @@ def test_a_file_runs_with_numpy_and_onnxruntime_alone(models, make, tmp_path, ta
     assert (pixels - theirs).abs().max() <= 1
 
 
-def test_the_readmes_python_without_torch(models, make, monkeypatch, tmp_path, table_of, apart):
+def test_the_documented_python_without_torch(models, make, monkeypatch, tmp_path, table_of, apart):
     monkeypatch.chdir(tmp_path)
     Path(make("B", Face(table_of(models["B"]))).path).rename("sampler.onnx")
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    block = next(
-        b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "onnxruntime.InferenceSession" in b
-    )
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    block = next(b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "onnxruntime.InferenceSession" in b)
     names = {}
     exec(block, names)
     assert names["images"].shape == (16, 3, 16, 16) and names["images"].dtype == np.float32
@@ -130,7 +128,7 @@ def test_providers(models, make, monkeypatch, table_of):
 
 def test_without_onnx_runtime_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InputError, match=r"fastdiff-engine\[onnx\]"):
+    with pytest.raises(InputError, match=r"pip install '.\[onnx\]'"):
         OnnxSampler(tmp_path / "sampler.onnx")
 
 

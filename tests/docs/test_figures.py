@@ -1,0 +1,110 @@
+"""The figures of README.md and docs/ are those of the committed reports, and their links lead somewhere."""
+
+import re
+
+import pytest
+
+from fastdiff.bench import readme, report
+from fastdiff.bench.contender import Role
+from fastdiff.bench.quality import page as quality_page
+from fastdiff.bench.readme import RESULTS
+from fastdiff.samplers.samplers import DEFAULT, STEPS
+
+
+def test_the_figures_come_from_the_committed_reports():
+    for path, parts in readme.sections().items():
+        text = path.read_text()
+        for name, section in parts.items():
+            assert section and readme.put_in(text, name, section) == text, "run fastdiff bench readme"
+
+
+@pytest.mark.parametrize("folder", readme.reports(), ids=lambda folder: folder.name)
+def test_the_committed_reports_are_whole(folder):
+    made = report.read(folder)
+    assert made["machine"] and made["versions"]["torch"] and made["command"].startswith("fastdiff bench")
+    assert "+" not in made["fastdiff"]  # of a commit, not of files that nobody has
+    pictures = sorted(path.name for path in folder.glob("*.png"))
+    text = (folder / "report.md").read_text()
+    assert sorted(re.findall(r"^!\[.*?\]\((.*?)\)$", text, re.MULTILINE)) == pictures
+    assert text == report.markdown(made, re.findall(r"^!\[.*?\]\((.*?)\)$", text, re.MULTILINE))
+    cpu = made["rows"][0]["device"] == "cpu"
+    assert len(pictures) == 4 or not cpu
+    timed = [row for row in made["rows"] if "median_seconds" in row and row["role"] != Role.OTHER_NETWORK]
+    assert all(row["parity"] <= row["bound"] for row in timed if "parity" in row)
+    assert all("parity" in row or "remark" in row for row in timed)
+    for network in ("A28@28", "B@16") if cpu else ():  # a GPU's machine may lack some
+        there = {row["contender"] for row in timed if row["network"] == network and row["kind"] == "sampling"}
+        assert {
+            "reference",
+            "eager, tuned",
+            "torch.compile",
+            "torch.compile, max-autotune",
+            "ONNX Runtime",
+            "diffusers' scheduler",
+            "fastdiff",
+        } <= there
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("quality-*.json")), ids=lambda path: path.name)
+def test_the_default_sampler_is_what_was_measured(path):
+    """No point of at most as many evaluations is nearer to the data."""
+    for entry in quality_page.read(path)["models"]:
+        points = [row for row in entry["rows"] if "distance" in row and row["guidance_scale"] is None]
+        (own,) = (row for row in points if (row["sampler"], row["steps"]) == (DEFAULT, STEPS))
+        assert own["distance"] <= min(row["distance"] for row in points if row["evaluations"] <= own["evaluations"])
+
+
+def test_the_loops_cost_comes_from_the_committed_report(pages):
+    loop, own = (f"{low:.2f} to {high:.2f}" for low, high in readme.costs_of_a_step())
+    text = plain(pages["export.md"].text)
+    assert f"takes {loop} of its network alone" in text
+    assert f"CPU kernels take {own} of it" in text
+
+
+def test_onnx_runtime_is_said_to_be_faster_where_it_is(pages):
+    rows = report.read(RESULTS / "cpu")["rows"]
+    alone = {
+        (row["network"], row["contender"]): row["median_seconds"]
+        for row in rows
+        if row["kind"] == "sampling" and row["what"] == readme.SHOWN and row["batch"] == 1 and "median_seconds" in row
+    }
+    lost = [
+        network
+        for network, contender in alone
+        if contender == "fastdiff" and alone[network, "ONNX Runtime"] < alone[network, contender]
+    ]
+    assert [readme.NAMES[network] for network in lost] == ["sprites"]
+    assert "For one image at a time ONNX Runtime is the faster one on `sprites`." in pages["speed.md"].text
+
+
+def test_the_gpus_page_says_what_was_counted(pages):
+    text = plain(pages["gpu.md"].text)
+    heading = r"### A, dim 28, 28x28, bfloat16\s.*?moved: plain ([\d.]+) MB, Triton ([\d.]+) MB"
+    (moved,) = re.findall(heading, (RESULTS / "traffic.md").read_text(), re.DOTALL)
+    assert (
+        "moves {1:.1f} MB an image through them, against {0:.1f} MB in plain torch".format(*map(float, moved)) in text
+    )
+    (launches,) = re.findall(
+        r"\| \*\*A, .*?\| \*\*(\d+)\*\* \| \*\*(\d+)\*\* \| \*\*(\d+)\*\*", (RESULTS / "kernels.md").read_text()
+    )
+    assert launches[0] == launches[1]
+    assert f"launches {launches[0]} kernels at batch 1 and 64, and {launches[2]} at 1024" in text
+
+
+def plain(text):
+    """On one line, as it is read."""
+    return " ".join(text.split())
+
+
+def test_every_link_leads_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", page.text):
+        path = page.path.parent / target if target else page.path
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, anchor
+
+
+def test_every_page_is_linked_from_the_readme(pages):
+    linked = set(re.findall(r"\]\(docs/([\w-]+\.md)", pages["README.md"].text))
+    assert linked == pages.keys() - {"README.md"}
