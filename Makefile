@@ -48,14 +48,14 @@ lint: $(VENV)/.test ## ruff, and mypy on an installed wheel
 	rm -rf $(ROOT)/build  # setuptools would pack what lies there
 	cd $(VENV)/mypy && $(BIN)/mypy -p fastdiff --config-file $(ROOT)/pyproject.toml
 
-bench: $(VENV)/.test ## fastdiff bench, the standard plan (an hour on 2 cores); updates bench/results and the README
+bench: $(VENV)/.test ## fastdiff bench, the standard plan (an hour on 2 cores); updates bench/results, README.md and docs/
 	cd $(ROOT) && $(BIN)/fastdiff bench --device cpu -o bench/results/cpu && $(BIN)/fastdiff bench readme
 
-quality: $(VENV)/.test ## time an image against Frechet distance; updates bench/results and the README (SPRITES=folder of their data)
+quality: $(VENV)/.test ## time an image against Frechet distance; updates bench/results and docs/samplers.md (SPRITES=folder of their data)
 	cd $(ROOT) && $(BIN)/fastdiff bench quality --samples $(OUT)/quality $(if $(SPRITES),--model fashion-mnist --model sprites \
 		--data $(SPRITES)/sprites_16x16.npy --labels $(SPRITES)/sprite_labels.npy) && $(BIN)/fastdiff bench readme
 
-readme: $(VENV)/.test ## put the results in bench/results into the README, and draw their plots anew
+readme: $(VENV)/.test ## put the results in bench/results into README.md and docs/, and draw their plots anew
 	cd $(ROOT) && $(BIN)/fastdiff bench readme
 
 suites: $(VENV)/.test ## pytest-benchmark over operators and single evaluations, into OUT/suites.json
@@ -84,7 +84,7 @@ gpu-install: ## of gpu: fastdiff into the Python that is there, which a slice by
 gpu-test: ## a slice of gpu: the operators' numerics and the sampler's images on the device
 	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m pytest -m "not slow" -n 8 --junit-xml=$(OUT)/gpu-test.xml $(GPU_TESTS)
 
-gpu-operators: ## a slice of gpu: each operator against its plain form, torch.compile and the bandwidth
+gpu-operators: ## a slice of gpu: each operator against its reference, torch.compile and the bandwidth
 	cd $(ROOT) && $(GPU_BENCH) --dtype bfloat16 --only operator --batch 1024 --batch 32768 -o $(OUT)/operators-cuda
 
 gpu-profile: ## a slice of gpu: network A at batches 1, 64 and 1024 against torch.compile and the floor, its kernels by time
@@ -102,7 +102,7 @@ gpu-bench-b: ## a slice of gpu: every contender there is, network B in bfloat16,
 gpu-cold: ## a slice of gpu: the cold start, with empty caches too, and the denoise step
 	cd $(ROOT) && $(GPU_BENCH) --only "cold start" --only "denoise step 64" -o $(OUT)/bench-cold
 
-gpu-float32: ## a slice of gpu: each operator in float32 against its plain form
+gpu-float32: ## a slice of gpu: each operator in float32 against its reference
 	cd $(ROOT) && $(GPU_BENCH) --dtype float32 --only operator --batch 64 --batch 32768 --no-compile \
 		-o $(OUT)/operators-cuda-float32
 

@@ -21,7 +21,7 @@ BACKENDS = ("auto", "triton", "reference")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _backend: ContextVar[str | None] = ContextVar("backend", default=None)
-# Receives each launch in place of the device, to compile or to count it (kernels.ahead, bench.codegen).
+# Receives each launch in place of the device, to compile or to count it (kernels.ahead, bench.static.codegen).
 _recorder: ContextVar[Callable[..., None] | None] = ContextVar("recorder", default=None)
 
 
