@@ -17,6 +17,8 @@ from fastdiff.bench.old_reports import exported_loops
 from fastdiff.bench.quality import page
 from fastdiff.bench.tables import ratio_text, seconds_text, table
 from fastdiff.files import write_atomically
+from fastdiff.samplers.samplers import DEFAULT
+from fastdiff.samplers.samplers import SAMPLERS as SAMPLER_ENTRIES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -124,12 +126,24 @@ def costs_of_a_step() -> tuple[tuple[float, float], tuple[float, float]]:
     return loop, own
 
 
+def offered() -> str:
+    """The samplers, by their entries."""
+    lines = []
+    for name, sampler in SAMPLER_ENTRIES.items():
+        steps = "all T" if sampler.steps is None else str(sampler.steps)
+        lines.append([f"`{name}`{' (default)' * (name == DEFAULT)}", steps, sampler.title, sampler.paper])
+    return "\n".join(table(["sampler", "steps unless given", "what it is", "published as"], lines))
+
+
 def sections() -> dict[Path, dict[str, str]]:
     """What stands between the markers of each page."""
     return {
         README: {"speed": "\n\n".join(in_short(folder, made) for folder, made in reports().items())},
         SPEED: {"measured": "\n\n".join(measured(folder, made) for folder, made in reports().items())},
-        SAMPLERS: {"quality": "\n\n".join(advised(path) for path in sorted(RESULTS.glob("quality-*.json")))},
+        SAMPLERS: {
+            "samplers": offered(),
+            "quality": "\n\n".join(advised(path) for path in sorted(RESULTS.glob("quality-*.json"))),
+        },
     }
 
 

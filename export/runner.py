@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata as installed
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
 
-from fastdiff.engine.noise import LIMIT, NoiseSource, PhiloxNoise
+from fastdiff.engine.noise import LIMIT, NoiseSource, PhiloxNoise, draw
 from fastdiff.engine.request import Request, check_batch_size
-from fastdiff.errors import InputError, check_int, install, unknown_name
+from fastdiff.errors import InputError, check_int, install, unknown_name, warn_caller
 from fastdiff.export import metadata
 from fastdiff.samplers.samplers import DEFAULT, make_table
 from fastdiff.samplers.schedule import from_config
@@ -44,10 +43,9 @@ def onnxruntime() -> ModuleType:
         ) from error
     names = {str(d.metadata["Name"]).lower() for d in installed.distributions()}
     if {"onnxruntime", "onnxruntime-gpu"} <= names:
-        warnings.warn(
+        warn_caller(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
-            "uninstall both, then install one",
-            stacklevel=2,
+            "uninstall both, then install one"
         )
     return onnxruntime
 
@@ -99,6 +97,19 @@ def open_file(
     return session, metadata.from_properties(session.get_modelmeta().custom_metadata_map, str(path))
 
 
+class Options(TypedDict, total=False):
+    """The keywords of OnnxSampler.sample but for frames, for type checkers."""
+
+    seed: int
+    first: int
+    context: Any
+    guidance_scale: float | None
+    table: StepTable | None
+    noise: NoiseSource | None
+    batch_size: int | None
+    on_step: Callable[[int], None] | None
+
+
 class OnnxSampler:
     """A sampler's file, ready to run: `OnnxSampler("sampler.onnx").sample(64, seed=0)`.
 
@@ -120,7 +131,7 @@ class OnnxSampler:
     """
 
     def __init__(
-        self, path: str | Path, providers: str | Sequence[Provider] | None = None, threads: int | None = None
+        self, path: str | Path, providers: str | Sequence[Provider] | None = None, *, threads: int | None = None
     ) -> None:
         self.path = str(path)
         self.session, self.description = open_file(path, providers, threads)
@@ -139,10 +150,9 @@ class OnnxSampler:
         self.context_width: int = self.description["context_width"]
         self.stepwise: bool = self.description["stepwise"]
         if "seed" in self.inputs and self.provider != PROVIDERS["cpu"]:
-            warnings.warn(
+            warn_caller(
                 f"{self.provider} has no kernels for the noise's integers, so each step makes them on the CPU; "
-                "a file made with --noise input takes the noise from outside",
-                stacklevel=2,
+                "a file made with --noise input takes the noise from outside"
             )
 
     def table(
@@ -158,6 +168,12 @@ class OnnxSampler:
             prediction_type=self.prediction_type,
             time=self.time,
         )
+
+    @overload
+    def sample(self, n: int, *, frames: None = None, **options: Unpack[Options]) -> np.ndarray: ...
+
+    @overload
+    def sample(self, n: int, *, frames: int, **options: Unpack[Options]) -> tuple[np.ndarray, np.ndarray]: ...
 
     def sample(
         self,
@@ -251,16 +267,13 @@ class OnnxSampler:
         outside = self.description["noise"] == "input"
         random = "noise" in self.inputs
 
-        def drawn(draw: int) -> np.ndarray:
-            normals = np.asarray(noise(draw, at, shape), dtype=np.float32)
-            if normals.shape != shape:
-                raise InputError(f"the noise source returned shape {normals.shape}; it was asked for {shape}")
-            return normals
+        def drawn(number: int) -> np.ndarray:
+            return draw(noise, number, at, shape).numpy()
 
         if not self.stepwise:
             if outside:
                 draws = 1 + self.steps(table) if self.description["random"] else 1
-                feed["noise"] = np.stack([drawn(draw) for draw in range(draws)])
+                feed["noise"] = np.stack([drawn(number) for number in range(draws)])
             yield self.steps(table) - 1, self._run(feed)[0]
             return
         state = [drawn(0) if outside else np.zeros(shape, np.float32)]

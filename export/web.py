@@ -41,7 +41,6 @@ FILES = (
     *RUNTIME,
 )
 STEPS = (5, 10, 15, 25, 50, 100)
-LEFT_OUT = ("ddpm_no_noise",)  # a teaching mode whose samples collapse
 
 
 def choices(model: Model) -> dict[str, Any]:
@@ -54,16 +53,20 @@ def choices(model: Model) -> dict[str, Any]:
         # The shortest decimals that name the same float32 numbers.
         return {"rows": [[float(str(v)) for v in row] for row in rows], "times": table.time.tolist()}
 
-    return {name: {str(n): columns(model.table(name, n)) for n in counts} for name in SAMPLERS if name not in LEFT_OUT}
+    offered = [name for name, sampler in SAMPLERS.items() if not sampler.collapses]
+    return {name: {str(n): columns(model.table(name, n)) for n in counts} for name in offered}
 
 
 @contextmanager
 def write_page(folder: str | Path, about: dict[str, Any], model: Model, sampler: ModelProto) -> Iterator[Path]:
     """Make the page; within the context its model.onnx can be looked at, and after it the folder gets its files.
 
-    folder: new or empty; nothing is left of it where something fails. about: name (the title), model (the words after
-    `fastdiff sample`) and rounded (whether the weights are not quite the model's). sampler: of a stepwise Face without
-    a table.
+    Args:
+        folder: new or empty; if something fails it is left as it was.
+        about: name, the title; model, the words after `fastdiff sample`; rounded, whether the weights are not quite
+            the model's.
+        model: what the page samples from.
+        sampler: made from a stepwise Face without a table.
     """
     folder = check_page_folder(folder)
     made = Path(tempfile.mkdtemp(dir=next(p for p in folder.parents if p.exists()), prefix=TEMPORARY))
@@ -76,8 +79,9 @@ def write_page(folder: str | Path, about: dict[str, Any], model: Model, sampler:
         (made / "model.onnx").write_bytes(sampler.SerializeToString())
         description = json.loads({p.key: p.value for p in sampler.metadata_props}[metadata.KEY])
         size = (made / "model.onnx").stat().st_size
-        start = {"sampler": DEFAULT, "steps": SAMPLERS[DEFAULT].steps}
-        page = {**description, **about, "model_bytes": size, "samplers": choices(model), "start": start}
+        start = {"sampler": DEFAULT, "steps": SAMPLERS[DEFAULT].default_steps(model.schedule.num_timesteps)}
+        hints = {name: sampler.title for name, sampler in SAMPLERS.items()}
+        page = {**description, **about, "model_bytes": size, "samplers": choices(model), "start": start, "hints": hints}
         (made / "model.json").write_text(json.dumps(page))
         yield made / "model.onnx"
         if folder.exists():  # it may be the user's working folder: it stays, and is filled, what is opened first last

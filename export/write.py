@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from onnx import ModelProto
@@ -20,8 +20,8 @@ from fastdiff.export.trace import trace
 from fastdiff.export.verify import Check, checked, network_checks, sampler_checks
 from fastdiff.export.web import check_page_folder, write_page
 from fastdiff.files import check_writable, write_atomically
-from fastdiff.model import Model
-from fastdiff.samplers.prediction import choose_clip
+from fastdiff.model import Model, check_model
+from fastdiff.samplers.prediction import Clip, choose_clip
 from fastdiff.samplers.table import StepTable
 
 STAGES = logging.getLogger("fastdiff.export")  # what is being done, at level INFO
@@ -30,6 +30,7 @@ STAGES = logging.getLogger("fastdiff.export")  # what is being done, at level IN
 def export_network(
     model: Model,
     path: str | Path,
+    *,
     dtype: torch.dtype = torch.float32,
     weights: str | None = None,
     prepared: bool = True,
@@ -53,6 +54,7 @@ def export_network(
     Raises:
         InputError: for what cannot be exported, or if a distance exceeds its bound; no file is left.
     """
+    check_model(model)
     _check(path)
     STAGES.info("tracing the network")
     parts = trace(model, dtype, weights, prepared, free_size=True)
@@ -63,7 +65,8 @@ def export_sampler(
     model: Model,
     path: str | Path,
     table: StepTable | None = None,
-    clip: Any = "model",
+    *,
+    clip: Clip | Literal["model"] = "model",
     dtype: torch.dtype = torch.float32,
     weights: str | None = None,
     prepared: bool = True,
@@ -85,6 +88,7 @@ def export_sampler(
     Raises:
         InputError: as export_network.
     """
+    check_model(model)
     _check(path)
     face = _face(model, table, clip, stepwise or table is None, noise, pictures)
     STAGES.info("tracing the network")
@@ -96,6 +100,7 @@ def export_page(
     model: Model,
     folder: str | Path,
     name: str,
+    *,
     weights: str = "float16",
     prepared: bool = True,
     arguments: Sequence[str] = (),
@@ -114,6 +119,7 @@ def export_page(
     Raises:
         InputError: as export_network; no folder is left.
     """
+    check_model(model)
     check_page_folder(folder)
     onnxruntime()
     face = _face(model, None, "model", True, "philox", False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from torch import nn
 
@@ -33,6 +33,7 @@ class Model:
 
     network: nn.Module
     schedule: Schedule
+    _: KW_ONLY
     prediction_type: str = "epsilon"
     image_shape: tuple[int, int, int] = (1, 28, 28)
     time: str = "index"
@@ -90,3 +91,13 @@ class Model:
             f"      {self.schedule!r},\n"
             f"      predicts {self.prediction_type}, time {self.time!r}, clip {self.clip}, contexts: {contexts})"
         )
+
+
+def check_model(model: object) -> Model:
+    """The Model that was given; raises InputError for anything else."""
+    if isinstance(model, Model):
+        return model
+    given = f"an nn.Module, {type(model).__name__}" if isinstance(model, nn.Module) else repr(model)
+    raise InputError(
+        f"model = {given}; accepted: fastdiff.Model(network, schedule, image_shape=...), or fastdiff.load(...)"
+    )

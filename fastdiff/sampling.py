@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastdiff.checkpoints.load import load
@@ -14,20 +14,42 @@ from fastdiff.engine.engine import Engine
 from fastdiff.engine.noise import LIMIT, NoiseSource
 from fastdiff.engine.request import Request, check_batch_size
 from fastdiff.errors import InputError, check_int
-from fastdiff.model import Model
+from fastdiff.model import Model, check_model
+from fastdiff.samplers.prediction import Clip
 from fastdiff.samplers.samplers import DEFAULT
 from fastdiff.samplers.table import StepTable
 
 Source = Model | str | Path
 
 
-@overload
-def sample(model: Source, n: int, sampler: str | StepTable = ..., *, frames: None = None, **options: Any) -> Tensor: ...
+class Options(TypedDict, total=False):
+    """The keywords of `sample` but for frames, for type checkers."""
+
+    steps: int | None
+    eta: float
+    spacing: str
+    clip: Clip | Literal["model"]
+    seed: int
+    first: int
+    context: Any
+    guidance_scale: float | None
+    noise: NoiseSource | None
+    batch_size: int | None
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+    form: str | None
+    progress: bool
 
 
 @overload
 def sample(
-    model: Source, n: int, sampler: str | StepTable = ..., *, frames: int, **options: Any
+    model: Source, n: int, sampler: str | StepTable = ..., *, frames: None = None, **options: Unpack[Options]
+) -> Tensor: ...
+
+
+@overload
+def sample(
+    model: Source, n: int, sampler: str | StepTable = ..., *, frames: int, **options: Unpack[Options]
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -39,7 +61,7 @@ def sample(
     steps: int | None = None,
     eta: float = 0.0,
     spacing: str = "trailing",
-    clip: Any = "model",
+    clip: Clip | Literal["model"] = "model",
     seed: int = 0,
     first: int = 0,
     context: Any = None,
@@ -62,8 +84,8 @@ def sample(
         eta: 0 to 1, for ddim.
         spacing: trailing, leading, linspace or course; see spacing.spaced.
         clip: of the predicted x0: None (off), a bound, or ("dynamic", quantile); "model" takes the model's own.
-        seed, first: image r is sample first + r of the seed; its noise depends on these two alone, bit for bit, never
-            on n, batch_size or the device. 0 <= seed, first < 2^63.
+        seed, first: image r is sample first + r of the seed. Its noise is a function of these two alone: the same bits
+            on one kind of device, within 2e-6 between a CPU and a GPU. 0 <= seed, first < 2^63.
         context: (K,) for all, (n, K), row r for sample first + r, or {class name: weight}; None is the zero context.
         guidance_scale: classifier-free guidance, out_u + g (out_c - out_u); None and 1 evaluate once a step.
         frames: also return x after every so many steps, the last included.
@@ -72,7 +94,8 @@ def sample(
             and are run whole, and a sample's pixels are then the same bits whatever n and first.
         device: where the network runs; None is the CUDA device where there is one, else the CPU.
         dtype: of the network: float32 (the default; TF32 is off), bfloat16 or float16; x itself stays float32.
-        form: how the network runs, see forms.FORMS; None is the fastest there is, "eager" the reference.
+        form: how the network runs, see forms.FORMS; None is the fastest there is. "eager" is the network as it is, step
+            by step, which the others are tested against.
         progress: a bar on stderr.
 
     Returns:
@@ -82,8 +105,13 @@ def sample(
     Raises:
         InputError: for values outside these, before any long work.
     """
-    model = _model(model)
-    table = sampler if isinstance(sampler, StepTable) else model.table(sampler, steps, eta=eta, spacing=spacing)
+    model = load(model) if isinstance(model, (str, Path)) else check_model(model)
+    if isinstance(sampler, StepTable):
+        if steps is not None or eta or spacing != "trailing":
+            raise InputError("steps, eta or spacing with a StepTable, which has its own; leave them out")
+        table = sampler
+    else:
+        table = model.table(sampler, steps, eta=eta, spacing=spacing)
     request = Request.of(model, n, table=table, seed=seed, first=first, context=context, guidance_scale=guidance_scale)
     frames = None if frames is None else check_int("frames", frames, 1, LIMIT - 1)
     size = check_batch_size(batch_size, request.n)
@@ -108,14 +136,3 @@ def sample(
             if frames is not None:
                 kept.append(torch.stack(seen))
     return torch.cat(batches) if frames is None else (torch.cat(batches), torch.cat(kept, dim=1))
-
-
-def _model(model: Source) -> Model:
-    if isinstance(model, (str, Path)):
-        return load(model)
-    if isinstance(model, Model):
-        return model
-    given = f"an nn.Module, {type(model).__name__}" if isinstance(model, nn.Module) else repr(model)
-    raise InputError(
-        f"model = {given}; accepted: fastdiff.Model(network, schedule, image_shape=...), or a name or path to load"
-    )

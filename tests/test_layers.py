@@ -17,7 +17,7 @@ FOLDERS = {
 }
 # The rooms of the house, floor by floor: a module imports from its own floor and from those below it.
 FLOORS = [
-    {"_version", "errors", "files", "images", "provenance", "stop", "kernels", "data"},
+    {"_version", "errors", "files", "images", "provenance", "kernels", "data"},
     {"samplers", "networks", "model"},
     {"checkpoints", "engine", "sampling", "training", "shards", "export"},
     {"cli", "bench", "__main__"},
@@ -74,6 +74,16 @@ def test_imports_have_no_circles():
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
+def test_rooms_have_no_circles():
+    rooms: dict[str, set[str]] = {}
+    for name, found in IMPORTS.items():
+        rooms.setdefault(room(name), set()).update({room(other) for other in found} - {room(name)})
+    try:
+        graphlib.TopologicalSorter(rooms).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
 @pytest.mark.parametrize("name", [name for name in ALL if "." in name])
 def test_imports_go_down(name):
     floor = next(number for number, rooms in enumerate(FLOORS) if room(name) in rooms)
@@ -111,6 +121,12 @@ def test_samplers_are_formulas_alone(name):
 @pytest.mark.parametrize("name", [n for n in ALL if room(n) == "data"])
 def test_data_knows_nothing_of_models(name):
     assert {room(m) for m in IMPORTS[name]} <= {"data", "errors", "files", "images"}
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if room(n) == "training" and not n.endswith(".loop")])
+def test_training_never_imports_the_sampler(name):
+    """Only the loop around it samples, to show where it is; placement says where tensors go."""
+    assert {m for m in IMPORTS[name] if room(m) in ("engine", "sampling")} <= {"fastdiff.engine.placement"}
 
 
 def test_the_reference_imports_nothing_of_the_product():

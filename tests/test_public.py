@@ -35,15 +35,19 @@ def test_names_that_are_not_there():
         fastdiff.smaple  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    "function, positional",
-    [
-        (fastdiff.grid, ["images", "columns"]),
-        (fastdiff.save_gif, ["pictures", "path"]),
-        (fastdiff.load, ["name_or_path"]),
-        (fastdiff.save, ["model", "path"]),
-    ],
-)
-def test_options_are_given_by_name(function, positional):
-    kinds = inspect.signature(function).parameters.values()
-    assert [one.name for one in kinds if one.kind is not one.KEYWORD_ONLY] == positional
+CALLABLES = {
+    name: getattr(module, name)
+    for module in (fastdiff, fastdiff.export)
+    for name in module.__all__
+    if callable(getattr(module, name)) and name not in ("InputError", "AnnotatedUnet", "ContextUnet")  # as published
+}
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_options_are_given_by_name(name):
+    """All but the first two or three arguments; and the device comes before the dtype."""
+    parameters = inspect.signature(CALLABLES[name]).parameters.values()
+    assert sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters) <= 3
+    names = [one.name for one in parameters]
+    if {"device", "dtype"} <= set(names):
+        assert names.index("device") < names.index("dtype")

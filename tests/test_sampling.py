@@ -209,7 +209,7 @@ def test_a_network_of_the_users_own():
             assert t.dtype == torch.int64 and t.shape == (len(x),)
             return 0.1 * x if context is None else 0.1 * x + context.sum(dim=1).view(-1, 1, 1, 1)
 
-    model = Model(Own(), make_schedule("cosine", 30), "v_prediction", (2, 3, 5))
+    model = Model(Own(), make_schedule("cosine", 30), prediction_type="v_prediction", image_shape=(2, 3, 5))
     plain = sample(model, 4, steps=30, device="cpu")
     assert plain.shape == (4, 2, 3, 5) and plain.dtype == torch.float32 and torch.isfinite(plain).all()
     steered = sample(model, 4, steps=30, context=[0.5, 0.5], guidance_scale=1.5, device="cpu")

@@ -14,13 +14,6 @@
 
 const $ = (id) => document.getElementById(id);
 const NUMBERS = [1, 4, 9, 16, 25];
-const HINTS = {
-  ddim: "Deterministic: good from 25 steps.",
-  ddpm: "Adds noise at every step, and wants many of them.",
-  ddpm_large: "Adds more noise at every step, and wants many of them.",
-  dpmpp_2m: "Deterministic, second order: good from 10 to 25 steps.",
-  dpmpp_2m_sde: "Second order with noise: good from 15 steps.",
-};
 
 let model, classes; // model.json, and the names of its classes
 let worker;
@@ -55,7 +48,7 @@ function showSteps() {
   const values = Object.keys(model.samplers[$("sampler").value]).map(Number);
   const before = $("steps").querySelector("input:checked");
   pills("steps", values, nearest(values, before ? Number(before.value) : model.start.steps));
-  $("sampler-hint").textContent = HINTS[$("sampler").value] ?? "";
+  $("sampler-hint").textContent = model.hints[$("sampler").value];
 }
 
 function setClasses(weights) {

@@ -13,7 +13,16 @@ from typing import Any
 import click
 
 from fastdiff.cli.completion import complete, complete_model
-from fastdiff.cli.options import foreign_options, listed, load_model, parse_clip, parse_dtype, steps_help
+from fastdiff.cli.options import (
+    eta_help,
+    foreign_options,
+    listed,
+    load_model,
+    parse_clip,
+    parse_dtype,
+    sampler_list,
+    steps_help,
+)
 from fastdiff.errors import InputError, unknown_name
 from fastdiff.samplers.samplers import SAMPLERS
 from fastdiff.samplers.spacing import SPACINGS
@@ -25,7 +34,7 @@ OF_SAMPLERS = ("steps", "eta", "spacing", "clip", "stepwise", "noise", "pictures
 NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise", "pictures", "dtype")
 
 
-@click.command(short_help="A model, or its whole sampling loop, as ONNX; a page for browsers.")
+@click.command(short_help="A model, or its whole sampling loop, as ONNX; a page for browsers.", epilog=sampler_list())
 @click.argument("model", shell_complete=complete_model)
 @click.option("-o", "--output", metavar="FILE.onnx", help="The file.")
 @click.option("--web", metavar="DIR", help="Write a static page that samples in the visitor's browser.")
@@ -36,7 +45,7 @@ NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise
     shell_complete=complete([*SAMPLERS, ANY]),
 )
 @click.option("--steps", type=int, help=steps_help())
-@click.option("--eta", type=float, help="ddim's noise, 0 (none) to 1 (as ddpm).  [default: 0]")
+@click.option("--eta", type=float, help=f"{eta_help()}  [default: 0]")
 @click.option(
     "--spacing",
     help=f"Which timesteps are taken: {listed(SPACINGS)}.  [default: trailing]",
@@ -130,12 +139,14 @@ def export(
             words = [word for name, value in foreign.items() if value is not None for word in (name, str(value))]
             checks = onnx.export_page(loaded, web, model, **common, arguments=words)
         elif "sampler" not in given:
-            checks = onnx.export_network(loaded, str(output), parse_dtype(dtype), **common)
+            checks = onnx.export_network(loaded, str(output), dtype=parse_dtype(dtype), **common)
         else:
             table = _table(loaded, given)
             chosen = {name: given[name] for name in ("stepwise", "noise", "pictures") if name in given}
             clip = parse_clip(given.get("clip"))
-            checks = onnx.export_sampler(loaded, str(output), table, clip, parse_dtype(dtype), **common, **chosen)
+            checks = onnx.export_sampler(
+                loaded, str(output), table, clip=clip, dtype=parse_dtype(dtype), **common, **chosen
+            )
     for check in checks:
         click.echo(f"checked against torch: {check}")
     path = Path(web or str(output)).resolve()

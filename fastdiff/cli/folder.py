@@ -13,13 +13,13 @@ from tqdm.auto import tqdm
 
 from fastdiff.cli.drawn import parse_contexts, where
 from fastdiff.cli.options import load_model, parse_clip, parse_dtype
+from fastdiff.cli.stop import INTERRUPTED, StopSignal
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.samplers.samplers import find_sampler
 from fastdiff.shards.manifest import Samples
 from fastdiff.shards.processes import AnotherFailed, Processes
 from fastdiff.shards.run import ShardRun
-from fastdiff.stop import StopSignal
 
 LAST_WORDS_SECONDS = 1.0  # for the process that failed to say why, before torchrun ends all
 
@@ -64,7 +64,7 @@ def sample_to_folder(
 
 
 def _first_alone(processes: Processes, make: Callable[[], Any]) -> Any:
-    """What each process makes for itself, the first before the others, so that bad input is told of once."""
+    """Each process makes its own, rank 0 first, so that bad input is reported once."""
     made: list[Any] = []
     processes.on_rank_zero(lambda: made.append(make()))
     return made[0] if made else make()
@@ -82,9 +82,9 @@ def _samples(model: Model, options: dict[str, Any]) -> Samples:
 
 
 def _to_the_end(run: ShardRun) -> None:
-    ask, folder, leads = run.samples, run.path.resolve(), run.processes.is_rank_zero
+    samples, folder, is_rank_zero = run.samples, run.path.resolve(), run.processes.is_rank_zero
     began, made = time.perf_counter(), 0
-    _tell_of_crowding(run)
+    _warn_of_crowding(run)
 
     def progress(total: int) -> None:
         nonlocal made
@@ -94,7 +94,7 @@ def _to_the_end(run: ShardRun) -> None:
     # disable=None: no bar where stderr is not a terminal.
     with (
         StopSignal() as stop,
-        tqdm(total=ask.n, initial=run.images_done, unit="img", disable=None if leads else True) as bar,
+        tqdm(total=samples.n, initial=run.images_done, unit="img", disable=None if is_rank_zero else True) as bar,
     ):
         try:
             finished = run.run(progress, lambda: stop.asked)
@@ -102,25 +102,25 @@ def _to_the_end(run: ShardRun) -> None:
             finished = False
     seconds = time.perf_counter() - began
     if not finished:
-        if leads:
+        if is_rank_zero:
             kept = sum(run.plan.shard(at).end - at for at in run.folder.done(run.plan))
-            click.echo(f"stopped: {kept:,} of {ask.n:,} images are in {folder}; the same command goes on", err=True)
-        raise SystemExit(130)  # what shells report for an interrupted command
-    if not leads:
+            click.echo(f"stopped: {kept:,} of {samples.n:,} images are in {folder}; the same command goes on", err=True)
+        raise SystemExit(INTERRUPTED)
+    if not is_rank_zero:
         return
-    if run.images_done == ask.n or run.engine is None:
-        click.echo(f"nothing left to do: all {ask.n:,} images are in {folder}")
+    if run.images_done == samples.n or run.engine is None:
+        click.echo(f"nothing left to do: all {samples.n:,} images are in {folder}")
         return
     engine, several = run.engine, f"{run.processes.world} processes, each " if run.processes.world > 1 else ""
     how = where(engine.device, engine.form.name, str(engine.dtype).removeprefix("torch."))
     click.echo(
-        f"{made:,} images, {ask.sampler}, {ask.steps} steps, in {seconds:.2f} s: {made / seconds:.1f} images/s "
+        f"{made:,} images, {samples.sampler}, {samples.steps} steps, in {seconds:.2f} s: {made / seconds:.1f} images/s "
         f"({several}{how}, batches of {engine.batch_size})"
     )
-    click.echo(f"wrote {folder}: {ask.n:,} images as {run.folder.format}, {run.folder.path.name}/manifest.json")
+    click.echo(f"wrote {folder}: {samples.n:,} images as {run.folder.format}, {run.folder.path.name}/manifest.json")
 
 
-def _tell_of_crowding(run: ShardRun) -> None:
+def _warn_of_crowding(run: ShardRun) -> None:
     """Each process has the threads of a run in one process, for the same bytes; together they may be too many."""
     here, threads = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), run.manifest["configuration"]["threads"]
     cores = os.cpu_count() or 1

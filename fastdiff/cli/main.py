@@ -19,9 +19,9 @@ from fastdiff.cli.info import info
 from fastdiff.cli.noise import noise
 from fastdiff.cli.options import printable
 from fastdiff.cli.sample import sample
+from fastdiff.cli.stop import INTERRUPTED
 from fastdiff.cli.train import train
 from fastdiff.errors import InputError
-from fastdiff.stop import INTERRUPTED
 
 
 class Refused(click.ClickException):
@@ -63,7 +63,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="fastdiff")
 def main() -> None:
-    """Sample pixel-space diffusion models fast, the same images on every machine.
+    """Sample pixel-space diffusion models, fast and reproducibly.
 
     \b
     fastdiff sample fashion-mnist                     64 garments, as a grid

@@ -33,7 +33,7 @@ def draw_from_onnx(
     **options: Any,
 ) -> Drawn:
     """What `sample` draws, by ONNX Runtime; see picture._draw."""
-    sampler = OnnxSampler(model, None if device is None else [_provider(device)], threads)
+    sampler = OnnxSampler(model, None if device is None else [_provider(device)], threads=threads)
     own = sampler.description["sampler"]
     _refuse(model, SETTLED if own is None else (*SETTLED, *OF_TABLES))
     table = None

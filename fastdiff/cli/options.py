@@ -36,12 +36,23 @@ def listed(names: Iterable[str], last: str = " or ") -> str:
     return f"{', '.join(others)}{last}{final}" if others else final
 
 
+def sampler_list() -> str:
+    """The samplers with their titles, for the end of a command's help."""
+    width = max(map(len, SAMPLERS))
+    return "\b\nSamplers\n" + "\n".join(f"  {name:{width}}  {one.title}" for name, one in SAMPLERS.items())
+
+
+def eta_help() -> str:
+    takers = listed(name for name, sampler in SAMPLERS.items() if sampler.takes_eta)
+    return f"Noise of {takers}, 0 (none) to 1 (as ddpm)."
+
+
 def steps_help() -> str:
     """Of --steps, with the samplers' default steps."""
     whole = [name for name, sampler in SAMPLERS.items() if sampler.steps is None]
     fixed = sorted({sampler.steps for sampler in SAMPLERS.values() if sampler.steps is not None})
-    defaults = f"{listed(map(str, fixed))}; all with {listed(whole, last=' and ')}"
-    return f"Network evaluations, 1 to the model's timesteps.  [default: {defaults}]"
+    defaults = f"{listed(map(str, fixed))}, or T if that is less; T with {listed(whole, last=' and ')}"
+    return f"Network evaluations, 1 to the model's timesteps T.  [default: {defaults}]"
 
 
 def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,17 @@ from typing import Any
 import click
 
 from fastdiff.cli.completion import complete, complete_model
-from fastdiff.cli.options import DTYPES, ONNX, device_option, foreign_options, listed, steps_help, threads_option
+from fastdiff.cli.options import (
+    DTYPES,
+    ONNX,
+    device_option,
+    eta_help,
+    foreign_options,
+    listed,
+    sampler_list,
+    steps_help,
+    threads_option,
+)
 from fastdiff.errors import InputError
 from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
 from fastdiff.samplers.spacing import SPACINGS
@@ -16,7 +26,7 @@ from fastdiff.samplers.spacing import SPACINGS
 FORMATS = ("npz", "npy", "png")
 
 
-@click.command(short_help="Images from a model.")
+@click.command(short_help="Images from a model.", epilog=sampler_list())
 @click.argument("model", shell_complete=complete_model)
 @click.option("-n", "--number", "n", type=int, default=64, show_default=True, help="Number of images, at least 1.")
 @click.option(
@@ -37,7 +47,7 @@ FORMATS = ("npz", "npy", "png")
     shell_complete=complete(SAMPLERS),
 )
 @click.option("--steps", type=int, help=steps_help())
-@click.option("--eta", type=float, default=0.0, show_default=True, help="ddim's noise, 0 (none) to 1 (as ddpm).")
+@click.option("--eta", type=float, default=0.0, show_default=True, help=eta_help())
 @click.option(
     "--spacing",
     default="trailing",

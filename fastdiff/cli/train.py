@@ -8,11 +8,11 @@ import click
 
 from fastdiff.cli.completion import complete, complete_folder, complete_model
 from fastdiff.cli.options import device_option, given_flags, listed, parse_device, set_threads, threads_option
+from fastdiff.cli.stop import INTERRUPTED
 from fastdiff.data.fashion import NAME as DEFAULT_DATA
 from fastdiff.data.sources import accepted
 from fastdiff.errors import InputError
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
-from fastdiff.stop import INTERRUPTED
 
 PRESET_NAMES = ("annotated", "course")  # training.recipe has them too, and imports torch
 

@@ -14,12 +14,12 @@ from tqdm.auto import tqdm
 
 from fastdiff.checkpoints.config import NETWORKS
 from fastdiff.checkpoints.load import load, stored_info
+from fastdiff.cli.stop import INTERRUPTED, StopSignal
 from fastdiff.data.fashion import NAME as DEFAULT_DATA
 from fastdiff.data.load import load_data
 from fastdiff.data.sources import accepted
 from fastdiff.errors import InputError, install
 from fastdiff.provenance import machine
-from fastdiff.stop import INTERRUPTED, StopSignal
 from fastdiff.training.checkpoint import read_checkpoint
 from fastdiff.training.folder import RunFolder
 from fastdiff.training.loop import Epoch, Run

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,19 +14,19 @@ from tqdm.auto import tqdm
 from fastdiff.engine import graphs
 from fastdiff.engine.forms import Form, choose_form
 from fastdiff.engine.graphs import CapturedStep
-from fastdiff.engine.noise import NoiseSource
+from fastdiff.engine.noise import NoiseSource, draw
 from fastdiff.engine.numerics import CUDNN_ALGORITHMS, fixed_numerics
 from fastdiff.engine.placement import choose_device, choose_dtype, out_of_memory
 from fastdiff.engine.prepared import Prediction, TimeInputs
 from fastdiff.engine.request import Request, check_batch_size, check_table
 from fastdiff.engine.step import State, advance
-from fastdiff.errors import InputError, check_int
+from fastdiff.errors import InputError, check_int, warn_caller
 from fastdiff.kernels import philox
 from fastdiff.kernels.ahead import compile_ahead
 from fastdiff.kernels.dispatch import triton_for
-from fastdiff.model import Model
+from fastdiff.model import Model, check_model
 from fastdiff.provenance import device_name, versions
-from fastdiff.samplers.prediction import choose_clip
+from fastdiff.samplers.prediction import Clip, choose_clip
 from fastdiff.samplers.table import StepTable
 
 Step = Callable[[], None]
@@ -49,11 +48,11 @@ class Engine:
     >>> images = engine.sample(1000, seed=0)  # (1000, C, H, W) float32 on the CPU
 
     The network is copied and prepared when the engine is made; later changes to its weights do not show. On a CUDA
-    device a step is captured when its kind (guided or not, with a context or not) first runs; the table, the number
-    of steps, the seed, eta, the guidance scale and the contexts are data of that capture, not new ones.
+    device each kind of step (guided or not, with contexts or not) is captured the first time it runs; the table, the
+    number of steps, the seed, eta, the guidance scale and the contexts are data of that capture.
 
-    With one configuration (`engine.configuration()`) a sample's pixels are the same bits whatever is asked for with
-    it: sample i lies at place i % batch_size of its batch, which is always run whole.
+    With one configuration (`engine.configuration()`) a sample's pixels are always the same bits: sample i takes place
+    i % batch_size of its batch, and batches are always run in full.
 
     One engine serves one thread at a time. Several may run in threads of their own, those of a CUDA device all on one
     stream (as they do unless the threads choose others); while any runs, torch's TF32 is off in the whole process.
@@ -79,15 +78,16 @@ class Engine:
         batch_size: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        clip: Any = "model",
+        clip: Clip | Literal["model"] = "model",
         form: str | None = None,
     ) -> None:
+        check_model(model)
         self.table = check_table(model, model.table() if table is None else table)
         self.batch_size = check_batch_size(batch_size)
         self.device, self.dtype = choose_device(device), choose_dtype(dtype)
         self.clip = choose_clip(clip, model.clip)
         self.form: Form = choose_form(form, self.device, self.dtype)
-        self.notes: list[str] = []  # what happened that a manifest should tell
+        self.notes: list[str] = []  # events for a manifest, such as a smaller batch
         with self._settings():
             self.network = self.form.prepare(model.network, self.device, self.dtype)
             # The prepared copy in the model's place, so that an engine does not keep the user's own network alive.
@@ -105,7 +105,7 @@ class Engine:
                 self._compile()
 
     def _compile(self) -> None:
-        """Compile the Triton kernels of a step without a context; the few that others add compile as they first run."""
+        """Compile the Triton kernels of a step without a context; others compile their few more when they first run."""
         prediction, step = self._step(self._kind(self.table), self.table)
         prediction.load_context(None)
 
@@ -138,7 +138,7 @@ class Engine:
         self.index = torch.zeros((), dtype=torch.int64, device=self.device)
         self.key = torch.zeros(2, dtype=torch.int64, device=self.device)
         self.guidance_scale = torch.ones((), dtype=torch.float32, device=self.device)
-        # A device's copies are fast into pinned memory alone, of which there is little: so none of it is given away.
+        # Copies from a device are fast only into pinned memory, which is scarce, so users get ordinary copies.
         on_cuda = self.device.type == "cuda"
         self.landing = torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=True) if on_cuda else None
         self.loaded: StepTable | None = None
@@ -154,7 +154,14 @@ class Engine:
         guidance_scale: float | None = None,
         table: StepTable | None = None,
     ) -> Tensor:
-        """n images, (n, C, H, W) float32 on the CPU; the arguments are those of `stream`."""
+        """n images; the arguments are those of `stream`.
+
+        Returns:
+            (n, C, H, W) float32 on the CPU.
+
+        Raises:
+            InputError: for values outside those of `stream`.
+        """
         stream = self.stream(n, seed=seed, first=first, context=context, guidance_scale=guidance_scale, table=table)
         return torch.cat(list(stream))
 
@@ -210,7 +217,15 @@ class Engine:
             origin: batches begin at multiples of batch_size counted from here, so the first and the last may be cut
                 short; 0 to request.first.
             on_step: called after each step with the row's number; the batch's x at that moment is `current()`.
+
+        Yields:
+            (m, C, H, W) float32 on the CPU.
+
+        Raises:
+            InputError: at the call, for values outside these.
         """
+        if noise is not None and not callable(noise):
+            raise InputError(f"noise = {noise!r}; accepted: a callable (draw, first sample, shape) → normals")
         return self._batches(request, noise, check_int("origin", origin, 0, request.first), on_step)
 
     def _kind(
@@ -238,7 +253,7 @@ class Engine:
             except Exception as problem:
                 if not out_of_memory(problem) or self.batch_size == 1:
                     raise
-            if images is None:  # out here, where the error no longer holds what had been allocated
+            if images is None:  # outside the except block, since the exception keeps the batch's memory alive
                 self._halve(at)
                 continue
             yield images
@@ -296,13 +311,9 @@ class Engine:
             return images.to(device="cpu", copy=True, memory_format=torch.contiguous_format)
         return self.landing[: len(images)].copy_(images).clone()
 
-    def _drawn(self, noise: NoiseSource, draw: int, at: int, upto: int) -> Tensor:
-        """The caller's normals for samples at .. upto - 1, checked."""
-        shape = (upto - at, *self.model.image_shape)
-        normals = torch.as_tensor(noise(draw, at, shape))
-        if tuple(normals.shape) != shape:
-            raise InputError(f"the noise source returned shape {tuple(normals.shape)}; it was asked for {shape}")
-        return normals.to(device=self.device, dtype=torch.float32)
+    def _drawn(self, noise: NoiseSource, number: int, at: int, upto: int) -> Tensor:
+        """The caller's normals for samples at .. upto - 1."""
+        return draw(noise, number, at, (upto - at, *self.model.image_shape)).to(self.device)
 
     def _step(self, kind: Kind, table: StepTable) -> tuple[Prediction, Step]:
         """The prediction and the step body of that kind, the table loaded; captured the first time."""
@@ -327,7 +338,7 @@ class Engine:
         """Run one step of the batch at hand: x through row `index`; `index` moves on, from the table's last row to 0.
 
         For callers who fill `x` and `index` themselves; without a context, by the engine's own table. The first call
-        may capture the step, which loses what these held. Nothing waits for the device.
+        may capture the step, and then overwrites both. Does not wait for the device.
         """
         with self._settings():
             kind = self._kind(self.table)
@@ -360,7 +371,7 @@ class Engine:
         before, self.batch_size = self.batch_size, self.batch_size // 2
         note = f"a batch of {before} did not fit in memory; batches of {self.batch_size} from sample {at} on"
         self.notes.append(note)
-        warnings.warn(note, stacklevel=3)
+        warn_caller(note)
         with self._settings():
             self._allocate()
         if self.device.type == "cuda":
@@ -376,6 +387,11 @@ class Engine:
             fixed_numerics(),
         ):
             yield
+
+    def __repr__(self) -> str:
+        table = f"{self.table.sampler}, {len(self.table)} steps"
+        where = f"{self.device}, {str(self.dtype).removeprefix('torch.')}, form {self.form.name}"
+        return f"Engine({type(self.network).__name__}, {table}, batches of {self.batch_size} on {where})"
 
     def holds(self) -> dict[str, Any]:
         """Bytes of the batch's buffers, what became of each kind of step, and the graph pool of the whole process."""

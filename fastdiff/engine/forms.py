@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from fastdiff.engine import native
 from fastdiff.engine.prepared import prepare_network
-from fastdiff.errors import InputError, unknown_name
+from fastdiff.errors import InputError, unknown_name, warn_caller
 from fastdiff.kernels.cpu import compiled
 
 Reason = str | None
@@ -71,7 +70,7 @@ def choose_form(name: str | None, device: torch.device, dtype: torch.dtype) -> F
         expected = device.type == "cpu" and dtype == torch.float32 and not compiled.switched_off()
         reason = FORMS["native"].build_error(device, dtype) if expected else None
         if reason:
-            warnings.warn(f"the network runs in plain torch, at about half the speed: {reason}", stacklevel=3)
+            warn_caller(f"the network runs in plain torch, at about half the speed: {reason}")
         return next(form for form in FORMS.values() if form.build_error(device, dtype) is None)
     if name not in FORMS:
         raise unknown_name("form", name, FORMS)

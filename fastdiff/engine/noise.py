@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastdiff.errors import check_int
+from fastdiff.errors import InputError, check_int
 from fastdiff.kernels import philox
 
 LIMIT = 2**63
@@ -39,3 +39,11 @@ class PhiloxNoise:
 
     def __call__(self, draw: int, first: int, shape: tuple[int, ...]) -> Tensor:
         return philox.normals(self.seed, draw, first, tuple(shape), self.device)
+
+
+def draw(source: NoiseSource, number: int, first: int, shape: tuple[int, ...]) -> Tensor:
+    """What a source gives for draw `number`, as float32; raises InputError unless it has the shape."""
+    normals = torch.as_tensor(source(number, first, shape))
+    if tuple(normals.shape) != shape:
+        raise InputError(f"the noise source returned shape {tuple(normals.shape)}; it was asked for {shape}")
+    return normals.to(dtype=torch.float32)

@@ -100,7 +100,7 @@ class Request:
 
 
 def check_batch_size(size: int | None, n: int = DEFAULT_BATCH) -> int:
-    """The number of samples run together: as given, else DEFAULT_BATCH, or n where that is less. Raises InputError."""
+    """The batch size: the one given, else min(n, DEFAULT_BATCH). Raises InputError."""
     return min(n, DEFAULT_BATCH) if size is None else check_int("batch_size", size, 1, LIMIT - 1)
 
 

@@ -3,8 +3,8 @@
     x0 = clip(p x + q out)
     x  <- a x + b x0 + c x0_prev + s noise;  x0_prev <- x0
 
-To add one, write its function here under `@sampler(...)`: the command, the export, the error messages and the
-documentation take names, titles and default steps from the entry, and StepTable checks the coefficients.
+To add one, write its function here under `@sampler(...)`: the command, the export, its page, the error messages and
+docs/samplers.md take names, titles and default steps from the entry, and StepTable checks the coefficients.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Sampler:
         steps: the default number of steps; None for all of the schedule's.
         takes_eta: whether it has DDIM's parameter eta.
         preserves_variance: whether its noise brings x to the next node's level exactly, which the table then checks.
+        collapses: whether its samples lose their variety; such a one is not offered on the page.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Sampler:
     steps: int | None = STEPS
     takes_eta: bool = False
     preserves_variance: bool = True
+    collapses: bool = False
 
     def default_steps(self, num_timesteps: int) -> int:
         """The number of steps where none is asked for, at most the schedule's num_timesteps."""
@@ -83,7 +85,7 @@ def sampler(title: str, paper: str, **more) -> Callable[[Callable[..., Coefficie
     return enter
 
 
-@sampler("DDIM; eta 0 adds no noise, eta 1 is ddpm", "Song et al. 2021, eq. 12 and 16", takes_eta=True)
+@sampler("deterministic; eta up to 1 adds noise", "Song et al. 2021, eq. 12 and 16", takes_eta=True)
 def ddim(path: Path, eta: float = 0.0) -> Coefficients:
     alpha, sigma, alpha_next, sigma_next = path.alpha, path.sigma, path.alpha_next, path.sigma_next
     s = eta * (sigma_next / sigma) * np.sqrt(np.maximum(1 - (alpha / alpha_next) ** 2, 0))
@@ -92,12 +94,17 @@ def ddim(path: Path, eta: float = 0.0) -> Coefficients:
     return Coefficients(a, b=alpha_next - a * alpha, s=s)
 
 
-@sampler("DDPM with the posterior's variance", "Ho et al. 2020, eq. 6 and 7", steps=None)
+@sampler("noise of the posterior's variance; wants many steps", "Ho et al. 2020, eq. 6 and 7", steps=None)
 def ddpm(path: Path) -> Coefficients:
     return ddim(path, eta=1.0)
 
 
-@sampler("DDPM with variance beta (fixed large)", "Ho et al. 2020, section 3.2", steps=None, preserves_variance=False)
+@sampler(
+    "noise of variance beta, the fixed large one; wants many steps",
+    "Ho et al. 2020, section 3.2",
+    steps=None,
+    preserves_variance=False,
+)
 def ddpm_large(path: Path) -> Coefficients:
     # abar' is abar / (1 - beta) with the schedule's own beta on unit strides. In the course's last row that leaves
     # abar' = 1 - betas[0] = 0.9999, not 1; with 1 its whole loop would be 9e-4 off.
@@ -111,22 +118,23 @@ def ddpm_large(path: Path) -> Coefficients:
 
 
 @sampler(
-    "ddpm_large without its noise, as the course shows it; the samples collapse",
-    "How Diffusion Models Work, lesson 2",
+    "ddpm_large without its noise, the course's demonstration that it is needed",
+    "How Diffusion Models Work",
     steps=None,
     preserves_variance=False,
+    collapses=True,
 )
 def ddpm_no_noise(path: Path) -> Coefficients:
     return ddpm_large(path)._replace(s=0.0)
 
 
-@sampler("DPM-Solver++(2M), second order, no noise", "Lu et al. 2022, algorithm 2")
+@sampler("second order, deterministic", "Lu et al. 2022, algorithm 2")
 def dpmpp_2m(path: Path) -> Coefficients:
     e = path.alpha * path.sigma_next / (path.sigma * path.alpha_next)  # exp(-h), h the step in log(alpha / sigma)
     return _second_order(path, e, a=path.sigma_next / path.sigma, w=path.alpha_next * (1 - e))
 
 
-@sampler("SDE-DPM-Solver++(2M), second order, with noise", "Lu et al. 2022, appendix A, midpoint form")
+@sampler("second order, with noise, which undoes the errors of few steps", "Lu et al. 2022, appendix A, midpoint form")
 def dpmpp_2m_sde(path: Path) -> Coefficients:
     e = path.alpha * path.sigma_next / (path.sigma * path.alpha_next)
     made = _second_order(path, e, a=path.sigma_next / path.sigma * e, w=path.alpha_next * (1 - e * e))

@@ -8,7 +8,7 @@ timesteps 1 .. T; `first` is the number of the first noisy timestep.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class Schedule:
     """
 
     betas: np.ndarray
+    _: KW_ONLY
     first: int = 0
     name: str = "custom"
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -99,7 +100,12 @@ class Schedule:
 
         t = torch.as_tensor(t).cpu().reshape(-1)
         last = len(self.alphas_cumprod) - 1
-        if t.is_floating_point() or len(t) not in (1, len(like)) or not 0 <= int(t.min()) <= int(t.max()) <= last:
+        if (
+            t.dtype == torch.bool
+            or t.is_floating_point()
+            or len(t) not in (1, len(like))
+            or not 0 <= int(t.min()) <= int(t.max()) <= last
+        ):
             raise InputError(f"t = {t.tolist()}; accepted: a whole number from 0 to {last}, or one for each image")
         abar = torch.from_numpy(self.alphas_cumprod.copy())[t].view(-1, *[1] * (like.ndim - 1))
         return abar.sqrt().to(like), (1.0 - abar).sqrt().to(like)

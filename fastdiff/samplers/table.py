@@ -19,7 +19,7 @@ COEFFICIENTS = ("p", "q", "a", "b", "c", "s")
 TIMES = ("index", "fraction")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class StepTable:
     """The coefficients of one sampler run; columns are (rows,) float64, read-only.
 

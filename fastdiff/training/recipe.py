@@ -16,7 +16,7 @@ OPTIMIZERS = ("adam", "adamw")
 LR_DECAYS = ("cosine", "linear-epoch", "constant")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a network is trained; what data it is trained on comes beside it.
 

@@ -20,7 +20,14 @@ def tiny(randomised) -> Callable[[int], dict[str, Model]]:
         context = randomised(ContextUnet(3, 8, 5, 16)).eval()
         return {
             "A28@28": Model(annotated, make_schedule("linear", timesteps), image_shape=(1, 8, 8)),
-            "B@16": Model(context, make_schedule("course", timesteps), "epsilon", (3, 16, 16), "fraction", NAMES),
+            "B@16": Model(
+                context,
+                make_schedule("course", timesteps),
+                prediction_type="epsilon",
+                image_shape=(3, 16, 16),
+                time="fraction",
+                class_names=NAMES,
+            ),
         }
 
     return made

@@ -67,7 +67,7 @@ def test_the_images_are_ours(system, sampler, steps, models, rel):
 )
 def test_the_models_own_settings_hold(kind, clip, sampler, models, rel):
     network, schedule = models["A"].network, make_schedule("cosine", 20)
-    model = Model(network, schedule, kind, (1, 8, 8), clip=clip)
+    model = Model(network, schedule, prediction_type=kind, image_shape=(1, 8, 8), clip=clip)
     steps = 20 if sampler == "ddpm" else 10
     assert rel(theirs(model, sampler, steps), ours(model, sampler, steps)) < BOUND
 

@@ -30,8 +30,8 @@ def models():
     yield Model(
         AnnotatedUnet(dim=12, dim_mults=(1, 3), channels=3, edition="hf-2022"),
         make_schedule("cosine", 77, s=0.01),
-        "v_prediction",
-        (3, 8, 10),
+        prediction_type="v_prediction",
+        image_shape=(3, 8, 10),
         clip=("dynamic", 0.99),
     )
     yield Model(
@@ -43,10 +43,10 @@ def models():
     yield Model(
         ContextUnet(3, 8, 2, 20, shortcut=True),
         make_schedule("course", 50),
-        "epsilon",
-        (3, 20, 20),
-        "fraction",
-        ("a", "b"),
+        prediction_type="epsilon",
+        image_shape=(3, 20, 20),
+        time="fraction",
+        class_names=("a", "b"),
     )
 
 

@@ -18,7 +18,12 @@ def models(tmp_path, randomised):
     a = Model(randomised(AnnotatedUnet(dim=8, dim_mults=(1, 2))), make_schedule("linear", 30), image_shape=(1, 8, 8))
     names = ("monster", "player", "item", "spell", "dungeon")
     b = Model(
-        randomised(ContextUnet(3, 8, 5, 16)), make_schedule("course", 30), "epsilon", (3, 16, 16), "fraction", names
+        randomised(ContextUnet(3, 8, 5, 16)),
+        make_schedule("course", 30),
+        prediction_type="epsilon",
+        image_shape=(3, 16, 16),
+        time="fraction",
+        class_names=names,
     )
     save(a, tmp_path / "a.safetensors", info={"data": "none"})
     save(b, tmp_path / "b.safetensors")
@@ -184,7 +189,14 @@ def test_info(run, models):
 
 def test_what_a_file_says_cannot_take_the_terminal_or_the_place_of_facts(run, models):
     names = ("\x1b[2Ja", "new\nline", "\u202eb", "c", "d")
-    model = Model(models[1].network, models[1].schedule, "epsilon", (3, 16, 16), "fraction", names)
+    model = Model(
+        models[1].network,
+        models[1].schedule,
+        prediction_type="epsilon",
+        image_shape=(3, 16, 16),
+        time="fraction",
+        class_names=names,
+    )
     save(model, "odd.safetensors", info={"network": "forged", "\x1b[1mkey": "\x1b[8mhidden"})
     out = run("info", "odd.safetensors")
     assert "forged" not in out and not any(c in out for c in "\x1b\u202e")

@@ -79,7 +79,7 @@ def models(randomised):
                 time="fraction",
                 class_names=names,
             ),
-            "own": Model(Own(), make_schedule("cosine", 50), "v_prediction", image_shape=(2, 5, 7)),
+            "own": Model(Own(), make_schedule("cosine", 50), prediction_type="v_prediction", image_shape=(2, 5, 7)),
         }
 
 

@@ -107,7 +107,7 @@ def test_networks_that_cannot_be_exported_are_refused_in_one_sentence(models, tm
     with pytest.raises(InputError, match="takes 'label', of which the width is not known; give the Model class_names"):
         export_network(replace(models["own"], network=own_networks["needs context"]), tmp_path / "network.onnx")
     with pytest.raises(InputError, match="weights = 'float32' with dtype = torch.float16"):
-        export_network(models["own"], tmp_path / "network.onnx", torch.float16, "float32")
+        export_network(models["own"], tmp_path / "network.onnx", dtype=torch.float16, weights="float32")
     assert not list(tmp_path.iterdir())
 
 

@@ -30,7 +30,17 @@ def run(tmp_path, monkeypatch, randomised):
     """The command in a folder with a small model, b.safetensors; returns what it prints."""
     monkeypatch.chdir(tmp_path)
     network = randomised(ContextUnet(3, 8, 5, 16))
-    save(Model(network, make_schedule("course", 30), "epsilon", (3, 16, 16), "fraction", CLASSES), "b.safetensors")
+    save(
+        Model(
+            network,
+            make_schedule("course", 30),
+            prediction_type="epsilon",
+            image_shape=(3, 16, 16),
+            time="fraction",
+            class_names=CLASSES,
+        ),
+        "b.safetensors",
+    )
 
     def invoke(*words, code=0):
         result = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
@@ -327,7 +337,17 @@ def test_another_model_is_refused(run, randomised):
     os.rename("b.safetensors", "moved.safetensors")
     assert "nothing left" in run("sample", "moved.safetensors", *WORDS[2:], "-o", "out/")  # the same by another name
     network = randomised(ContextUnet(3, 8, 5, 16), seed=1)
-    save(Model(network, make_schedule("course", 30), "epsilon", (3, 16, 16), "fraction", CLASSES), "b.safetensors")
+    save(
+        Model(
+            network,
+            make_schedule("course", 30),
+            prediction_type="epsilon",
+            image_shape=(3, 16, 16),
+            time="fraction",
+            class_names=CLASSES,
+        ),
+        "b.safetensors",
+    )
     refused(run(*WORDS, "-o", "out/", code=2), "the model's weights (sha256)", "'out'")
 
 
