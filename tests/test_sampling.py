@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fastdiff import (
     AnnotatedUnet,
     ContextUnet,
+    Engine,
     InputError,
     Model,
     PhiloxNoise,
@@ -20,6 +21,7 @@ from fastdiff import (
     save,
 )
 from fastdiff.bench.peers.reference import AnnotatedLoop, AnnotatedReference, ContextReference, CourseLoop
+from fastdiff.export import export_network
 
 LOOP = 1e-4  # relative, on a whole loop: float32 rounding carried through up to 500 steps
 
@@ -269,13 +271,16 @@ def test_no_grad_is_recorded(randomised):
         (dict(context=[[1, 2], [3]]), ["[[1, 2], [3]]"]),
         (dict(context={"a": 1e300}), ["1e+300"]),
         (dict(context=[1.0] * 5, guidance_scale="a"), ["guidance_scale = 'a'"]),
-        (dict(sampler=make_table("ddim", make_schedule("course", 1000), 5, time="fraction")), ["1000", "1 to 500"]),
+        (
+            dict(steps=None, sampler=make_table("ddim", make_schedule("course", 1000), 5, time="fraction")),
+            ["1000", "1 to 500"],
+        ),
         (dict(guidance_scale=2.0), ["guidance_scale = 2.0 without a context"]),
         (dict(context=[1.0] * 5, guidance_scale=float("inf")), ["inf"]),
         (dict(noise=lambda draw, first, shape: torch.zeros(1)), ["(1,)", "(2, 3, 16, 16)"]),
-        (dict(sampler=make_table("ddim", make_schedule("course", 500), 5)), ["time='fraction'"]),
+        (dict(steps=None, sampler=make_table("ddim", make_schedule("course", 500), 5)), ["time='fraction'"]),
         (
-            dict(sampler=make_table("ddim", make_schedule("course", 500), 5, prediction_type="sample")),
+            dict(steps=None, sampler=make_table("ddim", make_schedule("course", 500), 5, prediction_type="sample")),
             ["'sample'", "'epsilon'"],
         ),
     ],
@@ -330,11 +335,34 @@ def test_a_models_name_or_path_is_loaded(tmp_path, randomised):
         sample("sprite", 2)
 
 
-def test_a_network_in_a_models_place_is_told_where_it_goes(randomised):
+@pytest.mark.parametrize(
+    "use",
+    [lambda m: sample(m, 2), Engine, lambda m: save(m, "m.safetensors"), lambda m: export_network(m, "m.onnx")],
+    ids=["sample", "Engine", "save", "export"],
+)
+def test_a_network_in_a_models_place_is_refused_with_where_it_goes(use, randomised, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"an nn.Module, ContextUnet; accepted: fastdiff.Model\(network, schedule"):
-        sample(context(randomised).network, 2)
+        use(context(randomised).network)
     with pytest.raises(InputError, match="model = 3; accepted"):
-        sample(3, 2)
+        use(3)
+
+
+def test_a_schedules_name_is_no_schedule():
+    with pytest.raises(InputError, match="schedule = 'cosine'; accepted: a Schedule, see make_schedule"):
+        make_table("ddim", "cosine", 5)
+
+
+@pytest.mark.parametrize("more", [dict(steps=2), dict(eta=1.0), dict(spacing="leading")])
+def test_a_table_has_its_own_steps_and_spacing(more, randomised):
+    model = context(randomised)
+    with pytest.raises(InputError, match="with a StepTable, which has its own"):
+        sample(model, 2, model.table("ddim", 4), **more)
+
+
+def test_a_noise_source_is_callable(randomised):
+    with pytest.raises(InputError, match="noise = 3; accepted: a callable"):
+        sample(context(randomised), 2, "ddim", steps=2, noise=3, device="cpu")
 
 
 def test_a_model_says_in_a_few_lines_what_it_is(randomised):

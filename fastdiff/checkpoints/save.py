@@ -10,7 +10,7 @@ import torch
 
 from fastdiff.checkpoints.config import model_config
 from fastdiff.checkpoints.tensors import write_tensors
-from fastdiff.model import Model
+from fastdiff.model import Model, check_model
 
 
 def save(
@@ -27,6 +27,7 @@ def save(
     Raises:
         InputError: The network is of another class.
     """
+    check_model(model)
     tensors = {
         name: value.detach().to("cpu", dtype if dtype and value.is_floating_point() else value.dtype).contiguous()
         for name, value in model.network.state_dict().items()

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastdiff.errors import InputError
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -20,6 +22,9 @@ class Pictures:
         test_images: Pictures for validation alone, (M, C, H, W) uint8; None where the data has no test set, and some
             pictures are to be set aside.
         test_labels: Their labels.
+
+    Raises:
+        InputError: for arrays of other shapes, or labels for another number of pictures.
     """
 
     name: str
@@ -28,6 +33,21 @@ class Pictures:
     class_names: tuple[str, ...] = ()
     test_images: np.ndarray | None = None
     test_labels: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for images, labels in ((self.images, self.labels), (self.test_images, self.test_labels)):
+            if images is None:
+                continue
+            if images.ndim != 4 or images.dtype != np.uint8:
+                raise InputError(
+                    f"data {self.name!r} has pictures of shape {images.shape} and dtype {images.dtype}; accepted: "
+                    "(N, C, H, W) uint8"
+                )
+            if labels is not None and (labels.ndim not in (1, 2) or len(labels) != len(images)):
+                raise InputError(
+                    f"data {self.name!r} has labels of shape {labels.shape} for {len(images)} pictures; accepted: "
+                    f"({len(images)},) or ({len(images)}, K)"
+                )
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,8 @@ def sampler(title: str, paper: str, **more) -> Callable[[Callable[..., Coefficie
     """Enter the function below as a sampler under its own name; the arguments are Sampler's."""
 
     def enter(formula: Callable[..., Coefficients]) -> Callable[..., Coefficients]:
+        if formula.__name__ in SAMPLERS:
+            raise InputError(f"a second sampler {formula.__name__!r}; accepted: a name of its own")
         SAMPLERS[formula.__name__] = Sampler(formula.__name__, formula, title, paper, **more)
         return formula
 
@@ -180,6 +182,8 @@ def make_table(
     Raises:
         InputError: for values outside these.
     """
+    if not isinstance(schedule, Schedule):
+        raise InputError(f"schedule = {schedule!r}; accepted: a Schedule, see make_schedule")
     entry = find_sampler(sampler)
     eta = check_float("eta", eta, 0, 1)
     if eta and not entry.takes_eta:
@@ -189,8 +193,13 @@ def make_table(
         raise unknown_name("time convention", time, TIMES)
     path = Path.of(schedule, entry.default_steps(schedule.num_timesteps) if steps is None else steps, spacing)
     made = entry.formula(path, eta) if entry.takes_eta else entry.formula(path)
+    if not isinstance(made, Coefficients):
+        raise InputError(f"sampler {sampler!r} returned {type(made).__name__}; accepted: Coefficients")
+
+    def column(value: Column) -> np.ndarray:
+        return np.full_like(path.alpha, value) if np.ndim(value) == 0 else np.asarray(value)
+
     p, q = coefficients(prediction_type, path.alpha, path.sigma)
-    rows = np.ones_like(path.alpha)
     return StepTable(
         sampler=sampler,
         prediction_type=prediction_type,
@@ -198,13 +207,13 @@ def make_table(
         time=path.timestep / (schedule.num_timesteps if time == "fraction" else 1),
         alpha=path.alpha,
         sigma=path.sigma,
-        alpha_next=path.alpha_next if made.alpha_next is None else made.alpha_next,
-        sigma_next=path.sigma_next if made.sigma_next is None else made.sigma_next,
+        alpha_next=path.alpha_next if made.alpha_next is None else column(made.alpha_next),
+        sigma_next=path.sigma_next if made.sigma_next is None else column(made.sigma_next),
         p=p,
         q=q,
-        a=made.a * rows,
-        b=made.b * rows,
-        c=made.c * rows,
-        s=made.s * rows,
+        a=column(made.a),
+        b=column(made.b),
+        c=column(made.c),
+        s=column(made.s),
         preserves_variance=entry.preserves_variance,
     )

@@ -249,7 +249,7 @@ def test_sixteen_bit_and_transparent_pictures(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"train-labels-idx1-ubyte": idx_bytes(np.arange(7, dtype=np.uint8))}, ["(20, 1, 28, 28)", "7 labels"]),
+        ({"train-labels-idx1-ubyte": idx_bytes(np.arange(7, dtype=np.uint8))}, ["for 20 pictures", "7 labels"]),
         ({"train-images-idx3-ubyte": idx_bytes(np.zeros(20, np.uint8))}, ["3 dimensions"]),
         (
             {
@@ -366,3 +366,17 @@ def test_data_shows_itself_in_a_few_lines():
         assert np.array_equal(np.asarray(picture)[5, 5], images[0, :, 0, 0].numpy())
     bare = ImageData("bare", images[:2, :1], torch.zeros(2, 0), (), images[:1, :1], torch.zeros(1, 0))
     assert repr(bare).endswith("classes: none")
+
+
+@pytest.mark.parametrize(
+    "images, labels, words",
+    [
+        (np.zeros((4, 8, 8), np.uint8), None, r"shape \(4, 8, 8\) and dtype uint8; accepted: \(N, C, H, W\) uint8"),
+        (np.zeros((4, 1, 8, 8)), None, "dtype float64"),
+        (np.zeros((4, 1, 8, 8), np.uint8), np.zeros(3), r"labels of shape \(3,\) for 4 pictures; accepted: \(4,\) or"),
+        (np.zeros((4, 1, 8, 8), np.uint8), np.zeros((4, 2, 2)), r"labels of shape \(4, 2, 2\)"),
+    ],
+)
+def test_a_sources_arrays_fit_together(images, labels, words):
+    with pytest.raises(InputError, match=words):
+        Pictures("mine", images, labels)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from fastdiff import AnnotatedUnet, InputError, Model, make_schedule, make_table, sample, save
 from fastdiff.cli.main import main
-from fastdiff.samplers.samplers import DEFAULT, SAMPLERS, Coefficients, find_sampler, sampler
+from fastdiff.samplers.samplers import DEFAULT, SAMPLERS, Coefficients, Sampler, find_sampler, sampler
 
 
 @pytest.fixture
@@ -20,16 +20,24 @@ def model():
 
 
 @pytest.fixture
-def euler():
+def trial():
     """A sampler of a user's own: DDIM, written as Euler's method in sigma / alpha (Song et al. 2021, eq. 14)."""
 
     @sampler("Euler's method in sigma / alpha", "Song et al. 2021, eq. 14", steps=4)
-    def euler(path):
+    def trial(path):
         ratio = path.sigma_next / path.sigma
         return Coefficients(a=ratio, b=path.alpha_next - ratio * path.alpha)
 
-    yield euler
-    del SAMPLERS["euler"]
+    yield trial
+    del SAMPLERS["trial"]
+
+
+def test_a_name_is_taken_once():
+    with pytest.raises(InputError, match="a second sampler 'ddim'"):
+
+        @sampler("another", "nowhere")
+        def ddim(path):
+            raise NotImplementedError
 
 
 def test_entries_say_what_they_are():
@@ -37,11 +45,11 @@ def test_entries_say_what_they_are():
     for name, entry in SAMPLERS.items():
         assert entry.name == entry.formula.__name__ == name
         assert entry.title and entry.paper
-        assert entry.default_steps(10) == 10 and entry.default_steps(1000) in (25, 1000)
+        assert entry.default_steps(10) == 10 and entry.default_steps(1000) == (entry.steps or 1000)
 
 
 def test_the_ddpm_family_takes_all_steps():
-    assert {name for name, entry in SAMPLERS.items() if entry.steps is None} == {"ddpm", "ddpm_large", "ddpm_no_noise"}
+    assert all(SAMPLERS[name].steps is None for name in ("ddpm", "ddpm_large", "ddpm_no_noise"))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -56,25 +64,24 @@ def test_python_and_the_command_take_the_same_number_of_steps(name, model, tmp_p
     assert np.array_equal(np.load("m.npy"), sample(model, 1, name).numpy())
 
 
-def test_an_entry_is_all_it_takes(euler, model):
-    table = model.table("euler")
-    assert len(table) == 4 and table.sampler == "euler"
+def test_an_entry_is_all_it_takes(trial, model):
+    table = model.table("trial")
+    assert len(table) == 4 and table.sampler == "trial"
     assert np.allclose(table.rows, model.table("ddim", 4).rows, atol=1e-12)
-    assert torch.allclose(sample(model, 2, "euler"), sample(model, 2, "ddim", steps=4), atol=1e-4)
-    with pytest.raises(InputError, match="did you mean 'euler'"):
-        find_sampler("eular")
+    assert torch.allclose(sample(model, 2, "trial"), sample(model, 2, "ddim", steps=4), atol=1e-4)
+    with pytest.raises(InputError, match="did you mean 'trial'"):
+        find_sampler("trail")
 
 
 def test_a_formula_with_a_mistake_is_refused(monkeypatch, model):
-    monkeypatch.setitem(SAMPLERS, "wrong", None)  # taken out at the end
-
-    @sampler("DDIM with a slip", "nowhere")
-    def wrong(path):
-        ratio = path.sigma_next / path.sigma
-        return Coefficients(a=ratio, b=path.alpha_next - ratio)
-
-    with pytest.raises(InputError, match="table row .* breaks a alpha"):
-        model.table("wrong")
+    for formula, words in (
+        (lambda path: Coefficients(a=path.sigma_next / path.sigma, b=path.alpha_next), "table row .* breaks a alpha"),
+        (lambda path: (path.sigma_next, path.alpha_next), "'wrong' returned tuple; accepted: Coefficients"),
+        (lambda path: Coefficients(a=path.sigma[1:], b=0.0), r"column a has shape \(24,\); accepted: \(25,\)"),
+    ):
+        monkeypatch.setitem(SAMPLERS, "wrong", Sampler("wrong", formula, "a slip", "nowhere"))
+        with pytest.raises(InputError, match=words):
+            model.table("wrong")
 
 
 def test_names_are_read_without_torch():
