@@ -249,7 +249,7 @@ def test_sixteen_bit_and_transparent_pictures(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"train-labels-idx1-ubyte": idx_bytes(np.arange(7, dtype=np.uint8))}, ["for 20 pictures", "7 labels"]),
+        ({"train-labels-idx1-ubyte": idx_bytes(np.arange(7, dtype=np.uint8))}, ["for 20 pictures", "shape (7,)"]),
         ({"train-images-idx3-ubyte": idx_bytes(np.zeros(20, np.uint8))}, ["3 dimensions"]),
         (
             {
