@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def command(check: bool) -> None:
         if text != before:
             differing.append(place.name)
             if not check:
-                write_atomically(place, lambda path, text=text: path.write_text(text))
+                write_atomically(place, partial(Path.write_text, data=text))
     if check and differing:
         raise click.ClickException(f"{', '.join(differing)}: not what the results say; run fastdiff bench readme")
     click.echo("README.md and docs/ tell what the results do")

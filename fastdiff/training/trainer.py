@@ -89,7 +89,7 @@ class Trainer:
         self.schedule = recipe.make_schedule()
         optimizer = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
         fused = self.device.type == "cuda"
-        self.optimizer = optimizer(
+        self.optimizer: torch.optim.Optimizer = optimizer(
             self.network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused
         )
         self.images, self.labels = data.images.to(self.device), self._contexts(data.labels)
