@@ -1,4 +1,4 @@
-"""Assembles the files: a traced network alone, or in the body of an ONNX Loop over the step table.
+"""The files' graphs: a traced network alone, or in the body of an ONNX Loop over the step table.
 
 A step is x0 = clip(p x + q out), x <- a x + b x0 + c x0_prev + s noise (see samplers.table). The network's weights are
 initializers of the Loop's body: only there does ONNX Runtime prepack them for its convolutions. In the outer graph they
@@ -58,7 +58,7 @@ class Face:
         noise: "philox", made in the graph from `seed` and `first`; or "input", (draws, n, C, H, W) float32: x_T and
             one draw a row, or stepwise, where x_T is the caller's `x`, one draw for each of the rows start ..
             stop - 1.
-        pictures: the output is uint8 (n, H, W, C), else float32 (n, C, H, W).
+        pictures: whether the output is uint8 (n, H, W, C), not float32 (n, C, H, W).
 
     Raises:
         InputError: for another noise, or pictures from a stepwise sampler.

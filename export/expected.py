@@ -1,4 +1,4 @@
-"""The images that torch makes of a request, against which an exported loop is compared."""
+"""The images that torch makes for a request, with which an exported loop's are compared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastdiff.samplers.table import StepTable
 from fastdiff.sampling import sample
 
 # The largest distance of a loop's images, in units of max(1, max|x|). In float16 every evaluation is off by about 1e-3,
-# which a loop adds up.
+# and errors add up over the loop.
 LOOP_BOUNDS = {torch.float32: 1e-4, torch.float16: 5e-2}
 SHAKY = 10  # times torch's own distance from float64
 

@@ -26,7 +26,7 @@ SMALL = 16  # elements; shapes and scalars have fewer
 def export_part(
     name: str, part: nn.Module, given: tuple[Tensor, ...], sizes: dict[int, Any] | None = None
 ) -> tuple[GraphProto, list[torch.Size]]:
-    """Exports a part, its first dimension free.
+    """Export a part, its first dimension free.
 
     Args:
         name: of the part, for the graph and for errors.
@@ -66,7 +66,7 @@ def export_part(
     for node in graph.node:
         if node.domain:
             raise InputError(f"the network's {name} part has the operator {node.domain}.{node.op_type}; not in ONNX")
-        node.doc_string = ""  # where in the source it came from, and so the next line
+        node.doc_string = ""  # it and the properties name lines of source code
         del node.metadata_props[:]
     traced = program.exported_program
     placeholders = {node.name: node.meta["val"].shape for node in traced.graph.nodes if node.op == "placeholder"}
@@ -94,7 +94,7 @@ def _own_levels() -> list[str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the exporter's messages about its inner workings and about torchvision's absence."""
+    """Silence the exporter's messages about its inner workings and about torchvision's absence."""
     loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir", *_own_levels())]
     before = [logger.level for logger in loggers]
     try:

@@ -36,11 +36,11 @@ class Graph:
         return f"{self.prefix}{what}_{len(self.nodes) + len(self.initializers)}"
 
     def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node with one output; returns that."""
+        """Add a node with one output; returns its name."""
         return self.several(operator, 1, *inputs, **attributes)[0]
 
     def several(self, operator: str, outputs: int, *inputs: str, **attributes: Any) -> list[str]:
-        """Adds a node with that many outputs; returns them."""
+        """Add a node with that many outputs; returns their names."""
         name = self._name(operator)
         made = [f"{name}:{i}" for i in range(outputs)] if outputs > 1 else [name]
         self.nodes.append(helper.make_node(operator, list(inputs), made, name=name, **attributes))
@@ -56,7 +56,7 @@ class Graph:
         return self._constants[key]
 
     def inline(self, part: GraphProto, inputs: Sequence[str]) -> list[str]:
-        """Copies a whole graph into this one, on these inputs; returns its outputs."""
+        """Copy a whole graph into this one, on these inputs; returns its outputs."""
         prefix = f"{self._name(part.name)}/"
         names = dict(zip((given.name for given in part.input), inputs, strict=True))
 
@@ -112,7 +112,7 @@ def either(g: Graph, condition: str, then: tuple[Graph, str], other: tuple[Graph
 
 
 def store_weights(g: Graph, weights: str) -> None:
-    """For "float16", stores every initializer whose values are halves as halves.
+    """For weights = "float16", store every initializer whose values are halves as halves.
 
     A runtime widens them once, when it loads the file.
     """

@@ -17,7 +17,7 @@ from fastdiff.networks.protocol import SeparableNetwork
 
 
 class _Part(nn.Module):
-    """One of the three parts. If the network is not a SeparableNetwork, all of it is in the last part."""
+    """One of the three parts; a network that is not a SeparableNetwork is wholly in the last."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype, integer: bool) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class _FoldedAttention(nn.Module):
 
 
 def fold_attention(network: nn.Module, given: tuple[Tensor, ...]) -> None:
-    """Replaces the residual linear-attention blocks where folding saves operations at the example's size.
+    """Replace the residual linear-attention blocks in which folding saves operations at the example's size.
 
     Args:
         network: is changed in place.

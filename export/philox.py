@@ -120,8 +120,8 @@ def _to_float(g: Graph, integers: str) -> str:
 def _log(g: Graph, odd: str) -> str:
     """The logarithm of odd 2^-24, odd in [1, 2^24), as in kernels.philox."""
     w = _to_float(g, odd)
-    # w has floor(log2(w)) + 1 bits. The runtime's logarithm, raised by a little, gives that or one more; a comparison
-    # with the power of two tells which.
+    # w has floor(log2(w)) + 1 bits. The runtime's logarithm, raised slightly, gives that or one more; a comparison with
+    # the power of two decides.
     guess = g("Floor", g("Add", g("Mul", g("Log", w), _float(g, 1 / math.log(2))), _float(g, 1e-4)))
     bits = g("Cast", guess, to=INT64)
     below = g("Cast", g("Less", w, g("Gather", _float(g, [2.0**k for k in range(26)]), bits)), to=INT64)

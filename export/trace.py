@@ -1,14 +1,13 @@
 """From a Model to the ONNX graphs of its network's three parts.
 
-Weights keep their values: what is folded is folded by operators in the graph, which a runtime evaluates once, when it
-loads the file.
+Weights keep their values: folding is done by operators in the graph, which a runtime evaluates once, when it loads the
+file.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +15,7 @@ from onnx import GraphProto
 from torch import Tensor, nn
 from torch.export import Dim
 
-from fastdiff.errors import InputError, unknown_name
+from fastdiff.errors import InputError, unknown_name, warn_caller
 from fastdiff.export.exporter import export_part
 from fastdiff.export.parts import ContextPart, DenoisePart, TimePart, fold_attention
 from fastdiff.kernels import dispatch
@@ -62,15 +61,18 @@ def trace(
     prepared: bool = True,
     free_size: bool = False,
 ) -> Parts:
-    """Traces the model's network; takes seconds.
+    """Trace the model's network; takes seconds.
 
     Args:
-        model: is left as it is.
+        model: is left unchanged.
         dtype: torch.float32 or torch.float16, of the network's arithmetic.
-        weights: "float32" or "float16", how weights are stored; None is as dtype. They are rounded before anything is
-            folded, so weights that already were halves lose nothing.
+        weights: "float32" or "float16", how weights are stored; None is as dtype. They are rounded before folding, so
+            weights that are halves already lose nothing.
         prepared: fold linear attention where that saves operations (see kernels.attention_block).
         free_size: leave height and width free if the network allows it; a graph of one size is a little faster.
+
+    Returns:
+        The traced network.
 
     Raises:
         InputError: for a network that cannot be exported, with the operator or the line of code that prevents it.
@@ -108,7 +110,7 @@ def trace(
 
 
 def _rounded(model: Model, weights: str) -> Model:
-    """A copy for inference, float32 on the CPU; the weights' values are those of halves if stored as float16."""
+    """A copy for inference in float32 on the CPU, its weights rounded to halves if stored as float16."""
     if weights not in WEIGHTS:
         raise unknown_name("weights", weights, WEIGHTS)
     network = copy.deepcopy(model.network).to("cpu", torch.float32).eval().requires_grad_(False)
@@ -122,7 +124,7 @@ def _rounded(model: Model, weights: str) -> Model:
 
 
 def _context_width(model: Model) -> int:
-    """K; 0, with a warning if it may be wrong, where neither the model nor the network says that it takes a context."""
+    """K; 0 if neither the model nor the network declares a context, with a warning if it may take one."""
     width = model.context_width
     if width is None:
         named = [p for p in inspect.signature(model.network.forward).parameters.values() if p.kind in _BY_PLACE][2:]
@@ -132,10 +134,9 @@ def _context_width(model: Model) -> int:
                 "give the Model class_names, or the network an attribute n_cfeat"
             )
         if named:
-            warnings.warn(
+            warn_caller(
                 f"exported without the network's {named[0].name!r}; for contexts give the Model class_names, "
-                "or the network an attribute n_cfeat",
-                stacklevel=4,
+                "or the network an attribute n_cfeat"
             )
     return width or 0
 
@@ -144,7 +145,7 @@ _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_
 
 
 def _takes_other_sizes(denoise: nn.Module, given: tuple[Tensor, ...]) -> bool:
-    """Whether the network runs at another size; the exporter does not notice sizes that the network refuses."""
+    """Whether the network runs at another size, which the exporter does not check."""
     x, *others = given
     larger = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 4 * x.shape[3])
     try:

@@ -1,4 +1,4 @@
-"""Compares every exported file, run by ONNX Runtime on fresh random inputs, with torch, before it gets its name."""
+"""Comparisons of exported files, run by ONNX Runtime on fresh random inputs, with torch, before they are renamed."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Check:
     """One comparison.
 
     Attributes:
-        what: was compared.
-        distance: that was found.
-        bound: the largest distance that is accepted.
+        what: the quantity and the inputs, in words.
+        distance: the largest found.
+        bound: the largest accepted.
         unit: of both numbers, as a suffix.
     """
 
@@ -121,7 +121,7 @@ def sampler_checks(path: Path, parts: Parts, face: Face) -> Iterator[Check]:
 
 
 def _dice() -> torch.Generator:
-    """A freshly seeded generator, so that torch's global one is left alone."""
+    """A freshly seeded generator, which leaves torch's global one alone."""
     return torch.Generator().manual_seed(secrets.randbelow(2**63))
 
 
@@ -139,7 +139,7 @@ def _worse(one: float, other: float) -> float:
 def integers_check(write: Callable[..., list[str]] = philox.words) -> Check:
     """The share of Philox words in which the graph's operators and kernels.philox differ.
 
-    Tried are two random seeds and first samples, the largest ones, and ones whose 32-bit halves are all ones.
+    Seeds and first samples are two random pairs, the largest ones, and ones whose lower 32 bits are all ones.
     """
     elements, samples, wrong, total = 13, 5, 0, 0
     g = Graph()

@@ -9,11 +9,21 @@ from pathlib import Path
 
 from fastdiff.errors import InputError
 
-TEMPORARY = ".fastdiff-"  # how names begin that only a killed process leaves
+TEMPORARY = ".fastdiff-"  # prefix of temporary files; only a killed process leaves any
 
 
 def check_folder(folder: str | Path) -> Path:
-    """See that a file can be put into a folder that may not exist yet, leaving no trace. Raises InputError."""
+    """Check that files can be written to a folder, which may not exist yet; nothing is left behind.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        Its path.
+
+    Raises:
+        InputError: if they cannot.
+    """
     folder = Path(folder)
     made: list[Path] = []
     try:
@@ -33,7 +43,17 @@ def check_folder(folder: str | Path) -> Path:
 
 
 def check_writable(path: str | Path) -> Path:
-    """See that a file of this name can be written, before any long work. Raises InputError."""
+    """Check that a file of this name can be written, before any long work; nothing is left behind.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its path.
+
+    Raises:
+        InputError: if it cannot, or the path is a folder.
+    """
     path = Path(path)
     try:
         if path.is_dir():
@@ -45,9 +65,14 @@ def check_writable(path: str | Path) -> Path:
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: the name never holds half a file.
+    """Write to a temporary file beside `path`, then rename it, so that `path` never holds half a file.
 
-    Missing parent folders are made.
+    Args:
+        path: the file; missing folders are made.
+        write: writes the file of the name that it is given.
+
+    Raises:
+        OSError: if the file cannot be written, and what `write` raises.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """(C, H, W) uint8 with 1, 3 or 4 channels → a picture; other counts show the first channel."""
+    """(C, H, W) uint8 → a picture; with other than 1, 3 or 4 channels, of the first channel."""
     array = image.permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(array if array.shape[2] in (3, 4) else array[:, :, 0])
 
@@ -32,7 +32,7 @@ def to_picture(image: Tensor) -> Image.Image:
 def grid_layout(
     n: int, height: int, width: int, *, columns: int | None, scale: int | None, gap: int
 ) -> tuple[int, int, int]:
-    """(columns, rows, scale) of a grid; raises InputError where the picture would have more than MAX_PIXELS."""
+    """(columns, rows, scale) of a grid; raises InputError if the picture would have more than MAX_PIXELS."""
     columns = math.ceil(math.sqrt(n)) if columns is None else check_int("columns", columns, 1, MAX_PIXELS)
     columns = min(n, columns)
     rows = math.ceil(n / columns)
@@ -49,15 +49,15 @@ def grid(images: Tensor, columns: int | None = None, *, scale: int | None = None
 
     Args:
         images: (n, C, H, W) float in [-1, 1], as `sample` returns them.
-        columns: Images in a row. Default: the square root of n, rounded up.
-        scale: Whole-number enlargement (nearest neighbour). Default: so that the picture is about 640 pixels wide.
-        gap: Pixels between images, before enlargement.
+        columns: images in a row. Default: the square root of n, rounded up.
+        scale: whole-number enlargement (nearest neighbour). Default: so that the picture is about 640 pixels wide.
+        gap: pixels between images, before enlargement.
 
     Returns:
         A picture of the Python Imaging Library, in mode L, RGB or RGBA by the number of channels.
 
     Raises:
-        InputError: images has another shape, a number is out of range, or the picture would have over 200,000,000
+        InputError: if images have another shape, a number is out of range, or the picture would have over 200,000,000
             pixels.
     """
     if images.ndim != 4 or not images.numel():
@@ -75,10 +75,14 @@ def grid(images: Tensor, columns: int | None = None, *, scale: int | None = None
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:
-    """Write a picture, whole or not at all, in the format of the path's ending (.png, .jpg, .webp, ...).
+    """Write a picture, whole or not at all.
+
+    Args:
+        picture: such as a `grid`.
+        path: the file; its ending, such as .png, .jpg or .webp, gives the format.
 
     Raises:
-        InputError: The ending is no picture's, or the format cannot hold the picture.
+        InputError: if the ending is no picture's, or the format cannot hold the picture.
     """
     check_picture_name(path)
     try:
@@ -91,14 +95,18 @@ def save_gif(pictures: Sequence[Image.Image], path: str | Path, *, milliseconds:
     """Write an animation that repeats, whole or not at all.
 
     Args:
-        pictures: The frames, in their order, all of one size; see `grid`.
-        path: The file, which ends in .gif.
-        milliseconds: How long each frame is shown.
-        hold: How long the last one is shown, in milliseconds.
+        pictures: the frames, in their order, all of one size; see `grid`.
+        path: the file, which ends in .gif.
+        milliseconds: how long each frame is shown.
+        hold: how long the last one is shown, in milliseconds.
 
     Raises:
-        InputError: There are no pictures, or the path has another ending.
+        InputError: if there are no pictures, a frame is none, or the path has another ending.
     """
+    pictures = list(pictures)
+    for picture in pictures:
+        if not isinstance(picture, Image.Image):
+            raise InputError(f"a frame of type {type(picture).__name__}; accepted: pictures such as fastdiff.grid makes")
     if not pictures:
         raise InputError("no pictures for an animation; accepted: at least one")
     if Path(path).suffix.lower() != ".gif":
@@ -118,7 +126,7 @@ def check_picture_name(path: str | Path) -> Path:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """A picture file in mode L or RGB: 16-bit gray is scaled to 8 bits, transparency shown on white."""
+    """A picture file in mode L or RGB, 16-bit gray scaled to 8 bits, transparency on white; raises InputError."""
     try:
         with Image.open(path) as opened:
             opened.load()

@@ -1,4 +1,4 @@
-"""Which code, machine and versions made something."""
+"""The code, machine and versions that made a result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOURCES = (":/fastdiff", ":/kernels", ":/export", ":/bench", ":(exclude,top)benc
 
 
 def source_version() -> str:
-    """The package's version, and the commit where it runs from a checkout ("+" where files differ from it)."""
+    """The package's version and, in a checkout, the commit, with "+" if source files differ from it."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -41,18 +41,18 @@ def cpu_name() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The device's model, with no host name."""
+    """The device's model, without a host name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def hardware(device: str) -> str:
-    """The device and the processor with its cores, with no host name."""
+    """The device and the processor with its cores, without a host name."""
     cores = f"{cpu_name()}, {os.cpu_count()} cores"
     return cores if device == "cpu" else f"{device_name(torch.device(device))}; {cores}"
 
 
 def machine(device: torch.device) -> str:
-    """The device in words, on a CPU with the threads in use."""
+    """The device's model; for a CPU, with the threads in use."""
     threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}"
     return device_name(device) + ("" if device.type == "cuda" else threads)
 

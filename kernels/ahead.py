@@ -1,4 +1,4 @@
-"""Compiles Triton kernels before they are launched, several at once; a first launch would compile one at a time."""
+"""Compilation of Triton kernels ahead of their launches, several at once; first launches compile one at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def compile_ahead(
     workers: int | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> int:
-    """Compiles, in threads, every kernel that run() would launch through dispatch.launch.
+    """Compile, in threads, every kernel that run() would launch through dispatch.launch.
 
     Kernels that this process has already compiled are skipped; those in Triton's cache on disk are read from it.
 

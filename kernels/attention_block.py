@@ -30,7 +30,16 @@ MAX_CHANNELS, MAX_HEAD_WIDTH = 128, 64
 
 
 def fits(dtype: torch.dtype, channels: int, head_width: int) -> bool:
-    """Whether the Triton kernels take such a block; others run faster as separate operators."""
+    """Whether the Triton kernels take such a block; others run faster as separate operators.
+
+    Args:
+        dtype: of the images and weights.
+        channels: C.
+        head_width: d.
+
+    Returns:
+        Whether dtype has 16 bits, and C and d are within MAX_CHANNELS and MAX_HEAD_WIDTH.
+    """
     return dtype.itemsize == 2 and channels <= MAX_CHANNELS and head_width <= MAX_HEAD_WIDTH
 
 

@@ -1,4 +1,4 @@
-"""Checks of operators' arguments, before any launch; what fails one is a ValueError of one sentence."""
+"""Checks of operators' arguments before any launch; a failed one raises a ValueError of one sentence."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def denoise_step(
 
 
 def _check(x, out, rows, index, x0_prev, noise, key, clip, guidance_scale) -> None:
-    """Raises ValueError for arguments that denoise_step cannot take."""
+    """Raise ValueError for arguments that denoise_step cannot take."""
     bound = clip if isinstance(clip, Tensor) else None
     checks.tensors(OP, x=x, out=out, rows=rows, x0_prev=x0_prev, noise=noise, guidance_scale=guidance_scale, clip=bound)
     checks.images(OP, x)

@@ -32,7 +32,7 @@ def backend() -> str:
 
 @contextmanager
 def using(backend: str) -> Iterator[None]:
-    """Chooses the implementation of every operator that is called inside the `with` block.
+    """Choose the implementation of every operator that is called inside the `with` block.
 
     Args:
         backend: "auto": Triton for float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and newer,

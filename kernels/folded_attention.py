@@ -1,4 +1,4 @@
-"""The weights of attention_block, folded as the equations in attention_block.py say."""
+"""The weights of attention_block, folded by the equations in attention_block.py."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def fold(
     precision: torch.dtype = torch.float64,
     dtype: torch.dtype | None = None,
 ) -> FoldedAttention:
-    """Folds a block's weights for attention_block.
+    """Fold a block's weights for attention_block.
 
     Args:
         norm_weight, norm_bias: (C,), of the pre-norm, a GroupNorm with one group.

@@ -54,7 +54,7 @@ FILL = 256  # programs that fill a large device (an H100 has 132 multiprocessors
 
 
 def split(programs: int, n: int, step: int, least: int) -> tuple[int, int]:
-    """Splits n positions into parts, so that `programs` times the parts fill the device.
+    """Split n positions into parts, so that `programs` times the parts fill the device.
 
     Args:
         programs: launched without a split.

@@ -87,7 +87,7 @@ def philox_normals(out, key, samples, draw, E: tl.constexpr, BLOCK: tl.constexpr
 
 
 def normals(out: Tensor, key: Tensor, draw: int) -> None:
-    """Fills out (samples, elements) float32; key: (2,) int64 on its device, the seed and the first sample."""
+    """Fill out (samples, elements) float32; key: (2,) int64 on its device, the seed and the first sample."""
     samples, elements = out.shape
     blocks = samples * -(-elements // 4)
     if blocks >= 2**31:

@@ -67,7 +67,7 @@ def annotated_model(
     schedule: Schedule | None,
     image_size: int | tuple[int, int] | None,
 ) -> Model:
-    """The Model of a state dict; the tutorial's schedule, T = 200, and 28x28 unless they are given."""
+    """The Model of a state dict; by default with the tutorial's schedule, T = 200, and 28x28 images."""
     _refuse_other_editions(path, tensors)
     try:
         network = AnnotatedUnet(**annotated_options(tensors))

@@ -1,4 +1,4 @@
-"""A model as plain values: what a checkpoint says about it beside its weights."""
+"""A model as plain values: what a checkpoint holds beside the weights."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ NETWORKS: dict[str, type[nn.Module]] = {"annotated": AnnotatedUnet, "context": C
 
 
 def network_config(network: nn.Module) -> dict[str, Any]:
-    """Plain values from which `build_network` makes the network again."""
-    for name, kind in NETWORKS.items():
-        if type(network) is kind:
+    """Plain values from which `build_network` makes the network again; raises InputError for other classes."""
+    for name, cls in NETWORKS.items():
+        if type(network) is cls:
             return {"name": name, **network.options}  # type: ignore[dict-item]
     raise InputError(f"a network of class {type(network).__name__} cannot be saved; accepted: {', '.join(NETWORKS)}")
 
 
 def build_network(config: Mapping[str, Any]) -> nn.Module:
-    """The inverse of network_config, with fresh weights; raises InputError for values that make no network."""
+    """The inverse of network_config, with fresh weights; raises InputError if the values make no network."""
     options = dict(config)
     name = options.pop("name", None)
     if name not in NETWORKS:
@@ -38,7 +38,7 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
 
 
 def model_config(model: Model) -> dict[str, Any]:
-    """All of a model but its weights, as plain values that JSON keeps."""
+    """All of a model but its weights, as plain values (JSON)."""
     return {
         "format": FORMAT,
         "network": network_config(model.network),

@@ -20,7 +20,7 @@ def context_model(
     schedule: Schedule | None,
     image_size: int | tuple[int, int] | None,
 ) -> Model:
-    """The Model of a state dict; the course's schedule, T = 500, unless one is given."""
+    """The Model of a state dict; by default with the course's schedule, T = 500."""
     try:
         n_feat, in_channels = tensors["init_conv.conv1.0.weight"].shape[:2]
         height = 4 * tensors["up0.0.weight"].shape[2]

@@ -1,4 +1,4 @@
-"""Files that are not fastdiff's own; the keys of a state dict tell which network it is of."""
+"""Files that are not fastdiff's own; the network of a state dict is recognised by its keys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,17 @@ def load_foreign(
     schedule: Schedule | None,
     image_size: int | tuple[int, int] | None,
 ) -> Model:
-    """A Model from a file that is not fastdiff's own; tensors where they have been read already (bare safetensors)."""
+    """A Model from a file that is not fastdiff's own.
+
+    Args:
+        path: the file.
+        tensors: its tensors, if they have been read already (bare safetensors).
+        schedule: the training schedule; None is the network's usual one.
+        image_size: side or (height, width) in pixels; None is the network's usual one.
+
+    Raises:
+        InputError: for a damaged file, or one of an unknown network.
+    """
     if tensors is None and is_mindspore(path):
         tensors = read_mindspore(path)
         try:
@@ -41,7 +51,7 @@ def load_foreign(
 def recognise(
     path: Path, tensors: Mapping[str, Tensor], schedule: Schedule | None, image_size: int | tuple[int, int] | None
 ) -> Model:
-    """A Model from a bare state dict; raises InputError where its network or its edition is not known."""
+    """A Model from a bare state dict; raises InputError if its network or its edition is unknown."""
     tensors = strip_prefixes(tensors)
     if "init_conv.conv1.0.weight" in tensors and "contextembed1.model.0.weight" in tensors:
         return context_model(path, tensors, schedule, image_size)

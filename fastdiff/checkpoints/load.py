@@ -28,21 +28,21 @@ def load(
     """A model by its name or from a file; no code from the file is run.
 
     Args:
-        name_or_path: A shipped model, `fashion-mnist` or `sprites`; fastdiff's own .safetensors, or the folder of a
+        name_or_path: a shipped model, `fashion-mnist` or `sprites`; fastdiff's own .safetensors, or the folder of a
             training run; a training checkpoint (its averaged weights, where it has them); a state dict of AnnotatedUnet
             or ContextUnet (.pt, .pth, .safetensors; bare or under "ema", "model", "state_dict", ...), recognised by its
             keys; the MindSpore tutorial's .ckpt.
-        schedule: The training schedule, for a state dict. Default: its tutorial's, which is linear with T = 200 for
+        schedule: the training schedule, for a state dict. Default: its tutorial's, which is linear with T = 200 for
             AnnotatedUnet, course with T = 500 for ContextUnet.
-        image_size: Side of the images or (height, width), in pixels, for a state dict. Default: 28 for AnnotatedUnet;
+        image_size: side of the images or (height, width), in pixels, for a state dict. Default: 28 for AnnotatedUnet;
             ContextUnet's follows from its weights.
-        class_names: A name for each entry of the context, for a file that does not name them.
+        class_names: a name for each entry of the context, for a file that does not name them.
 
     Returns:
         The model, its weights in float32 on the CPU, its network in eval mode.
 
     Raises:
-        InputError: The name is unknown; the file is damaged, of another network, or needs code to be run; or an
+        InputError: the name is unknown; the file is damaged, of another network, or needs code to be run; or an
             argument contradicts it.
     """
     path = locate(name_or_path)
@@ -59,7 +59,7 @@ def load(
 
 
 def stored_info(name_or_path: str | Path) -> dict[str, Any]:
-    """What a file says about its making: the info given to `save`, or how far a training run is."""
+    """What a file records about its making: the info given to `save`, or a training run's progress."""
     path = locate(name_or_path)
     config = read_tensors(path)[1] if looks_like_safetensors(path) else None
     if config is None:

@@ -24,7 +24,7 @@ _TYPES = {
     "Int64": torch.int64,
     "Bool": torch.bool,
 }
-# What an optimizer and a training loop keep beside the network's own parameters.
+# What an optimizer and a training loop save beside the network's parameters.
 _TRAINING = ("moment1.", "moment2.", "moments.", "accum.", "adam_m.", "adam_v.")
 _TRAINING_NAMES = ("global_step", "learning_rate", "beta1_power", "beta2_power", "epoch_num", "step_num")
 
@@ -75,32 +75,32 @@ def _dims(value: int | memoryview) -> list[int]:
 
 
 def _slice(data: memoryview) -> tuple[list[int], str, memoryview]:
-    """A TensorProto's dims, type and content."""
+    """A TensorProto's dims, tensor_type and content."""
     dims: list[int] = []
-    kind, content = "", memoryview(b"")
+    dtype, content = "", memoryview(b"")
     for number, value in _fields(data):
         if number == 1:
             dims += _dims(value)
         elif number == 2:
-            kind = bytes(value).decode()  # type: ignore[arg-type]
+            dtype = bytes(value).decode()  # type: ignore[arg-type]
         elif number == 3:
             content = value  # type: ignore[assignment]
-    return dims, kind, content
+    return dims, dtype, content
 
 
 def _tensor(slices: list[tuple[list[int], str, memoryview]]) -> Tensor:
-    """A tensor from its slices: a large one is saved as several Values, each with the whole tensor's dims."""
-    dims, kind, _ = slices[0]
-    if kind not in _TYPES:
-        raise ValueError(f"tensor type {kind!r}")
-    dtype, content = _TYPES[kind], b"".join(part for _, _, part in slices)
+    """A tensor from its slices: a large one is stored as several Values, each with the whole tensor's dims."""
+    dims, name, _ = slices[0]
+    if name not in _TYPES:
+        raise ValueError(f"tensor type {name!r}")
+    dtype, content = _TYPES[name], b"".join(part for _, _, part in slices)
     if len(content) != math.prod(dims) * dtype.itemsize:
-        raise ValueError(f"{len(content)} bytes for a {kind} tensor of shape {dims}")
+        raise ValueError(f"{len(content)} bytes for a {name} tensor of shape {dims}")
     return torch.frombuffer(bytearray(content), dtype=dtype).view(dims) if content else torch.empty(dims, dtype=dtype)
 
 
 def read_mindspore(path: Path) -> dict[str, Tensor]:
-    """Name → tensor; gamma and beta are renamed weight and bias, and the optimizer's state is left out."""
+    """Name → tensor, with gamma and beta renamed weight and bias, without the optimizer's state."""
     slices: dict[str, list[tuple[list[int], str, memoryview]]] = {}
     try:
         for number, value in _fields(memoryview(path.read_bytes())):
@@ -122,7 +122,7 @@ def read_mindspore(path: Path) -> dict[str, Tensor]:
 
 
 def is_mindspore(path: Path) -> bool:
-    """Whether the file begins as MindSpore's message does, with field 1, length-delimited, and its field 1."""
+    """Whether the file begins with a length-delimited field 1 that begins with another, as MindSpore's message."""
     with open(path, "rb") as file:
         head = file.read(12)
     body = head[1:].lstrip(bytes(range(0x80, 0x100)))[1:]  # after the varint length

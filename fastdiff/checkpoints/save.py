@@ -19,13 +19,13 @@ def save(
     """Write a model as one safetensors file, whole or not at all.
 
     Args:
-        model: A Model of AnnotatedUnet or ContextUnet.
-        path: The file; missing folders are made.
-        dtype: Of the stored weights; torch.float16 halves the file. Default: as they are.
-        info: Plain values (JSON) about the model's making, which `fastdiff info` shows.
+        model: a Model of AnnotatedUnet or ContextUnet.
+        path: the file; missing folders are made.
+        dtype: of the stored weights; torch.float16 halves the file. Default: as they are.
+        info: plain values (JSON) about the model's making, which `fastdiff info` shows.
 
     Raises:
-        InputError: The network is of another class.
+        InputError: the network is of another class.
     """
     check_model(model)
     tensors = {

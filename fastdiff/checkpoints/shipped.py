@@ -1,4 +1,4 @@
-"""The models that come with the package, and where a model of any name lies. Imports no torch."""
+"""The models that come with the package, and the file of a model by any name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def shipped_models() -> dict[str, Path]:
 
 
 def locate(name_or_path: str | Path) -> Path:
-    """The file of a shipped model, of a training run's folder, or the path itself; InputError where there is none."""
+    """The file of a shipped model or of a training run's folder, or the path itself; InputError if there is none."""
     shipped = shipped_models()
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]

@@ -16,23 +16,23 @@ from fastdiff.errors import InputError
 from fastdiff.files import write_atomically
 from fastdiff.model import Model
 
-# What reading a network's sizes off a state dict raises where keys are missing or shapes are not as expected.
+# What is raised if keys are missing, or shapes unexpected, when a network's sizes are read off a state dict.
 ODD_SHAPES = (KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError, MemoryError)
 
 
 def mismatch(error: Exception) -> str:
-    """One of ODD_SHAPES in words: the key that is missing, or what the shapes gave."""
+    """One of ODD_SHAPES in words: the missing key, or the shapes' error."""
     return f"it has no {error.args[0]}" if isinstance(error, KeyError) else f"its tensors have odd shapes ({error})"
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """A safetensors file, whole or not at all, its configuration as JSON in the metadata entry "fastdiff"."""
+    """Write a safetensors file, whole or not at all, with config as JSON in the metadata entry "fastdiff"."""
     metadata = {"fastdiff": json.dumps(config)}
     write_atomically(path, lambda temporary: save_file(dict(tensors), temporary, metadata=metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """A safetensors file's tensors, and its fastdiff configuration or None."""
+    """A safetensors file's tensors, and its fastdiff configuration or None; raises InputError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("fastdiff")
@@ -49,7 +49,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 
 
 def looks_like_safetensors(path: Path) -> bool:
-    """By its name, or by its ninth byte, with which the JSON header begins."""
+    """Whether the file's name, or its ninth byte, where the JSON header begins, is a safetensors file's."""
     try:
         with open(path, "rb") as file:
             head = file.read(9)
@@ -59,13 +59,22 @@ def looks_like_safetensors(path: Path) -> bool:
 
 
 def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Copy tensors into the network and put it in eval mode; an InputError names keys or shapes that do not match."""
+    """Copy tensors into the network and put it in eval mode.
+
+    Args:
+        network: of any class.
+        tensors: a tensor for each key of its state dict.
+        path: the tensors' file, for errors.
+
+    Raises:
+        InputError: for keys or shapes that do not match, which it names, or values that are not finite.
+    """
     own = network.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     wrong = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
     if missing or unexpected or wrong:
-        kinds = (("missing", missing), ("unexpected", unexpected), ("wrong shape", sorted(wrong)))
-        what = "; ".join(f"{len(keys)} {kind} ({keys[0]}, ...)" for kind, keys in kinds if keys)
+        faults = (("missing", missing), ("unexpected", unexpected), ("wrong shape", sorted(wrong)))
+        what = "; ".join(f"{len(keys)} {fault} ({keys[0]}, ...)" for fault, keys in faults if keys)
         raise InputError(f"{str(path)!r} does not match {type(network).__name__}: {what}")
     broken = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
@@ -75,7 +84,7 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | 
 
 
 def filled(path: Path, tensors: Mapping[str, Tensor], model: Model) -> Model:
-    """The model, with these weights in float32 in its network."""
+    """The model, after these weights were loaded in float32."""
     floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     load_weights(model.network, floats, path)
     return model

@@ -1,4 +1,4 @@
-"""State dicts in torch.save files, out of whatever trainers wrap around them. No code from a file is run."""
+"""State dicts in torch.save files, unwrapped from what trainers put around them. No code from a file is run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastdiff.errors import InputError
 
-# Entries under which trainers keep weights, the averaged ones first, and prefixes that wrappers put before keys.
+# Entries under which trainers keep weights, averaged ones first, and prefixes that wrappers put before keys.
 WRAPPINGS = (
     "ema",
     "ema_model",
@@ -33,7 +33,7 @@ PREFIXES = ("module.", "_orig_mod.", "ema_model.", "model.", "network.", "net.",
 
 ACCEPTED = "accepted: .safetensors, state dicts of torch.save, MindSpore's .ckpt"
 SHOWN = 3  # objects that a refusal names
-PICKLES = 5  # that torch.save writes one after the other, before the tensors, in its format without a zip
+PICKLES = 5  # in torch.save's format without a zip, before the tensors
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
@@ -60,11 +60,11 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _objects_in(path: Path) -> list[str]:
-    """module.name of the classes and functions that the file would have imported; it is read, and nothing is run."""
+    """Names (module.name) of what the file would import when unpickled. It is only parsed; nothing is run."""
     try:
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError):  # not in the zip format of torch.save
-        # torch's own rebuild functions are allowed, but no public list tells which they are.
+        # torch allows its own rebuild functions, but has no public list of them.
         names = {
             name for name in _named_by_pickle(path.read_bytes()) if not name.startswith(("torch.", "collections."))
         }
@@ -72,11 +72,11 @@ def _objects_in(path: Path) -> list[str]:
 
 
 def _named_by_pickle(data: bytes) -> set[str]:
-    """module.name of every object that pickles one after the other import, as far as they are whole."""
+    """Names (module.name) of all objects that the file's pickles import, up to the first damaged byte."""
     names: set[str] = set()
     memo: list[Any] = []
     strings: list[Any] = []  # pushed so far; a STACK_GLOBAL takes the last two
-    last: Any = None  # the top of the stack, where it is a string
+    last: Any = None  # the top of the stack, if it is a string
     file = io.BytesIO(data)
     try:
         for opcode, argument, _ in itertools.chain.from_iterable(pickletools.genops(file) for _ in range(PICKLES)):
@@ -92,7 +92,7 @@ def _named_by_pickle(data: bytes) -> set[str]:
                     last = memo[argument]
                 if isinstance(last, str):
                     strings.append(last)
-    except ValueError:  # where it is damaged
+    except ValueError:  # damaged from here on
         pass
     return names
 
@@ -106,7 +106,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _state_dict(content: Any) -> dict[str, Tensor] | None:
-    """The first wrapping, the averaged weights before the others, that holds weights, else the tensors here."""
+    """The weights under the first known wrapper (averaged ones first), else the tensors at this level."""
     if not isinstance(content, Mapping):
         return None
     for name in WRAPPINGS:

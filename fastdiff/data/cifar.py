@@ -17,7 +17,7 @@ Batch = tuple[np.ndarray, np.ndarray]  # (N, 3, 32, 32) uint8, (N,) int64
 
 
 class ArraysOnly(pickle.Unpickler):
-    """The Python version of CIFAR-10 is pickled; nothing but NumPy arrays may be made from it."""
+    """CIFAR-10's Python version is pickled; this unpickler makes nothing but NumPy arrays."""
 
     ALLOWED = {
         ("numpy", "ndarray"),
@@ -44,7 +44,7 @@ def _binary(path: Path) -> Batch:
 
 
 def _find(source: str) -> tuple[Path, str, Callable[[Path], Batch]] | None:
-    """Where the batches lie in the folder, their ending, and what reads them; None where there are none."""
+    """The folder of the batches, their ending, and the function that reads one; None if there are none."""
     folder = Path(source)
     for place in (folder, folder / "cifar-10-batches-bin", folder / "cifar-10-batches-py"):
         for ending, read in ((".bin", _binary), ("", _python)):

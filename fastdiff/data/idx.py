@@ -32,8 +32,7 @@ def unpacked(folder: Path, name: str) -> bytes:
 def _array(folder: Path, name: str, ndim: int) -> np.ndarray:
     data = unpacked(folder, name)
     try:
-        zero, kind, found = struct.unpack_from(">HBB", data)
-        if (zero, kind, found) != (0, 8, ndim):
+        if struct.unpack_from(">HBB", data) != (0, 8, ndim):  # type 8 is uint8
             raise ValueError(f"it should hold bytes in {ndim} dimensions")
         shape = struct.unpack_from(f">{ndim}I", data, 4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)

@@ -23,7 +23,7 @@ class ImageData:
     """Pictures to train on, and others to validate with, whole in memory.
 
     Attributes:
-        name: What reports and model cards call it.
+        name: what reports and model cards call it.
         images: (N, C, H, W) uint8.
         labels: (N, K) float32, one-hot or any mixture; K = 0 without labels.
         class_names: K names.
@@ -31,7 +31,7 @@ class ImageData:
         val_labels: (M, K) float32.
 
     Raises:
-        InputError: Where there is nothing to train on or to validate with, or where labels are not finite.
+        InputError: if there is nothing to train on or to validate with, or labels are not finite.
     """
 
     name: str
@@ -57,11 +57,18 @@ class ImageData:
         return tuple(self.images.shape[1:])  # type: ignore[return-value]
 
     def fingerprint(self) -> int:
-        """CRC-32 of the training pictures and labels, by which a resumed run knows its data again."""
+        """CRC-32 of the training pictures and labels, by which a resumed run recognises its data."""
         return zlib.crc32(self.labels.numpy().tobytes(), zlib.crc32(self.images.numpy().tobytes()))
 
     def named(self, class_names: tuple[str, ...]) -> ImageData:
-        """The same with other names of the classes. Raises InputError unless they are K different ones."""
+        """The same data with other names of the classes.
+
+        Args:
+            class_names: K different names.
+
+        Raises:
+            InputError: for another number of names, or a name given twice.
+        """
         width = self.labels.shape[1]
         if len(class_names) != width or len(set(class_names)) != width:
             raise InputError(f"{len(class_names)} class names {list(class_names)}; accepted: {width} different ones")
@@ -78,7 +85,7 @@ class ImageData:
         return f"ImageData of {self.summary()}\nclasses: {', '.join(names) or 'none'}"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the same, and the first pictures, about 640x320 pixels of them."""
+        """For notebooks: the repr, and a grid of the first pictures of about 640x320 pixels."""
         _, height, width = self.image_shape
         columns, rows = (max(1, min(most, room // side)) for most, room, side in ((8, 640, width), (4, 320, height)))
         file = io.BytesIO()
@@ -88,7 +95,7 @@ class ImageData:
 
 
 def one_hot(index: Tensor, class_names: tuple[str, ...], name: str) -> Tensor:
-    """(N,) int64 → (N, K) float32. Raises InputError for a label that is no class."""
+    """(N,) int64 → (N, K) float32; raises InputError for a label that is no class."""
     if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(class_names):
         raise InputError(
             f"data {name!r} has label {int(index.max())}; accepted: 0 to {len(class_names) - 1}, one number a class"
@@ -97,16 +104,16 @@ def one_hot(index: Tensor, class_names: tuple[str, ...], name: str) -> Tensor:
 
 
 def split(name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...], holdout: float) -> ImageData:
-    """Set aside every (1 / holdout)-th block of neighbours within each class, so that no class is lost."""
+    """Hold out every (1 / holdout)-th block of neighbours within each class, so that no class is left out."""
     if len(images) < 2:
         raise InputError(f"data {name!r} holds {len(images)} pictures; accepted: at least 2")
     every = round(1 / holdout)
-    kind = labels.argmax(dim=1) if labels.shape[1] else torch.zeros(len(images), dtype=torch.int64)
+    classes = labels.argmax(dim=1) if labels.shape[1] else torch.zeros(len(images), dtype=torch.int64)
     held = torch.zeros(len(images), dtype=torch.bool)
-    for value in kind.unique():
-        members = (kind == value).nonzero()[:, 0]
+    for value in classes.unique():
+        members = (classes == value).nonzero()[:, 0]
         block = max(1, min(HOLDOUT_BLOCK, len(members) // every))
         held[members[torch.arange(len(members)) // block % every == every - 1]] = True
     if not held.any():  # few pictures: one of the largest class
-        held[(kind == kind.mode().values).nonzero()[-1]] = True
+        held[(classes == classes.mode().values).nonzero()[-1]] = True
     return ImageData(name, images[~held], labels[~held], class_names, images[held], labels[held])

@@ -1,4 +1,4 @@
-"""`load_data`: training data from whatever source it is in."""
+"""`load_data`: training data from any of the sources."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ def load_data(
 
     Args:
         source: {sources}.
-        labels: The .npy file of the labels of an .npy of pictures: (N, K) numbers, a row for each picture, one-hot or
+        labels: the .npy file of the labels of an .npy of pictures: (N, K) numbers, a row for each picture, one-hot or
             any mixture of K classes.
-        size: Pixels. Pictures of a folder are cut to their middle square and resized to size x size; they must be of
-            one size where it is not given.
+        size: in pixels; pictures of a folder are cut to their middle square and resized to size x size. Without it
+            they must all be of one size.
         class_names: K names in place of the data's own.
-        holdout: Share of each class that is kept for validation where the data has no test set, above 0 and at most
+        holdout: share of each class that is held out for validation if the data has no test set, above 0 and at most
             0.5. It is taken in blocks of up to 50 neighbours, which in a file are often variants of one drawing.
-        download: Whether Fashion-MNIST may be downloaded where it is not found. The files' SHA-256 are checked.
+        download: whether Fashion-MNIST may be downloaded if it is not found. The files' SHA-256 are checked.
 
     Returns:
         The pictures and their labels, and those held out for validation.
 
     Raises:
-        InputError: Where there is no whole data of any of these kinds, or an argument does not belong to it.
+        InputError: if the source is none of these or is damaged, or an argument does not apply to it.
     """
     source = str(source)
     if not 0 < holdout <= 0.5:
         raise InputError(f"holdout = {holdout}; accepted: more than 0, at most 0.5")
     try:
-        kind = _kind(source)
+        chosen = _recognised(source)
         given = {"labels": None if labels is None else str(labels), "size": size}
         for name, value in given.items():
-            if value is not None and name not in kind.options:
+            if value is not None and name not in chosen.options:
                 raise InputError(f"{name} = {value!r} with data {source!r}; accepted only with {accepted(name)}")
-        options = {name: value for name, value in {**given, "download": download}.items() if name in kind.options}
-        found = kind.read(source, **options)
+        options = {name: value for name, value in {**given, "download": download}.items() if name in chosen.options}
+        found = chosen.read(source, **options)
     except OSError as error:  # an unreadable folder, a name too long
         raise InputError(f"cannot read data {source!r}: {error.strerror or error}") from error
     data = _image_data(found, holdout)
@@ -64,16 +64,16 @@ if load_data.__doc__:  # python -OO leaves none
     load_data.__doc__ = load_data.__doc__.replace("{sources}", accepted())
 
 
-def _kind(source: str) -> Source:
-    for kind in SOURCES:
-        if kind.recognises(source):
-            return kind
+def _recognised(source: str) -> Source:
+    for one in SOURCES:
+        if one.recognises(source):
+            return one
     what = f"{source!r} holds no data" if Path(source).is_dir() else f"no data at {source!r}"
     raise InputError(f"{what}; accepted: {accepted()}")
 
 
 def _image_data(found: Pictures, holdout: float) -> ImageData:
-    """As tensors, with pictures set aside where the source has no test set."""
+    """As tensors, with pictures held out if the source has no test set."""
     count = len(found.images)
     weights = np.zeros((count, 0), np.float32) if found.labels is None else found.labels
     names = found.class_names

@@ -22,8 +22,8 @@ def _load(path: str) -> np.ndarray:
 def channels_first(images: np.ndarray) -> np.ndarray:
     """(N, H, W), (N, H, W, C) or (N, C, H, W) → (N, C, H, W).
 
-    The channels are the last axis where that is 1, 3 or 4. Else they are the second axis where that is 1, 3 or 4, or
-    smaller than the other two.
+    The channels are the last axis if its size is 1, 3 or 4; else the second, if its size is 1, 3 or 4, or smaller than
+    the other two; else the last.
     """
     if images.ndim == 3:
         return images[:, None]

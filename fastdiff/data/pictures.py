@@ -18,7 +18,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def read(source: str, size: int | None) -> Pictures:
-    """All pictures below the folder; its subfolders are the classes. Gray where every picture is."""
+    """All pictures below the folder, whose subfolders are the classes; gray if every picture is."""
     from fastdiff.images import from_picture, open_picture  # here, since it imports torch
 
     folder = Path(source)

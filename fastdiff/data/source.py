@@ -15,13 +15,13 @@ class Pictures:
     """What a source reads, as NumPy arrays.
 
     Attributes:
-        name: What the data is called in reports and model cards.
+        name: the data's name in reports and model cards.
         images: (N, C, H, W) uint8.
         labels: (N,) whole numbers, each a class; or (N, K) numbers, the weights of K classes; or None.
-        class_names: Names of the classes; empty for class0, class1, ...
-        test_images: Pictures for validation alone, (M, C, H, W) uint8; None where the data has no test set, and some
-            pictures are to be set aside.
-        test_labels: Their labels.
+        class_names: names of the classes; empty for class0, class1, ...
+        test_images: pictures for validation alone, (M, C, H, W) uint8; None if the data has no test set, and some of
+            the pictures are to be held out.
+        test_labels: as labels.
 
     Raises:
         InputError: for arrays of other shapes, or labels for another number of pictures.
@@ -52,14 +52,14 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Source:
-    """One kind of data that `load_data` and `fastdiff train --data` take.
+    """One kind of data that `load_data` and `fastdiff train --data` accept.
 
     Attributes:
-        accepts: What the user gives, in a few words, for the help and for error messages.
-        recognises: Whether a name or path is of this kind.
-        read: Reads it: read(source), with those of load_data's arguments that `options` names as keywords. Raises
-            InputError where it is not whole.
-        options: Names of load_data's arguments that this kind takes: "labels", "size", "download".
+        accepts: what the user gives, in a few words, for the help and for error messages.
+        recognises: source → whether a name or path is of this kind.
+        read: (source, **options) → its pictures; the keywords are those of load_data's arguments that `options`
+            names. Raises InputError for damaged data.
+        options: load_data's arguments that apply: "labels", "size", "download".
     """
 
     accepts: str

@@ -10,6 +10,6 @@ SOURCES: tuple[Source, ...] = (fashion.SOURCE, npy.SOURCE, idx.SOURCE, cifar.SOU
 
 
 def accepted(option: str | None = None) -> str:
-    """What data can be, in words: of all sources, or of those that take an option."""
+    """What users can give as data, in words: all sources, or those that take an option."""
     words = [source.accepts for source in SOURCES if option is None or option in source.options]
     return " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)

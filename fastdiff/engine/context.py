@@ -25,7 +25,7 @@ def by_name(weights: Mapping[str, float], class_names: Sequence[str]) -> Tensor:
 
 
 def parse_context(text: str, class_names: Sequence[str]) -> Tensor:
-    """A context as typed: "monster=1,spell=0.6", a class name alone for weight 1, or numbers, "1,0,0.6,0,0"."""
+    """A context as typed: "monster=1,spell=0.6", where a name alone has weight 1, or numbers, "1,0,0.6,0,0"."""
     parts = [part.strip() for part in text.split(",")]
     named = any("=" in part or part in class_names for part in parts)
     try:
@@ -59,9 +59,20 @@ class Contexts:
 
 
 def resolve_context(width: int | None, class_names: Sequence[str], context: Any, n: int, first: int) -> Contexts | None:
-    """The contexts of samples first .. first + n - 1, checked; see request.Request.of for what is accepted.
+    """The contexts of samples first .. first + n - 1, checked.
 
-    width: K; 0 where the model takes no context, None where any width may be right.
+    Args:
+        width: K; 0 if the model takes no context, None if its width is unknown.
+        class_names: names of the K entries, or none.
+        context: as request.Request.of takes it.
+        n: how many samples.
+        first: the first sample's index.
+
+    Returns:
+        The contexts, or None without any.
+
+    Raises:
+        InputError: for a context that the model cannot take.
     """
     if context is None:
         return None
@@ -89,7 +100,7 @@ def _from_source(source: Callable[[int, int], Any], width: int | None, first: in
             raise InputError(f"the context source returned shape {tuple(made.shape)}; accepted: ({count}, {width})")
         return made
 
-    rows(first, 1)  # so that a wrong one is refused before any long work
+    rows(first, 1)  # refuses a wrong source before any long work
     return Contexts(width, rows)
 
 

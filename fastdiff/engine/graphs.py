@@ -1,9 +1,8 @@
-"""Steps captured as CUDA graphs, those of all engines in one pool: a cap in bytes, the least recently used go first.
+"""Steps captured as CUDA graphs, in one pool for all engines: a cap in bytes, the least recently used dropped first.
 
-Only one step is captured at a time in a process, and nothing is given back to the driver meanwhile: either would end
-the capture that is under way. Other threads may launch, allocate and read what they like. All captures of a device use
-one stream, and so the library's workspace that belongs to it; engines that replay at the same time on several streams
-of one device would share that workspace, and must not.
+One step is captured at a time, and no memory is freed meanwhile; either would abort the capture. Other threads may
+launch, allocate and read during a capture. All captures of a device use one stream, and so share cuBLAS's workspace
+for it: engines must not replay at the same time on several streams of one device.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import itertools
 import statistics
 import threading
-import warnings
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -24,7 +22,9 @@ from torch import Tensor, cuda
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-SLOWER = 1.03  # a replay is used unless it takes more than this share of a launch: a tie spares the CPU the launches
+from fastdiff.errors import warn_caller
+
+SLOWER = 1.03  # times a launched step; at equal speed a replay is preferred, since it saves the CPU the launches
 INDEXED = {"index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put"}
 
 
@@ -38,9 +38,19 @@ class CannotCapture(RuntimeError):
 
 
 def capture(body: Callable[[], None], index: Tensor, device: torch.device) -> Graph:
-    """The body as a CUDA graph. It moves the index, () int64 on the device, on by one; the index ends at 0.
+    """Capture a step as a CUDA graph. The current device and stream stay as they were.
 
-    Raises CannotCapture, or what torch raises during a capture; whatever was current before is current again.
+    Args:
+        body: one step, which advances the index by one.
+        index: () int64 on the device; ends at 0.
+        device: a CUDA device.
+
+    Returns:
+        The graph, and the bytes of device memory that it holds.
+
+    Raises:
+        CannotCapture: the step does what no graph can hold.
+        RuntimeError: torch's own errors during a capture.
     """
     current = cuda.current_stream(device)
     with cuda.device(device), cuda.stream(current):  # a capture that fails leaves its own stream and device behind
@@ -55,16 +65,16 @@ def capture(body: Callable[[], None], index: Tensor, device: torch.device) -> Gr
             index.zero_()
         current.wait_stream(aside)
         cuda.synchronize(device)
-        cuda.empty_cache()  # as a capture begins with; here, so that what it frees is not counted
+        cuda.empty_cache()  # a capture begins with this; done here so that what it frees is not counted
         before = cuda.memory_reserved(device)
         graph, pool = cuda.CUDAGraph(), cuda.graph_pool_handle()
         try:
-            # Without a stream torch would take one of the device that captured first in this process.
+            # Unless given a stream, torch uses one on the device where this process first captured.
             with cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
                 body()
         except BaseException:
-            # After a capture that CUDA ended torch still allocates for it, and empty_cache would fail from then on.
-            with suppress(RuntimeError):  # where it has stopped by itself
+            # After a capture that CUDA aborted, torch still allocates from its pool, and empty_cache would fail.
+            with suppress(RuntimeError):  # if torch has stopped already
                 cuda.memory._cuda_endAllocateToPool(device.index, pool)
             raise
         index.zero_()
@@ -81,9 +91,9 @@ def _stream(device: torch.device) -> Any:
 
 
 class _Capturable(TorchDispatchMode):
-    """Raises CannotCapture at an operation that no graph can hold, by its name.
+    """Raises CannotCapture, which names the operation, at one that no graph can hold.
 
-    In a capture such an operation would end it with an error that names nothing.
+    During a capture, CUDA's own error would not name it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -92,7 +102,7 @@ class _Capturable(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes a second
+        return False  # otherwise torch imports its compiler, which takes a second
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
         name, given = func.overloadpacket.__name__, _tensors((args, kwargs))
@@ -104,7 +114,7 @@ class _Capturable(TorchDispatchMode):
         if there and reads:
             raise CannotCapture(f"aten.{name} has the host read a tensor, which a graph cannot hold")
         out = func(*args, **(kwargs or {}))
-        # A single number on the host is an argument of a launch, unless it is copied.
+        # A scalar on the host is passed as a launch argument, unless it is copied.
         places = {t.device.type for t in [*given, *_tensors(out)] if t.ndim or name in ("copy_", "_to_copy")}
         if len(places) > 1 or (there and name in ("lift", "lift_fresh")):  # torch.tensor(...) ends in one of these
             raise CannotCapture(f"aten.{name} copies data between host and device, which a graph cannot hold")
@@ -118,7 +128,8 @@ def _tensors(values: Any) -> list[Tensor]:
 class GraphPool:
     """The captured steps of a process, by owner.
 
-    limit: bytes that graphs may hold together before that of the owner which is least recently used is dropped.
+    Args:
+        limit: bytes that all graphs may hold; beyond it the least recently used is dropped.
     """
 
     def __init__(self, limit: int = 4 << 30) -> None:
@@ -130,7 +141,7 @@ class GraphPool:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """For one capture at a time; what is forgotten meanwhile is released afterwards."""
+        """One capture at a time; what is forgotten meanwhile is released afterwards."""
         if self._captor == threading.get_ident():
             raise CannotCapture("it samples by another engine that captures")
         try:
@@ -144,26 +155,26 @@ class GraphPool:
             self._release()
 
     def replay(self, owner: int) -> Callable[[], None] | None:
-        """What replays the owner's graph, the owner now the most recently used; None if it is not held."""
+        """A function that replays the owner's graph, now the most recently used; None if it is not held."""
         try:
             self.held.move_to_end(owner)
             return self.held[owner].replay
-        except KeyError:  # never captured, or dropped for another thread's
+        except KeyError:  # never captured, or dropped meanwhile by another thread
             return None
 
     def add(self, owner: int, graph: Graph) -> None:
-        """To be called within exclusive()."""
+        """Hold the owner's graph; to be called within exclusive()."""
         self.held[owner] = graph
         while self.bytes() > self.limit and len(self.held) > 1:
             self._drop(next(iter(self.held)))
 
     def forget(self, owner: int) -> None:
-        """Release the owner's graph, at once or when the capture that is under way is over; for finalizers too."""
+        """Release the owner's graph, now or after the running capture. Never waits, so finalizers may call it."""
         self._dropped.append(owner)
         self._release()
 
     def _release(self) -> None:
-        # A finalizer may run in the middle of anything, so it never waits: whoever holds the lock calls this after it.
+        # Finalizers, which may run at any point, must not wait for the lock; its holder calls this after releasing it.
         while self._dropped and self._captures.acquire(blocking=False):
             try:
                 self._drop(self._dropped.popleft())
@@ -174,23 +185,31 @@ class GraphPool:
 
     def _drop(self, owner: int) -> None:
         if self.held.pop(owner, None) is not None:
-            cuda.empty_cache()  # the memory of a graph is of no use to anything else
+            cuda.empty_cache()  # nothing else can use a graph's memory
 
     def bytes(self, owner: int | None = None) -> int:
-        """What all graphs hold, or that of one owner."""
+        """The bytes that all graphs hold, or that of one owner."""
         return sum(graph.bytes for key, graph in list(self.held.items()) if owner in (None, key))
 
 
 POOL = GraphPool()
-_owners = itertools.count()  # unlike addresses these are not used again while a graph waits to be dropped
+_owners = itertools.count()  # unlike id(), never reused while a graph waits to be dropped
 
 
 class CapturedStep:
-    """A step that is replayed from the pool: call ready() before a batch, then it for each step.
+    """A step that is replayed from the pool: call ready() before a batch, then the object once per step.
 
-    body: one step, which reads and writes fixed buffers only and moves `index`, () int64, the row at hand, on by one.
-    Where capture fails, or a replay is slower than the launched body, the body is launched; `status` says which and
-    why.
+    If capture fails, or a replay is slower, the body is launched instead.
+
+    Args:
+        body: one step, which reads and writes fixed buffers only and advances `index` by one.
+        index: () int64 on the device, the current row.
+        device: a CUDA device.
+        pool: default: the process's own.
+
+    Attributes:
+        eager: whether the body is launched.
+        status: which of the two runs and why; "" before the first ready().
     """
 
     def __init__(
@@ -202,7 +221,7 @@ class CapturedStep:
         weakref.finalize(self, self.pool.forget, self.owner).atexit = False
 
     def ready(self) -> None:
-        """Capture the step unless the pool holds it; the state's contents are lost."""
+        """Capture the step unless the pool holds it, which overwrites the state."""
         if self.eager or self.pool.replay(self.owner) is not None:
             return
         try:
@@ -218,14 +237,14 @@ class CapturedStep:
         except torch.OutOfMemoryError:
             raise  # the batch is too large, eagerly too
         except Exception as problem:
-            cause = problem.__context__ or problem  # the end of a capture that failed raises an error of its own
+            cause = problem.__context__ or problem  # ending a failed capture raises an error of its own
             reason = (str(cause).splitlines() or [type(cause).__name__])[0]
             self.status = f"the step could not be captured as a CUDA graph and runs eagerly: {reason}"
             self.eager = True
-            warnings.warn(self.status, stacklevel=2)
+            warn_caller(self.status)
 
     def _compare(self, replay: Callable[[], None]) -> None:
-        """Whether to replay, by the medians of interleaved runs."""
+        """Choose the faster, by the medians of interleaved runs."""
         launched: list[float] = []
         replayed: list[float] = []
         for _ in range(5):
@@ -239,6 +258,7 @@ class CapturedStep:
         self.status = f"capture {verb}: {fast:.3f} ms a step replayed, {slow:.3f} ms launched"
 
     def bytes(self) -> int:
+        """The bytes that the step's graph holds."""
         return self.pool.bytes(self.owner)
 
     def __call__(self) -> None:
@@ -246,7 +266,7 @@ class CapturedStep:
 
 
 def _milliseconds(call: Callable[[], None], device: torch.device) -> float:
-    """How long the device takes for a call, gaps between its launches included."""
+    """The device's time for a call, gaps between launches included."""
     with cuda.device(device):
         cuda.synchronize(device)
         begin, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)

@@ -14,20 +14,20 @@ from fastdiff.networks.context import ResidualConvBlock
 
 
 def make_native(network: nn.Module) -> nn.Module:
-    """Replace what the kernels take, in a float32 network on the CPU that is this function's to change.
+    """Replace what the kernels can compute in a float32 network on the CPU, in place.
 
-    Convolutions and norms stay the modules they were, with weights that can be read and hooks that are called, and
-    only compute otherwise, so that this holds for a network of the user's own as well. What the kernels do not take
-    (gradients, images without a batch) they compute as before.
+    Convolutions and norms remain the same modules, with readable weights and hooks that are called; only their
+    computation changes, so this is safe for any network. What the kernels do not take (gradients, images without a
+    batch) is computed as before.
     """
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if FoldedLinearAttention.replaces(child) and native_attention.fits(child.fn.norm.num_channels, HEAD_DIM):
                 setattr(module, name, NativeAttention(child))
     for module in network.modules():
-        for plain, kind in ((nn.Conv2d, NativeConv), (nn.Conv2d, NativeDepthwise), (nn.GroupNorm, NativeNorm)):
-            if type(module) is plain and kind.replaces(module):
-                module.__class__ = kind
+        for plain, replacement in ((nn.Conv2d, NativeConv), (nn.Conv2d, NativeDepthwise), (nn.GroupNorm, NativeNorm)):
+            if type(module) is plain and replacement.replaces(module):
+                module.__class__ = replacement
         if isinstance(module, (NativeConv, NativeDepthwise)):
             module.pack()
     for module in network.modules():
@@ -40,7 +40,7 @@ def make_native(network: nn.Module) -> nn.Module:
 
 
 def _join(sequence: nn.Sequential) -> None:
-    """Convolution, nothing, GELU → a convolution that ends in GELU, unless one has hooks."""
+    """Of (convolution, nn.Identity, GELU), fuse the GELU into the convolution, unless either has hooks."""
     conv, between, gelu = sequence
     if type(conv) is NativeConv and type(between) is nn.Identity and type(gelu) is nn.GELU:
         if not (hooked(conv) or hooked(gelu)):
@@ -55,7 +55,7 @@ def _plain(x: Tensor) -> bool:
 
 
 class NativeConv(nn.Conv2d):
-    """A 3x3 convolution by Winograd's method, with what may follow it in the same pass."""
+    """A 3x3 convolution by Winograd's method, with the norm before and what follows in the same pass."""
 
     @staticmethod
     def replaces(conv: nn.Conv2d) -> bool:
@@ -69,8 +69,8 @@ class NativeConv(nn.Conv2d):
         )
 
     def pack(self) -> None:
-        self.activation: str | None = None  # what the module itself ends in
-        self.packed: dict[int, Tensor] = {}  # by the tile's size, made when first used
+        self.activation: str | None = None  # set by _join
+        self.packed: dict[int, Tensor] = {}  # by tile size, made on first use
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fused(x, self.activation) if _plain(x) else super().forward(x)
@@ -118,6 +118,8 @@ class NativeDepthwise(nn.Conv2d):
 
 
 class NativeNorm(nn.GroupNorm):
+    """A GroupNorm, by itself or as part of the convolution that follows."""
+
     @staticmethod
     def replaces(norm: nn.GroupNorm) -> bool:
         whole = norm.weight is not None and norm.bias is not None
@@ -136,22 +138,22 @@ class NativeNorm(nn.GroupNorm):
 
 
 class NativeConvNext(ConvNextBlock):
-    """The block whose norms are no pass of their own: each convolution normalises what it reads."""
+    """The block without separate passes for its norms: each convolution normalises its input."""
 
     @staticmethod
     def replaces(block: nn.Module) -> bool:
         if type(block) is not ConvNextBlock:
             return False
         norm1, expand, _, norm2, contract = block.net
-        kinds = [type(module) for module in (block.ds_conv, norm1, expand, norm2, contract)]
-        return kinds == [NativeDepthwise, NativeNorm, NativeConv, NativeNorm, NativeConv]
+        classes = [type(module) for module in (block.ds_conv, norm1, expand, norm2, contract)]
+        return classes == [NativeDepthwise, NativeNorm, NativeConv, NativeNorm, NativeConv]
 
     def forward(self, x: Tensor, time_bias: Tensor | None = None) -> Tensor:
         norm1, expand, _, norm2, contract = self.net
         if time_bias is None or len(time_bias) > 1:
             h = self.ds_conv(x)
             h = h if time_bias is None else h + time_bias
-        else:  # a row of the table's: no pass of its own
+        else:  # one time for the batch: added with the convolution's bias
             bias = time_bias.flatten()
             h = self.ds_conv.fused(x, bias if self.ds_conv.bias is None else bias + self.ds_conv.bias)
         h = expand.fused(h, self.gelu, norm=norm1)

@@ -1,7 +1,7 @@
 """How torch computes while engines run: float32 as float32, and cuDNN by the same algorithms in every process.
 
-torch keeps these settings for the process, not for a thread. So they are counted: the first engine that runs makes
-them, the last one that ends puts back what was there before. Until then they hold for the process's other threads too.
+torch keeps these settings for the whole process, not per thread. So users are counted: the first engine that runs sets
+them, and the last one to end restores what was there. Meanwhile they hold for the process's other threads too.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def _attribute(place: Any, name: str, value: Any) -> _Setting:
 
 _cuda, _cudnn, _mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
 
-# In the order of writing. The older names come first, since writing them writes some of the newer ones too; they are
-# among these at all because torch refuses to read them where the newer ones say otherwise, and a network may do that.
+# Written in this order: the older names first, since they overwrite some of the newer ones. The older ones are set at
+# all because torch refuses to read them while they contradict the newer ones, and a network may read them.
 _SETTINGS = (
     _Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
     _attribute(_cudnn, "allow_tf32", False),
@@ -37,8 +37,8 @@ _SETTINGS = (
     _attribute(_cudnn.rnn, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
     _attribute(_mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
     _attribute(_mkldnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
-    # Some of cuDNN's algorithms add in an order that changes from run to run, and a choice by timing (benchmark) may
-    # differ between processes; the choice by its heuristics does not.
+    # Some of cuDNN's algorithms add in an order that changes from run to run. A choice by timing (benchmark) may differ
+    # between processes; a choice by heuristics does not.
     _attribute(_cudnn, "deterministic", True),
     _attribute(_cudnn, "benchmark", False),
 )
@@ -52,7 +52,7 @@ _before: list[tuple[_Setting, Any]] = []
 
 @contextmanager
 def fixed_numerics() -> Iterator[None]:
-    """Within it, in every thread: no TF32 or bfloat16 in float32's place, and deterministic cuDNN without timing."""
+    """Inside the `with` block: no TF32 or bfloat16 in place of float32, and deterministic cuDNN, in every thread."""
     global _inside
     with _lock:
         if not _inside:
@@ -71,7 +71,7 @@ def fixed_numerics() -> Iterator[None]:
 
 
 def _read() -> list[tuple[_Setting, Any]]:
-    """The settings with their values; without those of the older names that torch refuses to read as things are."""
+    """The settings with their values, except older names that torch refuses to read at the moment."""
     found = []
     for setting in _SETTINGS:
         try:

@@ -10,10 +10,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:
-    """The device asked for, or the CUDA device where there is one, else the CPU.
+    """The device asked for; None is the CUDA device if there is one, else the CPU.
 
-    A CUDA device comes with its index, since without one it means whichever device is current when it is used.
-    Raises InputError for one that cannot be used here.
+    Returns:
+        The device, CUDA's with its index: "cuda" alone would mean whichever is current when it is used.
+
+    Raises:
+        InputError: for a device that cannot be used here.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -28,7 +31,7 @@ def choose_device(device: torch.device | str | None) -> torch.device:
 
 
 def choose_dtype(dtype: torch.dtype | None) -> torch.dtype:
-    """float32 unless one is given; raises InputError for one that networks do not run in."""
+    """The dtype asked for, float32 for None; raises InputError unless it is one of DTYPES."""
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r}; accepted: {', '.join(map(str, DTYPES))}")

@@ -18,11 +18,11 @@ class State:
     Attributes:
         x: (B, C, H, W) float32.
         rows: (R, 6) float32, a StepTable's columns p, q, a, b, c, s; R is at least the table's length.
-        index: () int64, the row at hand.
-        key: (2,) int64, seed and first sample, where the noise is Philox's.
-        noise: x's shape, float32, where the caller's noise is filled in before each step.
-        x0_prev: x's shape, float32, where a row looks back at the x0 before; may be uninitialised.
-        guidance_scale: () float32, where guided.
+        index: () int64, the current row.
+        key: (2,) int64, seed and first sample, if the noise is Philox's.
+        noise: x's shape, float32, filled before each step, if the noise is the caller's.
+        x0_prev: x's shape, float32, if a row uses the previous x0; may be uninitialised.
+        guidance_scale: () float32, with guidance.
         clip: see prediction.Clip.
     """
 
@@ -37,10 +37,11 @@ class State:
 
 
 def advance(state: State, network: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Take the state through row `index`, and the index to the next. The host reads nothing back.
+    """Apply row `index` to the state and advance the index. The host reads nothing back.
 
     Args:
-        network: (x, index) → the prediction at that row, x's shape; where guided both predictions, (2 B, C, H, W).
+        state: is overwritten.
+        network: (x, index) → the prediction at that row, x's shape; with guidance both predictions, (2 B, C, H, W).
     """
     out = network(state.x, state.index)
     clip: None | float | Tensor

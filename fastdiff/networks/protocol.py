@@ -1,10 +1,10 @@
-"""What a network offers so that a sampler computes only once what does not depend on x."""
+"""What a network may offer: embeddings that a sampler computes only once, and the width of its contexts."""
 
 from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Embedding = tuple[Tensor, ...]
 
@@ -24,3 +24,9 @@ class SeparableNetwork(Protocol):
     def denoise(self, x: Tensor, time: Embedding, context: Embedding) -> Tensor:
         """x (B, C, H, W), embeddings whose first dimension is B or 1 → (B, C, H, W)."""
         ...
+
+
+def context_width(network: nn.Module) -> int | None:
+    """K of the contexts that a network takes, its attribute n_cfeat; None if it has none."""
+    width = getattr(network, "n_cfeat", None)
+    return None if width is None else int(width)

@@ -1,4 +1,4 @@
-"""A folder of samples in shards: which samples go where, in what format, and what is there already."""
+"""A folder of samples in shards: which samples go into which file, in what format, and which are there already."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHARD_IMAGES = 1000
 
 
 def digits(end: int) -> int:
-    """How many digits the numbers in file names have, so that the names sort. A run keeps the number it began with."""
+    """The digits of the numbers in file names, padded so that the names sort; fixed when a run begins."""
     return 8 if end <= SHORT_NAMES else 19
 
 
@@ -66,8 +66,10 @@ class ShardFolder:
     """Writes shards, and finds those that are whole.
 
     Args:
+        path: the folder.
         format: npz (arr_0, uint8 (m, H, W, C)), npy (float32 (m, C, H, W)) or png, a folder of pictures.
         end: one past the run's last sample.
+        image_shape: (C, H, W).
     """
 
     def __init__(self, path: Path, format: str, end: int, image_shape: tuple[int, ...]) -> None:
@@ -81,11 +83,11 @@ class ShardFolder:
         return self.path / (self.stem(shard) + ENDINGS[self.format])
 
     def encode(self, images: Tensor) -> Tensor:
-        """A batch as it waits for the rest of its shard: uint8 where the format is."""
+        """A batch as it is kept until its shard is complete: uint8 if the format is."""
         return images if self.format == "npy" else to_uint8(images)
 
     def write(self, shard: Shard, images: Tensor) -> None:
-        """Write the shard whole or not at all; raises InputError where it cannot be written."""
+        """Write the shard, whole or not at all; raises InputError if it cannot be written."""
         path = self.file(shard)
         try:
             if self.format == "png":
@@ -113,7 +115,7 @@ class ShardFolder:
             raise
 
     def is_whole(self, shard: Shard) -> bool:
-        """Whether the shard holds all its images, by their number and shape alone."""
+        """Whether the shard holds all its images, judged by their number and shape alone."""
         path, m = self.file(shard), shard.end - shard.begin
         channels, height, width = self.image_shape
         try:
@@ -143,9 +145,10 @@ class ShardFolder:
                     yield entry.name, int(match[1]), int(match[2])
 
     def tidy(self, plan: Plan) -> list[str]:
-        """Remove what a killed process left, and a partial last shard that the run now goes beyond.
+        """Remove what a killed process left, and partial last shards of a run that is being extended.
 
-        Returns the stems of such partial shards.
+        Returns:
+            The stems of those shards.
         """
         partial = []
         for entry in list(os.scandir(self.path)):
@@ -160,12 +163,12 @@ class ShardFolder:
         return partial
 
     def note(self, shard: Shard, batch_size: int, notes: list[str]) -> None:
-        """Note beside the shard what it was made with instead, until take_notes moves that to the manifest."""
+        """Record the smaller batch and the notes in a file beside the shard; take_notes moves them to the manifest."""
         text = json.dumps({"batch_size": batch_size, "notes": notes})
         write_atomically(self.path / f"{self.stem(shard)}.note.json", lambda path: path.write_text(text))
 
     def take_notes(self, manifest: Manifest) -> list[Path]:
-        """Put the shards' notes into the manifest; returns their files, to be removed once it is written."""
+        """Add the shards' notes to the manifest; returns their files, to be removed once it is written."""
         files = sorted(self.path.glob("samples-*.note.json"))
         for file in files:
             found = json.loads(file.read_text())
@@ -177,14 +180,14 @@ class ShardFolder:
 
 
 def save_npz(path: Path, array: np.ndarray) -> None:
-    """np.savez(path, array) without the time of day, so that the same array gives the same bytes."""
+    """np.savez(path, array) without timestamps, so that the same array gives the same bytes."""
     with zipfile.ZipFile(path, "w") as file, file.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as entry:
         np.lib.format.write_array(entry, array, version=(1, 0), allow_pickle=False)
 
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder; raises InputError if another run does. The lock goes with the process, however it ends."""
+    """Lock the folder; raises InputError if another run has. However the process ends, its lock ends with it."""
     try:
         import fcntl
     except ImportError:  # a system without these locks
@@ -205,7 +208,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def check_shard_size(size: int | None, batch_size: int) -> int:
-    """The shard size, near SHARD_IMAGES unless given; a multiple of the batch, so that no batch is computed twice."""
+    """The shard size, by default near SHARD_IMAGES; a multiple of the batch, so that no batch is computed twice."""
     if size is None:
         return max(1, round(SHARD_IMAGES / batch_size)) * batch_size
     if check_int("shard_size", size, 1, LIMIT - 1) % batch_size:
@@ -216,7 +219,7 @@ def check_shard_size(size: int | None, batch_size: int) -> int:
 
 
 def check_channels(format: str, channels: int) -> str:
-    """The format, if it can hold images of so many channels; raises InputError."""
+    """The format; raises InputError if it cannot hold images of so many channels."""
     if format == "png" and channels not in (1, 3, 4):
         raise InputError(f"format 'png' for images of {channels} channels; accepted: npz, npy")
     return format

@@ -30,7 +30,8 @@ Manifest = dict[str, Any]
 class Samples:
     """Which samples, as plain values for the manifest; the fields are those of `fastdiff.sample`.
 
-    contexts: (K,) each, taken by the samples in turn.
+    Attributes:
+        contexts: K numbers each; sample i takes number i modulo their count.
     """
 
     sampler: str
@@ -50,7 +51,7 @@ class Samples:
         return self.first + self.n
 
     def values(self, model: Model) -> dict[str, Any]:
-        """The fields, checked, with the clip that will hold; raises InputError."""
+        """The checked fields, with the clip in effect; raises InputError."""
         self.request(model)
         return {**asdict(self), "clip": choose_clip(self.clip, model.clip)}
 
@@ -78,7 +79,7 @@ class Samples:
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """The hash of the state dict: names, dtypes, shapes and bytes, in order."""
+    """SHA-256 over the state dict's names, dtypes, shapes and bytes, in order."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -87,14 +88,22 @@ def weights_sha256(network: nn.Module) -> str:
 
 
 def model_facts(model: Model, name: str) -> dict[str, Any]:
-    """The model's name as the user gave it, its weights' hash, and what else makes it."""
+    """The model's name as the user gave it, its weights' hash and its configuration."""
     return {"name": name, "sha256": weights_sha256(model.network), **model_config(model)}
 
 
 def new_manifest(
     version: str, model: dict[str, Any], samples: dict[str, Any], files: dict[str, Any], configuration: dict[str, Any]
 ) -> Manifest:
-    """configuration: Engine.configuration(). What happens in the run is added to smaller_batches and notes."""
+    """A run's manifest before its first shard.
+
+    Args:
+        version: of fastdiff.
+        model: model_facts.
+        samples: Samples.values.
+        files: format and shard_size.
+        configuration: Engine.configuration().
+    """
     return plain(
         {
             "format": FORMAT,
@@ -110,12 +119,12 @@ def new_manifest(
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON gives it back: tuples become lists."""
+    """The value after a round trip through JSON: tuples become lists."""
     return json.loads(json.dumps(value))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The folder's manifest, None where there is none; raises InputError for another kind of file."""
+    """The folder's manifest, or None; raises InputError if the file is not a manifest that this version reads."""
     path = folder / NAME
     try:
         if not path.exists():
@@ -157,7 +166,7 @@ def check_same(folder: Path, old: Manifest, model: dict[str, Any], samples: dict
 
 
 def check_given(folder: Path, old: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raise InputError for an option, unless it is None, that contradicts what the run has."""
+    """Raise InputError for an option that is given and contradicts the run's."""
     for name, value in given.items():
         if value is not None and old.get(name) is not None and value != old[name]:
             raise _differs(folder, name, value, old[name])
@@ -175,9 +184,14 @@ def _short(value: Any) -> str:
 
 
 def changes(manifest: Manifest, facts: list[dict[str, Any] | None]) -> list[str]:
-    """What has changed since the run began without being asked for: another machine, other versions.
+    """What has changed since the run began, although no option did: another machine, other versions.
 
-    facts: of each process, the engine's configuration and fastdiff's version; None where a process has no work.
+    Args:
+        manifest: the run's.
+        facts: of each process, the engine's configuration and fastdiff's version; None if it has no work.
+
+    Returns:
+        A line for each change, none twice.
     """
     before = {"fastdiff": manifest["fastdiff"], **manifest["configuration"]}
     found = [

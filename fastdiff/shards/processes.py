@@ -21,11 +21,11 @@ POLL_SECONDS = 0.1
 
 
 class AnotherFailed(Exception):
-    """Another process of the run failed and reported why, or torchrun is gone. This one stops without a word."""
+    """Another process of the run failed and reported why, or torchrun ended. This process exits silently."""
 
 
 def world_size() -> int:
-    """How many processes run this command together."""
+    """How many processes run this command together; raises InputError for a WORLD_SIZE that is no number."""
     text = os.environ.get("WORLD_SIZE", "1")
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"WORLD_SIZE = {text!r}; accepted: a number of processes, as torchrun sets it")
@@ -35,11 +35,14 @@ def world_size() -> int:
 class Processes:
     """Process `rank` of `world` that share a run; a single process communicates with nobody.
 
-    Only small objects travel (by gloo, on CUDA by nccl). Progress is counted in the rendezvous' store, so that waiting
-    for a slower process has no time limit.
+    Only small objects are sent (by gloo, on CUDA by nccl). Progress is counted in the rendezvous' store, so that
+    waiting for a slower process has no time limit.
 
     Args:
-        device: as the user named it. Of several processes each takes the CUDA device of its LOCAL_RANK.
+        device: as the user named it. Of several processes, each takes the CUDA device of its LOCAL_RANK.
+
+    Raises:
+        InputError: for a device that several processes cannot use, or incomplete variables of torchrun.
     """
 
     def __init__(self, device: str | None = None) -> None:
@@ -72,7 +75,7 @@ class Processes:
         return self.rank == 0
 
     def on_rank_zero(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the first process, in every process; if it raises, the others raise AnotherFailed."""
+        """Call `make` in the first process, return its result in all; if it raises, the others raise AnotherFailed."""
         if self.world == 1:
             return make()
         box: list[Any] = [False, None]
@@ -130,10 +133,10 @@ class Processes:
 
 
 def default_threads() -> int:
-    """The CPU threads that torch takes in a process that runs alone.
+    """The CPU threads that torch uses in a process that runs alone.
 
-    A run split over processes is to give the files of the run in one, whose bits depend on the threads; but torchrun
-    sets OMP_NUM_THREADS=1 for several processes. There another process, without that, is asked.
+    A split run must write the same bits as a single process, whose bits depend on the threads; but torchrun sets
+    OMP_NUM_THREADS=1. So a child process without that variable is asked.
     """
     several = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
     if not several or os.environ.get("OMP_NUM_THREADS") != "1":

@@ -1,9 +1,8 @@
-"""Sampling into a folder: any number of samples, by one process or several, going on where an earlier run stopped."""
+"""Sampling into a folder: any number of samples, by one process or several, continuing where an earlier run stopped."""
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -16,7 +15,7 @@ from torch import Tensor
 from fastdiff.engine.engine import Engine
 from fastdiff.engine.placement import choose_device
 from fastdiff.engine.request import check_batch_size
-from fastdiff.errors import InputError, unknown_name
+from fastdiff.errors import InputError, unknown_name, warn_caller
 from fastdiff.files import check_folder
 from fastdiff.model import Model
 from fastdiff.provenance import source_version
@@ -45,14 +44,15 @@ from fastdiff.shards.manifest import (
 )
 from fastdiff.shards.processes import Processes, default_threads
 
-SHARED_SECONDS = 10.0  # for a folder of the network to show on another machine
+SHARED_SECONDS = 10.0  # until a file written by one machine is visible to another
 
 
 class ShardRun:
     """Samples of a model into a folder: begun, or continued. Every process of a split run makes one of these.
 
     Args:
-        model, name: what is sampled from, and its name as the user gave it.
+        model: what is sampled from.
+        name: the model's name as the user gave it.
         samples: which samples.
         path: the folder.
         given: batch_size, threads, dtype, form, device, format and shard_size; None leaves one to the manifest of the
@@ -69,7 +69,7 @@ class ShardRun:
     ) -> None:
         self.model, self.name, self.samples = model, name, samples
         self.path, self.given, self.processes = path, given, processes
-        self.engine: Engine | None = None  # made where there is work
+        self.engine: Engine | None = None  # made only if this process has work
         self.holding = ExitStack()
 
     def __enter__(self) -> ShardRun:
@@ -105,7 +105,7 @@ class ShardRun:
         self._check_shared()
 
     def _settle(self, model: dict[str, Any]) -> tuple[Manifest, set[int]]:
-        """The run's manifest, and where its whole shards begin. Writes nothing."""
+        """The run's manifest, and the first samples of its whole shards. Writes nothing."""
         check_folder(self.path)
         values = self.samples.values(self.model)
         format, shard_size = self.given["format"], self.given["shard_size"]
@@ -143,7 +143,7 @@ class ShardRun:
             )
 
     def _engine(self, options: dict[str, Any]) -> Engine:
-        """By the options of the command line or of a manifest; sets the threads."""
+        """An engine by the options of the command line or of a manifest; sets torch's threads."""
         device = choose_device(self.processes.device)
         if options["device"] not in (None, device.type, self.processes.device):
             device = choose_device(options["device"])
@@ -178,7 +178,7 @@ class ShardRun:
         for change in changes(self.manifest, facts):
             start = next(self._left()).begin
             note = f"from sample {start} on: {change}"
-            warnings.warn(f"{note}; the images' last bits may differ", stacklevel=2)
+            warn_caller(f"{note}; the images' last bits may differ")
             self.manifest["notes"].append(note)
         self._write_manifest()
         return self.manifest
@@ -207,7 +207,15 @@ class ShardRun:
         return islice(self._left(), self.processes.rank, None, self.processes.world)
 
     def run(self, progress: Callable[[int], object], stop: Callable[[], bool]) -> bool:
-        """Make what is missing; False if stopped early. `progress` gets the number of images made by all processes."""
+        """Make the missing shards.
+
+        Args:
+            progress: called with the number of images made by all processes.
+            stop: asked before every batch.
+
+        Returns:
+            False if stopped early.
+        """
 
         def count(m: int) -> None:
             progress(self.processes.count(m))
@@ -228,7 +236,7 @@ class ShardRun:
     def _draw(
         self, engine: Engine, shard: Shard, count: Callable[[int], None], stop: Callable[[], bool]
     ) -> Tensor | None:
-        """The shard's images, all in one batch size: begun again if the engine halves it. None if stopped."""
+        """The shard's images, all by one batch size: begun again if the engine halves it. None if stopped."""
         while True:
             parts: list[Tensor] = []
             size, made = 0, 0

@@ -10,10 +10,17 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def averaged(network: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the network that follows its weights, buffers too.
+    """A copy of the network whose weights and buffers are averages.
 
     Update 0 copies. In update n = 1, 2, ... a weight becomes k times itself plus 1 - k times the network's, with
     k = min(decay, (1 + n) / (10 + n)), so that the random start is forgotten.
+
+    Args:
+        network: in training.
+        decay: in [0, 1).
+
+    Returns:
+        The average; its update_parameters(network) is an update.
     """
 
     def average(averages: Tensors, values: Tensors, count: Tensor | int) -> None:

@@ -1,4 +1,4 @@
-"""A training run in one safetensors file, from which it goes on exactly."""
+"""A training run in one safetensors file, from which it continues exactly."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class TrainingCheckpoint:
     """What Trainer.save wrote.
 
     Attributes:
-        path: The file.
-        tensors: Weights, averaged weights and the optimizer's state, named "model.…", "ema.…" and "optimizer.…".
-        recipe: Of the run.
-        steps_done: How many.
-        fingerprint: Of the data, see ImageData.
-        extra: What else was kept, plain values.
+        path: the file.
+        tensors: weights, averaged weights and the optimizer's state, named "model.…", "ema.…" and "optimizer.…".
+        recipe: the run's.
+        steps_done: optimizer steps taken.
+        fingerprint: of the data, see ImageData.
+        extra: further plain values that were given to Trainer.save.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class TrainingCheckpoint:
     extra: Mapping[str, Any]
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin so, without it."""
+        """The tensors whose names begin with the prefix, named without it."""
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
 
@@ -67,10 +67,10 @@ def read_checkpoint(path: str | Path) -> TrainingCheckpoint:
     """Read the checkpoint of a training run.
 
     Args:
-        path: The file that Trainer.save wrote, or the folder of a run.
+        path: the file that Trainer.save wrote, or the folder of a run.
 
     Raises:
-        InputError: Where there is none, or another file.
+        InputError: if there is none, or the file is another or damaged.
     """
     file = _checkpoint_file(path)
     tensors, config = read_tensors(file)
@@ -99,7 +99,7 @@ def write_checkpoint(path: str | Path, trainer: Resumable, extra: Mapping[str, A
 
 
 def restore(trainer: Resumable, checkpoint: TrainingCheckpoint) -> None:
-    """Put the state into a trainer of the same recipe and data."""
+    """Load the state into a trainer of the same recipe and data."""
     load_weights(trainer.network, checkpoint.part("model."), checkpoint.path)
     if trainer.averaged is not None:
         load_weights(trainer.averaged.module, checkpoint.part("ema."), checkpoint.path)

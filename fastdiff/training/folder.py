@@ -18,12 +18,19 @@ COLUMNS = ("step", "epoch", "lr", "loss", "val_loss", "seconds")
 
 
 class RunFolder:
-    """Writes a run's files, each whole or not at all. Raises InputError where the folder is not free or writable.
+    """Writes a run's files, each whole or not at all.
+
+    Args:
+        path: the folder, which need not exist.
+        resume: whether it may hold a run already.
 
     Attributes:
-        checkpoint, model: Where these files lie.
-        rows: The log so far, a dictionary of COLUMNS each.
-        plots: Whether the loss curve can be drawn: matplotlib comes with the extra "train".
+        checkpoint, model: the paths of these files.
+        rows: the log so far, each a dictionary with the keys COLUMNS.
+        plots: whether the loss curve can be drawn: matplotlib comes with the extra "train".
+
+    Raises:
+        InputError: if the folder holds a run that is not to be resumed, or cannot be written to.
     """
 
     def __init__(self, path: str | Path, resume: bool = False) -> None:
@@ -38,18 +45,18 @@ class RunFolder:
         self.plots = find_spec("matplotlib") is not None
 
     def read_log(self, steps_done: int) -> None:
-        """Take over the log of an interrupted run, up to the step of its checkpoint."""
+        """Read the log of an interrupted run, up to the step of its checkpoint."""
         log = self.path / "log.csv"
         if log.is_file():
             with open(log, newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= steps_done]
 
     def add(self, **values: object) -> None:
-        """A row of the log; columns that are not given stay empty."""
+        """Add a row to the log; columns that are not given stay empty."""
         self.rows.append({name: "" if values.get(name) is None else str(values[name]) for name in COLUMNS})
 
     def seconds(self) -> float:
-        """Training time so far, earlier parts of a resumed run included."""
+        """Training time so far, including the earlier parts of a resumed run."""
         return float(self.rows[-1]["seconds"]) if self.rows else 0.0
 
     def write_log(self) -> None:
@@ -62,12 +69,12 @@ class RunFolder:
         write_atomically(self.path / "log.csv", write)
 
     def series(self, column: str) -> tuple[list[float], list[float]]:
-        """Steps and values of the rows that have one."""
+        """The steps and the values of the rows that have a value in the column."""
         rows = [row for row in self.rows if row[column]]
         return [float(row["step"]) for row in rows], [float(row[column]) for row in rows]
 
     def plot(self, loss: str) -> None:
-        """Draw the loss curve, where it can be drawn."""
+        """Draw the loss curve, if matplotlib is installed."""
         if not self.plots:
             return
         import matplotlib
@@ -85,18 +92,18 @@ class RunFolder:
         plt.close(figure)
 
     def samples(self, images: Tensor, epoch: int) -> None:
-        """Keep the images of an epoch as a grid."""
+        """Save the images of an epoch as a grid."""
         picture = grid(images, columns=8)
         save_picture(picture, self.path / "samples" / f"epoch-{epoch:04d}.png")
         save_picture(picture, self.path / "samples.png")
 
     def card(self, command: str, facts: Mapping[str, str], recipe: Mapping[str, object]) -> None:
-        """README.md: what the model is, how it was made and what it reached.
+        """Write README.md: what the model is, how it was made and its losses.
 
         Args:
-            command: That trained it.
-            facts: Rows about the data, the code and the machine.
-            recipe: Its fields.
+            command: the command that trained it.
+            facts: rows about the data, the code and the machine.
+            recipe: its fields.
         """
         steps, losses = self.series("loss")
         _, held_out = self.series("val_loss")

@@ -1,4 +1,4 @@
-"""A run: a trainer taken to its end, and its folder kept up to date on the way."""
+"""A run: trains to the end, and keeps the run's folder up to date."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from fastdiff.sampling import sample
 from fastdiff.training.folder import RunFolder
 from fastdiff.training.trainer import Trainer
 
-SAVE_SECONDS = 120.0  # what a crash may cost
+SAVE_SECONDS = 120.0  # of training that a crash may lose
 LOG_EVERY = 25  # steps averaged into one row of the log
 GRID = 64
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch reached.
+    """The results of an epoch.
 
     Attributes:
         number: 1 for the first.
-        loss: Mean over its steps (those since the run was resumed).
-        val_loss: Of held-out pictures, see Trainer.validate.
-        images_per_second: That were trained on; validation and samples not counted.
-        seconds_left: Until the last epoch ends, at the speed so far.
+        loss: mean over its steps, in a resumed run over those since.
+        val_loss: of held-out pictures, see Trainer.validate.
+        images_per_second: of training; the time for validation and samples is not counted.
+        seconds_left: until the last epoch ends, at the speed so far.
     """
 
     number: int
@@ -45,8 +45,8 @@ class Step:
     """A step that was taken.
 
     Attributes:
-        loss: Mean since it was last read from the device; None in between.
-        epoch: At an epoch's end, what it reached; else None.
+        loss: mean over the steps since losses were last read from the device, at most LOG_EVERY; None in between.
+        epoch: the epoch's results if this step ends one, else None.
     """
 
     loss: float | None
@@ -54,19 +54,19 @@ class Step:
 
 
 class Run:
-    """Takes a trainer to its end: log, samples and checkpoints in the folder.
+    """Trains to the end, with log, samples and checkpoints in the folder.
 
     Args:
-        trainer: As it begins, or as it was resumed.
-        folder: Of the run, with the log of an interrupted one.
+        trainer: a new or a resumed one.
+        folder: the run's; for a resumed run, with its log read.
         source: load_data's arguments, kept for a resumed run.
-        command: That trains, for the model's card.
+        command: the command that trains, for the model's card.
     """
 
     def __init__(self, trainer: Trainer, folder: RunFolder, source: Mapping[str, Any], command: str) -> None:
         self.trainer, self.folder, self.source, self.command = trainer, folder, source, command
-        self.version = source_version()  # of the code that runs, whatever the checkout becomes meanwhile
-        self._pending: list[torch.Tensor] = []  # losses that were not read yet
+        self.version = source_version()  # read now, since the checkout may change during the run
+        self._pending: list[torch.Tensor] = []  # losses not yet read
         self._epoch_losses: list[float] = []
         self._origin = time.monotonic() - folder.seconds()
         self._began = self._epoch_began = self._saved = time.monotonic()
@@ -76,10 +76,10 @@ class Run:
         """Train, a step at a time.
 
         Args:
-            stop: Asked before every step; once it is true, what was done is saved, and the iteration ends.
+            stop: asked before every step; once it is true, the run is saved and the iteration ends.
 
         Raises:
-            InputError: When the loss is NaN or infinite.
+            InputError: if the loss becomes NaN or infinite.
         """
         trainer = self.trainer
         while trainer.steps_done < trainer.total_steps:
@@ -97,7 +97,7 @@ class Run:
             yield Step(loss, epoch)
 
     def _log(self) -> float:
-        """Read the pending losses back, write a row, and return their mean."""
+        """Read the pending losses, add a row to the log, and return their mean."""
         losses = torch.stack(self._pending).tolist()
         loss = sum(losses) / len(losses)
         self._pending.clear()
@@ -134,7 +134,7 @@ class Run:
 
     def _sample(self) -> torch.Tensor:
         model, context = self.trainer.model, None
-        if model.class_names:  # a row of each class in turn
+        if model.class_names:  # one row of the grid for each class, in turn
             context = torch.eye(len(model.class_names))[torch.arange(GRID) // 8 % len(model.class_names)]
         steps = min(25, model.schedule.num_timesteps)
         return sample(model, GRID, steps=steps, context=context, device=self.trainer.device)  # type: ignore[return-value]

@@ -41,22 +41,22 @@ def denoising_loss(
         y = ε, x_0, or v = α ε - σ x_0                              by prediction type
 
     Args:
-        predict: f: (x_t, t) → the network's output, of x0's shape, in float32.
+        predict: f, (x_t, t) → the network's output, of x0's shape, in float32.
         x0: (B, C, H, W) clean images in [-1, 1].
         t: (B,) timesteps of the schedule, int64.
-        noise: ε: standard normals of x0's shape.
-        schedule: Gives abar_t.
-        loss: ℓ: huber, l1 or l2.
-        prediction_type: What y is: epsilon, sample or v_prediction.
-        p2_gamma: See snr_weight.
-        min_snr: See snr_weight.
-        course_perturbation: Noise (1 - abar_t) in place of its square root, as the course's code has it.
+        noise: ε, standard normals of x0's shape.
+        schedule: gives abar_t.
+        loss: ℓ, one of huber, l1 and l2.
+        prediction_type: what y is: epsilon, sample or v_prediction.
+        p2_gamma: see snr_weight.
+        min_snr: see snr_weight.
+        course_perturbation: noise (1 - abar_t) in place of its square root, as the course's code has it.
 
     Returns:
         The loss, a scalar.
 
     Raises:
-        InputError: For an unknown loss or prediction type.
+        InputError: for an unknown loss or prediction type.
     """
     alpha, sigma = schedule.alpha_sigma(t, x0)  # (B, 1, 1, 1)
     x = alpha * x0 + (sigma**2 if course_perturbation else sigma) * noise
@@ -90,10 +90,19 @@ def snr_weight(
 
 
 def weighted_loss(loss: str, prediction: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-    """The mean over all elements of weight x loss; weight broadcasts, one for each sample.
+    """The mean over all elements of weight times loss.
+
+    Args:
+        loss: huber, l1 or l2.
+        prediction: (B, ...).
+        wanted: of prediction's shape.
+        weight: one for each sample, of a shape that broadcasts.
+
+    Returns:
+        A scalar.
 
     Raises:
-        InputError: For a loss that is not huber, l1 or l2.
+        InputError: for a loss that is not huber, l1 or l2.
     """
     if loss not in LOSSES:
         raise unknown_name("loss", loss, LOSSES)

@@ -1,4 +1,4 @@
-"""Training recipes: one dataclass of plain values, and the two published ones."""
+"""Training recipes: one dataclass of plain values, and two published recipes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from fastdiff.checkpoints.config import NETWORKS
 from fastdiff.errors import InputError, check_float, check_int, unknown_name
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.schedule import Schedule, make_schedule
@@ -18,37 +19,37 @@ LR_DECAYS = ("cosine", "linear-epoch", "constant")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a network is trained; what data it is trained on comes beside it.
+    """How a network is trained, apart from the data.
 
     Attributes:
-        network: The network's name ("annotated", AnnotatedUnet; "context", ContextUnet) as "name", and options of its
-            constructor. Options that follow from the data (channels, picture size, number of classes) are filled in.
-        schedule: Noise schedule: linear, cosine, quadratic, sigmoid or course, see make_schedule.
+        network: its "name", "annotated" (AnnotatedUnet) or "context" (ContextUnet), and options of its constructor.
+            Options that follow from the data (channels, picture size, number of classes) are filled in.
+        schedule: noise schedule: linear, cosine, quadratic, sigmoid or course, see make_schedule.
         timesteps: T, the timesteps of the schedule, from 1.
-        beta_start: First beta, in (0, 1); None is the schedule's own, 1e-4. The cosine schedule has none.
-        beta_end: Last beta, from beta_start to below 1; None is the schedule's own, 0.02. The cosine schedule has none.
-        prediction_type: What the network predicts: epsilon, sample or v_prediction.
+        beta_start: first beta, in (0, 1); None is the schedule's own, 1e-4. The cosine schedule has none.
+        beta_end: last beta, from beta_start to below 1; None is the schedule's own, 0.02. The cosine schedule has none.
+        prediction_type: what the network predicts: epsilon, sample or v_prediction.
         loss: huber (quadratic below 1), l1 or l2, see losses.denoising_loss.
-        p2_gamma: Exponent of the p2 weighting, at least 0, which is off; see losses.snr_weight.
+        p2_gamma: exponent of the p2 weighting, at least 0, which is off; see losses.snr_weight.
         min_snr: gamma of the min-SNR weighting, above 0, such as 5; None is off.
         optimizer: adam or adamw.
-        weight_decay: Of the optimizer, at least 0.
-        lr: Learning rate at the start, above 0.
-        lr_final: Learning rate at the end, from 0 to lr.
-        lr_decay: How it falls: "cosine" over all steps, "linear-epoch" by epoch as lr (1 - epoch / epochs) (to lr_final
+        weight_decay: of the optimizer, at least 0.
+        lr: learning rate at the start, above 0.
+        lr_final: learning rate at the end, from 0 to lr.
+        lr_decay: how it falls: "cosine" over all steps, "linear-epoch" by epoch as lr (1 - epoch / epochs) (to lr_final
             in place of 0), or "constant".
-        batch_size: Pictures in a step, from 1.
-        epochs: How many times each picture is seen, from 1.
-        ema_decay: Of the averaged weights, which are those that are sampled from; from 0 (no averaging) to below 1,
-            such as 0.999. It begins lower, as min(ema_decay, (1 + n) / (10 + n)) at step n.
-        flip: Whether pictures are mirrored left to right at random, each with probability 1/2.
-        context_dropout: Share of samples that are trained with a zero context, 0 to 1, for classifier-free guidance.
-        bf16: Whether the network runs in bfloat16 (autocast); weights and loss stay float32.
-        course_perturbation: Perturb with noise (1 - abar), as the course's code does, in place of its square root.
-        seed: Of the initial weights, the order of the pictures, timesteps, noise, flips and dropout; 0 to 2^63 - 1.
+        batch_size: pictures in a step, from 1.
+        epochs: how many times each picture is seen, from 1.
+        ema_decay: of the averaged weights, which sampling uses; from 0 (no averaging) to below 1, such as 0.999. It
+            begins lower, as min(ema_decay, (1 + n) / (10 + n)) at step n.
+        flip: whether pictures are mirrored left to right at random, each with probability 1/2.
+        context_dropout: share of samples that are trained with a zero context, 0 to 1, for classifier-free guidance.
+        bf16: whether the network runs in bfloat16 (autocast); weights and loss stay float32.
+        course_perturbation: perturb with noise (1 - abar), as the course's code does, in place of its square root.
+        seed: of the initial weights, the order of the pictures, timesteps, noise, flips and dropout; 0 to 2^63 - 1.
 
     Raises:
-        InputError: For values outside these.
+        InputError: for values outside these.
     """
 
     network: dict[str, Any] = field(default_factory=lambda: {"name": "annotated"})
@@ -75,7 +76,11 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.network, Mapping):
+            raise InputError(f'network = {self.network!r}; accepted: a dict such as {{"name": "annotated", "dim": 28}}')
+        self.make_schedule()
         for name, value, accepted in (
+            ("network", self.network.get("name"), NETWORKS),
             ("loss", self.loss, LOSSES),
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("lr decay", self.lr_decay, LR_DECAYS),
@@ -106,7 +111,10 @@ class Recipe:
 
         Args:
             name: annotated (The Annotated Diffusion Model) or course (How Diffusion Models Work).
-            options: Fields in place of the preset's own.
+            options: fields in place of the preset's own.
+
+        Raises:
+            InputError: for an unknown preset, or values that a recipe does not take.
         """
         if name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
@@ -114,14 +122,21 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """The inverse of to_dict. Raises InputError where fields are missing or unknown."""
+        """The inverse of to_dict.
+
+        Args:
+            values: all fields.
+
+        Raises:
+            InputError: for missing or unknown fields, or values that a recipe does not take.
+        """
         odd = values.keys() ^ {field_.name for field_ in fields(cls)}
         if odd:
             raise InputError(f"a recipe that differs from this version's in {', '.join(sorted(odd))}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """All fields, as plain values."""
         return asdict(self)
 
     def with_options(self, options: Mapping[str, Any]) -> Recipe:
@@ -138,7 +153,11 @@ class Recipe:
         return self.lr
 
     def make_schedule(self) -> Schedule:
-        """The noise schedule. Raises InputError for values that it does not take."""
+        """The noise schedule.
+
+        Returns:
+            The Schedule of the fields schedule, timesteps, beta_start and beta_end.
+        """
         betas = {"beta_start": self.beta_start, "beta_end": self.beta_end}
         return make_schedule(self.schedule, self.timesteps, **{k: v for k, v in betas.items() if v is not None})
 

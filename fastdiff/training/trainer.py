@@ -17,8 +17,9 @@ from fastdiff.checkpoints.config import NETWORKS, build_network
 from fastdiff.checkpoints.tensors import load_weights
 from fastdiff.data.images import ImageData
 from fastdiff.engine.placement import choose_device
-from fastdiff.errors import InputError, unknown_name
+from fastdiff.errors import InputError
 from fastdiff.model import Model
+from fastdiff.networks.protocol import context_width
 from fastdiff.training.averaging import averaged
 from fastdiff.training.checkpoint import TrainingCheckpoint, read_checkpoint, restore, write_checkpoint
 from fastdiff.training.losses import denoising_loss
@@ -32,8 +33,14 @@ class Trainer:
     """Trains a network by a recipe on data.
 
     Iterating over it trains: each optimizer step yields its loss, a scalar tensor on the device, which costs nothing
-    until it is read. Everything random in a step is a function of the recipe's seed and the step's number, so a resumed
-    run takes the very steps that the uninterrupted one would have taken.
+    until it is read. All randomness in a step is a function of the recipe's seed and the step's number, so a resumed
+    run takes the same steps as an uninterrupted one.
+
+    Args:
+        recipe: how to train.
+        data: what `load_data` returns; its pictures are kept on the device.
+        device: None is the CUDA device if there is one, else the CPU.
+        init: a model from whose weights to start, in place of random ones.
 
     Example:
         ::
@@ -50,30 +57,24 @@ class Trainer:
             images = fastdiff.sample(trainer.model, 16)
 
     Attributes:
-        network: The network that is trained, on the device.
-        schedule: The recipe's noise schedule.
-        takes_context: Whether the network is given the labels.
-        time: What it is given as t, see Model.
-        steps_done: Optimizer steps taken.
-        steps_per_epoch: Steps in which each picture is seen once.
-        total_steps: Of the whole recipe.
+        network: the network in training, on the device.
+        schedule: the recipe's noise schedule.
+        takes_context: whether the network is given the labels.
+        time: what it is given as t, see Model.
+        steps_done: optimizer steps taken.
+        steps_per_epoch: steps in which each picture is seen once.
+        total_steps: of the whole recipe.
+
+    Raises:
+        InputError: for options or a picture size that the network cannot take, an unknown device, or a model whose
+            weights do not fit.
     """
 
     def __init__(
         self, recipe: Recipe, data: ImageData, *, device: torch.device | str | None = None, init: Model | None = None
     ) -> None:
-        """Make the network and the optimizer.
-
-        Args:
-            recipe: How to train.
-            data: The pictures; they are kept on the device.
-            device: None is the CUDA device where there is one, else the CPU.
-            init: A model from whose weights to start, in place of random ones.
-
-        Raises:
-            InputError: For options or a picture size that the network cannot take, an unknown device, or a model whose
-                weights do not fit.
-        """
+        if not isinstance(data, ImageData):
+            raise InputError(f"data = {data!r}; accepted: what fastdiff.load_data returns")
         self.recipe, self.data, self.device = recipe, data, choose_device(device)
         with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
             torch.manual_seed(generator(recipe.seed, "init", 0).initial_seed())
@@ -81,7 +82,7 @@ class Trainer:
         if init is not None:
             load_weights(network, init.network.state_dict(), "the model to start from")
         self.network = network.to(device=self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self.takes_context = getattr(network, "n_cfeat", 0) > 0
+        self.takes_context = bool(context_width(network))
         self.time = str(network.time)
         self.averaged: AveragedModel | None = None
         if recipe.ema_decay:
@@ -100,12 +101,12 @@ class Trainer:
         self._check_picture_size()
 
     def _contexts(self, labels: Tensor) -> Tensor:
-        """(N, n_cfeat); unlabelled data gets one context entry that is always zero."""
-        width = getattr(self.network, "n_cfeat", labels.shape[1])
+        """The labels padded with zeros to the network's K: unlabelled data has K = 0, and ContextUnet at least 1."""
+        width = context_width(self.network) or labels.shape[1]
         return nn.functional.pad(labels, (0, width - labels.shape[1])).to(self.device)
 
     def _check_picture_size(self) -> None:
-        """One evaluation, so that a size that the network cannot take is refused before the run."""
+        """Evaluate once, so that a size that the network cannot take is refused before the run."""
         with torch.inference_mode():
             x = torch.zeros(1, *self.data.image_shape, device=self.device)
             self.network.eval()(x, torch.ones(1, device=self.device))
@@ -113,7 +114,7 @@ class Trainer:
 
     @property
     def model(self) -> Model:
-        """The averaged network (the network itself without EMA) as a Model; its weights change with training."""
+        """The averaged network (without EMA, the network itself) as a Model; training changes its weights."""
         return Model(
             network=self.averaged.module if self.averaged else self.network,
             schedule=self.schedule,
@@ -135,7 +136,7 @@ class Trainer:
             Its loss, a detached scalar on the device.
 
         Raises:
-            InputError: When all steps are done.
+            InputError: if all steps are done.
         """
         if self.steps_done >= self.total_steps:
             raise InputError(f"all {self.total_steps} steps are done")
@@ -155,11 +156,11 @@ class Trainer:
         return loss.detach()
 
     def learning_rate(self, step: int) -> float:
-        """The rate of step 0 .. total_steps - 1."""
+        """The learning rate of a step, 0 .. total_steps - 1."""
         return self.recipe.learning_rate(step, self.steps_per_epoch)
 
     def batch_rows(self, step: int) -> Tensor:
-        """Which pictures step 0 .. total_steps - 1 is trained on, int64 on the device."""
+        """The pictures of a step, 0 .. total_steps - 1: (B,) int64 on the device."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             random = generator(self.recipe.seed, "epoch", epoch)
@@ -220,15 +221,15 @@ class Trainer:
 
     @cached_property
     def fingerprint(self) -> int:
-        """Of the data; it reads all pictures, once."""
+        """The data's; computing it reads all pictures, once."""
         return self.data.fingerprint()
 
     def save(self, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:
         """Write the whole state to one safetensors file, atomically; fastdiff.load reads the model from it.
 
         Args:
-            path: The file.
-            extra: Plain values to keep with it, see TrainingCheckpoint.
+            path: the file.
+            extra: plain values to keep with it, see TrainingCheckpoint.
         """
         write_checkpoint(path, self, extra or {})
 
@@ -240,15 +241,18 @@ class Trainer:
         *,
         device: torch.device | str | None = None,
     ) -> Trainer:
-        """A trainer that goes on where a saved one stopped, with the same steps.
+        """A trainer that continues where a saved one stopped, with the same steps.
 
         Args:
-            checkpoint: The file that save wrote, the folder of a run, or what read_checkpoint returned.
-            data: The pictures that the run began with.
-            device: None is the CUDA device where there is one, else the CPU.
+            checkpoint: the file that save wrote, the folder of a run, or what read_checkpoint returned.
+            data: the data that the run began with.
+            device: None is the CUDA device if there is one, else the CPU.
+
+        Returns:
+            The trainer, its steps_done that of the checkpoint.
 
         Raises:
-            InputError: Where there is no whole checkpoint, or the data is not what the run began with.
+            InputError: if the checkpoint is missing or damaged, or the data is not what the run began with.
         """
         kept = checkpoint if isinstance(checkpoint, TrainingCheckpoint) else read_checkpoint(checkpoint)
         trainer = cls(kept.recipe, data, device=device)
@@ -260,10 +264,8 @@ class Trainer:
 
 def network_for(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     """The recipe's network options, completed by what the data decides."""
-    name = recipe.network.get("name")
-    if name not in NETWORKS:
-        raise unknown_name("network", name, NETWORKS)
-    return {**recipe.network, **NETWORKS[name].options_for(data.image_shape, data.labels.shape[1])}  # type: ignore[attr-defined]
+    network = NETWORKS[recipe.network["name"]]
+    return {**recipe.network, **network.options_for(data.image_shape, data.labels.shape[1])}  # type: ignore[attr-defined]
 
 
 def generator(seed: int, purpose: str, index: int) -> torch.Generator:

@@ -205,6 +205,22 @@ def test_the_file_of_a_checkpoint_stays_as_it_was(tmp_path):
     assert set(config["training"]["recipe"]) == {field.name for field in dataclasses.fields(Recipe)}
 
 
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"schedule": "liner"}, "unknown schedule 'liner'.*did you mean 'linear'"),
+        ({"timesteps": 0}, "timesteps = 0"),
+        ({"schedule": "cosine", "beta_end": 0.01}, "schedule 'cosine' got .*'beta_end'"),
+        ({"network": {"name": "anotated"}}, "unknown network 'anotated'.*did you mean 'annotated'"),
+        ({"network": {"dim": 28}}, "unknown network None"),
+        ({"network": "annotated"}, "network = 'annotated'; accepted: a dict"),
+    ],
+)
+def test_a_recipe_is_checked_when_it_is_made(fields, message):
+    with pytest.raises(InputError, match=message):
+        Recipe(**fields)
+
+
 def test_a_recipe_of_another_version_is_refused():
     values = PRESETS["annotated"].to_dict()
     assert Recipe.from_dict(values) == PRESETS["annotated"]
@@ -312,6 +328,11 @@ def test_a_picture_size_that_the_network_cannot_take_is_refused_at_once():
     wide = ImageData("wide", data.images[..., :4], data.labels, data.class_names, data.val_images, data.val_labels)
     with pytest.raises(InputError, match="4x8; ContextUnet takes square ones"):
         Trainer(small("course"), wide, device="cpu")
+
+
+def test_the_name_of_data_in_place_of_data_is_refused():
+    with pytest.raises(InputError, match=r"data = 'fashion-mnist'; accepted: what fastdiff\.load_data returns"):
+        Trainer(Recipe(), "fashion-mnist", device="cpu")  # type: ignore[arg-type]
 
 
 def test_the_example_of_the_docstring_runs(tmp_path, monkeypatch, capsys):
