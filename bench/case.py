@@ -32,7 +32,8 @@ class Case:
 
     Attributes:
         network: Its name in bench.networks; of an operator, the network that has it at this shape.
-        what: Of denoise steps, sampling and exported loops the sampler and its steps; of operators, which one.
+        what: Of denoise steps the sampler; of sampling, cold starts and exported loops "sampler steps"; of operators,
+            which one.
         others: Whether whole loops of other libraries' networks are among sampling's contenders.
     """
 
@@ -45,6 +46,16 @@ class Case:
     threads: int = 1
     rounds: int = 15
     others: bool = True
+
+    @property
+    def sampler(self) -> str:
+        """Where `what` has one."""
+        return self.what.split()[0]
+
+    @property
+    def steps(self) -> int:
+        """Where `what` has them."""
+        return steps_of(vars(self))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -65,6 +76,11 @@ class Case:
 def case_key(row: dict[str, Any]) -> Key:
     """Case.key of a row's case."""
     return tuple(str(row[name]) for name in IDENTITY)
+
+
+def steps_of(row: dict[str, Any]) -> int:
+    """Case.steps of a row's case."""
+    return int(row["what"].split()[1])
 
 
 def case_text(row: dict[str, Any]) -> str:

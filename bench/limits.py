@@ -95,7 +95,7 @@ def work(case: Case) -> Work:
         numbers = case.batch * torch.Size(networks.load(case.network).image_shape).numel()
         return Work(0, 0, 3 * 4 * numbers)
     flop, moved = counted(case.network, case.batch, case.dtype)
-    times = int(case.what.split()[1]) if case.kind in LOOPS else 3 if case.kind == Kind.TRAINING else 1
+    times = case.steps if case.kind in LOOPS else 3 if case.kind == Kind.TRAINING else 1
     return Work(times, times * flop, times * moved)
 
 

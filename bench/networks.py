@@ -25,6 +25,7 @@ class Network:
         title: Its name in the reports of what is counted and compiled; others are not in them.
         ships_as: The shipped model whose weights it has.
         batches: Those at which its kernels' launches differ.
+        published_loop: The sampler and steps of its publication, as Case.what has them.
     """
 
     make: Callable[[], nn.Module]
@@ -32,6 +33,7 @@ class Network:
     title: str = ""
     ships_as: str | None = None
     batches: tuple[int, ...] = (64, 1024)
+    published_loop: str = "ddpm 200"
 
 
 def _annotated(dim: int, size: int, title: str = "") -> Network:
@@ -50,7 +52,13 @@ NETWORKS = {
     "A64@28": _annotated(64, 28),
     "A64@32": _annotated(64, 32, "A, dim 64, 32x32"),
     "A64@64": _annotated(64, 64),
-    "B@16": Network(partial(fastdiff.ContextUnet, 3, 64, 5, 16), (3, 16, 16), "B, 64 features, 16x16", "sprites"),
+    "B@16": Network(
+        partial(fastdiff.ContextUnet, 3, 64, 5, 16),
+        (3, 16, 16),
+        "B, 64 features, 16x16",
+        "sprites",
+        published_loop="ddpm_large 500",
+    ),
 }
 _EDITIONS = (
     Network(partial(fastdiff.AnnotatedUnet, 28, edition="mindspore"), (1, 28, 28), "A, mindspore"),

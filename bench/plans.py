@@ -24,11 +24,6 @@ COMPUTED_IN = {
 ON_REQUEST = (Kind.OPERATOR, Kind.PROFILE, Kind.LOOP)
 
 
-def published_sampler(network: str) -> str:
-    """The loop that the network's publication samples with."""
-    return "ddpm_large 500" if network.startswith("B") else "ddpm 200"
-
-
 def _cases(networks: Iterable[str], batches: Iterable[int], **more: Any) -> Iterator[Case]:
     for network, batch in itertools.product(networks, batches):
         yield Case(network=network, batch=batch, **more)
@@ -54,7 +49,7 @@ def standard(device: str) -> Iterator[Case]:
     yield from _cases(SHIPPED, batches, kind=Kind.EVALUATION, rounds=31)
     yield from _cases(SHIPPED, batches, kind=Kind.SAMPLING, what="ddim 25", rounds=5)
     for network in SHIPPED:
-        for what, rounds in (("ddim 50", 5), ("dpmpp_2m 15", 7), (published_sampler(network), 3)):
+        for what, rounds in (("ddim 50", 5), ("dpmpp_2m 15", 7), (NETWORKS[network].published_loop, 3)):
             yield Case(Kind.SAMPLING, network, what, steps_batch, rounds=rounds)
     yield from _cases(SHIPPED, (training_batch,), kind=Kind.TRAINING, rounds=9)
     if not cuda:  # which exporting does not use
@@ -80,7 +75,7 @@ def full(device: str) -> Iterator[Case]:
     yield from standard(device)
     yield from _cases(NETWORKS, batches, kind=Kind.EVALUATION, rounds=15)
     for network in NETWORKS:
-        for what in ("ddim 25", "ddim 50", "dpmpp_2m 15", published_sampler(network)):
+        for what in ("ddim 25", "ddim 50", "dpmpp_2m 15", NETWORKS[network].published_loop):
             yield from _cases((network,), batches, kind=Kind.SAMPLING, what=what, rounds=5)
         yield from _cases((network,), (16, 128), kind=Kind.TRAINING, rounds=7)
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastdiff.bench.case import Kind
+from fastdiff.bench.case import Kind, steps_of
 from fastdiff.bench.contender import FASTDIFF
 from fastdiff.errors import InputError, install
 from fastdiff.files import write_atomically
@@ -65,10 +65,9 @@ def _colours(rows: list[Row]) -> dict[str, Any]:
 TITLES = {"threads": "{} threads", "batch": "batch {}"}
 
 
-def _panels(rows: list[Row], keys: Iterable[str]) -> dict[str, list[Row]]:
-    """The rows by network, and by whatever else differs."""
-    names = list(keys)
-    differing = [n for n in names if len({row[n] for row in rows}) > 1]
+def _panels(rows: list[Row], keys: Iterable[str], always: str | None = None) -> dict[str, list[Row]]:
+    """The rows by network, and by whatever else differs or is to be in the titles."""
+    differing = [n for n in keys if n == always or len({row[n] for row in rows}) > 1]
     panels: dict[str, list[Row]] = {}
     for row in rows:
         words = (TITLES.get(n, "{}").format(row[n]) for n in differing)
@@ -135,20 +134,15 @@ def _images_by_batch(rows: list[Row], colours: dict[str, Any]) -> Any:
 
 def _time_by_steps(rows: list[Row], colours: dict[str, Any]) -> Any:
     rows = [row for row in rows if row["kind"] == Kind.SAMPLING]
-    panels = _panels(rows, ("batch", "dtype", "threads"))
+    panels = _panels(rows, ("batch", "dtype", "threads"), always="batch")
     panels = {title: some for title, some in panels.items() if len({row["what"] for row in some}) > 1}
     if not panels:
         return None
     figure, axes = _figure(len(panels), "Time of a whole run by its steps, lower is better")
     for axis, (title, some) in zip(axes, panels.items(), strict=True):
-        _lines(axis, some, colours, lambda row: int(row["what"].split()[1]), "median_seconds")
-        labels = sorted({(int(row["what"].split()[1]), row["what"]) for row in some})
-        axis.set(
-            xscale="log",
-            yscale="log",
-            ylabel="seconds",
-            title=title if "batch" in title else f"{title}, batch {some[0]['batch']}",
-        )
+        _lines(axis, some, colours, steps_of, "median_seconds")
+        labels = sorted({(steps_of(row), row["what"]) for row in some})
+        axis.set(xscale="log", yscale="log", ylabel="seconds", title=title)
         axis.set_xticks([steps for steps, _ in labels], [what for _, what in labels], rotation=30, fontsize=7)
         _numbers(axis)
     _legend(figure, axes)
@@ -168,12 +162,12 @@ def _share(rows: list[Row], colours: dict[str, Any]) -> Any:
     rows = [row for row in rows if row["kind"] == Kind.EVALUATION and "share_of_limit" in row]
     if not rows:
         return None
-    panels = _panels(rows, ("batch", "dtype", "threads"))
+    panels = _panels(rows, ("batch", "dtype", "threads"), always="batch")
     figure, axes = _figure(len(panels), "One evaluation: share of the limit (directly counted operations)")
     for axis, (title, some) in zip(axes, panels.items(), strict=True):
         _bars(axis, some, colours, lambda row: 100 * row["share_of_limit"], "{:.0f}%")
         axis.axvline(100, color="black", linewidth=0.8, linestyle="--")
-        axis.set(xlabel="% of the limit", title=title if "batch" in title else f"{title}, batch {some[0]['batch']}")
+        axis.set(xlabel="% of the limit", title=title)
     return figure
 
 

@@ -107,14 +107,17 @@ def remove_partial(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+MADE_BY = {"command": " and then ", "fastdiff": " and ", "plan": " and "}  # what joins those of several runs
+
+
 def updated(old: Report, new: Report) -> Report:
-    """The old report with the new one's rows in place of its own for the same cases; both are named."""
+    """The old report with the new one's rows in place of its own for the same cases; both runs are named."""
     cases = {case_key(row) for row in new["rows"]}
     kept = [row for row in old["rows"] if case_key(row) not in cases]
     made = {**old, "rows": kept + new["rows"], "seconds": old["seconds"] + new["seconds"]}
-    for name, join in (("command", " and then "), ("fastdiff", " and "), ("plan", " and ")):
-        if new[name] not in old[name].split(join):
-            made[name] = f"{old[name]}{join}{new[name]}"
+    made["runs"] = [run for one in (old, new) for run in one.get("runs", [{name: one[name] for name in MADE_BY}])]
+    for name, join in MADE_BY.items():
+        made[name] = join.join(dict.fromkeys(run[name] for run in made["runs"]))
     made["versions"] = {**old["versions"], **new["versions"]}
     made["cases"] = done(made)
     return made

@@ -75,18 +75,18 @@ class Prepared:
         made = contender.make()
         if contender.role == Role.REFERENCE and made.exact is not None:
             before_exact = time.perf_counter()
-            self.expected = made.exact().detach().float().cpu()
+            self.expected = made.exact().detach().cpu().double()
             began += time.perf_counter() - before_exact  # which is no part of the first call
         if made.outputs is not None:
             # All are compared as they will be timed, on CUDA with TF32 where torch has it on; with what the reference
             # gives without it. (On a CPU these settings mean nothing, and torch's ONNX exporter refuses them.)
-            outputs = made.outputs().detach().float().cpu()
+            outputs = made.outputs().detach().cpu().double()
             row["first_seconds"] = time.perf_counter() - began
             if contender.role == Role.REFERENCE and made.exact is None:
                 self.expected = outputs
                 if cuda:
                     with fixed_numerics():
-                        self.expected = made.outputs().detach().float().cpu()
+                        self.expected = made.outputs().detach().cpu().double()
             self._compare(outputs, contender, row)
         elif contender.role not in (Role.REFERENCE, Role.OTHER_NETWORK):
             row["remark"] = "nothing to compare: it checks its own result"

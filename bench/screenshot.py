@@ -1,4 +1,4 @@
-"""The README's picture of the browser page."""
+"""The picture of the browser page in docs/browser.md."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def photograph(page: Path, profile: Path, seconds: float = 120) -> bytes:
 @click.command()
 @click.option("-o", "--output", type=Path, default=OUTPUT, metavar="FILE", help="The picture, a PNG.")
 def command(output: Path) -> None:
-    """Take the README's picture of the browser page; needs Chromium and its driver.
+    """Take the picture of the browser page in docs/browser.md; needs Chromium and its driver.
 
     Exports the sprites' page, serves it from a plain static server, samples in headless Chromium, and photographs it.
     """

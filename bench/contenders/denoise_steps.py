@@ -42,16 +42,16 @@ def _inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
 
 def _published(case: Case, compile: bool, cold: bool) -> Ready:
     model = networks.load(case.network)
-    nodes = [int(t) for t in table_of(model, f"{case.what} {STEPS}").timestep]
+    nodes = [int(t) for t in table_of(model, case.sampler, STEPS).timestep]
     x, out, shared = _inputs(case)
     abar = torch.from_numpy(model.schedule.alphas_cumprod.copy()).float().to(x.device)
     now, after = abar[nodes[ROW]], abar[nodes[ROW + 1]]
-    step: Any = ddim_step if case.what == "ddim" else ancestral_step
+    step: Any = ddim_step if case.sampler == "ddim" else ancestral_step
     if compile:
-        step = compiling.compiled(step, ("step", case.what, *x.shape, case.device, case.threads), None, cold)
+        step = compiling.compiled(step, ("step", case.sampler, *x.shape, case.device, case.threads), None, cold)
 
     def run(noise: Tensor | None) -> Tensor:
-        if case.what == "ddim":
+        if case.sampler == "ddim":
             return step(x, out, now, after)
         return step(x, out, now, after, torch.randn_like(x) if noise is None else noise)
 
@@ -61,14 +61,14 @@ def _published(case: Case, compile: bool, cold: bool) -> Ready:
 def _scheduler(case: Case) -> Ready:
     x, out, shared = _inputs(case)
     model = networks.load(case.network)
-    scheduler = schedulers.scheduler(model, case.what)
+    scheduler = schedulers.scheduler(model, case.sampler)
 
     def run(noise: Tensor | None) -> Tensor:
         with schedulers.noise_of(None if noise is None else lambda draw: noise, x.device):
             return scheduler.step(out, scheduler.timesteps[ROW], x).prev_sample
 
     def ready(noise: Tensor | None) -> Tensor:
-        schedulers.set_timesteps(scheduler, model, case.what, STEPS)  # cases share it
+        schedulers.set_timesteps(scheduler, model, case.sampler, STEPS)  # cases share it
         return run(noise)
 
     return Ready(lambda: run(None), lambda: ready(shared), end=end_of(x.device))
@@ -81,7 +81,7 @@ def _ours(case: Case) -> Ready:
     """
     x, out, _ = _inputs(case)
     model = networks.load(case.network)
-    table = table_of(model, f"{case.what} {STEPS}")
+    table = table_of(model, case.sampler, STEPS)
     engine = Engine(model, table, batch_size=case.batch, device=x.device)  # for its buffers, and to know its form
     captured = engine.form.captured  # captured steps all draw noise and keep x0, so that one serves any sampler
     rows = torch.from_numpy(table.rows).to(x.device, torch.float32)

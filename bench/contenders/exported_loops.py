@@ -40,7 +40,7 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
 
 def _network(case: Case) -> Ready:
     model, cpu = networks.load(case.network), torch.device("cpu")
-    table = table_of(model, case.what)
+    table = table_of(model, case.sampler, case.steps)
     predict = predictors.onnxruntime(case.network, cpu, case.threads)
     x = torch.randn(case.batch, *model.image_shape)
     time = predictors.time_of(model, table.time[0], case.batch, cpu)
@@ -62,7 +62,8 @@ def _sampler(case: Case, face: dict[str, Any], folder: tempfile.TemporaryDirecto
 
     model = networks.load(case.network)
     path = Path(folder.name) / f"{'-'.join(face) or 'plain'}.onnx"
-    path.write_bytes(sampler_model(trace(model), Face(table_of(model, case.what), **face)).SerializeToString())
+    made = sampler_model(trace(model), Face(table_of(model, case.sampler, case.steps), **face))
+    path.write_bytes(made.SerializeToString())
     file = OnnxSampler(path, threads=case.threads)
     sample: Callable[[], Any] = lambda: file.sample(case.batch)  # noqa: E731
     return Ready(sample, lambda: torch.from_numpy(sample()), facts={"bytes": path.stat().st_size})
@@ -70,7 +71,7 @@ def _sampler(case: Case, face: dict[str, Any], folder: tempfile.TemporaryDirecto
 
 def _engine(case: Case) -> Ready:
     model = networks.load(case.network)
-    engine = fastdiff.Engine(model, table_of(model, case.what), batch_size=case.batch, device="cpu")
+    engine = fastdiff.Engine(model, table_of(model, case.sampler, case.steps), batch_size=case.batch, device="cpu")
 
     def sample() -> Tensor:
         return engine.sample(case.batch)

@@ -27,25 +27,19 @@ from fastdiff.errors import InputError
 Loop = Callable[[Predict, Noise], Tensor]
 
 
-def named(what: str) -> tuple[str, int]:
-    """ "ddim 25" → its parts."""
-    sampler, steps = what.split()
-    return sampler, int(steps)
-
-
-def table_of(model: fastdiff.Model, what: str) -> fastdiff.StepTable:
-    sampler, steps = named(what)
+def table_of(model: fastdiff.Model, sampler: str, steps: int) -> fastdiff.StepTable:
     return fastdiff.make_table(
         sampler, model.schedule, steps, prediction_type=model.prediction_type, time=model.time
     )  # trailing: where the steps divide T these are the nodes of the course's stride too
 
 
-def published_loop(model: fastdiff.Model, what: str, n: int, device: torch.device, frames: bool = False) -> Loop:
+def published_loop(
+    model: fastdiff.Model, sampler: str, steps: int, n: int, device: torch.device, frames: bool = False
+) -> Loop:
     """The loop of the system's own publication, or of the sampler's where the system has none.
 
     frames: keep those of every step on the host, as the Annotated tutorial does; the others are spared that.
     """
-    sampler, steps = named(what)
     schedule = model.schedule
     whole = steps == schedule.num_timesteps
     if isinstance(model.network, fastdiff.AnnotatedUnet) and sampler == "ddpm" and whole:
@@ -57,8 +51,8 @@ def published_loop(model: fastdiff.Model, what: str, n: int, device: torch.devic
         course = CourseLoop(steps).to(device)
         return lambda predict, noise: course.sample_ddpm(lambda x, t, context: predict(x, t), noise).cpu()
     if sampler not in ("ddim", "dpmpp_2m"):
-        raise InputError(f"{what} is published for no network like this one")
-    table = table_of(model, what)
+        raise InputError(f"{sampler} {steps} is published for no network like this one")
+    table = table_of(model, sampler, steps)
     nodes = [int(t) for t in table.timestep]
     times = {t: time_of(model, value, n, device) for t, value in zip(nodes, table.time, strict=True)}
     abar = torch.from_numpy(schedule.alphas_cumprod.copy()).float().to(device)
@@ -89,7 +83,8 @@ def _sources(case: Case) -> tuple[Noise, Noise]:
 
 
 def _by_loop(case: Case, predict: Predict, frames: bool) -> Ready:
-    loop = published_loop(networks.load(case.network), case.what, case.batch, torch.device(case.device), frames)
+    model, device = networks.load(case.network), torch.device(case.device)
+    loop = published_loop(model, case.sampler, case.steps, case.batch, device, frames)
     shared, own = _sources(case)
     return Ready(lambda: loop(predict, own), lambda: loop(predict, shared))
 
@@ -97,20 +92,19 @@ def _by_loop(case: Case, predict: Predict, frames: bool) -> Ready:
 def _by_scheduler(case: Case) -> Ready:
     device, model = torch.device(case.device), networks.load(case.network)
     predict = predictors.tuned(case.network, device, getattr(torch, case.dtype))
-    sampler, steps = named(case.what)
     shape = (case.batch, *model.image_shape)
     shared, _ = _sources(case)
 
     def sample(noise: Noise | None) -> Tensor:
         timed = lambda x, value: predict(x, time_of(model, value, case.batch, device))  # noqa: E731
-        return schedulers.sample(model, sampler, steps, timed, noise, shape, device).cpu()
+        return schedulers.sample(model, case.sampler, case.steps, timed, noise, shape, device).cpu()
 
     return Ready(lambda: sample(None), lambda: sample(shared))
 
 
 def _by_engine(case: Case, form: str) -> Ready:
     model = networks.load(case.network)
-    table, dtype = table_of(model, case.what), getattr(torch, case.dtype)
+    table, dtype = table_of(model, case.sampler, case.steps), getattr(torch, case.dtype)
     engine = Engine(model, table, batch_size=case.batch, dtype=dtype, device=case.device, form=form)
 
     facts: dict[str, str] = {}
@@ -124,5 +118,7 @@ def _by_engine(case: Case, form: str) -> Ready:
 
 
 def _other(case: Case, make: Callable[[], others.Other]) -> Ready:
-    other, (sampler, steps) = make(), named(case.what)
-    return Ready(lambda: other.sample(sampler, steps, case.batch).cpu(), facts=evaluations.size_of(case, other))
+    other = make()
+    return Ready(
+        lambda: other.sample(case.sampler, case.steps, case.batch).cpu(), facts=evaluations.size_of(case, other)
+    )

@@ -85,7 +85,7 @@ def scheduler(model: fastdiff.Model, sampler: str) -> Any:
         **options, **clipping, variance_type="fixed_large" if sampler == "ddpm_large" else "fixed_small"
     )
     if sampler == "ddpm_large" and schedule.first == 1:
-        # The course's last step divides by its own alpha and leaves 1 - betas[0]; see table._fixed_large.
+        # The course's last step divides by its own alpha and leaves 1 - betas[0]; see samplers.ddpm_large.
         made.one = torch.tensor(1 - schedule.betas[0], dtype=torch.float32)
     return made
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from fastdiff.cli.group import Group
 from fastdiff.cli.options import device_option, parse_device
 from fastdiff.errors import InputError
 
@@ -17,12 +18,12 @@ COMMANDS = {
     "classifier": ("fastdiff.bench.quality.training", "Train a classifier whose features the distance compares."),
     "traffic": ("fastdiff.bench.static.traffic", "Bytes and operations of an evaluation, from the shapes."),
     "kernels": ("fastdiff.bench.static.codegen", "What the compiler makes of every Triton kernel, without a GPU."),
-    "readme": ("fastdiff.bench.readme", "Put the committed results into the README."),
-    "screenshot": ("fastdiff.bench.screenshot", "Take the README's picture of the browser page."),
+    "readme": ("fastdiff.bench.readme", "Put the committed results into README.md and docs/."),
+    "screenshot": ("fastdiff.bench.screenshot", "Take docs/browser.md's picture of the browser page."),
 }
 
 
-class Bench(click.Group):
+class Bench(Group):
     """Imports a command when it runs; the list of them needs none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -53,7 +54,8 @@ class Bench(click.Group):
     "--network",
     multiple=True,
     metavar="NAME",
-    help="A28@28 and B@16, which ship; A28@32, A28@64, A64@28, A64@32, A64@64.",
+    help="A28@28, the Annotated U-Net of dim 28 on 28x28 pixels (fashion-mnist), and B@16, the course's ContextUnet on "
+    "16x16 (sprites); in the full plan also A28@32, A28@64, A64@28, A64@32, A64@64; repeatable.",
 )
 @click.option("--batch", multiple=True, type=int, help="Only cases of this batch; repeatable.")
 @click.option("--dtype", multiple=True, help="float32, bfloat16, float16.  [default: float32; CUDA: bfloat16 too]")

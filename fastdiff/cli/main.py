@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import traceback
@@ -15,6 +14,7 @@ from fastdiff._version import __version__
 from fastdiff.cli.bench import bench
 from fastdiff.cli.completion import completion
 from fastdiff.cli.export import export
+from fastdiff.cli.group import Group
 from fastdiff.cli.info import info
 from fastdiff.cli.noise import noise
 from fastdiff.cli.options import printable
@@ -28,7 +28,7 @@ class Refused(click.ClickException):
     exit_code = 2
 
 
-class Commands(click.Group):
+class Commands(Group):
     def main(self, *args: Any, **options: Any) -> Any:
         try:
             return super().main(*args, **options)
@@ -51,13 +51,6 @@ class Commands(click.Group):
             except KeyboardInterrupt:
                 click.echo("stopped", err=True)
                 raise SystemExit(INTERRUPTED) from None
-
-    def resolve_command(self, context: click.Context, args: list[str]) -> Any:
-        if args and not args[0].startswith("-") and self.get_command(context, args[0]) is None:
-            near = difflib.get_close_matches(args[0], self.commands, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise Refused(f"unknown command {args[0]!r}; accepted: {', '.join(sorted(self.commands))}{hint}")
-        return super().resolve_command(context, args)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

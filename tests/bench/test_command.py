@@ -512,10 +512,10 @@ def test_cases_take_turns_or_follow_each_other(small, monkeypatch):
 
         class Notes(runner.Watcher):
             def preparing(self, case, contender, steps=steps):
-                steps.append((case.batch, contender))
+                steps.append(("preparing", case.label, contender))
 
             def round(self, case, number, steps=steps):
-                steps.append((case.batch, number))
+                steps.append(("round", case.label, number))
 
             def rows(self, rows, done=done):
                 done.append([row["batch"] for row in rows])
@@ -527,7 +527,9 @@ def test_cases_take_turns_or_follow_each_other(small, monkeypatch):
         assert warm[2:] == rounds if together else warm == [1, *rounds[:2], 2, *rounds[2:]]
         assert [row["batch"] for row in rows] == [1, 2] and done == [[1], [2]]
         assert [len(row["seconds"]) for row in rows] == [2, 4]
-        assert len(steps) == 2 + 6 and steps[0] == (1, 1) and (2, 4) in steps
+        assert sum(what == "round" for what, *_ in steps) == 6 and len(steps) == 2 + 6
+        assert steps[0] == ("preparing", "evaluation B@16 batch 1", 1)
+        assert ("round", "evaluation B@16 batch 2", 4) in steps
 
 
 def test_threads_and_gradients_are_those_of_the_case_and_come_back(small, monkeypatch):
@@ -618,6 +620,26 @@ def test_an_interrupted_run_leaves_the_cases_that_are_done(small, run, monkeypat
     assert "Cut short: 2 of 4 cases." in Path(f"bench-report/{report.PARTIAL_TEXT}").read_text()
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_stopped_before_anything_was_measured_no_report_is_left(there, run, monkeypatch):
+    """By the signal of Ctrl-C; one that was there before stays."""
+    kept = Path("bench-report") / report.NAME
+    if there:
+        kept.parent.mkdir()
+        kept.write_text("an older report")
+
+    def contenders(case, cold):
+        raise KeyboardInterrupt
+
+    for kind in CONTENDERS:
+        monkeypatch.setitem(CONTENDERS, kind, contenders)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as it was")
+    result = run("--quick", code=130)
+    assert "stopped: 0 cases were finished" in result.stdout and "wrote" not in result.stdout
+    assert list(Path().rglob("*")) == ([kept.parent, kept] if there else [])
+    assert not there or kept.read_text() == "an older report"
+
+
 def test_list_prints_the_cases_and_measures_nothing(run, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "measure", fails("measured"))
     lines = run("--quick", "--list").output.splitlines()
@@ -632,7 +654,14 @@ def test_list_prints_the_cases_and_measures_nothing(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "words, said",
     [
+        (("nope",), "unknown command 'nope'; accepted: quality, distance, classifier"),
+        (("--network", "C"), "network 'C'; accepted: A28@28"),
+        (("--network", "A64@64"), "no case for 'A64@64'; its cases: evaluation A28@28 batch 1"),
+        (("--dtype", "int8"), "dtype 'int8'; accepted: float32"),
+        (("--batch", "0"), "batch = 0; accepted: 1 or more"),
+        (("--batch", "7"), "no case for 7; its cases: evaluation A28@28 batch 1"),
         (("--batch", "many"), "'many' is not a valid integer"),
+        (("--threads", "-1"), "threads = -1; accepted: 1 or more"),
         (("--rounds", "0"), "rounds = 0; accepted: 1 or more"),
         (("--only", "nothing"), "no case for 'nothing'; its cases: evaluation"),
         (("--device", "abacus"), "abacus"),
@@ -759,6 +788,23 @@ def test_a_planted_slowdown_of_a_quarter_is_found_and_named(clocked, run):
     assert "no row of" in run(*QUICK, "--against", "new", "-o", "newer").stdout
 
 
+def test_a_slowdown_that_is_gone_when_measured_again_is_no_slowdown(clocked, run, monkeypatch):
+    clocked(0)
+    run(*QUICK, "-o", "old")
+    clock = clocked(1)
+    clock.slower = {"fastdiff": 1.5}
+    again = session._again
+
+    def quiet(*given):
+        clock.slower = {}
+        return again(*given)
+
+    monkeypatch.setattr(session, "_again", quiet)
+    result = run(*QUICK, "--against", "old", "-o", "new")
+    assert "measuring again" in result.stdout and "WORSE" not in result.stdout
+    assert report.read("new")["worse"] == []
+
+
 def test_what_is_refused_now_and_was_not_then_is_worse(clocked, run, monkeypatch):
     clocked(0)
     run(*QUICK, "-o", "old")
@@ -831,6 +877,8 @@ def test_an_update_replaces_its_own_cases_and_keeps_the_rest(clocked, run, monke
     anew = [row for row in new["rows"] if row["network"] == "B@16" and "seconds" in row]
     assert anew and all(len(row["seconds"]) == 4 for row in anew)
     assert new["command"] == "fastdiff bench --quick and then fastdiff bench --update"
+    assert [run["command"] for run in new["runs"]] == ["fastdiff bench --quick", "fastdiff bench --update"]
+    assert new["plan"] == "quick" and new["fastdiff"] == old["fastdiff"]  # said once
     other = {**new, "machine": "another machine"}
     (Path("whole") / report.NAME).write_text(json.dumps(other))
     result = run("--quick", "--only", "evaluation", "--update", "-o", "whole", code=2)

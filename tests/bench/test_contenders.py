@@ -146,28 +146,29 @@ def test_the_courses_tables_move_together(models):
     assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name, what", [("A28@28", "ddpm 50"), ("B@16", "ddpm_large 50"), ("A28@28", "ddim 10")])
-def test_the_loop_of_a_publication_is_fastdiffs(name, what, small, rel):
+@pytest.mark.parametrize(
+    "name, sampler, steps", [("A28@28", "ddpm", 50), ("B@16", "ddpm_large", 50), ("A28@28", "ddim", 10)]
+)
+def test_the_loop_of_a_publication_is_fastdiffs(name, sampler, steps, small, rel):
     model = small[name]
     drawn, source = noises((2, *model.image_shape))
     network = networks.published(model)
-    images = samplings.published_loop(model, what, 2, CPU)(network, drawn.__getitem__)
-    sampler, steps = samplings.named(what)
+    images = samplings.published_loop(model, sampler, steps, 2, CPU)(network, drawn.__getitem__)
     ours = fastdiff.sample(model, 2, sampler, steps=steps, noise=source, device="cpu", form="eager")
     assert rel(images, ours) < 1e-4  # 50 steps
 
 
 def test_a_loop_that_nobody_published_is_refused(models):
-    for name, what in (("B@16", "ddpm 50"), ("A28@28", "ddpm 10"), ("A28@28", "ddpm_large 50")):
-        with pytest.raises(InputError, match=f"{what} is published for no network like this one"):
-            samplings.published_loop(models[name], what, 2, CPU)
+    for name, sampler, steps in (("B@16", "ddpm", 50), ("A28@28", "ddpm", 10), ("A28@28", "ddpm_large", 50)):
+        with pytest.raises(InputError, match=f"{sampler} {steps} is published for no network like this one"):
+            samplings.published_loop(models[name], sampler, steps, 2, CPU)
 
 
 @pytest.mark.parametrize("name", ["A28@28", "B@16"])
 def test_the_loop_that_is_compared_calls_a_predictor_of_two_arguments(name, small):
     """As predictors.Predict is: (x, time)."""
-    what = {"A28@28": "ddpm 50", "B@16": "ddpm_large 50"}[name]
-    loop = samplings.published_loop(small[name], what, 2, CPU)
+    sampler = {"A28@28": "ddpm", "B@16": "ddpm_large"}[name]
+    loop = samplings.published_loop(small[name], sampler, 50, 2, CPU)
     drawn, _ = noises((2, *small[name].image_shape))
     assert loop(lambda x, time: torch.zeros_like(x), drawn.__getitem__).shape == drawn[0].shape
 

@@ -3,7 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
-from fastdiff.bench import limits, networks, parity, runner, timing
+from fastdiff.bench import limits, networks, parity, runner, session, timing
 from fastdiff.bench.case import Case, Kind
 from fastdiff.bench.contender import Role, Status
 from fastdiff.bench.contenders import exported_loops, profiles
@@ -79,9 +79,13 @@ def test_operators_of_a_cpu_are_those_of_its_c_kernels(monkeypatch):
 def test_an_operator_that_is_wrong_is_not_timed(monkeypatch):
     right = bias_add_triton.forward
     monkeypatch.setattr(bias_add_triton, "forward", lambda x, *more: right(x, *more) * 1.05)
-    rows = {row["what"].split(",")[0]: row for row in of(measured("bias_add", "channel_norm"), Role.FASTDIFF)}
+    made = measured("bias_add", "channel_norm")
+    rows = {row["what"].split(",")[0]: row for row in of(made, Role.FASTDIFF)}
     assert rows["bias_add"]["status"] == Status.REFUSED and "seconds" not in rows["bias_add"]
-    assert rows["channel_norm"]["status"] == Status.MEASURED
+    assert rows["bias_add"]["reason"].startswith("it differs from the reference by 5.0e-02")
+    assert rows["channel_norm"]["status"] == Status.MEASURED and rows["channel_norm"]["seconds"]
+    (refused,) = session.refused({"rows": made})  # which ends the command with 1
+    assert refused.startswith("operator A28@28, bias_add, ")
 
 
 def test_every_sample_that_is_timed_is_compared(monkeypatch):
@@ -94,8 +98,10 @@ def test_every_sample_that_is_timed_is_compared(monkeypatch):
         return y
 
     monkeypatch.setattr(bias_add_triton, "forward", wrong_in_the_last)
-    (row,) = of(measured("bias_add", batch=20), Role.FASTDIFF)
-    assert row["status"] == Status.REFUSED
+    rows = measured("bias_add", batch=20)
+    (row,) = of(rows, Role.FASTDIFF)
+    assert row["status"] == Status.REFUSED and "seconds" not in row
+    assert len(session.refused({"rows": rows})) == 1 and row["reason"].startswith("it differs from the reference by")
 
 
 def test_an_operator_that_fails_is_a_row_that_says_so(monkeypatch):

@@ -185,6 +185,15 @@ def test_versions_are_of_what_is_installed():
     assert set(report.installed()) <= set(report.PACKAGES)
 
 
+def test_an_update_lists_its_runs_and_words_them():
+    again, old = made(row(), command="b", plan="full"), made(row(batch=5), command="a and then z")
+    once = report.updated(old, again)  # an older report's text is one run
+    assert [run["command"] for run in once["runs"]] == ["a and then z", "b"]
+    assert (once["command"], once["plan"], once["fastdiff"]) == ("a and then z and then b", "quick and full", "0.1")
+    twice = report.updated(once, again)
+    assert len(twice["runs"]) == 3 and twice["command"] == once["command"] and twice["rows"] == once["rows"]
+
+
 # --- plots ---
 def sampled(contender, batch, what="ddim 25", **more):
     return row(contender, Kind.SAMPLING, "B@16", what, batch, **more)
