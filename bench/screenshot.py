@@ -17,7 +17,7 @@ from fastdiff.export import export_page
 from fastdiff.files import write_atomically
 
 OUTPUT = Path(__file__).resolve().parent.parent / "bench" / "pictures" / "page.png"
-LINK = "#n=16&seed=6&sampler=ddim&steps=25&context=0,0,1,0.6,0&guidance=2"
+LINK = "#n=16&seed=6&context=0,0,1,0,0&guidance=2"
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
