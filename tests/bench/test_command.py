@@ -306,12 +306,22 @@ def contender(name, value=1.0, other=False, run=lambda: None, make=None):
 
 
 @pytest.fixture
-def contenders(small, monkeypatch):
+def every_kind(small, monkeypatch):
+    """every_kind(make): from then on cases of every kind have the contenders of make(case, cold)."""
+
+    def put(make):
+        for kind in CONTENDERS:
+            monkeypatch.setitem(CONTENDERS, kind, make)
+
+    return put
+
+
+@pytest.fixture
+def contenders(every_kind):
     """Contenders that a test makes up, for cases of every kind: contenders(...) → their rows."""
 
     def rows(*made, case=CASES[4], rounds=2, **options):
-        for kind in CONTENDERS:
-            monkeypatch.setitem(CONTENDERS, kind, lambda *given: iter(made))
+        every_kind(lambda *given: iter(made))
         return measured(replace(case, rounds=rounds), **options)
 
     return rows
@@ -505,7 +515,7 @@ def test_contenders_take_turns_every_other_round_backwards(contenders):
     assert [name for name, *_ in seen[9:]] == ["reference", "b", "c", "c", "b", "reference", "reference", "b", "c"]
 
 
-def test_cases_take_turns_or_follow_each_other(small, monkeypatch):
+def test_cases_take_turns_or_follow_each_other(every_kind):
     cases = [Case(Kind.EVALUATION, "B@16", batch=batch, rounds=rounds) for batch, rounds in ((1, 2), (2, 4))]
     for together, rounds in ((True, [1, 2, 2, 1, 2, 2]), (False, [1, 1, 2, 2, 2, 2])):
         seen, steps, done = [], [], []
@@ -520,8 +530,7 @@ def test_cases_take_turns_or_follow_each_other(small, monkeypatch):
             def rows(self, rows, done=done):
                 done.append([row["batch"] for row in rows])
 
-        for kind in CONTENDERS:
-            monkeypatch.setitem(CONTENDERS, kind, lambda case, cold, s=seen: iter([watched(case.batch, s)]))
+        every_kind(lambda case, cold, s=seen: iter([watched(case.batch, s)]))
         rows = runner.measure(cases, True, together, Notes())
         warm = [name for name, what, *_ in seen if what == "run"]
         assert warm[2:] == rounds if together else warm == [1, *rounds[:2], 2, *rounds[2:]]
@@ -532,10 +541,9 @@ def test_cases_take_turns_or_follow_each_other(small, monkeypatch):
         assert ("round", "evaluation B@16 batch 2", 4) in steps
 
 
-def test_threads_and_gradients_are_those_of_the_case_and_come_back(small, monkeypatch):
+def test_threads_and_gradients_are_those_of_the_case_and_come_back(every_kind):
     seen = []
-    for kind in CONTENDERS:
-        monkeypatch.setitem(CONTENDERS, kind, lambda case, cold: iter([watched(case.kind, seen)]))
+    every_kind(lambda case, cold: iter([watched(case.kind, seen)]))
     before, limit = torch.get_num_threads(), graphs.POOL.limit
     measured(replace(CASES[4], threads=2), replace(CASES[0], threads=1), replace(CASES[6], threads=2))
     assert {(name, threads) for name, _, _, threads in seen} == {
@@ -547,11 +555,10 @@ def test_threads_and_gradients_are_those_of_the_case_and_come_back(small, monkey
     assert torch.get_num_threads() == before and graphs.POOL.limit == limit and torch.is_grad_enabled()
 
 
-def test_a_case_that_is_no_training_has_no_gradients_beside_one_that_is(small, monkeypatch):
+def test_a_case_that_is_no_training_has_no_gradients_beside_one_that_is(every_kind):
     """Compiled code is for one of the two: it would be compiled again, and within a round."""
     seen = []
-    for kind in CONTENDERS:
-        monkeypatch.setitem(CONTENDERS, kind, lambda case, cold: iter([watched(case.kind, seen)]))
+    every_kind(lambda case, cold: iter([watched(case.kind, seen)]))
     measured(CASES[4], CASES[12], together=False)
     assert {(name, what, grad) for name, what, grad, _ in seen} == {
         (kind, what, kind == Kind.TRAINING)
@@ -621,22 +628,21 @@ def test_an_interrupted_run_leaves_the_cases_that_are_done(small, run, monkeypat
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_stopped_before_anything_was_measured_no_report_is_left(there, run, monkeypatch):
+def test_stopped_before_anything_was_measured_no_report_is_left(there, every_kind, run):
     """By the signal of Ctrl-C; one that was there before stays."""
     kept = Path("bench-report") / report.NAME
     if there:
         kept.parent.mkdir()
         kept.write_text("an older report")
 
-    def contenders(case, cold):
+    def stops(case, cold):
         raise KeyboardInterrupt
 
-    for kind in CONTENDERS:
-        monkeypatch.setitem(CONTENDERS, kind, contenders)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as it was")
+    every_kind(stops)
     result = run("--quick", code=130)
     assert "stopped: 0 cases were finished" in result.stdout and "wrote" not in result.stdout
-    assert list(Path().rglob("*")) == ([kept.parent, kept] if there else [])
+    assert list(Path("bench-report").glob("*")) == ([kept] if there else [])
+    assert there or not kept.parent.exists()
     assert not there or kept.read_text() == "an older report"
 
 
