@@ -35,7 +35,7 @@ def export_network(
     weights: str | None = None,
     prepared: bool = True,
 ) -> list[Check]:
-    """Writes the model's network as an ONNX file, and checks it against torch.
+    """Write the model's network as an ONNX file, and check it against torch.
 
     Its inputs are sample (batch, C, H, W) float32 in [-1, 1]; timestep (batch,) int64, or float32 t / T if the model's
     time is "fraction"; and, if the network takes one, context (batch, K) float32. Its output is prediction, as sample.
@@ -74,7 +74,7 @@ def export_sampler(
     noise: str = "philox",
     pictures: bool = False,
 ) -> list[Check]:
-    """Writes the model's whole sampling loop as an ONNX file, and checks its images against torch's.
+    """Write the model's whole sampling loop as an ONNX file, and check its images against torch's.
 
     Args:
         model, path, dtype, weights, prepared: as in export_network.
@@ -105,7 +105,7 @@ def export_page(
     prepared: bool = True,
     arguments: Sequence[str] = (),
 ) -> list[Check]:
-    """Writes a static page that samples from the model in a browser, and checks its file; see export.web.
+    """Write a static page that samples from the model in a browser, and check its file; see export.web.
 
     Args:
         model, weights, prepared: as in export_network.

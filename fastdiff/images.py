@@ -106,9 +106,7 @@ def save_gif(pictures: Sequence[Image.Image], path: str | Path, *, milliseconds:
     pictures = list(pictures)
     for picture in pictures:
         if not isinstance(picture, Image.Image):
-            raise InputError(
-                f"a frame of type {type(picture).__name__}; accepted: pictures, as fastdiff.grid makes them"
-            )
+            raise InputError(f"a frame of type {type(picture).__name__}; accepted: pictures, see fastdiff.grid")
     if not pictures:
         raise InputError("no pictures for an animation; accepted: at least one")
     if Path(path).suffix.lower() != ".gif":

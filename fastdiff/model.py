@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from torch import nn
 
 from fastdiff.errors import InputError, unknown_name
+from fastdiff.networks.protocol import context_width
 from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
 from fastdiff.samplers.samplers import DEFAULT, make_table
 from fastdiff.samplers.schedule import Schedule
@@ -52,7 +53,7 @@ class Model:
         shape = tuple(self.image_shape)
         if len(shape) != 3 or any(not isinstance(size, int) or size < 1 for size in shape):
             raise InputError(f"image_shape = {shape}; accepted: (channels, height, width), each at least 1")
-        width = getattr(self.network, "n_cfeat", None)
+        width = context_width(self.network)
         if self.class_names and width is not None and len(self.class_names) != width:
             raise InputError(f"{len(self.class_names)} class names {list(self.class_names)}; the network takes {width}")
         object.__setattr__(self, "image_shape", shape)
@@ -62,8 +63,9 @@ class Model:
     @property
     def context_width(self) -> int | None:
         """K of the network's contexts: 0 if it takes none, None if the network does not declare it."""
-        if hasattr(self.network, "n_cfeat"):
-            return int(self.network.n_cfeat)  # type: ignore[arg-type]
+        width = context_width(self.network)
+        if width is not None:
+            return width
         if self.class_names:
             return len(self.class_names)
         return 0 if hasattr(self.network, "embed_context") else None

@@ -57,7 +57,7 @@ def test_bad_grids_and_animations(tmp_path):
         (lambda: grid(images, scale=1.5), "scale = 1.5"),
         (lambda: grid(images, gap=-1), "gap = -1"),
         (lambda: save_gif([], tmp_path / "a.gif"), "no pictures"),
-        (lambda: save_gif(images, tmp_path / "a.gif"), "a frame of type Tensor; accepted: pictures such as"),
+        (lambda: save_gif(images, tmp_path / "a.gif"), "a frame of type Tensor; accepted: pictures, see fastdiff.grid"),
         (lambda: save_gif([grid(images), "a.png"], tmp_path / "a.gif"), "a frame of type str"),
         (lambda: save_gif([grid(images)], tmp_path / "a.png"), "ends in .gif"),
     ):
