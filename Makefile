@@ -19,7 +19,7 @@ GPU_BENCH = $(GPU_LIMIT) $(PYTHON) -m fastdiff bench --device cuda
 GPU_MAIN = $(GPU_BENCH) --dtype bfloat16 --only evaluation --only "sampling ddim 25"
 DECLARED := $(ROOT)/pyproject.toml $(ROOT)/constraints.txt
 SOURCES := $(shell find $(addprefix $(ROOT)/,fastdiff kernels export) -type f -not -name '*.pyc')
-# Under a minute on 2 cores, and something of every part.
+# About a minute on 2 cores.
 QUICK := tests/samplers tests/checkpoints tests/data tests/test_layers.py tests/test_images.py tests/engine/test_noise.py \
 	tests/engine/test_graphs.py tests/engine/test_numerics.py tests/kernels/test_dispatch.py tests/networks
 
@@ -31,7 +31,7 @@ help: ## this list
 sample: $(VENV)/.installed ## sample 64 garments from the shipped model into out/
 	$(BIN)/fastdiff sample fashion-mnist -n 64 -o $(OUT)/fashion-mnist.png --gif $(OUT)/fashion-mnist.gif
 
-test: $(VENV)/.test ## run the tests (7 minutes on 2 cores)
+test: $(VENV)/.test ## run the tests (under 9 minutes on 2 cores)
 	cd $(ROOT) && $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 8 --dist loadfile
 
 quick: $(VENV)/.test ## a minute's worth of tests

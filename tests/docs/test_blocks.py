@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ FEWER = {"sample": "-n 4 --steps 2", "sample sampler.onnx": "-n 4", "train": "--
 # Only parsed: they need a data set, Chromium, minutes, or are run once for all pages (exported).
 PARSED = ("fastdiff bench", "fastdiff export", "fastdiff train -o runs/garments")
 LANGUAGES = {"python", "bash", "js"}
+PAGES = [Path("README.md"), *sorted(Path(__file__).parents[2].glob("docs/*.md"))]
 
 
 def commands(block: str) -> list[str]:
@@ -113,7 +115,19 @@ def network(randomised):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_page_runs(page, folder, network, request):
+def test_the_readme_runs(pages, folder, network, request):
+    run(pages["README.md"], folder, network, request)
+
+
+@pytest.mark.slow  # a minute together
+@pytest.mark.parametrize("name", [path.name for path in PAGES if path.name != "README.md"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_page_runs(name, pages, folder, network, request):
+    run(pages[name], folder, network, request)
+
+
+def run(page, folder, network, request) -> None:
+    """Every block of the page, in order."""
     name = page.path.name
     if "sampler.onnx" in page.text:
         shutil.copy(request.getfixturevalue("exported"), folder)
@@ -203,6 +217,7 @@ def browse(tmp_path):
         server.server_close()
 
 
+@pytest.mark.slow
 @in_chromium
 def test_the_javascript_of_the_export(pages, exported, browse, root, tmp_path):
     """With the page's own copy of onnxruntime-web, under the name that the block imports."""
@@ -227,6 +242,7 @@ def test_the_javascript_of_the_export(pages, exported, browse, root, tmp_path):
     assert np.abs(np.reshape(values, shape) - expected).max() < 1e-3  # the page says why not 1e-4
 
 
+@pytest.mark.slow
 @in_chromium
 def test_the_javascript_of_the_page(pages, browse, randomised, tmp_path):
     (block,) = pages["browser.md"].all("js")
