@@ -241,14 +241,14 @@ function failed(error) {
 
 window.fastdiff = { sample, cancel, last: null };
 fastdiff.ready = open().catch(failed);
-fastdiff.ready.catch(() => {}); // told of already
+fastdiff.ready.catch(() => {}); // shown already
 
 $("controls").addEventListener("submit", (event) => {
   event.preventDefault();
   $("seed").removeAttribute("aria-invalid");
   try {
     history.replaceState(null, "", toHash(complete()));
-    sample().catch(() => {}); // told of by end()
+    sample().catch(() => {}); // shown by end()
   } catch (error) {
     say(error.message, "error");
     if (error.field === "Seed") $("seed").setAttribute("aria-invalid", "true");

@@ -1,4 +1,4 @@
-"""fastdiff completion, and what the shell is told while a command is being typed. Imports no torch."""
+"""fastdiff completion, and what the shell offers while a command is being typed. Imports no torch."""
 
 from __future__ import annotations
 

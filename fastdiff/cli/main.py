@@ -68,7 +68,7 @@ def main() -> None:
     fastdiff bench --quick                            how fast it is here, against the others
     fastdiff completion bash                          the Tab key completes commands and models
 
-    `fastdiff COMMAND --help` tells more.
+    `fastdiff COMMAND --help` says more.
     """
 
 

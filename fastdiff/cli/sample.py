@@ -139,7 +139,7 @@ def sample(model: str, output: str, **options: Any) -> None:
     else:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             if os.environ.get("RANK", "0") != "0":
-                raise SystemExit(2)  # the first process tells
+                raise SystemExit(2)  # the first process reports it
             raise InputError(f"output {output!r} with several processes; accepted: a folder, such as -o out/")
         _refuse(options, "the picture", output, "format", "shard_size")
         from fastdiff.cli.picture import sample_to_picture
