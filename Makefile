@@ -32,10 +32,10 @@ sample: $(VENV)/.installed ## sample 64 garments from the shipped model into out
 	$(BIN)/fastdiff sample fashion-mnist -n 64 -o $(OUT)/fashion-mnist.png --gif $(OUT)/fashion-mnist.gif
 
 test: $(VENV)/.test ## run the tests (under 9 minutes on 2 cores)
-	cd $(ROOT) && $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 8 --dist loadfile
+	cd $(ROOT) && $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.test ## a minute's worth of tests
-	cd $(ROOT) && $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 8 --dist loadfile $(QUICK)
+	cd $(ROOT) && $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(QUICK)
 
 slow: $(VENV)/.test ## run the longer tests
 	cd $(ROOT) && $(BIN)/python -m pytest -m slow

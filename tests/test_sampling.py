@@ -64,7 +64,9 @@ def test_the_annotated_loop(timesteps, edition, rel, randomised):
 
 @pytest.mark.parametrize("shortcut, kind", [(False, "zero"), (True, "trained")])
 @pytest.mark.parametrize("extra_noise", [True, False])
-@pytest.mark.parametrize("timesteps", [1, 10, 500])
+@pytest.mark.parametrize(
+    "timesteps", [1, 10, pytest.param(500, marks=pytest.mark.slow)]
+)  # test_models.py has whole loops
 def test_the_course_ddpm_loop(shortcut, kind, extra_noise, timesteps, rel, randomised):
     model = context(randomised, timesteps, shortcut=shortcut)
     theirs = ContextReference(3, 8, 5, 16, shortcut=kind).eval()

@@ -27,7 +27,9 @@ def inputs(network, shape, device, n=2):
     return x, t
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "mindspore" else []) for n in NETWORKS]
+)  # the other two editions run all of its operators
 def test_the_network_is_the_same_function(triton_device, randomised, rel, name):
     """Float32 rounding of some 40 layers summed in another order: 1e-5, as against the published network."""
     make, shape = NETWORKS[name]
