@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 
 from fastdiff import AnnotatedUnet, ContextUnet, Model, make_schedule
+from fastdiff.bench import limits, networks, timing
 
 NAMES = ("monster", "player", "item", "spell", "dungeon")
 
@@ -30,4 +32,26 @@ def tiny(randomised) -> Callable[[int], dict[str, Model]]:
             ),
         }
 
+    return made
+
+
+@pytest.fixture
+def models(tiny) -> dict[str, Model]:
+    return tiny(50)
+
+
+@pytest.fixture
+def small(monkeypatch, models):
+    """Tiny networks in place of the shipped ones, and no count of the others left."""
+    monkeypatch.setattr(networks, "load", models.__getitem__)
+    limits.counted.cache_clear()
+    yield models
+    limits.counted.cache_clear()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The timer's clock, which only goes where a test moves it: clock.now += seconds."""
+    made = SimpleNamespace(now=0.0, perf_counter=lambda: made.now, sleep=lambda seconds: None)
+    monkeypatch.setattr(timing, "time", made)
     return made

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff import AnnotatedUnet, ContextUnet, InputError, Model, load, make_table
-from fastdiff.bench import compiling, limits, networks, parity, runner, session, timing
+from fastdiff import AnnotatedUnet, ContextUnet, InputError, load, make_table
+from fastdiff.bench import compiling, networks, parity, runner, session
 from fastdiff.bench.case import Case, Kind
 from fastdiff.bench.contender import PUBLISHED, Status
 from fastdiff.bench.contenders import cold_starts, evaluations, samplings
@@ -21,28 +21,6 @@ from fastdiff.bench.peers import cold_process
 from fastdiff.bench.peers.reference import CourseLoop, ancestral_step, ddim_loop, dpmpp_2m_loop
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def models(tiny) -> dict[str, Model]:
-    return tiny(50)
-
-
-@pytest.fixture
-def small(monkeypatch, models):
-    """Tiny networks in place of the shipped ones, and no count of the others left."""
-    monkeypatch.setattr(networks, "load", models.__getitem__)
-    limits.counted.cache_clear()
-    yield models
-    limits.counted.cache_clear()
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The timer's clock, which only goes where a test moves it: clock.now += seconds."""
-    made = SimpleNamespace(now=0.0, perf_counter=lambda: made.now, sleep=lambda seconds: None)
-    monkeypatch.setattr(timing, "time", made)
-    return made
 
 
 # --- torch.compile's cache ---

@@ -17,28 +17,6 @@ from fastdiff.bench.contenders import denoise_steps, evaluations
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def models(tiny) -> dict[str, Model]:
-    return tiny(50)
-
-
-@pytest.fixture
-def small(monkeypatch, models):
-    """Tiny networks in place of the shipped ones, and no count of the others left."""
-    monkeypatch.setattr(networks, "load", models.__getitem__)
-    limits.counted.cache_clear()
-    yield models
-    limits.counted.cache_clear()
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The timer's clock, which only goes where a test moves it: clock.now += seconds."""
-    made = SimpleNamespace(now=0.0, perf_counter=lambda: made.now, sleep=lambda seconds: None)
-    monkeypatch.setattr(timing, "time", made)
-    return made
-
-
 # --- the timer ---
 def test_a_ratio_is_the_median_over_rounds():
     assert timing.ratio([2, 9, 8], [1, 3, 2])[0] == 3.0
