@@ -44,7 +44,7 @@ def sprites():
     return model, reference
 
 
-@pytest.mark.parametrize("name", sorted(PICTURES))
+@pytest.mark.parametrize("name", ["fashion-mnist", pytest.param("sprites", marks=pytest.mark.slow)])
 def test_the_picture_is_what_the_command_draws(name, tmp_path):
     result = CliRunner().invoke(main, [*PICTURES[name].split(), "-o", str(tmp_path / "x.png")], catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -105,7 +105,9 @@ def test_the_garments_loop(garments, rel):
     assert max(rel(a, b) for a, b in zip(ours, frames, strict=True)) < 1e-4
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 10, 25, 50, 100, 250, 500])
+@pytest.mark.parametrize(
+    "steps", [1, 2, 5, 10, 25, 50, 100, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (250, 500))]
+)
 def test_the_sprites_ddim_loop(steps, sprites, rel):
     model, reference = sprites
     noise, context = fastdiff.PhiloxNoise(4), torch.tensor([1, 0, 0.6, 0, 0])
@@ -114,7 +116,7 @@ def test_the_sprites_ddim_loop(steps, sprites, rel):
     assert rel(ours, expected) < 1e-4
 
 
-@pytest.mark.parametrize("sampler", ["ddpm_large", "ddpm_no_noise"])
+@pytest.mark.parametrize("sampler", ["ddpm_large", pytest.param("ddpm_no_noise", marks=pytest.mark.slow)])
 def test_the_sprites_ddpm_loop(sampler, sprites, rel):
     model, reference = sprites
     noise = fastdiff.PhiloxNoise(4)
@@ -136,8 +138,8 @@ def test_the_mode_without_extra_noise_collapses(sprites):
 def test_seven_of_sixty_four(garments, rel):
     model = garments[0]
     for sampler in ("ddim", "ddpm"):
-        row = fastdiff.sample(model, 64, sampler, steps=25, seed=9, device="cpu")[7]
-        assert rel(fastdiff.sample(model, 1, sampler, steps=25, seed=9, first=7, device="cpu")[0], row) < 1e-5
+        row = fastdiff.sample(model, 64, sampler, steps=5, seed=9, device="cpu")[7]
+        assert rel(fastdiff.sample(model, 1, sampler, steps=5, seed=9, first=7, device="cpu")[0], row) < 1e-5
 
 
 def test_no_path_of_a_machine_is_in_a_model_or_its_card():

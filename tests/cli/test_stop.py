@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import termios
+from functools import partial
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ def interrupted(words, shown: str) -> tuple[int, str]:
     """Ctrl-C once the command has shown some text on its terminal; its exit code, and all that it showed."""
     ours, its = os.openpty()
     termios.tcsetwinsize(its, (24, 100))  # else bars are not shown
-    process = subprocess.Popen([*FASTDIFF, *words], stdout=its, stderr=its)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells have what runs behind them ignore Ctrl-C
+    process = subprocess.Popen([*FASTDIFF, *words], stdout=its, stderr=its, preexec_fn=heard)
     os.close(its)
     text = ""
     while True:

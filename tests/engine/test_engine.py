@@ -215,7 +215,7 @@ def test_a_loop_of_advance_is_the_engine(sampler, guided, randomised):
     assert int(state.index) == len(table)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=pytest.mark.slow), torch.float16])
 def test_a_full_run_in_16_bits_is_finite(dtype, randomised):
     network = randomised(AnnotatedUnet(dim=8, dim_mults=(1,)))
     model = Model(network, make_schedule("linear", 1000), image_shape=(1, 4, 4))

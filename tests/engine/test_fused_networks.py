@@ -27,9 +27,12 @@ def inputs(network, shape, device, n=2):
     return x, t
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "mindspore" else []) for n in NETWORKS]
-)  # the other two editions run all of its operators
+def mostly(*slow):
+    """All networks; those whose operators the others run as well only by `make slow`."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in NETWORKS]
+
+
+@pytest.mark.parametrize("name", mostly("mindspore", "hf-2022"))
 def test_the_network_is_the_same_function(triton_device, randomised, rel, name):
     """Float32 rounding of some 40 layers summed in another order: 1e-5, as against the published network."""
     make, shape = NETWORKS[name]
@@ -85,11 +88,7 @@ def test_autocast_gives_the_dtypes_and_gradients_of_the_references(triton_device
     assert rel(gradients.cpu(), expected.cpu()) < 0.1  # each form rounds to 8 bits at its own places
 
 
-# Training runs the same operators in all editions; two that differ in biases and a norm alone are left to `make slow`.
-SLOW = ("mindspore", "hf-2022")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NETWORKS])
+@pytest.mark.parametrize("name", mostly("mindspore", "hf-2022", "resnet"))
 def test_training_follows_training_through_the_references(triton_device, randomised, rel, name):
     """Two steps of SGD on a batch, the second with momentum: the losses and every weight's whole movement."""
     make, shape = NETWORKS[name]

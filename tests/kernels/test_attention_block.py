@@ -35,8 +35,11 @@ def test_the_folded_reference_is_the_module(randomised, rel, c, h, w, edition):
     assert rel(out, expected) < 1e-13
 
 
-# As above; 784 positions are many chunks, and 200 channels are padded to 256.
-@pytest.mark.parametrize("c, h, w", [(28, 9, 7), (56, 14, 14), (112, 7, 7), (18, 28, 28), (200, 3, 5)])
+# As above; 210 positions are four chunks, 784 many, and 200 channels are padded to 256.
+MANY = pytest.param(18, 28, 28, marks=() if torch.cuda.is_available() else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("c, h, w", [(28, 9, 7), (56, 14, 14), (112, 7, 7), (18, 14, 15), MANY, (200, 3, 5)])
 @pytest.mark.parametrize("edition", ["mindspore-torch", "hf-2022"])
 def test_the_kernels_in_every_layout(triton_device, randomised, agrees, layouts, c, h, w, edition):
     module = block(c, edition, randomised)
