@@ -47,26 +47,21 @@ def distances(
 
 
 def markdown(report: dict[str, Any]) -> str:
-    rows = report["rows"]
-    first = rows[0]
-    lines = []
+    rows, cells = report["rows"], []
     for row in rows:
-        if "reason" in row and "full_run_finite" not in row:
-            lines.append([row["dtype"], row["reason"], "", "", ""])
-            continue
-        finite = "yes" if row["full_run_finite"] else "NO"
-        figures = [f"{row['mean_rms']:.2e}", f"{row['percentile_99']:.2e}", finite, f"{row['full_run_largest']:.3g}"]
-        lines.append([row["dtype"], *figures])
-    return "\n".join(
-        [
-            heading(report),
-            "",
-            f"Images against float32's, in [-1, 1], DDIM, {len(ddim(fastdiff.load(MODEL)))} steps, {first['images']} "
-            f"images; and {first['full_run_images']} images of a whole ddpm run of {first['full_run_steps']} steps.",
-            "",
-            *table(["dtype", "mean RMS", "99th percentile", "whole run finite", "its largest value"], lines),
-        ]
+        if "full_run_finite" in row:
+            rms = [f"{row[key]:.2e}" for key in ("mean_rms", "percentile_99")]
+            figures = [*rms, "yes" if row["full_run_finite"] else "NO", f"{row['full_run_largest']:.3g}"]
+        else:
+            figures = [row["reason"], "", "", ""]
+        cells.append([row["dtype"], *figures])
+    first, steps = rows[0], len(ddim(fastdiff.load(MODEL)))
+    compared = (
+        f"Images against float32's, in [-1, 1], DDIM, {steps} steps, {first['images']} images; and "
+        f"{first['full_run_images']} images of a whole ddpm run of {first['full_run_steps']} steps."
     )
+    columns = ["dtype", "mean RMS", "99th percentile", "whole run finite", "its largest value"]
+    return "\n".join([heading(report), "", compared, "", *table(columns, cells)])
 
 
 @click.command()
