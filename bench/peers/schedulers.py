@@ -28,14 +28,18 @@ Predict = Callable[[Tensor, int | float], Tensor]  # (x, the model's time) → t
 Noise = Callable[[int], Tensor]  # 0 → x_T, k → the k-th noise added after that
 
 
-def diffusers() -> ModuleType:
-    """The package, or an ImportError of one sentence."""
+def required(module: str, packages: tuple[str, ...], said: str) -> ModuleType:
+    """The module, or an ImportError of that sentence where one of the packages is not installed."""
     try:
-        return importlib.import_module("diffusers")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != "diffusers":  # it is there, and something that it needs is not
+        if str(error.name).split(".")[0] not in packages:  # they are there, and something that they need is not
             raise
-        raise ImportError("diffusers is not installed; pip install diffusers") from error
+        raise ImportError(said) from error
+
+
+def diffusers() -> ModuleType:
+    return required("diffusers", ("diffusers",), "diffusers is not installed; pip install diffusers")
 
 
 def spacing_of(model: fastdiff.Model, sampler: str) -> str:
