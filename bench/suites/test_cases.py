@@ -13,7 +13,9 @@ from fastdiff.bench.contender import FASTDIFF, Role, Status
 from fastdiff.bench.contenders.evaluations import inputs
 from fastdiff.bench.plans import plan
 from fastdiff.bench.runner import Prepared
+from fastdiff.engine.placement import choose_device
 
+pytest.importorskip("pytest_benchmark", reason="the suites need pytest-benchmark: pip install pytest-benchmark")
 DTYPES = {"cpu": ("float32",), "cuda": ("bfloat16", "float32")}
 EVALUATIONS = (1, 16, 64)  # batches
 
@@ -29,7 +31,7 @@ def cases(device: str) -> Iterator[Case]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    given = list(cases(torch.device(metafunc.config.getoption("--suite-device")).type))
+    given = list(cases(choose_device(metafunc.config.getoption("--suite-device")).type))
     metafunc.parametrize("case", given, ids=[case.label for case in given])
 
 

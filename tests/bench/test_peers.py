@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff import InputError, Model, make_schedule, make_table
+from fastdiff import InputError, Model, make_table
 from fastdiff.bench.peers import others, schedulers
 from fastdiff.bench.static.traffic import count_flop
 from fastdiff.engine.noise import PhiloxNoise
@@ -63,16 +63,6 @@ def test_the_images_are_ours(system, sampler, steps, models, rel):
     assert rel(images, ours(model, sampler, steps)) < BOUND
 
 
-@pytest.mark.parametrize(
-    "kind, clip, sampler", [("v_prediction", 1.0, "ddim"), ("sample", None, "dpmpp_2m"), ("epsilon", 0.5, "ddpm")]
-)
-def test_the_models_own_settings_hold(kind, clip, sampler, models, rel):
-    network, schedule = models["A"].network, make_schedule("cosine", 20)
-    model = Model(network, schedule, prediction_type=kind, image_shape=(1, 8, 8), clip=clip)
-    steps = 20 if sampler == "ddpm" else 10
-    assert rel(theirs(model, sampler, steps), ours(model, sampler, steps)) < BOUND
-
-
 @pytest.mark.parametrize("system, sampler", [("A", "ddim"), ("B", "ddpm_large"), ("B", "dpmpp_2m"), ("A", "ddpm")])
 def test_the_times_are_the_tables(system, sampler, models):
     model, seen = models[system], []
@@ -105,25 +95,9 @@ def test_without_given_noise_each_call_draws_its_own(system, models):
     assert scheduling_ddpm.randn_tensor is own
 
 
-@pytest.mark.parametrize(
-    "sampler, steps, said",
-    [
-        ("dpm", 10, "unknown sampler 'dpm'; accepted: ddim, ddpm, ddpm_large, dpmpp_2m"),
-        ("ddim", 15, "steps = 15 with diffusers' ddim; accepted: a divisor of 50"),
-        ("ddpm", 51, "steps = 51; accepted: a whole number from 1 to 50"),
-        ("dpmpp_2m", 29, "steps = 29 of 50; diffusers rounds it to 30 timesteps"),
-    ],
-)
-def test_what_they_do_otherwise_is_refused(sampler, steps, said, models):
-    with pytest.raises(InputError, match=said):
-        theirs(models["A"], sampler, steps)
-
-
-def test_clipping_that_they_have_not_is_refused(models):
-    for sampler, clip, accepted in (("dpmpp_2m", 1.0, "None$"), ("ddim", ("dynamic", 0.9), "None, a bound$")):
-        model = Model(models["A"].network, models["A"].schedule, image_shape=(1, 8, 8), clip=clip)
-        with pytest.raises(InputError, match=f"with diffusers' {sampler}; accepted: {accepted}"):
-            theirs(model, sampler, 10)
+def test_another_sampler_is_refused(models):
+    with pytest.raises(InputError, match="unknown sampler 'dpm'; accepted: ddim, ddpm, ddpm_large, dpmpp_2m"):
+        theirs(models["A"], "dpm", 10)
 
 
 # --- Other networks ----------------------------------------------------------------------------------------------
