@@ -15,7 +15,7 @@ RUN = """
 import sys
 import pytest
 plain = ["bench/suites", "--benchmark-disable", "-p", "no:cacheprovider"]
-chosen = "denoise_step and 1x28x28 and history or winograd and 224 and normed or evaluation and not A28 and not 64"
+chosen = "denoise_step and 1x28x28 and history or winograd and 224 and added or evaluation and not A28 and 1]"
 print(pytest.main([*plain, "-k", chosen]))
 print(pytest.main([*plain, "--suite-device", "cuda:9"]))
 print(sorted(name for name in sys.modules if name.split(".")[0] in ("bench", "kernels", "export")))
@@ -28,7 +28,7 @@ def test_the_suites_run():
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.isdigit()] == ["0", "2"], done.stdout + done.stderr
-    assert any(re.match("[3-5] passed, ", line) for line in lines), done.stdout  # without a C compiler 3
+    assert any(re.match("[2-3] passed, ", line) for line in lines), done.stdout  # without a C compiler 2
     assert "device = 'cuda:9' cannot be used here" in done.stdout
     tests = {f"bench.suites.{name}" for name in ("conftest", "test_cases")}
     assert set(ast.literal_eval(lines[-1])) <= {"bench", "bench.suites", *tests}
