@@ -80,20 +80,16 @@ def _read(name: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def read_data(name: str, data: str | None = None, labels: str | None = None) -> ImageData:
     """The pictures that the shipped model of that name was trained on, and those held out; raises InputError.
 
-    The sprites' labels may be missing. Their held-out pictures are those of the split by which the shipped model was
-    trained (250, by its card): blocks of neighbours whatever their class, which load_data makes without labels.
+    The files are the sprites'. Their held-out pictures are those of the split by which the shipped model was trained
+    (250, by its card): blocks of neighbours whatever their class, which load_data makes without labels.
     """
     if name == "fashion-mnist":
-        return load_data(name) if data is None else load_data(data)
-    if data is None:
-        raise InputError(f"the data of {name!r} does not ship; give its pictures with --data")
-    found = load_data(data, holdout=HOLDOUT)
-    if labels is None:
-        return found
-    by_class = load_data(data, labels, holdout=HOLDOUT)  # checks the labels; its split is another one
-    n = len(by_class.images) + len(by_class.val_images)
+        return load_data(name)
+    if data is None or labels is None:
+        raise InputError(f"the data of {name!r} does not ship; give its pictures and labels with --data and --labels")
+    load_data(data, labels, holdout=HOLDOUT)  # checks the labels; its split is another one
     kinds = torch.from_numpy(np.load(labels, allow_pickle=False).astype(np.float32))
-    rows = split(name, torch.arange(n).view(n, 1, 1, 1), torch.zeros(n, 0), (), HOLDOUT)
+    rows = split(name, torch.arange(len(kinds)).view(-1, 1, 1, 1), torch.zeros(len(kinds), 0), (), HOLDOUT)
     held, kept = rows.val_images.flatten(), rows.images.flatten()
-    names = fastdiff.load(name).class_names or by_class.class_names
-    return replace(found, labels=kinds[kept], val_labels=kinds[held]).named(tuple(names))
+    found = replace(load_data(data, holdout=HOLDOUT), labels=kinds[kept], val_labels=kinds[held])
+    return found.named(fastdiff.load(name).class_names)

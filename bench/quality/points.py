@@ -15,7 +15,6 @@ Exits with 1 where a point could not be measured.
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from functools import partial
 from pathlib import Path
@@ -65,10 +64,11 @@ class Point(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Point:
         """From SAMPLER:STEPS or SAMPLER:STEPS:GUIDANCE; raises InputError."""
-        parts = re.fullmatch(r"(\w+):(\d+)(?::(\d+(?:\.\d+)?))?", text)
-        if parts is None:
-            raise InputError(f"point {text!r}; accepted: SAMPLER:STEPS[:GUIDANCE], such as ddim:25")
-        return cls(parts[1], int(parts[2]), None if parts[3] is None else float(parts[3]))
+        try:
+            sampler, steps, *guidance = text.split(":")
+            return cls(sampler, int(steps), *map(float, guidance))
+        except (ValueError, TypeError):
+            raise InputError(f"point {text!r}; accepted: SAMPLER:STEPS[:GUIDANCE], such as ddim:25") from None
 
     def __str__(self) -> str:
         """Also the name of its folder."""
@@ -80,22 +80,21 @@ class Point(NamedTuple):
         """Of the network, for one image."""
         return self.steps * (1 if self.guidance_scale in (None, 1) else 2)
 
-
-def request(model: fastdiff.Model, point: Point, n: int) -> Samples:
-    """Images 0 to n - 1, as `fastdiff sample` makes them; a model of classes draws them in turn."""
-    contexts = torch.eye(model.context_width or 0).tolist()
-    return Samples(
-        point.sampler,
-        point.steps,
-        eta=0.0,
-        spacing="trailing",
-        clip="model",
-        seed=SEED,
-        first=0,
-        n=n,
-        contexts=contexts,
-        guidance_scale=point.guidance_scale,
-    )
+    def request(self, model: fastdiff.Model, n: int) -> Samples:
+        """Images 0 to n - 1, as `fastdiff sample` makes them; a model of classes draws them in turn."""
+        contexts = torch.eye(model.context_width or 0).tolist()
+        return Samples(
+            self.sampler,
+            self.steps,
+            eta=0.0,
+            spacing="trailing",
+            clip="model",
+            seed=SEED,
+            first=0,
+            n=n,
+            contexts=contexts,
+            guidance_scale=self.guidance_scale,
+        )
 
 
 def draw(
@@ -108,12 +107,11 @@ def draw(
     with ShardRun(model, name, ask, folder, given, Processes(device)) as run:
         run.run(lambda made: None, lambda: False)
         parts = [np.load(run.folder.file(shard), allow_pickle=False)["arr_0"] for shard in run.plan]
-        used = run.manifest["configuration"]
-    threads = used.get("threads") or 0
+        used, made_by = run.manifest["configuration"], run.manifest["fastdiff"]
+    threads = used.get("threads")
     counted = [f"{threads} thread{'s' if threads > 1 else ''}"] if threads else []
     how = ", ".join([used["device"], used["form"], *counted, used["dtype"]])
-    made_by = f"fastdiff {run.manifest['fastdiff']} ({how})"
-    return torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2), made_by
+    return torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2), f"fastdiff {made_by} ({how})"
 
 
 def quality(
@@ -152,7 +150,7 @@ def quality(
         row: dict[str, Any] = {**point._asdict(), "evaluations": point.evaluations}
         entry["rows"].append(row)
         try:
-            ask = request(model, point, n)
+            ask = point.request(model, n)
             images, row["made_by"] = draw(model, name, ask, samples / name / str(point), device.type, threads)
             made = features(network, images, device)
             distance = frechet(made, real)
@@ -170,14 +168,14 @@ def measure(entry: dict[str, Any], device: torch.device, rounds: int) -> None:
     """Put milliseconds per image into the rows: medians of rounds, of a batch of `DEFAULT_BATCH` in one call."""
     model, turns = fastdiff.load(entry["model"]), Turns()
     rows = {str(_point(row)): row for row in entry["rows"] if "distance" in row}
-    contexts = request(model, Point("ddim", 1), 1).context()
+    contexts = Point("ddim", 1).request(model, 1).context()
     context = None if contexts is None else contexts(0, DEFAULT_BATCH)
     table = model.table("ddim", 1)  # each call has its own
     engine = Engine(model, table, batch_size=DEFAULT_BATCH, device=device)
     for name, row in rows.items():
         for stale in ("milliseconds", "lowest", "highest", "untimed"):
             row.pop(stale, None)
-        table = request(model, _point(row), 1).table(model)
+        table = _point(row).request(model, 1).table(model)
         given = dict(seed=SEED, context=context, guidance_scale=row["guidance_scale"], table=table)
         call = partial(engine.sample, DEFAULT_BATCH, **given)
         try:
@@ -207,16 +205,8 @@ def checked(name: str, texts: tuple[str, ...], n: int) -> list[Point]:
     for point in points:
         if point.guidance_scale is not None and not model.context_width:
             raise InputError(f"point {str(point)!r} has guidance, but {name!r} takes no context")
-        request(model, point, n).request(model)
+        point.request(model, n).request(model)
     return points
-
-
-def read_data(name: str, data: str | None, labels: str | None) -> ImageData:
-    """What a model is compared with; the files are the sprites'. Raises InputError."""
-    pictures = classifier.read_data(name, data, labels) if name == "sprites" else classifier.read_data(name)
-    if not pictures.labels.shape[1]:
-        raise InputError(f"data {pictures.name!r} of {name!r} has no labels; give them with --labels")
-    return pictures
 
 
 @click.command(help=__doc__)
@@ -280,7 +270,7 @@ def command(
     else:
         n = (10_000 if where.type == "cuda" else 2000) if n is None else check_int("n", n, 4, 2**31)
         chosen = {name: checked(name, points, n) for name in models}
-        pictures = {name: read_data(name, data, labels) for name in models}
+        pictures = {name: classifier.read_data(name, data, labels) for name in models}
         entries = [quality(name, chosen[name], pictures[name], n, samples, where, threads) for name in models]
         report = {**origin(machine(where)), "models": entries}
         page.save(report, output)  # the distances took long

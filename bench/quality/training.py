@@ -19,7 +19,7 @@ from fastdiff.bench.report import save_text
 from fastdiff.bench.tables import table
 from fastdiff.checkpoints.tensors import write_tensors
 from fastdiff.data.images import ImageData
-from fastdiff.errors import InputError, unknown_name
+from fastdiff.errors import unknown_name
 from fastdiff.provenance import machine, source_version, versions
 
 EPOCHS = {"fashion-mnist": 8, "sprites": 40}
@@ -101,8 +101,8 @@ A picture's features are the mean of its own and its mirror image's, each of uni
 
 @click.command()
 @click.argument("name")
-@click.option("--data", help="A folder or file that fastdiff train --data takes.")
-@click.option("--labels", help="The .npy of labels beside an .npy of pictures.")
+@click.option("--data", help="The sprites' pictures, sprites_16x16.npy.")
+@click.option("--labels", help="The sprites' labels, sprite_labels.npy.")
 @click.option(
     "--epochs", type=click.IntRange(1), help=f"Default: {', '.join(f'{v} for {k}' for k, v in EPOCHS.items())}."
 )
@@ -113,18 +113,12 @@ A picture's features are the mean of its own and its mirror image's, each of uni
 def command(
     name: str, data: str | None, labels: str | None, epochs: int | None, threads: int | None, output: Path
 ) -> None:
-    """Train the classifier NAME: fashion-mnist or sprites.
-
-    Writes NAME.safetensors and its card NAME.md. The sprites need their pictures and labels: --data sprites_16x16.npy
-    --labels sprite_labels.npy.
-    """
+    """Train the classifier NAME, fashion-mnist or sprites; writes NAME.safetensors and its card NAME.md."""
     if name not in NAMES:
         raise unknown_name("classifier", name, NAMES)
     if threads:
         torch.set_num_threads(threads)
     pictures = classifier.read_data(name, data, labels)
-    if not pictures.labels.shape[1]:
-        raise InputError(f"data {pictures.name!r} has no labels; accepted: pictures with --labels")
     epochs, began = epochs or EPOCHS[name], time.perf_counter()
     network = train(pictures, epochs)
     minutes = (time.perf_counter() - began) / 60

@@ -76,33 +76,24 @@ def test_operators_of_a_cpu_are_those_of_its_c_kernels(monkeypatch):
             assert row["status"] == Status.MEASURED and row["parity"] < 1e-5, row
 
 
-def test_an_operator_that_is_wrong_is_not_timed(monkeypatch):
-    right = bias_add_triton.forward
-    monkeypatch.setattr(bias_add_triton, "forward", lambda x, *more: right(x, *more) * 1.05)
-    made = measured("bias_add", "channel_norm")
-    rows = {row["what"].split(",")[0]: row for row in of(made, Role.FASTDIFF)}
-    assert rows["bias_add"]["status"] == Status.REFUSED and "seconds" not in rows["bias_add"]
-    assert rows["bias_add"]["reason"].startswith("it differs from the reference by ")
-    assert rows["bias_add"]["parity"] == pytest.approx(0.05, abs=5e-3)  # bfloat16's rounding is in it
-    assert rows["channel_norm"]["status"] == Status.MEASURED and rows["channel_norm"]["seconds"]
-    (refused,) = session.refused({"rows": made})  # which ends the command with 1
-    assert refused.startswith("operator A28@28, bias_add, ")
-
-
-def test_every_sample_that_is_timed_is_compared(monkeypatch):
+def test_an_operator_that_is_wrong_in_any_sample_is_not_timed(monkeypatch):
     """For other numbers of samples an operator may choose other kernels."""
     right = bias_add_triton.forward
 
     def wrong_in_the_last(x, *more):
         y = right(x, *more)
-        y[-1] *= 2
+        y[-1] *= 1.25
         return y
 
     monkeypatch.setattr(bias_add_triton, "forward", wrong_in_the_last)
-    rows = measured("bias_add", batch=20)
-    (row,) = of(rows, Role.FASTDIFF)
-    assert row["status"] == Status.REFUSED and "seconds" not in row
-    assert len(session.refused({"rows": rows})) == 1 and row["reason"].startswith("it differs from the reference by")
+    made = measured("bias_add", "channel_norm", batch=20)
+    other, wrong = of(made, Role.FASTDIFF)
+    assert (wrong["what"][:8], wrong["status"]) == ("bias_add", Status.REFUSED) and "seconds" not in wrong
+    assert wrong["reason"].startswith("it differs from the reference by ")
+    assert wrong["parity"] == pytest.approx(0.25 / 20**0.5, rel=0.3)  # samples differ in size, and bfloat16 rounds
+    assert other["status"] == Status.MEASURED and other["seconds"]
+    (refused,) = session.refused({"rows": made})  # which ends the command with 1
+    assert refused.startswith("operator A28@28, bias_add, ")
 
 
 def test_an_operator_that_fails_is_a_row_that_says_so(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff import InputError, Model, make_table
+from fastdiff import InputError, Model
 from fastdiff.bench.peers import others, schedulers
 from fastdiff.bench.static.traffic import count_flop
 from fastdiff.engine.noise import PhiloxNoise
@@ -61,20 +61,6 @@ def test_the_images_are_ours(system, sampler, steps, models, rel):
     images = theirs(model, sampler, steps)
     assert images.shape == (2, *model.image_shape) and images.dtype == torch.float32
     assert rel(images, ours(model, sampler, steps)) < BOUND
-
-
-@pytest.mark.parametrize("system, sampler", [("A", "ddim"), ("B", "ddpm_large"), ("B", "dpmpp_2m"), ("A", "ddpm")])
-def test_the_times_are_the_tables(system, sampler, models):
-    model, seen = models[system], []
-
-    def predict(x, t):
-        seen.append(t)
-        return torch.zeros_like(x)
-
-    schedulers.sample(model, sampler, 10, predict, None, (1, *model.image_shape), "cpu")
-    spacing = schedulers.spacing_of(model, sampler)
-    assert seen == make_table(sampler, model.schedule, 10, spacing=spacing, time=model.time).time.tolist()
-    assert all(isinstance(t, int) == (model.time == "index") for t in seen)
 
 
 @pytest.mark.parametrize("system", ["A", "B"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from fastdiff.bench.quality import classifier, frechet, page, points, training
+from fastdiff.bench.quality import classifier, frechet, half_precision, page, points, training
 from fastdiff.cli.main import main
 from fastdiff.data.fashion import DEBIAN_FASHION
 from fastdiff.data.images import ImageData
@@ -40,10 +40,9 @@ def pictures(n: int, shape=(1, 8, 8), seed: int = 0, noise: float = 0.0) -> torc
     return to_uint8(x + noise * torch.randn(x.shape, generator=generator))
 
 
-def tiny_data(shape=(1, 8, 8), classes: int = 2, n: int = 120) -> ImageData:
-    labels = torch.eye(classes)[torch.arange(n) % classes]
-    names = tuple(f"kind{k}" for k in range(classes))
-    return ImageData("tiny", pictures(n, shape), labels, names, pictures(n, shape, 1), labels)
+def tiny_data(shape) -> ImageData:
+    labels = torch.eye(2).repeat(60, 1)
+    return ImageData("tiny", pictures(120, shape), labels, ("even", "odd"), pictures(120, shape, 1), labels)
 
 
 def network(shape=(1, 8, 8)) -> classifier.Classifier:
@@ -120,7 +119,9 @@ def test_the_sprites_split_is_that_of_their_training(tmp_path):
     assert torch.equal(data.val_labels, torch.from_numpy(kinds).float()[held])
     assert torch.equal(data.labels, torch.from_numpy(kinds).float()[~held])
     assert data.class_names == ("monster", "player", "item", "spell", "dungeon")
-    with pytest.raises(InputError, match="the data of 'sprites' does not ship; give its pictures with --data"):
+    with pytest.raises(
+        InputError, match="the data of 'sprites' does not ship; give its pictures and labels with --data and --labels"
+    ):
         classifier.read_data("sprites")
 
 
@@ -149,7 +150,7 @@ def test_points():
     assert points.Point.parse("ddim:25") == ("ddim", 25, None)
     assert points.Point.parse("ddim:25:1.5") == ("ddim", 25, 1.5) and str(points.Point("a", 5, 2.0)) == "a-5-g2"
     assert points.Point("ddim", 25).evaluations == 25 and points.Point("ddim", 25, 2.0).evaluations == 50
-    for text in ("ddim", "ddim:x", "ddim:5:", "ddim:5:1.2.3", "a b:5"):
+    for text in ("ddim", "ddim:x", "ddim:5:", "ddim:5:1.2.3", "ddim:5:1:1"):
         with pytest.raises(InputError, match="accepted: SAMPLER:STEPS"):
             points.Point.parse(text)
     for name, grid in points.POINTS.items():
@@ -164,13 +165,12 @@ def test_pictures_are_drawn_evenly():
     assert not torch.equal(rows, frechet.evenly(labels, 15, 1)) and torch.equal(rows, frechet.evenly(labels, 15, 0))
 
 
-def row(sampler: str, steps: int, distance: float | None, milliseconds: float | None = None, **more):
-    made = {"sampler": sampler, "steps": steps, "guidance_scale": None, "evaluations": steps, **more}
-    if milliseconds is not None:
-        made.update(milliseconds=milliseconds, lowest=milliseconds, highest=milliseconds)
-    if distance is not None:
-        made.update(distance=distance, to_training=distance + 1, halves=[distance, distance])
-    return made
+def row(sampler: str, steps: int, distance: float, milliseconds: float):
+    facts = {"sampler": sampler, "steps": steps, "guidance_scale": None, "evaluations": steps}
+    return {**facts, "milliseconds": milliseconds, "distance": distance, "to_training": distance + 1}
+
+
+FAILED = {"sampler": "d", "steps": 1, "guidance_scale": None, "evaluations": 1, "reason": "failed"}
 
 
 def entry(rows):
@@ -184,7 +184,7 @@ def test_what_to_take_is_computed_from_the_rows():
         row("b", 10, 3.0, 21.0),
         row("b", 50, 2.0, 100.0),
         row("c", 200, 2.2, 400.0),
-        row("d", 1, None, reason="failed"),
+        FAILED,
     ]
     assert page.costs(rows)[0] == "milliseconds"
     assert [(r["sampler"], r["steps"]) for r in page.front(rows, "milliseconds")] == [("a", 5), ("a", 10), ("b", 50)]
@@ -204,7 +204,7 @@ def test_what_to_take_is_computed_from_the_rows():
     del rows[0]["milliseconds"]  # without all times, by evaluations
     assert page.costs(rows) == ("evaluations", "evaluations")
     assert "50 evaluations" in page.advice(entry(rows))[0]
-    assert page.advice(entry([row("d", 1, None, reason="failed")])) == ["**m**: no point was measured."]
+    assert page.advice(entry([FAILED])) == ["**m**: no point was measured."]
 
 
 @pytest.fixture
@@ -212,11 +212,8 @@ def small(monkeypatch, models, tmp_path):
     """Tiny models, data and classifiers in place of the shipped ones."""
     own = {"fashion-mnist": models["A28@28"], "sprites": models["B@16"]}
     monkeypatch.setattr(points.fastdiff, "load", own.get)
-    shapes = {"fashion-mnist": (1, 8, 8), "sprites": (3, 16, 16)}
-    monkeypatch.setattr(
-        classifier, "read_data", lambda name, *given: tiny_data(shapes[name], own[name].context_width or 2)
-    )
-    monkeypatch.setattr(classifier, "load", lambda name: network(shapes[name]))
+    monkeypatch.setattr(classifier, "read_data", lambda name, *given: tiny_data(own[name].image_shape))
+    monkeypatch.setattr(classifier, "load", lambda name: network(own[name].image_shape))
     monkeypatch.setattr(classifier, "stated_accuracy", lambda name: (0.5, 120))
     output = tmp_path / "new" / "quality.json"
     common = ("--samples", tmp_path / "samples", "--threads", 1, "--device", "cpu", "--rounds", 1, "--output", output)
@@ -252,11 +249,7 @@ def test_the_report(small, tmp_path):
         for first, second in zip(old["rows"], new["rows"], strict=True):
             assert second["milliseconds"] > 0 and first == {key: second[key] for key in first}
     text = output.with_suffix(".md").read_text()
-    assert (
-        text == page.markdown(report)
-        and "monster, player, item, spell, dungeon in turn" in text
-        and "ms an image)" in text
-    )
+    assert text == page.markdown(report) and "item, spell, dungeon in turn" in text and "ms an image)" in text
     assert text.rstrip().splitlines()[-1].startswith(("**sprites**", "For less time"))
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
@@ -299,21 +292,25 @@ def test_a_point_that_fails_is_a_row_that_says_so(small, tmp_path, monkeypatch):
 def test_bad_input_is_told_of_before_any_work(small, tmp_path, arguments, message):
     output, common = small
     result = CliRunner().invoke(main, ["bench", "quality", *map(str, (*common, *arguments))])
-    assert (
-        result.exit_code == 2
-        and message in result.stderr
-        and not output.exists()
-        and not (tmp_path / "samples").exists()
-    )
+    assert result.exit_code == 2 and message in result.stderr
+    assert not output.exists() and not (tmp_path / "samples").exists()
 
 
-def test_the_report_in_the_repository():
-    path = RESULTS / "quality-cpu.json"
-    if not path.exists():
-        pytest.skip("no report of quality is here")
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("quality-*.json")), ids=lambda path: path.name)
+def test_the_reports_in_the_repository(path):
     report = json.loads(path.read_text())
-    assert path.with_suffix(".md").read_text() == page.markdown(report)
-    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    text = path.with_suffix(".md").read_text()
+    assert text == page.markdown(report) and path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     for found in report["models"]:
         assert found["images"] >= 2000 and all("distance" in r or "reason" in r for r in found["rows"])
-        assert f"({classifier.stated_accuracy(found['model'])[0]:.2%} right" in page.markdown(report)
+        assert f"({classifier.stated_accuracy(found['model'])[0]:.2%} right" in text
+
+
+def test_the_distance_of_16_bit_images(monkeypatch, models, tmp_path):
+    monkeypatch.setattr(half_precision.fastdiff, "load", lambda name: models["A28@28"])
+    words = ["-n", "3", "--batch", "3", "--whole", "2", "--steps", "5", "--device", "cpu", "-o", str(tmp_path / "d.json")]
+    result = CliRunner().invoke(main, ["bench", "distance", *words], catch_exceptions=False)
+    first, *others = json.loads((tmp_path / "d.json").read_text())["rows"]
+    assert result.exit_code == 0 and result.output == (tmp_path / "d.md").read_text()
+    assert first["mean_rms"] == 0 and all(0 < row["mean_rms"] <= row["percentile_99"] < 0.2 for row in others)
+    assert [row["dtype"] for row in others] == ["bfloat16", "float16"] and "| float16 | " in result.output
