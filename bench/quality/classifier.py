@@ -92,4 +92,4 @@ def read_data(name: str, data: str | None = None, labels: str | None = None) -> 
     rows = split(name, torch.arange(len(kinds)).view(-1, 1, 1, 1), torch.zeros(len(kinds), 0), (), HOLDOUT)
     held, kept = rows.val_images.flatten(), rows.images.flatten()
     found = replace(load_data(data, holdout=HOLDOUT), labels=kinds[kept], val_labels=kinds[held])
-    return found.named(fastdiff.load(name).class_names)
+    return found.named(tuple(fastdiff.load(name).class_names))

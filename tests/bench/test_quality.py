@@ -308,7 +308,20 @@ def test_the_reports_in_the_repository(path):
 
 def test_the_distance_of_16_bit_images(monkeypatch, models, tmp_path):
     monkeypatch.setattr(half_precision.fastdiff, "load", lambda name: models["A28@28"])
-    words = ["-n", "3", "--batch", "3", "--whole", "2", "--steps", "5", "--device", "cpu", "-o", str(tmp_path / "d.json")]
+    words = [
+        "-n",
+        "3",
+        "--batch",
+        "3",
+        "--whole",
+        "2",
+        "--steps",
+        "5",
+        "--device",
+        "cpu",
+        "-o",
+        str(tmp_path / "d.json"),
+    ]
     result = CliRunner().invoke(main, ["bench", "distance", *words], catch_exceptions=False)
     first, *others = json.loads((tmp_path / "d.json").read_text())["rows"]
     assert result.exit_code == 0 and result.output == (tmp_path / "d.md").read_text()
