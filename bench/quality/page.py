@@ -73,29 +73,22 @@ def advice(entry: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _cells(row: dict[str, Any], floor: float) -> list[object]:
-    time = f"{row['milliseconds']:.3g} ({row['lowest']:.3g} to {row['highest']:.3g})" if "milliseconds" in row else ""
-    found = [""] * 4
-    if "distance" in row:
-        halves = " and ".join(f"{half:.3g}" for half in row["halves"])
-        found = [f"{row['distance']:.3g}", f"{row['distance'] / floor:.3g}", halves, f"{row['to_training']:.3g}"]
+def _cells(row: dict[str, Any], floor: float) -> dict[str, object]:
+    """A line of the table by its columns."""
+    timed, measured = "milliseconds" in row, "distance" in row
     untimed = f"not timed: {row['untimed']}" if "untimed" in row else ""
-    scale = "" if row["guidance_scale"] is None else f"{row['guidance_scale']:g}"
-    return [row["sampler"], row["steps"], scale, row["evaluations"], time, *found, row.get("reason", untimed)]
-
-
-COLUMNS = (
-    "sampler",
-    "steps",
-    "guidance",
-    "evaluations",
-    "ms an image",
-    "Fréchet distance",
-    "times the floor",
-    "of its halves",
-    "to training pictures",
-    "",
-)
+    return {
+        "sampler": row["sampler"],
+        "steps": row["steps"],
+        "guidance": "" if row["guidance_scale"] is None else f"{row['guidance_scale']:g}",
+        "evaluations": row["evaluations"],
+        "ms an image": "{milliseconds:.3g} ({lowest:.3g} to {highest:.3g})".format(**row) if timed else "",
+        "Fréchet distance": f"{row['distance']:.3g}" if measured else "",
+        "times the floor": f"{row['distance'] / floor:.3g}" if measured else "",
+        "of its halves": " and ".join(f"{half:.3g}" for half in row["halves"]) if measured else "",
+        "to training pictures": f"{row['to_training']:.3g}" if measured else "",
+        "": row.get("reason", untimed),
+    }
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -107,7 +100,14 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", f"Times: {heading(times)}; {how}"]
     for entry in report["models"]:
         cells = [_cells(row, entry["floor"]["distance"]) for row in entry["rows"]]
-        lines += ["", f"## {entry['model']}", "", _described(entry), "", *table(COLUMNS, cells)]
+        lines += [
+            "",
+            f"## {entry['model']}",
+            "",
+            _described(entry),
+            "",
+            *table(list(cells[0]), [list(line.values()) for line in cells]),
+        ]
     lines += ["", "## What to take"]
     for entry in report["models"]:
         lines += ["", *advice(entry)]
