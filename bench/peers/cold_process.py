@@ -41,7 +41,7 @@ def published(name: str, start: np.ndarray, device: str, compile: bool = False) 
         network: Any = AnnotatedReference(*sizes)
     else:
         sizes = (options[key] for key in ("in_channels", "n_feat", "n_cfeat", "height"))
-        network = ContextReference(*sizes, shortcut="trained")
+        network = ContextReference(*sizes, "trained")
     network.load_state_dict(weights)
     network = network.to(device).eval().requires_grad_(False)
     call: Any = torch.compile(network, dynamic=False) if compile else network
