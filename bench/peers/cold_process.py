@@ -37,11 +37,11 @@ def published(name: str, start: np.ndarray, device: str, compile: bool = False) 
     options, schedule, x = config["network"], config["schedule"], torch.from_numpy(start).to(device)
     annotated = options["name"] == "annotated"
     if annotated:
-        sizes = (options[key] for key in ("dim", "init_dim", "dim_mults", "channels", "edition"))
-        network: Any = AnnotatedReference(*sizes)
+        kept: tuple[str, ...] = ("dim", "init_dim", "dim_mults", "channels", "edition")
+        network: Any = AnnotatedReference(**{key: options[key] for key in kept})
     else:
-        sizes = (options[key] for key in ("in_channels", "n_feat", "n_cfeat", "height"))
-        network = ContextReference(*sizes, "trained")
+        kept = ("in_channels", "n_feat", "n_cfeat", "height")
+        network = ContextReference(**{key: options[key] for key in kept}, shortcut="trained")
     network.load_state_dict(weights)
     network = network.to(device).eval().requires_grad_(False)
     call: Any = torch.compile(network, dynamic=False) if compile else network
