@@ -25,7 +25,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 README, SPEED, SAMPLERS = ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "samplers.md"
 SHOWN = "ddim 25"
-NAMES = {"A28@28": "fashion-mnist", "B@16": "sprites"}
 # What the README's table shows beside fastdiff; docs/speed.md has all contenders.
 IN_SHORT = ("torch.compile, max-autotune", "ONNX Runtime", "diffusers' scheduler", FASTDIFF)
 
@@ -56,7 +55,7 @@ def in_short(folder: Path, made: dict[str, Any]) -> str:
     for name in SHIPPED:
         batches = sorted({row["batch"] for row in rows if row["network"] == name})
         columns += [(name, batch) for batch in dict.fromkeys((*batches[:1], *batches[-1:]))]
-    heads = [f"{NAMES[name]}, {batch:,} image{'s' * (batch > 1)}" for name, batch in columns]
+    heads = [f"{SHIPPED[name]}, {batch:,} image{'s' * (batch > 1)}" for name, batch in columns]
     labels = list(dict.fromkeys((row["contender"], row["dtype"]) for row in rows))
     several = len({dtype for _, dtype in labels}) > 1
     lines = []
@@ -86,7 +85,7 @@ def measured(folder: Path, made: dict[str, Any]) -> str:
         lines.append([f"{text}{', ' + dtype if several else ''}", *cells])
     where = _link(folder, SPEED)
     told = [
-        *table([f"{count}, DDIM with 25 steps{_threads(rows[0])}", *(NAMES[name] for name in networks)], lines),
+        *table([f"{count}, DDIM with 25 steps{_threads(rows[0])}", *(SHIPPED[name] for name in networks)], lines),
         "",
         "The time, and how many times faster than the reference (median over interleaved rounds in one process, its "
         f"95% interval), after every contender's images had been compared with the reference's. "

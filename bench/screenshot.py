@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import shutil
 import tempfile
 import threading
 from pathlib import Path
@@ -18,10 +19,24 @@ from fastdiff.files import write_atomically
 
 OUTPUT = Path(__file__).resolve().parent.parent / "bench" / "pictures" / "page.png"
 LINK = "#n=16&seed=6&context=0,0,1,0,0&guidance=2"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMEDRIVER = shutil.which("chromedriver")
 FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
+    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --hide-scrollbars --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync --disable-default-apps "
+    "--window-size=1200,800"
 ).split()
+
+
+def chromium(profile: Path, *flags: str) -> webdriver.Chrome:
+    """Headless, with its files in a folder of its own; the tests of the page drive it too."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in (*FLAGS, f"--user-data-dir={profile}", *flags):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(service=webdriver.ChromeService(CHROMEDRIVER), options=options)
+    driver.set_script_timeout(60)
+    return driver
 
 
 def photograph(page: Path, profile: Path, seconds: float = 120) -> bytes:
@@ -29,11 +44,7 @@ def photograph(page: Path, profile: Path, seconds: float = 120) -> bytes:
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(page))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(service=webdriver.ChromeService("/usr/bin/chromedriver"), options=options)
+    driver = chromium(profile)
     try:
         screen = {"width": 1200, "height": 800, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)

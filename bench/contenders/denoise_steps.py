@@ -68,7 +68,7 @@ def _scheduler(case: Case) -> Ready:
             return scheduler.step(out, scheduler.timesteps[ROW], x).prev_sample
 
     def ready(noise: Tensor | None) -> Tensor:
-        schedulers.set_timesteps(scheduler, model, case.sampler, STEPS)  # cases share it
+        scheduler.set_timesteps(STEPS)  # cases share it
         return run(noise)
 
     return Ready(lambda: run(None), lambda: ready(shared), end=end_of(x.device))

@@ -38,21 +38,16 @@ def published(name: str, start: np.ndarray, device: str, compile: bool = False) 
     annotated = options["name"] == "annotated"
     if annotated:
         kept: tuple[str, ...] = ("dim", "init_dim", "dim_mults", "channels", "edition")
-        network: Any = AnnotatedReference(**{k: options[k] for k in kept})
+        network: Any = AnnotatedReference(**{key: options[key] for key in kept})
     else:
         kept = ("in_channels", "n_feat", "n_cfeat", "height")
-        network = ContextReference(**{k: options[k] for k in kept}, shortcut="trained")
+        network = ContextReference(**{key: options[key] for key in kept}, shortcut="trained")
     network.load_state_dict(weights)
     network = network.to(device).eval().requires_grad_(False)
     call: Any = torch.compile(network, dynamic=False) if compile else network
     if not annotated:
-        return (
-            CourseLoop(schedule["timesteps"])
-            .to(torch.device(device))
-            .sample_ddim(call, lambda draw: x, STEPS)
-            .cpu()
-            .numpy()
-        )
+        loop = CourseLoop(schedule["timesteps"]).to(torch.device(device))
+        return loop.sample_ddim(call, lambda draw: x, STEPS).cpu().numpy()
     betas = torch.linspace(schedule["beta_start"], schedule["beta_end"], schedule["timesteps"])
     abar = torch.cumprod(1 - betas, dim=0).to(device)
     nodes = list(range(len(betas) - 1, 0, -len(betas) // STEPS))
@@ -82,13 +77,11 @@ def by_file(path: str, start: np.ndarray, device: str) -> np.ndarray:
     session = onnxruntime.InferenceSession(path, options, providers=[provider])
     if session.get_providers()[0] != provider:
         raise RuntimeError(f"ONNX Runtime started {session.get_providers()[0]} in place of {provider}")
-    given: dict[str, np.ndarray] = {"noise": np.repeat(start[None], STEPS, axis=0)}
-    known = {"guidance_scale": np.array(1, np.float32)}
+    given = {"noise": np.repeat(start[None], STEPS, axis=0)}
     for wanted in session.get_inputs():
-        if wanted.name == "context":
+        if wanted.name == "context":  # then with guidance
             given["context"] = np.zeros((1, wanted.shape[1]), np.float32)
-        elif wanted.name in known:
-            given[wanted.name] = known[wanted.name]
+            given["guidance_scale"] = np.array(1, np.float32)
     return session.run(None, given)[0]
 
 

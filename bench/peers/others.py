@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import bisect
-import importlib
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastdiff.bench.peers.schedulers import diffusers
-from fastdiff.bench.peers.standins import stand_in
-from fastdiff.errors import InputError, check_int, unknown_name
+from fastdiff.bench.peers.schedulers import diffusers, required
+from fastdiff.errors import InputError, unknown_name
 
-SIZES = (16, 28, 32, 64)  # three levels: 28 halves twice
 MULTIPLES = (1, 2, 4)  # of the width, by level, as network A has them
 WIDTHS = range(8, 513, 4)  # diffusers' attention, from the second level on, has heads of 8 channels
 TIMESTEPS = 1000  # what both libraries train with unless told otherwise
 LUCIDRAINS = "denoising-diffusion-pytorch is not installed; pip install --no-deps denoising-diffusion-pytorch einops"
-UNUSED = ("torchvision", "accelerate", "ema_pytorch", "pytorch_fid", "scipy", "packaging")  # by what it samples with
+# Modules that it imports, and that its sampling does without.
+UNUSED = (
+    "torchvision",
+    "accelerate",
+    "ema_pytorch",
+    "pytorch_fid.fid_score",
+    "pytorch_fid.inception",
+    "scipy.optimize",
+    "packaging",
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Other:
     """A library's network with random weights, and its own sampling loop.
 
-    parameters: of the network. predict: (x (n, C, H, W), t (n,) int64) → the prediction, in x's dtype.
-    sample: (sampler, steps, n) → n images in [0, 1] on the device, as the library returns them.
+    Attributes:
+        parameters: Of the network.
+        predict: (x (n, C, H, W), t (n,) int64) → the prediction, in x's dtype.
+        sample: (sampler, steps, n) → n images in [0, 1] on the device, as the library returns them.
     """
 
     name: str
@@ -45,8 +55,11 @@ def count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def _nearest(make: Callable[[int], nn.Module], parameters: int) -> int:
-    """The width at which the network has about that many parameters, by ratio; the count grows with the width."""
+def of_size(make: Callable[[int], nn.Module], parameters: int) -> tuple[nn.Module, str]:
+    """The network with random weights of the width at which it has about that many parameters, and its widths in words.
+
+    By ratio; the count grows with the width.
+    """
 
     @cache
     def found(width: int) -> int:
@@ -55,27 +68,16 @@ def _nearest(make: Callable[[int], nn.Module], parameters: int) -> int:
 
     above = bisect.bisect_left(WIDTHS, parameters, key=found)
     near = WIDTHS[max(above - 1, 0) : above + 1]
-    return min(near, key=lambda width: max(found(width) / parameters, parameters / found(width)))
-
-
-def _seeded(make: Callable[[int], nn.Module], width: int) -> nn.Module:
+    width = min(near, key=lambda width: max(found(width) / parameters, parameters / found(width)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return make(width).eval()
-
-
-def _checked(channels: int, size: int, parameters: int) -> None:
-    check_int("channels", channels, 1, 4096)
-    check_int("parameters", parameters, 1, 2**40)
-    if size not in SIZES:
-        raise InputError(f"size = {size!r}; accepted: {', '.join(map(str, SIZES))}")
+        return make(width).eval(), "-".join(str(width * m) for m in MULTIPLES)
 
 
 def diffusers_unet(
     channels: int, size: int, parameters: int, device: torch.device | str, dtype: torch.dtype = torch.float32
 ) -> Other:
     """UNet2DModel as its defaults have it, but for the widths, and its loop as diffusers' pipelines run it."""
-    _checked(channels, size, parameters)
     library, device = diffusers(), torch.device(device)
 
     def make(width: int) -> nn.Module:
@@ -89,9 +91,8 @@ def diffusers_unet(
             norm_num_groups=4,  # the default of 32 divides few widths
         )
 
-    width = _nearest(make, parameters)
-    # Their own `to` warns of an empty list of modules.
-    network: Any = nn.Module.to(_seeded(make, width), device, dtype)
+    made, widths = of_size(make, parameters)
+    network: Any = nn.Module.to(made, device, dtype)  # their own `to` warns of an empty list of modules
     schedulers = {
         "ddim": library.DDIMScheduler(TIMESTEPS),
         "ddpm": library.DDPMScheduler(TIMESTEPS),
@@ -108,30 +109,44 @@ def diffusers_unet(
         if sampler not in schedulers:
             raise unknown_name("sampler", sampler, schedulers)
         scheduler = schedulers[sampler]
-        scheduler.set_timesteps(check_int("steps", steps, 1, TIMESTEPS))
+        scheduler.set_timesteps(steps)
         image = torch.randn(n, channels, size, size, device=device, dtype=dtype)
         for t in scheduler.timesteps:
             image = scheduler.step(network(image, t).sample, t, image).prev_sample
         return (image / 2 + 0.5).clamp(0, 1)
 
-    widths = "-".join(str(width * m) for m in MULTIPLES)
     return Other(f"diffusers' UNet2DModel, {widths}", network, count(network), predict, sample)
+
+
+class _Absent(ModuleType):
+    """A module that is not installed, and all that is imported from it: it may be named, not used."""
+
+    def __getattr__(self, name: str) -> _Absent:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Absent(f"{self.__name__}.{name}")
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        raise ImportError(f"{self.__name__} is called, and {self.__name__.split('.')[0]} is not installed")
+
+
+@contextmanager
+def stand_ins(modules: Iterable[str]) -> Iterator[None]:
+    """Within it those of the modules whose packages are not installed can be imported."""
+    absent = [name for name in modules if find_spec(name.split(".")[0]) is None]
+    sys.modules.update({name: _Absent(name) for name in absent})
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 def lucidrains() -> ModuleType:
     """The module of denoising-diffusion-pytorch that holds Unet, or an ImportError of one sentence."""
-    try:
-        with stand_in(*UNUSED):
-            return importlib.import_module("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
-    except ModuleNotFoundError as error:
-        if str(error.name).split(".")[0] not in ("denoising_diffusion_pytorch", "einops"):
-            raise
-        raise ImportError(LUCIDRAINS) from error
-
-
-def _silent(steps: Iterable[int], *given: Any, **options: Any) -> Iterable[int]:
-    """In place of tqdm, which cannot be turned off in the library's loops."""
-    return steps
+    with stand_ins(UNUSED):
+        module = "denoising_diffusion_pytorch.denoising_diffusion_pytorch"
+        return required(module, ("denoising_diffusion_pytorch", "einops"), LUCIDRAINS)
 
 
 def lucidrains_unet(
@@ -142,16 +157,11 @@ def lucidrains_unet(
     With another dtype than float32 it runs under autocast: its own trainer has 16 bits so, and the network's time
     embedding is float32 in any case.
     """
-    _checked(channels, size, parameters)
     library: Any = lucidrains()
+    library.tqdm = lambda steps, *given, **options: steps  # which cannot be turned off in its loops
     device = torch.device(device)
-
-    def make(width: int) -> nn.Module:
-        return library.Unet(width, dim_mults=MULTIPLES, channels=channels)
-
-    width = _nearest(make, parameters)
-    network = _seeded(make, width).to(device)
-    loops: dict[tuple[int, int], Any] = {}  # their object fixes the number of steps; users make it once
+    made, widths = of_size(lambda width: library.Unet(width, dim_mults=MULTIPLES, channels=channels), parameters)
+    network = made.to(device)
 
     def autocast() -> Any:
         return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
@@ -161,21 +171,17 @@ def lucidrains_unet(
         with autocast():
             return network(x, t).to(x.dtype)
 
-    def sample(sampler: str, steps: int, n: int) -> Tensor:
+    @cache  # its object fixes the number of steps; users make it once
+    def loop(sampler: str, steps: int) -> Any:
         if sampler not in ("ddim", "ddpm"):
             raise InputError(f"sampler {sampler!r} with denoising-diffusion-pytorch; accepted: ddim, ddpm")
         # It runs DDIM where there are fewer steps than timesteps, and else DDPM over all of them.
-        steps = check_int("steps", steps, 1, TIMESTEPS - 1 if sampler == "ddim" else TIMESTEPS)
-        chosen = (TIMESTEPS if sampler == "ddim" else steps), steps
-        if chosen not in loops:
-            made = library.GaussianDiffusion(network, image_size=size, timesteps=chosen[0], sampling_timesteps=steps)
-            loops[chosen] = made.to(device)
-        own, library.tqdm = library.tqdm, _silent
-        try:
-            with autocast():
-                return loops[chosen].sample(batch_size=n)
-        finally:
-            library.tqdm = own
+        timesteps = TIMESTEPS if sampler == "ddim" else steps
+        made = library.GaussianDiffusion(network, image_size=size, timesteps=timesteps, sampling_timesteps=steps)
+        return made.to(device)
 
-    widths = "-".join(str(width * m) for m in MULTIPLES)
+    def sample(sampler: str, steps: int, n: int) -> Tensor:
+        with autocast():
+            return loop(sampler, steps).sample(batch_size=n)
+
     return Other(f"denoising-diffusion-pytorch's Unet, {widths}", network, count(network), predict, sample)

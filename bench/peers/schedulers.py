@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import count
-from types import ModuleType, NoneType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 import fastdiff
-from fastdiff.errors import InputError, check_int, unknown_name
-from fastdiff.samplers.spacing import spaced
+from fastdiff.errors import unknown_name
 
 SAMPLERS = ("ddim", "ddpm", "ddpm_large", "dpmpp_2m")
 
@@ -28,14 +27,18 @@ Predict = Callable[[Tensor, int | float], Tensor]  # (x, the model's time) → t
 Noise = Callable[[int], Tensor]  # 0 → x_T, k → the k-th noise added after that
 
 
-def diffusers() -> ModuleType:
-    """The package, or an ImportError of one sentence."""
+def required(module: str, packages: tuple[str, ...], said: str) -> ModuleType:
+    """The module, or an ImportError of that sentence where one of the packages is not installed."""
     try:
-        return importlib.import_module("diffusers")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != "diffusers":  # it is there, and something that it needs is not
+        if str(error.name).split(".")[0] not in packages:  # they are there, and something that they need is not
             raise
-        raise ImportError("diffusers is not installed; pip install diffusers") from error
+        raise ImportError(said) from error
+
+
+def diffusers() -> ModuleType:
+    return required("diffusers", ("diffusers",), "diffusers is not installed; pip install diffusers")
 
 
 def spacing_of(model: fastdiff.Model, sampler: str) -> str:
@@ -57,20 +60,16 @@ def _betas(schedule: fastdiff.Schedule) -> np.ndarray:
 
 @lru_cache(maxsize=8)  # users make it once, and call set_timesteps for every run
 def scheduler(model: fastdiff.Model, sampler: str) -> Any:
-    library, schedule, clip = diffusers(), model.schedule, model.clip
+    """For models that clip nothing, as the shipped ones."""
+    library, schedule = diffusers(), model.schedule
     options: dict[str, Any] = dict(
         num_train_timesteps=schedule.num_timesteps,
         trained_betas=_betas(schedule),
         prediction_type=model.prediction_type,
         timestep_spacing=spacing_of(model, sampler),
     )
-    # DPMSolverMultistepScheduler has no bound; what diffusers calls dynamic thresholding has a limit that ours has not.
-    accepted: tuple[type, ...] = (NoneType,) if sampler == "dpmpp_2m" else (NoneType, float)
-    if not isinstance(clip, accepted):
-        raise InputError(f"clip = {clip} with diffusers' {sampler}; accepted: None" + ", a bound" * (len(accepted) - 1))
-    clipping = dict(clip_sample=clip is not None, clip_sample_range=clip or 1.0)
     if sampler == "ddim":
-        return library.DDIMScheduler(**options, **clipping, set_alpha_to_one=True)
+        return library.DDIMScheduler(**options, clip_sample=False, set_alpha_to_one=True)
     if sampler == "dpmpp_2m":
         return library.DPMSolverMultistepScheduler(
             **options,
@@ -81,27 +80,12 @@ def scheduler(model: fastdiff.Model, sampler: str) -> Any:
             lower_order_final=True,
             euler_at_final=True,
         )
-    made = library.DDPMScheduler(
-        **options, **clipping, variance_type="fixed_large" if sampler == "ddpm_large" else "fixed_small"
-    )
+    variance = "fixed_large" if sampler == "ddpm_large" else "fixed_small"
+    made = library.DDPMScheduler(**options, clip_sample=False, variance_type=variance)
     if sampler == "ddpm_large" and schedule.first == 1:
         # The course's last step divides by its own alpha and leaves 1 - betas[0]; see samplers.ddpm_large.
         made.one = torch.tensor(1 - schedule.betas[0], dtype=torch.float32)
     return made
-
-
-def set_timesteps(scheduler: Any, model: fastdiff.Model, sampler: str, steps: int) -> None:
-    """Raises InputError for a number of steps at which diffusers takes others than our table."""
-    total = model.schedule.num_timesteps
-    check_int("steps", steps, 1, total)
-    if sampler == "ddim" and total % steps:
-        raise InputError(
-            f"steps = {steps} with diffusers' ddim; accepted: a divisor of {total}, for it takes t - T // n to be the "
-            "next timestep"
-        )
-    scheduler.set_timesteps(steps)
-    if scheduler.timesteps.tolist() != spaced(total, steps, spacing_of(model, sampler)).tolist():
-        raise InputError(f"steps = {steps} of {total}; diffusers rounds it to {len(scheduler.timesteps)} timesteps")
 
 
 @contextmanager
@@ -129,21 +113,20 @@ def sample(
     shape: tuple[int, ...],
     device: torch.device | str,
 ) -> Tensor:
-    """Images of that shape, float32 on the device; `model` gives the schedule, the prediction type and the clipping.
+    """Images of that shape, float32 on the device; `model` gives the schedule and the prediction type.
 
     noise: None draws each by torch, as their users do. With a given one the images are those of fastdiff.sample with
-    the same noise and spacing_of. Timesteps stay on the CPU, as in diffusers' pipelines, so nothing waits for a GPU.
+    the same noise and spacing_of, where diffusers takes the same timesteps: ddim has to divide T, and dpmpp_2m rounds
+    some numbers of steps. Timesteps stay on the CPU, as in diffusers' pipelines, so nothing waits for a GPU.
     """
     device = torch.device(device)
     made = scheduler(model, sampler)
-    set_timesteps(made, model, sampler, steps)
+    made.set_timesteps(steps)
     first, total = model.schedule.first, model.schedule.num_timesteps
-    # With clipping, fastdiff derives DDIM's noise from the clipped x0, as Glide has it; diffusers' default does not.
-    options = dict(use_clipped_model_output=True) if sampler == "ddim" and model.clip is not None else {}
     x = torch.randn(shape, device=device) if noise is None else noise(0).to(device)
     with noise_of(noise, device):
         for t in made.timesteps:
             index = int(t) + first
             out = predict(x, index / total if model.time == "fraction" else index)
-            x = made.step(out, t, x, **options).prev_sample
+            x = made.step(out, t, x).prev_sample
     return x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +15,12 @@ import fastdiff
 from fastdiff.checkpoints.tensors import read_tensors
 from fastdiff.data.images import ImageData, split
 from fastdiff.data.load import load_data
-from fastdiff.errors import InputError, unknown_name
+from fastdiff.errors import InputError
 
 FOLDER = Path(__file__).resolve().parent.parent / "classifiers"
 NAMES = ("fashion-mnist", "sprites")
 FEATURES = 64  # few enough for a covariance of full rank from some hundred pictures
 HOLDOUT = 0.05
-FORMAT = 1
 
 
 class Classifier(nn.Module):
@@ -57,70 +57,39 @@ class Classifier(nn.Module):
         return self.classes(F.dropout(F.relu(self.features(images)), 0.2, self.training))
 
 
-class Features(nn.Module):
-    """A classifier's features, in the form that torchmetrics takes: `num_features`, images → (N, num_features)."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier.eval().requires_grad_(False)
-        self.num_features = FEATURES
-
-    def train(self, mode: bool = True) -> Features:
-        """Stays as it is: the statistics of its norms are those of its training."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier.features(images)
-
-
-def load(name: str, folder: Path | None = None) -> Classifier:
-    """The shipped classifier of that name, in eval mode; raises InputError where there is none, or no whole one."""
-    path = (folder or FOLDER) / f"{name}.safetensors"
-    if not path.is_file():
-        raise unknown_name(
-            "classifier", name, NAMES if folder is None else sorted(p.stem for p in path.parent.glob("*.s*"))
-        )
-    tensors, config = read_tensors(path)
-    try:
-        if config is None or config["format"] != FORMAT:
-            raise ValueError("it has another format")
-        made = Classifier(tuple(config["image_shape"]), len(config["class_names"]))
-        made.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{str(path)!r} is not a classifier's file ({str(error).splitlines()[0]})") from error
+def load(name: str, folder: Path = FOLDER) -> Classifier:
+    """The classifier of that name, in eval mode."""
+    tensors, config = _read(name, folder)
+    made = Classifier(tuple(config["image_shape"]), len(config["class_names"]))
+    made.load_state_dict(tensors)
     return made.eval().requires_grad_(False)
-
-
-def features(name: str) -> Features:
-    """Of the shipped classifier of that name; raises InputError."""
-    return Features(load(name))
 
 
 def stated_accuracy(name: str) -> tuple[float, int]:
     """The share of the held-out pictures that the shipped classifier names rightly, and their number."""
-    _, config = read_tensors(FOLDER / f"{name}.safetensors")
-    assert config is not None
+    _, config = _read(name, FOLDER)
     return config["accuracy"], config["held_out"]
+
+
+def _read(name: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, config = read_tensors(folder / f"{name}.safetensors")
+    assert config is not None
+    return tensors, config
 
 
 def read_data(name: str, data: str | None = None, labels: str | None = None) -> ImageData:
     """The pictures that the shipped model of that name was trained on, and those held out; raises InputError.
 
-    The sprites' labels may be missing. Their held-out pictures are those of the split by which the shipped model was
-    trained (250, by its card): blocks of neighbours whatever their class, which load_data makes without labels.
+    The files are the sprites'. Their held-out pictures are those of the split by which the shipped model was trained
+    (250, by its card): blocks of neighbours whatever their class, which load_data makes without labels.
     """
     if name == "fashion-mnist":
-        return load_data(name) if data is None else load_data(data)
-    if data is None:
-        raise InputError(f"the data of {name!r} does not ship; give its pictures with --data")
-    found = load_data(data, holdout=HOLDOUT)
-    if labels is None:
-        return found
-    by_class = load_data(data, labels, holdout=HOLDOUT)  # checks the labels; its split is another one
-    n = len(by_class.images) + len(by_class.val_images)
+        return load_data(name)
+    if data is None or labels is None:
+        raise InputError(f"the data of {name!r} does not ship; give its pictures and labels with --data and --labels")
+    load_data(data, labels, holdout=HOLDOUT)  # checks the labels; its split is another one
     kinds = torch.from_numpy(np.load(labels, allow_pickle=False).astype(np.float32))
-    rows = split(name, torch.arange(n).view(n, 1, 1, 1), torch.zeros(n, 0), (), HOLDOUT)
+    rows = split(name, torch.arange(len(kinds)).view(-1, 1, 1, 1), torch.zeros(len(kinds), 0), (), HOLDOUT)
     held, kept = rows.val_images.flatten(), rows.images.flatten()
-    names = fastdiff.load(name).class_names or by_class.class_names
-    return replace(found, labels=kinds[kept], val_labels=kinds[held]).named(tuple(names))
+    found = replace(load_data(data, holdout=HOLDOUT), labels=kinds[kept], val_labels=kinds[held])
+    return found.named(tuple(fastdiff.load(name).class_names))

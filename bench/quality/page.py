@@ -6,18 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastdiff.bench.plots import pyplot
+from fastdiff.bench.plots import figure_of, plain_numbers
+from fastdiff.bench.plots import save as save_figure
 from fastdiff.bench.report import heading, save_json, save_text
 from fastdiff.bench.tables import table
 from fastdiff.errors import InputError
-from fastdiff.files import write_atomically
 
 NEAR = 1.1  # times the best distance: near enough to take the faster point
 
 
 def named(row: dict[str, Any]) -> str:
-    guided = f", guidance {_guided(row)}" if _guided(row) else ""
-    return f"`{row['sampler']}` with {row['steps']} steps{guided}"
+    return f"`{row['sampler']}` with {row['steps']} steps{guidance(row)}"
+
+
+def guidance(row: dict[str, Any]) -> str:
+    """As it is told after a point's steps."""
+    return "" if row["guidance_scale"] is None else f", guidance {row['guidance_scale']:g}"
 
 
 def costs(rows: list[dict[str, Any]]) -> tuple[str, str]:
@@ -69,32 +73,22 @@ def advice(entry: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _guided(row: dict[str, Any]) -> str:
-    return "" if row["guidance_scale"] is None else f"{row['guidance_scale']:g}"
-
-
-def _cells(row: dict[str, Any], floor: float) -> list[object]:
-    time = f"{row['milliseconds']:.3g} ({row['lowest']:.3g} to {row['highest']:.3g})" if "milliseconds" in row else ""
-    found = [""] * 4
-    if "distance" in row:
-        halves = " and ".join(f"{half:.3g}" for half in row["halves"])
-        found = [f"{row['distance']:.3g}", f"{row['distance'] / floor:.3g}", halves, f"{row['to_training']:.3g}"]
+def _cells(row: dict[str, Any], floor: float) -> dict[str, object]:
+    """A line of the table by its columns."""
+    timed, measured = "milliseconds" in row, "distance" in row
     untimed = f"not timed: {row['untimed']}" if "untimed" in row else ""
-    return [row["sampler"], row["steps"], _guided(row), row["evaluations"], time, *found, row.get("reason", untimed)]
-
-
-COLUMNS = (
-    "sampler",
-    "steps",
-    "guidance",
-    "evaluations",
-    "ms an image",
-    "Fréchet distance",
-    "times the floor",
-    "of its halves",
-    "to training pictures",
-    "",
-)
+    return {
+        "sampler": row["sampler"],
+        "steps": row["steps"],
+        "guidance": "" if row["guidance_scale"] is None else f"{row['guidance_scale']:g}",
+        "evaluations": row["evaluations"],
+        "ms an image": "{milliseconds:.3g} ({lowest:.3g} to {highest:.3g})".format(**row) if timed else "",
+        "Fréchet distance": f"{row['distance']:.3g}" if measured else "",
+        "times the floor": f"{row['distance'] / floor:.3g}" if measured else "",
+        "of its halves": " and ".join(f"{half:.3g}" for half in row["halves"]) if measured else "",
+        "to training pictures": f"{row['to_training']:.3g}" if measured else "",
+        "": row.get("reason", untimed),
+    }
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -106,7 +100,14 @@ def markdown(report: dict[str, Any]) -> str:
         lines += ["", f"Times: {heading(times)}; {how}"]
     for entry in report["models"]:
         cells = [_cells(row, entry["floor"]["distance"]) for row in entry["rows"]]
-        lines += ["", f"## {entry['model']}", "", _described(entry), "", *table(COLUMNS, cells)]
+        lines += [
+            "",
+            f"## {entry['model']}",
+            "",
+            _described(entry),
+            "",
+            *table(list(cells[0]), [list(line.values()) for line in cells]),
+        ]
     lines += ["", "## What to take"]
     for entry in report["models"]:
         lines += ["", *advice(entry)]
@@ -133,25 +134,19 @@ def _described(entry: dict[str, Any]) -> str:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Distance over time, a line for each sampler."""
-    models = report["models"]
-    plt = pyplot()
-    figure, panels = plt.subplots(1, len(models), figsize=(6.4 * len(models), 4.8), layout="constrained", squeeze=False)
-    for axes, entry in zip(panels[0], models, strict=True):
+    """Distance over time, a line for each sampler, a panel for each model."""
+    figure, panels = figure_of(len(report["models"]), "Fréchet distance, lower is better")
+    for axes, entry in zip(panels, report["models"], strict=True):
         _panel(axes, entry)
-    write_atomically(path, lambda p: figure.savefig(p, dpi=110))
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _panel(axes: Any, entry: dict[str, Any]) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     cost, unit = costs(entry["rows"])
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in entry["rows"]:
         if row.get("distance", 0) > 0:
-            guided = f", guidance {_guided(row)}" if _guided(row) else ""
-            lines.setdefault(row["sampler"] + guided, []).append(row)
+            lines.setdefault(f"{row['sampler']}{guidance(row)}", []).append(row)
     for label, rows in lines.items():
         rows.sort(key=lambda row: row["steps"])
         axes.plot([r[cost] for r in rows], [r["distance"] for r in rows], marker="o", markersize=4, label=label)
@@ -162,9 +157,7 @@ def _panel(axes: Any, entry: dict[str, Any]) -> None:
     # Distances from 0: by a logarithm the gap to the floor would hide those between the points.
     axes.set(xlabel=unit, ylabel="Fréchet distance to held-out pictures", xscale="log", ylim=(0, None))
     axes.set_title(f"{entry['model']}, {entry['images']:,} images a point")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    plain_numbers(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
 

@@ -1,18 +1,22 @@
 """Time per image against quality, by sampler and steps.
 
+\b
+fastdiff bench quality --samples out/quality      distances, then times
+fastdiff bench quality --do times                 only times, for the report that is there, on a quiet machine
+
 For each point (a sampler, a number of steps) images 0 to n - 1 of seed 0 are sampled into SAMPLES/MODEL/SAMPLER-STEPS,
 where an interrupted run goes on and a finished folder is taken as it is, and compared with the pictures that the model
-was not trained on: the Fréchet distance between features of this project's own classifier (quality.classifier), by
-torchmetrics. The floor is the distance of as many training pictures. Beside it stand the distances of the images with
-even and with odd numbers, which tell how firm it is, and the distance to training pictures. The times are those of
-engine.sample(64), the points taking turns.
+was not trained on: the Fréchet distance between features of the project's own classifier. The floor is the distance of
+as many training pictures. Beside it stand the distances of the images with even and with odd numbers, which tell how
+firm it is, and the distance to training pictures. The times are those of engine.sample(64), the points taking turns.
+Exits with 1 where a point could not be measured.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +28,7 @@ from torch import Tensor
 import fastdiff
 from fastdiff.bench.contender import Ready
 from fastdiff.bench.quality import classifier, page
-from fastdiff.bench.quality.frechet import FLOORS, Distance, evenly, floor
+from fastdiff.bench.quality.frechet import evenly, features, frechet
 from fastdiff.bench.report import origin
 from fastdiff.bench.tables import failure
 from fastdiff.bench.timing import Turns
@@ -46,6 +50,7 @@ POINTS = {
     "sprites": "ddim:10 ddim:25 dpmpp_2m:10 dpmpp_2m:15 dpmpp_2m_sde:10 dpmpp_2m_sde:25 ddpm_large:100",
 }
 SEED = 0
+FLOORS = 5  # draws of training pictures
 TRAINING = 10_000  # training pictures at most for the second distance
 
 
@@ -59,10 +64,11 @@ class Point(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Point:
         """From SAMPLER:STEPS or SAMPLER:STEPS:GUIDANCE; raises InputError."""
-        parts = re.fullmatch(r"(\w+):(\d+)(?::(\d+(?:\.\d+)?))?", text)
-        if parts is None:
-            raise InputError(f"point {text!r}; accepted: SAMPLER:STEPS[:GUIDANCE], such as ddim:25")
-        return cls(parts[1], int(parts[2]), None if parts[3] is None else float(parts[3]))
+        try:
+            sampler, steps, *guidance = text.split(":")
+            return cls(sampler, int(steps), *map(float, guidance))
+        except (ValueError, TypeError):
+            raise InputError(f"point {text!r}; accepted: SAMPLER:STEPS[:GUIDANCE], such as ddim:25") from None
 
     def __str__(self) -> str:
         """Also the name of its folder."""
@@ -74,22 +80,21 @@ class Point(NamedTuple):
         """Of the network, for one image."""
         return self.steps * (1 if self.guidance_scale in (None, 1) else 2)
 
-
-def request(model: fastdiff.Model, point: Point, n: int) -> Samples:
-    """Images 0 to n - 1, as `fastdiff sample` makes them; a model of classes draws them in turn."""
-    contexts = torch.eye(model.context_width or 0).tolist()
-    return Samples(
-        point.sampler,
-        point.steps,
-        eta=0.0,
-        spacing="trailing",
-        clip="model",
-        seed=SEED,
-        first=0,
-        n=n,
-        contexts=contexts,
-        guidance_scale=point.guidance_scale,
-    )
+    def request(self, model: fastdiff.Model, n: int) -> Samples:
+        """Images 0 to n - 1, as `fastdiff sample` makes them; a model of classes draws them in turn."""
+        contexts = torch.eye(model.context_width or 0).tolist()
+        return Samples(
+            self.sampler,
+            self.steps,
+            eta=0.0,
+            spacing="trailing",
+            clip="model",
+            seed=SEED,
+            first=0,
+            n=n,
+            contexts=contexts,
+            guidance_scale=self.guidance_scale,
+        )
 
 
 def draw(
@@ -102,12 +107,11 @@ def draw(
     with ShardRun(model, name, ask, folder, given, Processes(device)) as run:
         run.run(lambda made: None, lambda: False)
         parts = [np.load(run.folder.file(shard), allow_pickle=False)["arr_0"] for shard in run.plan]
-        used = run.manifest["configuration"]
-    threads = used.get("threads") or 0
+        used, made_by = run.manifest["configuration"], run.manifest["fastdiff"]
+    threads = used.get("threads")
     counted = [f"{threads} thread{'s' if threads > 1 else ''}"] if threads else []
     how = ", ".join([used["device"], used["form"], *counted, used["dtype"]])
-    made_by = f"fastdiff {run.manifest['fastdiff']} ({how})"
-    return torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2), made_by
+    return torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2), f"fastdiff {made_by} ({how})"
 
 
 def quality(
@@ -115,10 +119,12 @@ def quality(
 ) -> dict[str, Any]:
     """The model's part of the report: a row for each point; one that fails is a row with a reason."""
     model = fastdiff.load(name)
-    network = classifier.features(name)
-    distance = Distance(network, data.val_images, device)
-    rows = evenly(data.labels, TRAINING, FLOORS)
-    to_training = Distance(network, data.images[rows], device)
+    network = classifier.load(name).to(device)
+    real = features(network, data.val_images, device)
+    known = evenly(data.labels, TRAINING, FLOORS)
+    training = features(network, data.images[known], device)
+    draws = [data.images[evenly(data.labels, n, seed)] for seed in range(FLOORS)]
+    floors = [frechet(features(network, drawn, device), real) for drawn in draws]
     accuracy, pictures = classifier.stated_accuracy(name)
     counts = data.val_labels.sum(dim=0).int().tolist()
     entry: dict[str, Any] = {
@@ -127,23 +133,31 @@ def quality(
         "seed": SEED,
         "accuracy": accuracy,
         "accuracy_pictures": pictures,
-        "real": len(data.val_images),
+        "real": len(real),
         "real_of_each_class": dict(zip(data.class_names, counts, strict=True)),
-        "training": len(rows),
+        "training": len(training),
         "in_turn": list(model.class_names) if model.context_width else [],
-        "floor": floor(data, distance, n),
+        "floor": {
+            "pictures": len(draws[0]),
+            "draws": FLOORS,
+            "distance": statistics.mean(floors),
+            "lowest": min(floors),
+            "highest": max(floors),
+        },
         "rows": [],
     }
     for point in points:
         row: dict[str, Any] = {**point._asdict(), "evaluations": point.evaluations}
         entry["rows"].append(row)
         try:
-            ask = request(model, point, n)
+            ask = point.request(model, n)
             images, row["made_by"] = draw(model, name, ask, samples / name / str(point), device.type, threads)
-            found = distance(images)
-            if not math.isfinite(found):
-                raise ValueError(f"the distance is {found}")
-            row.update(distance=found, halves=[distance(images[k::2]) for k in (0, 1)], to_training=to_training(images))
+            made = features(network, images, device)
+            distance = frechet(made, real)
+            if not math.isfinite(distance):
+                raise ValueError(f"the distance is {distance}")
+            halves = [frechet(made[k::2], real) for k in (0, 1)]
+            row.update(distance=distance, halves=halves, to_training=frechet(made, training))
         except Exception as problem:
             row["reason"] = str(problem) if isinstance(problem, InputError) else failure(problem)
         click.echo(f"{name} {point}: {row.get('distance', row.get('reason'))}")
@@ -154,22 +168,17 @@ def measure(entry: dict[str, Any], device: torch.device, rounds: int) -> None:
     """Put milliseconds per image into the rows: medians of rounds, of a batch of `DEFAULT_BATCH` in one call."""
     model, turns = fastdiff.load(entry["model"]), Turns()
     rows = {str(_point(row)): row for row in entry["rows"] if "distance" in row}
-    contexts = request(model, Point("ddim", 1), 1).context()
+    contexts = Point("ddim", 1).request(model, 1).context()
     context = None if contexts is None else contexts(0, DEFAULT_BATCH)
-    engine: Engine | None = None
+    table = model.table("ddim", 1)  # each call has its own
+    engine = Engine(model, table, batch_size=DEFAULT_BATCH, device=device)
     for name, row in rows.items():
         for stale in ("milliseconds", "lowest", "highest", "untimed"):
             row.pop(stale, None)
-        point = _point(row)
+        table = _point(row).request(model, 1).table(model)
+        given = dict(seed=SEED, context=context, guidance_scale=row["guidance_scale"], table=table)
+        call = partial(engine.sample, DEFAULT_BATCH, **given)
         try:
-            table = request(model, point, 1).table(model)
-            engine = engine or Engine(model, table, batch_size=DEFAULT_BATCH, device=device)
-
-            def call(table: Any = table, scale: float | None = point.guidance_scale, engine: Engine = engine) -> Tensor:
-                return engine.sample(
-                    DEFAULT_BATCH, seed=SEED, first=0, context=context, guidance_scale=scale, table=table
-                )
-
             call()
             turns.add(name, Ready(call))
         except Exception as problem:
@@ -187,43 +196,20 @@ def _point(row: dict[str, Any]) -> Point:
     return Point(row["sampler"], row["steps"], row["guidance_scale"])
 
 
-def _checked(names: tuple[str, ...], texts: tuple[str, ...], n: int) -> dict[str, list[Point]]:
-    """The points of each model, before any work; raises InputError."""
-    found = {}
-    for name in names:
-        if name not in classifier.NAMES:
-            raise unknown_name("model", name, classifier.NAMES)
-        model = fastdiff.load(name)
-        found[name] = [Point.parse(text) for text in (texts or POINTS[name].split())]
-        for point in found[name]:
-            if point.guidance_scale is not None and not model.context_width:
-                raise InputError(f"point {str(point)!r} has guidance, but {name!r} takes no context")
-            request(model, point, n).request(model)
-    return found
+def checked(name: str, texts: tuple[str, ...], n: int) -> list[Point]:
+    """A model's points, or those of its grid, before any work; raises InputError."""
+    if name not in classifier.NAMES:
+        raise unknown_name("model", name, classifier.NAMES)
+    model = fastdiff.load(name)
+    points = [Point.parse(text) for text in (texts or POINTS[name].split())]
+    for point in points:
+        if point.guidance_scale is not None and not model.context_width:
+            raise InputError(f"point {str(point)!r} has guidance, but {name!r} takes no context")
+        point.request(model, n).request(model)
+    return points
 
 
-def _measured(
-    models: tuple[str, ...],
-    points: tuple[str, ...],
-    n: int | None,
-    files: tuple[str | None, str | None],
-    samples: Path,
-    device: torch.device,
-    threads: int | None,
-) -> dict[str, Any]:
-    """The report without times; the arguments and the data are checked before any work."""
-    n = (10_000 if device.type == "cuda" else 2000) if n is None else check_int("n", n, 4, 2**31)
-    chosen = _checked(models, points, n)
-    own = {"sprites": files}
-    data = {name: classifier.read_data(name, *own.get(name, ())) for name in models}
-    for name, pictures in data.items():
-        if not pictures.labels.shape[1]:
-            raise InputError(f"data {pictures.name!r} of {name!r} has no labels; give them with --labels")
-    entries = [quality(name, chosen[name], data[name], n, samples, device, threads) for name in models]
-    return {**origin(machine(device)), "models": entries}
-
-
-@click.command()
+@click.command(help=__doc__)
 @click.option(
     "--model",
     "models",
@@ -249,10 +235,10 @@ def _measured(
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of the times.")
 @click.option(
     "--do",
-    type=click.Choice(["all", "distances", "times", "render"]),
+    type=click.Choice(["all", "distances", "times"]),
     default="all",
     show_default=True,
-    help="times, of all models, and render are for the report that is at OUTPUT.",
+    help="times, of all models, are for the report that is at OUTPUT.",
 )
 @click.option(
     "-o",
@@ -275,35 +261,26 @@ def command(
     do: str,
     output: Path,
 ) -> None:
-    """Time per image against quality, by sampler and steps.
-
-    \b
-    fastdiff bench quality --samples out/quality      distances, then times
-    fastdiff bench quality --do times                 only times, for the report that is there, on a quiet machine
-    fastdiff bench quality --do render                only the table and the plot of the report that is there
-
-    For each point (a sampler, a number of steps) images are sampled into a folder, where an interrupted run goes on,
-    and compared with held-out pictures: the Fréchet distance between features of the project's own classifier. Exits
-    with 1 where a point could not be measured.
-    """
     check_writable(output)
     if threads:
         torch.set_num_threads(threads)
     where = choose_device(device)
-    if do in ("times", "render"):
+    if do == "times":
         report = page.read(output)
     else:
-        report = _measured(models, points, n, (data, labels), samples, where, threads)
+        n = (10_000 if where.type == "cuda" else 2000) if n is None else check_int("n", n, 4, 2**31)
+        chosen = {name: checked(name, points, n) for name in models}
+        pictures = {name: classifier.read_data(name, data, labels) for name in models}
+        entries = [quality(name, chosen[name], pictures[name], n, samples, where, threads) for name in models]
+        report = {**origin(machine(where)), "models": entries}
         page.save(report, output)  # the distances took long
-    if do in ("all", "times"):
+    if do != "distances":
         if threads:
             torch.set_num_threads(threads)  # sampling may have taken those of a folder
         for entry in report["models"]:
             measure(entry, where, rounds)
         report["times"] = {**origin(machine(where)), "rounds": rounds, "batch": DEFAULT_BATCH}
         page.save(report, output)
-    if do == "render":
-        page.render(report, output)
     click.echo(page.markdown(report), nl=False)
     if any("reason" in row or "untimed" in row for entry in report["models"] for row in entry["rows"]):
         raise SystemExit(1)

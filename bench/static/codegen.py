@@ -1,10 +1,10 @@
-"""What the compiler makes of every Triton kernel, without a GPU.
+"""What the compiler makes of every Triton kernel, for each architecture, without a GPU.
 
 The networks and the sampler's step run on meta tensors, so that each operator's own code decides what is launched and
 how; every launch is compiled for each architecture in place of being run. Printed for each: registers, shared memory,
 stack and spills, the width of the accesses to global memory, and the number of instructions; before them, how many
-kernels a captured step launches. Exits with 1 where
-anything spills, uses a stack, or wants more shared memory than the chip has. Compiled kernels stay in Triton's cache.
+kernels a captured step launches. Exits with 1 where anything spills, uses a stack, or wants more shared memory than the
+chip has. Compiled kernels stay in Triton's cache.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cache
-from multiprocessing import get_context
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ import triton
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fastdiff.bench.networks import COUNTED, Network
+from fastdiff.bench.networks import COUNTED
 from fastdiff.bench.report import save_text
 from fastdiff.bench.static.shapes import evaluate, on_meta, sampler_steps
 from fastdiff.bench.static.traffic import launches_table
@@ -39,6 +37,11 @@ from fastdiff.provenance import source_version
 
 # The most shared memory that one program may have, bytes (CUDA C++ programming guide, compute capabilities).
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SIZES = {
+    "quick": "the first launch of each kernel",
+    "main": "networks A and B in bfloat16 and float32, inference and training (default)",
+    "full": "also float16, and the other networks",
+}
 
 
 @dataclass(frozen=True)
@@ -70,46 +73,12 @@ def _kind(value: Any) -> Any:
     return "float" if isinstance(value, float) else value
 
 
-@dataclass(frozen=True)
-class Compiled:
-    kernel: str
-    variant: str
-    arch: int
-    registers: int
-    shared: int
-    stack: int
-    spills: int  # instructions that load from or store to local memory
-    loads: str
-    stores: str
-    instructions: int
-
-    @property
-    def clean(self) -> bool:
-        return not self.stack and not self.spills and self.shared <= SHARED[self.arch]
-
-
-def launches(network: Network, dtype: torch.dtype, train: bool) -> list[Launch]:
-    """Every distinct launch of one evaluation of a network, with its backward pass where `train`."""
-
-    def run() -> None:
-        module = on_meta(network, dtype, train)
-        for batch in network.batches:
-            evaluate(module, network.image_shape, batch, dtype, train)
-
-    return recorded(run)
-
-
-def step_launches() -> list[Launch]:
-    """Every distinct launch of the sampler's steps: both picture shapes, every kind of step, every dtype."""
-    return recorded(sampler_steps)
-
-
 def recorded(run: Callable[[], None]) -> list[Launch]:
     """Every distinct launch of operators on meta tensors within `run`."""
     found: dict[tuple, Launch] = {}
 
-    def record(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        launch = Launch(kernel, grid, args, options)
+    def record(*launched: Any) -> None:
+        launch = Launch(*launched)
         found.setdefault(launch.key, launch)
 
     with recording(record):
@@ -117,30 +86,21 @@ def recorded(run: Callable[[], None]) -> list[Launch]:
     return list(found.values())
 
 
-SIZES = {
-    "quick": "the first launch of each kernel",
-    "main": "networks A and B in bfloat16 and float32, inference and training (default)",
-    "full": "also float16, and the other networks",
-}
-
-
-@cache
-def suite(size: str) -> tuple[Launch, ...]:
+def suite(size: str) -> list[Launch]:
     """The distinct launches of the sampler's steps and the networks; size: see SIZES."""
-    if size == "quick":
-        first: dict[str, Launch] = {}
-        for launch in suite("main"):
-            first.setdefault(launch.kernel.__name__, launch)
-        return tuple(first.values())
-    kinds = [(torch.bfloat16, False), (torch.float32, False), (torch.bfloat16, True), (torch.float32, True)]
-    cases = [(network, *kind) for network in COUNTED.values() if network.ships_as for kind in kinds]
-    if size == "full":
-        cases += [(network, *kind) for network in COUNTED.values() if not network.ships_as for kind in kinds[:2]]
-        cases += [(network, torch.float16, False) for network in COUNTED.values()]
-    found = {launch.key: launch for launch in step_launches()}
-    for case in cases:
-        found.update((launch.key, launch) for launch in launches(*case))
-    return tuple(found.values())
+    main = (torch.bfloat16, False), (torch.float32, False), (torch.bfloat16, True), (torch.float32, True)
+
+    def run() -> None:
+        sampler_steps()
+        for network in COUNTED.values():
+            kinds = main if network.ships_as else main[:2] if size == "full" else ()
+            for dtype, train in (*kinds, *([(torch.float16, False)] if size == "full" else [])):
+                module = on_meta(network, dtype, train)
+                for batch in network.batches:
+                    evaluate(module, network.image_shape, batch, dtype, train)
+
+    found = recorded(run)
+    return list({launch.kernel: launch for launch in reversed(found)}.values()) if size == "quick" else found
 
 
 class _Target:
@@ -164,7 +124,8 @@ class _Target:
         return torch.device("meta")
 
 
-def compile_launch(launch: Launch, arch: int) -> Compiled:
+def compile_launch(launch: Launch, arch: int) -> dict[str, Any]:
+    """The columns of the table; spills are instructions that load from or store to local memory."""
     from triton.runtime import driver
 
     driver.set_active(_Target(arch))
@@ -175,18 +136,22 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
     operations = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.MULTILINE)
     if not operations or "REG" not in numbers:
         raise RuntimeError(f"no disassembly of {launch.kernel.__name__} for sm_{arch}")
-    return Compiled(
-        kernel=launch.kernel.__name__,
-        variant=launch.variant,
-        arch=arch,
-        registers=numbers["REG"],
-        shared=built.metadata.shared,
-        stack=numbers["STACK"],
-        spills=numbers["LOCAL"] + sum(o.startswith(("LDL", "STL")) for o in operations),
-        loads=_widths(operations, ("LDG", "LDGSTS")),
-        stores=_widths(operations, ("STG",)),
-        instructions=sum(not o.startswith("NOP") for o in operations),
-    )
+    return {
+        "kernel": launch.kernel.__name__,
+        "sm": arch,
+        "registers": numbers["REG"],
+        "shared": built.metadata.shared,
+        "stack": numbers["STACK"],
+        "spills": numbers["LOCAL"] + sum(o.startswith(("LDL", "STL")) for o in operations),
+        "loads (n x bits)": _widths(operations, ("LDG", "LDGSTS")),
+        "stores": _widths(operations, ("STG",)),
+        "instructions": sum(not o.startswith("NOP") for o in operations),
+        "variant": launch.variant,
+    }
+
+
+def clean(row: dict[str, Any]) -> bool:
+    return not row["stack"] and not row["spills"] and row["shared"] <= SHARED[row["sm"]]
 
 
 def _widths(operations: list[str], names: tuple[str, ...]) -> str:
@@ -209,70 +174,23 @@ def _tool(name: str, option: str, cubin: bytes) -> str:
         return subprocess.run([str(program), option, file.name], check=True, capture_output=True, text=True).stdout
 
 
-def _job(size: str, index: int, arch: int) -> Compiled:
-    torch.set_num_threads(1)
-    return compile_launch(suite(size)[index], arch)
+def compile_suite(size: str, archs: tuple[int, ...], workers: int) -> list[dict[str, Any]]:
+    launches, rows = suite(size), []
+    for arch in archs:  # Triton's target is the whole process's
+        with ThreadPoolExecutor(workers) as pool:
+            jobs = pool.map(lambda launch: compile_launch(launch, arch), launches)  # noqa: B023  ended within
+            rows += tqdm(jobs, f"sm_{arch}", len(launches), unit="kernel", leave=False, mininterval=1)
+    return rows
 
 
-def compile_suite(size: str, archs: list[int], workers: int) -> Iterator[Compiled]:
-    jobs = [(index, arch) for index in range(len(suite(size))) for arch in archs]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in tqdm([pool.submit(_job, size, *job) for job in jobs], unit="kernel", leave=False, mininterval=1):
-            yield future.result()
-
-
-COLUMNS = (
-    "kernel",
-    "sm",
-    "registers",
-    "shared",
-    "stack",
-    "spills",
-    "loads (n x bits)",
-    "stores",
-    "instructions",
-    "variant",
-)
-
-
-def compiled_table(rows: list[Compiled]) -> str:
-    lines = []
-    for row in sorted(set(rows), key=lambda r: (r.kernel, r.variant, r.arch)):
-        values = asdict(row)
-        variant = values.pop("variant")
-        lines.append([*values.values(), variant])
-    return "\n".join(table(COLUMNS, lines))
-
-
-def noise_cost(rows: list[Compiled]) -> str:
-    """How many instructions a thread spends on an element's noise: those of the step with it less those without."""
-    count = {(r.arch, r.variant): r.instructions for r in rows if r.kernel == "denoise_step_forward"}
-    costs = []
-    for arch in sorted({arch for arch, _ in count}):
-        each = [
-            (n - count[arch, variant.replace("NOISE=philox", "NOISE=off")]) / 8  # 1,024 elements, 128 threads
-            for (a, variant), n in count.items()
-            if a == arch and (arch, variant.replace("NOISE=philox", "NOISE=off")) in count and "NOISE=philox" in variant
-        ]
-        if each:
-            costs.append(f"sm_{arch} {min(each):.0f} to {max(each):.0f}")
-    return f"Instructions for an element's Philox noise in denoise_step: {', '.join(costs)}." if costs else ""
-
-
-@click.command()
+@click.command(help=__doc__)
 @click.option("--arch", type=int, multiple=True, help="80, 90 or 100; repeatable.  [default: all]")
 @click.option("--size", default="main", help="; ".join(f"{name}: {text}" for name, text in SIZES.items()))
-@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one a core]")
+@click.option("--workers", type=click.IntRange(1), help="Threads.  [default: one a core]")
 @click.option(
     "-o", "--output", type=Path, metavar="FILE", help="A Markdown file for the table, which is printed anyway."
 )
 def command(arch: tuple[int, ...], size: str, workers: int | None, output: Path | None) -> None:
-    """What the compiler makes of every Triton kernel, for each architecture, without a GPU.
-
-    Registers, shared memory, stack and spills, the width of the accesses to global memory, the number of instructions;
-    and how many kernels a captured step launches. Exits with 1 where anything spills, uses a stack, or wants more
-    shared memory than the chip has. Compiled kernels stay in Triton's cache.
-    """
     if interpreted():
         raise InputError("TRITON_INTERPRET=1 is set; the compiler is wanted here, so unset it")
     if size not in SIZES:
@@ -280,13 +198,14 @@ def command(arch: tuple[int, ...], size: str, workers: int | None, output: Path 
     for one in arch:
         if one not in SHARED:
             raise unknown_name("architecture", str(one), map(str, SHARED))
-    rows = list(compile_suite(size, list(arch or SHARED), workers or os.cpu_count() or 1))
-    dirty = [row for row in rows if not row.clean]
+    rows = compile_suite(size, arch or tuple(SHARED), workers or os.cpu_count() or 1)
+    dirty = [row for row in rows if not clean(row)]
+    lines = sorted({tuple(row.values()) for row in rows}, key=lambda line: (line[0], line[-1], line))
     text = (
         f"Triton {triton.__version__}; fastdiff {source_version()}; no GPU. {len(rows)} compiled, "
-        f"{len(dirty)} with spills, a stack, or too much shared memory. {noise_cost(rows)}\n\n{launches_table()}\n\n"
-        f"{compiled_table(rows)}\n"
+        f"{len(dirty)} with spills, a stack, or too much shared memory.\n\n{launches_table()}\n\n"
     )
+    text += "\n".join(table(list(rows[0]), lines)) + "\n"
     click.echo(text, nl=False)
     if output is not None:
         save_text(text, output)

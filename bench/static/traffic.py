@@ -3,15 +3,14 @@
 A network is evaluated on meta tensors. Each library operation counts the bytes of the tensors that it reads and writes,
 views none; each Triton launch those of its arguments, each tensor once. That is what would move if every operation read
 its inputs from device memory once, wrote its outputs once, and nothing stayed in the cache between two of them. The
-operations are two for each multiply-add of convolutions, matrix products and attention, in the plain network.
+operations are torch's own count in the plain network: two for each multiply-add of convolutions, matrix products and
+attention. Nothing is measured.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fastdiff.bench.networks import COUNTED, NETWORKS, Network
 from fastdiff.bench.report import save_text
@@ -37,87 +37,25 @@ INTRODUCTION = (
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "_unsafe_view"}  # nothing moves
 
 
-# The place of the first factor among the arguments; the second follows it.
-PRODUCTS = {
-    "mm": 0,
-    "bmm": 0,
-    "mv": 0,
-    "dot": 0,
-    "vdot": 0,
-    "_scaled_mm": 0,
-    "_int_mm": 0,
-    "addmm": 1,
-    "baddbmm": 1,
-    "addbmm": 1,
-    "addmv": 1,
-    "_addmm_activation": 1,
-}
-CONVOLUTIONS = {"convolution", "_convolution", "convolution_overrideable"}  # x, weight, ..., transposed is the 7th
-# Some of these are missing in torch's FlopCounterMode, the CPU's among them.
-ATTENTIONS = {
-    f"_scaled_dot_product_{kind}"
-    for kind in (
-        "flash_attention",
-        "flash_attention_for_cpu",
-        "efficient_attention",
-        "cudnn_attention",
-        "fused_attention_overrideable",
-    )
-}
-# Products that no formula here counts: a call with one of them has no count rather than one that is too low.
-UNCOUNTED = {
-    "mkldnn_rnn_layer",
-    "_cudnn_rnn",
-    "_native_multi_head_attention",
-    "_transformer_encoder_layer_fwd",
-    "_triton_multi_head_attention",
-    "_trilinear",
-    "convolution_backward",
-    *(f"{name}_backward" for name in ATTENTIONS),
-}
-
-
 @dataclass
 class Traffic:
-    """Bytes, calls and the library's floating-point operations by operation, for a whole batch."""
+    """Bytes and calls by operation, for a whole batch."""
 
     moved: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
-    flop: Counter[str] = field(default_factory=Counter)
 
-    def add(self, name: str, tensors: list[Any]) -> None:
+    def add(self, name: str, tensors: Iterable[Any]) -> None:
         seen = {id(t): t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor)}
         self.moved[name] += sum(seen.values())
         self.calls[name] += 1
 
     def record(self, kernel: Any, grid: Any, args: tuple[Any, ...], options: Any) -> None:
         """A Triton launch, as dispatch.recording hands it over."""
-        self.add(kernel.__name__, list(args))
+        self.add(kernel.__name__, args)
 
     @property
     def total(self) -> int:
         return sum(self.moved.values())
-
-
-def flop_of(name: str, args: tuple[Any, ...], out: Any) -> int:
-    """Operations of one call of torch.ops.aten.NAME from the shapes; products with a padding's zeros count as well.
-
-    Raises NotImplementedError for an operation that holds products which are not counted.
-    """
-    name = name.removesuffix("_")  # in place
-    if name in CONVOLUTIONS:
-        x, weight, transposed = args[0], args[1], args[6]
-        # Each output is a sum over a filter's taps; transposed, each input is spread over them.
-        return 2 * (x if transposed else out).numel() * math.prod(weight.shape[1:])
-    if name in PRODUCTS:
-        a, b = args[PRODUCTS[name] :][:2]
-        return 2 * a.numel() * (b.shape[-1] if b.ndim > 1 else 1)
-    if name in ATTENTIONS:
-        q, k, v = args[:3]  # (..., positions, features); q k^T, then its softmax times v, masked or not
-        return 2 * math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
-    if name in UNCOUNTED:
-        raise NotImplementedError(f"aten.{name} holds products that are not counted; on meta tensors it may be apart")
-    return 0
 
 
 class _Count(TorchDispatchMode):
@@ -132,8 +70,6 @@ class _Count(TorchDispatchMode):
             return out
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if func.namespace == "aten" and (flop := flop_of(name, args, out)):
-            self.traffic.flop[name] += flop
         if not func.is_view and name not in FREE:
             self.traffic.add(name, [*tree_leaves((args, kwargs)), *tree_leaves(out)])
         if name == "convolution" and args[2] is not None:
@@ -142,16 +78,10 @@ class _Count(TorchDispatchMode):
         return out
 
 
-@contextmanager
-def operators(fused: bool, record: Callable[..., None] = lambda *_: None) -> Iterator[None]:
-    """The operators through the Triton kernels, each launch handed to `record`, or through the references."""
-    with recording(record) if fused else using("reference"):
-        yield
-
-
 def network_traffic(network: Network, dtype: torch.dtype, fused: bool, batch: int = BATCH) -> Traffic:
     """One evaluation of a batch, time embedding included (once for the batch, as the sampler has it)."""
-    with operators(fused, (traffic := Traffic()).record):
+    traffic = Traffic()
+    with recording(traffic.record) if fused else using("reference"):
         module = on_meta(network, dtype)
         with _Count(traffic):
             evaluate(module, network.image_shape, batch, dtype)
@@ -163,7 +93,8 @@ def step_launches(network: Network, dtype: torch.dtype, batch: int) -> Counter[s
 
     A library's convolution and its attention count as one launch each, of which cuDNN may make more.
     """
-    with operators(True, (traffic := Traffic()).record):
+    traffic = Traffic()
+    with recording(traffic.record):
         step = captured_step(network, dtype, batch)
         with _Count(traffic):
             step()
@@ -184,25 +115,25 @@ def launches_table(dtype: torch.dtype = torch.bfloat16, batches: tuple[int, ...]
 
 def network_flop(network: Network, batch: int = BATCH) -> int:
     """Operations of one evaluation of a batch, in the plain network."""
-    with operators(fused=False):
+    with using("reference"):
         module = on_meta(network, torch.float32)
         return count_flop(lambda: evaluate(module, network.image_shape, batch, torch.float32))
 
 
 def count_flop(call: Callable[[], Any]) -> int:
-    """Operations of what the call does through torch's library, forward, on any device, meta included.
+    """Operations of what the call does through torch's library, on any device, meta included.
 
-    What runs past the library (Triton, C, compiled graphs) is not seen. Raises NotImplementedError for an operation
-    that holds products which are not counted.
+    What runs past the library (Triton, C, compiled graphs) is not seen.
     """
-    traffic, fast = Traffic(), torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention as one operation
-    try:
-        with _Count(traffic):
-            call()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return sum(traffic.flop.values())
+    aten = torch.ops.aten
+    own = {aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}  # which torch's counter lacks
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def _attention_flop(q: Any, k: Any, v: Any, *more: Any, **options: Any) -> int:
+    return sdpa_flop_count(q, k, v)  # of their shapes
 
 
 def network_report(network: Network, dtype: torch.dtype, batch: int = BATCH) -> str:
@@ -226,18 +157,16 @@ def network_report(network: Network, dtype: torch.dtype, batch: int = BATCH) -> 
 
 def report(dtype: torch.dtype) -> str:
     """The tables of the networks that ship and of a wide one."""
-    networks = [network for network in NETWORKS.values() if network.ships_as]
-    wide = COUNTED["A, dim 64, 32x32"]
-    return "\n".join([INTRODUCTION, "", *(network_report(network, dtype) for network in (*networks, wide))])
+    networks = [*(network for network in NETWORKS.values() if network.ships_as), COUNTED["A, dim 64, 32x32"]]
+    return "\n".join([INTRODUCTION, "", *(network_report(network, dtype) for network in networks)])
 
 
-@click.command()
+@click.command(help=__doc__)
 @click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True, help="Of the network.")
 @click.option(
     "-o", "--output", type=Path, metavar="FILE", help="A Markdown file for the tables, which are printed anyway."
 )
 def command(dtype: str, output: Path | None) -> None:
-    """Bytes moved and operations done per image and evaluation, counted from the shapes: nothing is measured."""
     text = report(getattr(torch, dtype))
     click.echo(text)
     if output is not None:

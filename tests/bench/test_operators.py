@@ -18,17 +18,17 @@ from fastdiff.kernels.dispatch import using
 def small(monkeypatch):
     monkeypatch.setattr(operators, "LEVELS", ((4, 4),))
     monkeypatch.setattr(operators, "COURSE", (8, 4))
-    monkeypatch.setattr(operators, "STEPS", ((operators.A, 1, 4), (operators.A32, 3, 4)))
+    monkeypatch.setattr(operators, "STEPS", ((operators.A, 1, 4),))
     monkeypatch.setattr(timing, "PAUSE", 0)
     monkeypatch.setattr(timing, "TURN", 0)
     monkeypatch.setattr(limits, "SIZES", {"cpu": (16, 256)})
 
 
-def measured(*names, dtype="bfloat16", batch=2):
+def measured(*names, batch):
     """The rows of the operators of those names, or all; torch.compile left out."""
     with using("triton"):
-        chosen = [one for one in operators.catalogue("cpu") if dtype in one.dtypes and (not names or one.name in names)]
-        cases = [Case(Kind.OPERATOR, one.network, one.what, batch, dtype, rounds=2) for one in chosen]
+        chosen = [one for one in operators.catalogue("cpu") if not names or one.name in names]
+        cases = [Case(Kind.OPERATOR, one.network, one.what, batch, "bfloat16", rounds=1) for one in chosen]
         return runner.measure(cases, cold=False, together=False)
 
 
@@ -37,7 +37,7 @@ def of(rows, role):
 
 
 def test_every_operator_is_held_against_float64_and_timed():
-    rows = measured()
+    rows = measured(batch=1)
     assert {row["what"].split(",")[0] for row in rows} == {
         "depthwise_conv",
         "group_norm",
@@ -52,12 +52,12 @@ def test_every_operator_is_held_against_float64_and_timed():
     for row in of(rows, Role.COMPILED):
         assert row["status"] == Status.NOT_COMPILED
     for row in [*of(rows, Role.REFERENCE), *of(rows, Role.FASTDIFF)]:
-        assert row["status"] == Status.MEASURED and len(row["seconds"]) == 2 and row["ratio"][0] > 0
+        assert row["status"] == Status.MEASURED and len(row["seconds"]) == 1 and row["ratio"][0] > 0
         assert 0 <= row["parity"] <= row["bound"] == (1e-5 if row.get("precision") else 2e-2)
         assert row["share_of_limit"] > 0 and "images_per_second" not in row
     # x and the prediction read, x written: 4 + 2 + 4 bytes an element.
     step = next(row for row in rows if row["what"] == "denoise_step, 1x4x4, no noise")
-    assert step["megabytes"] == pytest.approx(2 * 16 * 10 / 1e6)
+    assert step["megabytes"] == pytest.approx(16 * 10 / 1e6)
 
 
 def test_operators_of_a_cpu_are_those_of_its_c_kernels(monkeypatch):
@@ -76,33 +76,24 @@ def test_operators_of_a_cpu_are_those_of_its_c_kernels(monkeypatch):
             assert row["status"] == Status.MEASURED and row["parity"] < 1e-5, row
 
 
-def test_an_operator_that_is_wrong_is_not_timed(monkeypatch):
-    right = bias_add_triton.forward
-    monkeypatch.setattr(bias_add_triton, "forward", lambda x, *more: right(x, *more) * 1.05)
-    made = measured("bias_add", "channel_norm")
-    rows = {row["what"].split(",")[0]: row for row in of(made, Role.FASTDIFF)}
-    assert rows["bias_add"]["status"] == Status.REFUSED and "seconds" not in rows["bias_add"]
-    assert rows["bias_add"]["reason"].startswith("it differs from the reference by ")
-    assert rows["bias_add"]["parity"] == pytest.approx(0.05, abs=5e-3)  # bfloat16's rounding is in it
-    assert rows["channel_norm"]["status"] == Status.MEASURED and rows["channel_norm"]["seconds"]
-    (refused,) = session.refused({"rows": made})  # which ends the command with 1
-    assert refused.startswith("operator A28@28, bias_add, ")
-
-
-def test_every_sample_that_is_timed_is_compared(monkeypatch):
+def test_an_operator_that_is_wrong_in_any_sample_is_not_timed(monkeypatch):
     """For other numbers of samples an operator may choose other kernels."""
     right = bias_add_triton.forward
 
     def wrong_in_the_last(x, *more):
         y = right(x, *more)
-        y[-1] *= 2
+        y[-1] *= 1.25
         return y
 
     monkeypatch.setattr(bias_add_triton, "forward", wrong_in_the_last)
-    rows = measured("bias_add", batch=20)
-    (row,) = of(rows, Role.FASTDIFF)
-    assert row["status"] == Status.REFUSED and "seconds" not in row
-    assert len(session.refused({"rows": rows})) == 1 and row["reason"].startswith("it differs from the reference by")
+    made = measured("bias_add", "channel_norm", batch=20)
+    other, wrong = of(made, Role.FASTDIFF)
+    assert (wrong["what"][:8], wrong["status"]) == ("bias_add", Status.REFUSED) and "seconds" not in wrong
+    assert wrong["reason"].startswith("it differs from the reference by ")
+    assert wrong["parity"] == pytest.approx(0.25 / 20**0.5, rel=0.3)  # samples differ in size, and bfloat16 rounds
+    assert other["status"] == Status.MEASURED and other["seconds"]
+    (refused,) = session.refused({"rows": made})  # which ends the command with 1
+    assert refused.startswith("operator A28@28, bias_add, ")
 
 
 def test_an_operator_that_fails_is_a_row_that_says_so(monkeypatch):
@@ -110,7 +101,7 @@ def test_an_operator_that_fails_is_a_row_that_says_so(monkeypatch):
         raise RuntimeError("out of shared memory")
 
     monkeypatch.setattr(bias_add_triton, "forward", fail)
-    rows = {row["what"].split(",")[0]: row for row in of(measured("bias_add", "channel_norm"), Role.FASTDIFF)}
+    rows = {row["what"].split(",")[0]: row for row in of(measured("bias_add", "channel_norm", batch=2), Role.FASTDIFF)}
     assert (rows["bias_add"]["status"], rows["bias_add"]["reason"]) == (Status.FAILED, "out of shared memory")
     assert rows["channel_norm"]["status"] == Status.MEASURED
 

@@ -228,14 +228,14 @@ def test_plots_are_pictures_and_leave_no_figure(tmp_path):
 
 def test_lines_and_bars_are_the_rows_figures():
     rows = [sampled("fastdiff", 4), sampled("fastdiff", 1, images_per_second=7.0), sampled("x", 1)]
-    figure = plots._images_by_batch(rows, plots._colours(rows))
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
+    figure, (left, right) = plots.figure_of(2, "")
+    plots.by_batch(left, rows, plots.colours_of(rows))
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in left.get_lines()}
     assert drawn == {"fastdiff": [[1, 7], [4, 2000]], "x": [[1, 500]]}
-    plots.pyplot().close(figure)
     rows = [row("reference", share_of_limit=0.2), row("fastdiff", share_of_limit=1.3)]
-    figure = plots._share(rows, plots._colours(rows))
-    assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx([130, 20])
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["fastdiff", "reference"]
+    plots.share_of_limit(right, rows, plots.colours_of(rows))
+    assert [bar.get_width() for bar in right.patches] == pytest.approx([20, 130])
+    assert [text.get_text() for text in right.get_yticklabels()] == ["reference", "fastdiff"]
     plots.pyplot().close(figure)
 
 

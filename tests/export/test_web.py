@@ -3,7 +3,6 @@
 import functools
 import http.server
 import json
-import shutil
 import threading
 import time
 from dataclasses import dataclass, field
@@ -22,17 +21,11 @@ from fastdiff.samplers.samplers import DEFAULT, STEPS
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason=f"the page's model is an ONNX file, which needs {package}")
 webdriver = pytest.importorskip("selenium.webdriver", reason="the page is used through selenium")
+screenshot = pytest.importorskip("fastdiff.bench.screenshot")
 Select = pytest.importorskip("selenium.webdriver.support.ui").Select
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-CHROMEDRIVER = shutil.which("chromedriver")
+CHROMIUM, CHROMEDRIVER = screenshot.CHROMIUM, screenshot.CHROMEDRIVER
 pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="no chromium, or no chromedriver, in the PATH")
-
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync --disable-default-apps "
-    "--window-size=1200,800"
-).split()
 
 
 @dataclass
@@ -123,19 +116,9 @@ def plain_site(serve, randomised, tmp_path_factory):
     return serve(model, folder)
 
 
-def chromium(profile, *flags):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={profile}", *flags):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(service=webdriver.ChromeService(CHROMEDRIVER), options=options)
-    driver.set_script_timeout(60)
-    return driver
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    driver = chromium(tmp_path_factory.mktemp("profile"))
+    driver = screenshot.chromium(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 
@@ -439,7 +422,7 @@ def test_links_with_names_of_javascripts_own(browser, site):
 
 def test_nothing_but_the_folders_files_is_asked_for(site, plain_site, tmp_path):
     log = tmp_path / "net.json"
-    driver = chromium(tmp_path / "profile", f"--log-net-log={log}")
+    driver = screenshot.chromium(tmp_path / "profile", f"--log-net-log={log}")
     try:
         Page(driver, site.url).sample()
     finally:
