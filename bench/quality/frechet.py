@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdiff.bench.quality.classifier import Classifier
+from fastdiff.errors import InputError, install
 
 BATCH = 250  # pictures whose features are taken at once
 
@@ -17,10 +18,17 @@ def features(network: Classifier, images: Tensor, device: torch.device) -> Tenso
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Between two sets of features, each taken as a normal distribution (Heusel et al. 2017)."""
-    first, second = a.T.cov(), b.T.cov()
-    root = torch.linalg.eigvals(first @ second).sqrt().real.sum()  # the trace of the product's square root
-    return float((a.mean(dim=0) - b.mean(dim=0)).square().sum() + first.trace() + second.trace() - 2 * root)
+    """Between two sets of features, each taken as a normal distribution (Heusel et al. 2017), by torchmetrics."""
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+    except ImportError as error:
+        raise InputError(f"the Fréchet distance needs torchmetrics ({error}); {install('bench')}") from error
+    given = nn.Identity()  # in the place of the network that computes features
+    given.num_features = a.shape[1]  # type: ignore[assignment]
+    metric = FrechetInceptionDistance(given)
+    metric.update(a, real=True)
+    metric.update(b, real=False)
+    return float(metric.compute())
 
 
 def evenly(labels: Tensor, n: int, seed: int) -> Tensor:
