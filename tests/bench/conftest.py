@@ -81,6 +81,30 @@ def stubbed(small, compiler, monkeypatch):
     monkeypatch.setattr(limits, "counted", lambda *given: (10**6, 10**5))
 
 
+class OneConvolution(torch.nn.Module):
+    """A convolution with a bias and a GELU, shaped like a network of (2, 4, 4) pictures."""
+
+    options: dict = {}
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(2, 3, 3, padding=1)
+
+    def embed_time(self, t):
+        return ()
+
+    def embed_context(self, context):
+        return ()
+
+    def denoise(self, x, time, context):
+        return torch.nn.functional.gelu(self.conv(x))
+
+
+@pytest.fixture
+def one_convolution():
+    return OneConvolution
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """The timer's clock, which only goes where a test moves it: clock.now += seconds."""
