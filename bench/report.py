@@ -62,8 +62,9 @@ def origin(machine: str) -> dict[str, Any]:
 def heading(report: Report) -> str:
     """A report's origin in words."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    made_by = f"fastdiff {report['fastdiff']}; `{report['command']}`"
     note = f"; {report['note'].strip()}" if report.get("note") else ""
-    return f"{report['machine']}; Python {report['python']}, {versions}; fastdiff {report['fastdiff']}; `{report['command']}`{note}"
+    return f"{report['machine']}; Python {report['python']}, {versions}; {made_by}{note}"
 
 
 def read(path: str | Path, machine: str | None = None) -> Report:
@@ -82,19 +83,15 @@ def read(path: str | Path, machine: str | None = None) -> Report:
     except (ValueError, AttributeError):
         known = False
     if not known:
-        raise InputError(
-            f"{str(file)!r} is no report of `fastdiff bench`; accepted: a folder that it wrote, or its {NAME}"
-        )
-    if report["format"] != FORMAT:
-        raise InputError(
-            f"{str(file)!r} has format {report['format']!r}; accepted: format {FORMAT}, which this version of "
-            "`fastdiff bench` writes"
-        )
-    if machine not in (None, report["machine"]):
-        raise InputError(
-            f"{str(file)!r} is of {report['machine']!r}, this machine is {machine!r}; accepted: a report of the same machine"
-        )
-    return report
+        problem, accepted = "is no report of `fastdiff bench`", f"a folder that it wrote, or its {NAME}"
+    elif report["format"] != FORMAT:
+        problem, accepted = f"has format {report['format']!r}", f"format {FORMAT}; `fastdiff bench` makes it anew"
+    elif machine not in (None, report["machine"]):
+        problem = f"is of {report['machine']!r}, this machine is {machine!r}"
+        accepted = "a report of the same machine"
+    else:
+        return report
+    raise InputError(f"{str(file)!r} {problem}; accepted: {accepted}")
 
 
 def save_json(report: Any, path: Path) -> None:

@@ -18,33 +18,38 @@ from fastdiff.bench.peers import others, predictors
 from fastdiff.bench.peers.predictors import Predict
 from fastdiff.bench.static.traffic import count_flop
 from fastdiff.engine.engine import Engine
-from fastdiff.engine.forms import FORMS, Form
+from fastdiff.engine.forms import FORMS
 
 ROWS = (0, 12, 24)  # of DDIM's table of 25 steps; the second is timed
 
 
 def contenders(case: Case, cold: bool) -> Iterator[Contender]:
     yield from predictors.contenders(case, cold, partial(ready, case))
-    for name, form in own_forms(case):
-        yield Contender(name, partial(by_engine, case, form.name), Role.FASTDIFF)
-    for name, make, needs in other_networks(case):
-        yield Contender(name, partial(_other, case, make), Role.OTHER_NETWORK, needs=needs)
+    yield from own_forms(case, by_engine)
+    yield from other_networks(case, _other)
 
 
-def own_forms(case: Case) -> Iterator[tuple[str, Form]]:
-    """The forms of fastdiff that run there, by contender's name; the first is what users get."""
-    forms = [form for form in FORMS.values() if form.build_error(case.place, case.precision) is None]
-    for form in forms:
-        yield FASTDIFF if form is forms[0] else f"{FASTDIFF}, {form.name}", form
+def own_forms(case: Case, ready: Callable[[Case, str], Ready]) -> Iterator[Contender]:
+    """The forms of fastdiff that run there; the first is what users get."""
+    names = [form.name for form in FORMS.values() if form.build_error(case.place, case.precision) is None]
+    for name in names:
+        told = FASTDIFF if name == names[0] else f"{FASTDIFF}, {name}"
+        yield Contender(told, partial(ready, case, name), Role.FASTDIFF)
 
 
-def other_networks(case: Case) -> Iterator[tuple[str, Callable[[], others.Other], tuple[str, ...]]]:
-    """Other libraries' networks for the case's pictures, about as many parameters: name, what makes it, its needs."""
+def other_networks(case: Case, ready: Callable[[Case, others.Other], Ready]) -> Iterator[Contender]:
+    """Other libraries' networks for the case's pictures, about as many parameters."""
     channels, size, _ = case.model.image_shape
     where = (channels, size, others.count(case.model.network), case.device, case.precision)
-    yield "diffusers' UNet2DModel", lambda: others.diffusers_unet(*where), ("diffusers",)
-    needs = ("denoising_diffusion_pytorch", "einops")
-    yield "denoising-diffusion-pytorch's Unet", lambda: others.lucidrains_unet(*where), needs
+    for name, make, needs in (
+        ("diffusers' UNet2DModel", lambda: others.diffusers_unet(*where), ("diffusers",)),
+        (
+            "denoising-diffusion-pytorch's Unet",
+            lambda: others.lucidrains_unet(*where),
+            ("denoising_diffusion_pytorch", "einops"),
+        ),
+    ):
+        yield Contender(name, lambda make=make: ready(case, make()), Role.OTHER_NETWORK, needs=needs)
 
 
 def inputs(case: Case) -> tuple[Tensor, list[Tensor]]:
@@ -101,8 +106,7 @@ def size_of(case: Case, other: others.Other) -> dict[str, float]:
     return {"parameters": other.parameters, "gflop_of_an_image": flop / 1e9}
 
 
-def _other(case: Case, make: Callable[[], others.Other]) -> Ready:
+def _other(case: Case, other: others.Other) -> Ready:
     x, _ = inputs(case)
-    other = make()
     time = torch.full((case.batch,), 7, device=x.device)
     return Ready(lambda: other.predict(x, time), facts=size_of(case, other), end=end_of(x.device))

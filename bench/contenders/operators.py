@@ -16,8 +16,7 @@ from torch import Tensor
 
 from fastdiff.bench import compiling
 from fastdiff.bench.case import Case
-from fastdiff.bench.contender import COMPILED, FASTDIFF, PUBLISHED, Contender, Ready, Role, end_of
-from fastdiff.bench.contenders.captured import captured
+from fastdiff.bench.contender import COMPILED, FASTDIFF, PUBLISHED, Contender, Ready, Role, captured, end_of
 from fastdiff.bench.operators.catalogue import find
 from fastdiff.bench.operators.operator import Call, Draw, Operator
 from fastdiff.bench.static.traffic import count_flop

@@ -14,9 +14,8 @@ import torch
 
 from fastdiff.bench import compiling
 from fastdiff.bench.case import Case
-from fastdiff.bench.contender import COMPILED, FASTDIFF, Contender, Ready, Role, end_of
+from fastdiff.bench.contender import COMPILED, FASTDIFF, Contender, Ready, Role, captured, end_of
 from fastdiff.bench.contenders import evaluations
-from fastdiff.bench.contenders.captured import captured
 from fastdiff.bench.limits import counted
 from fastdiff.bench.peers import predictors
 from fastdiff.engine.numerics import fixed_numerics

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fastdiff
 from fastdiff.bench.case import Case
-from fastdiff.bench.contender import DIFFUSERS, PUBLISHED, Contender, Ready, Role
+from fastdiff.bench.contender import DIFFUSERS, PUBLISHED, Contender, Ready
 from fastdiff.bench.contenders import evaluations
 from fastdiff.bench.peers import others, predictors, schedulers
 from fastdiff.bench.peers.predictors import Predict, time_of
@@ -58,10 +58,9 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
             one.make = lambda: _by_loop(case, True, predictors.published(case.network, case.place))
         yield one
     yield Contender(DIFFUSERS, partial(_by_scheduler, case), needs=("diffusers",))
-    for name, form in evaluations.own_forms(case):
-        yield Contender(name, partial(by_engine, case, form.name), Role.FASTDIFF)
-    for name, make, needs in evaluations.other_networks(case) if case.others else ():
-        yield Contender(name, partial(_other, case, make), Role.OTHER_NETWORK, needs=needs)
+    yield from evaluations.own_forms(case, by_engine)
+    if case.others:
+        yield from evaluations.other_networks(case, _other)
 
 
 def _sources(case: Case) -> tuple[Noise, Noise]:
@@ -104,7 +103,6 @@ def by_engine(case: Case, form: str | None = None) -> Ready:
     return Ready(sample, sample, facts=facts)
 
 
-def _other(case: Case, make: Callable[[], others.Other]) -> Ready:
-    other = make()
+def _other(case: Case, other: others.Other) -> Ready:
     sample = lambda: other.sample(case.sampler, case.steps, case.batch).cpu()  # noqa: E731
     return Ready(sample, facts=evaluations.size_of(case, other))

@@ -41,8 +41,7 @@ def trainer(case: Case) -> Trainer:
 
 
 def _recipe(case: Case) -> Recipe:
-    model = case.model
-    options = networks.options_of(model)
+    model, options = case.model, networks.options_of(case.model)
     annotated = isinstance(model.network, fastdiff.AnnotatedUnet)
     kept = ("dim", "dim_mults", "edition") if annotated else ("n_feat", "shortcut")
     preset = PRESETS["annotated" if annotated else "course"]

@@ -22,14 +22,13 @@ START_CASE = Case(Kind.COLD, "B@16", "ddim 25", 1, threads=2, rounds=2)
 TAKES = {"published": 4.0, "compiled": 2.0, "fastdiff": 1.0, "onnx": 0.5}
 
 
-@pytest.fixture
-def processes(monkeypatch, small, compiler, clock):
-    """A stand-in for the processes, which take seconds: what each was started with. The file is a stand-in too."""
-    from fastdiff.export import assemble, trace
+class Processes:
+    """A stand-in for them: what each was started with; failing: contender → errors."""
 
-    asked = []
+    def __init__(self, clock):
+        self.clock, self.asked, self.failing, self.factor = clock, [], {}, 1.0
 
-    def run(words, env, **options):
+    def run(self, words, env, **options):
         assert words[:3] == [sys.executable, "-m", "fastdiff.bench.peers.cold_process"]
         contender, model, start, image, device = words[3:]
         assert device == "cpu"
@@ -37,21 +36,31 @@ def processes(monkeypatch, small, compiler, clock):
         assert empty == (env.get("TRITON_CACHE_DIR") != os.environ.get("TRITON_CACHE_DIR"))
         if empty:  # of both: the C kernels' and Triton's
             assert os.listdir(env["FASTDIFF_CACHE"]) == [] and not os.path.exists(env["TRITON_CACHE_DIR"])
-        asked.append((contender, model, empty and env["FASTDIFF_CACHE"], env))
-        np.save(image, np.load(start) * 0.5)
-        clock.now += TAKES[contender] + (2 if empty else 0)
-        return subprocess.CompletedProcess(words, 0, f"a line\n{100 + len(asked)}\n", "")
+        self.asked.append((contender, model, empty and env["FASTDIFF_CACHE"], env))
+        np.save(image, np.load(start) * (self.factor if contender == "fastdiff" else 1))
+        self.clock.now += TAKES[contender] + (2 if empty else 0)
+        errors = self.failing.get(contender)
+        return subprocess.CompletedProcess(words, errors is not None, f"a line\n{100 + len(self.asked)}\n", errors)
 
-    monkeypatch.setattr(cold_starts.subprocess, "run", run)
+    def rows(self, cold=True):
+        return runner.measure([START_CASE], cold, True)
+
+
+@pytest.fixture
+def processes(monkeypatch, small, compiler, clock):
+    """Processes that take seconds; the file is a stand-in too."""
+    from fastdiff.export import assemble, trace
+
+    made = Processes(clock)
+    file = SimpleNamespace(SerializeToString=lambda: b"a file")
+    monkeypatch.setattr(cold_starts.subprocess, "run", made.run)
     monkeypatch.setattr(trace, "trace", lambda model: None)
-    monkeypatch.setattr(
-        assemble, "sampler_model", lambda traced, face: SimpleNamespace(SerializeToString=lambda: b"a file")
-    )
-    return asked
+    monkeypatch.setattr(assemble, "sampler_model", lambda traced, face: file)
+    return made
 
 
 def test_cold_starts_are_whole_processes(processes):
-    rows = {each["contender"]: each for each in runner.measure([START_CASE], True, True)}
+    rows = {each["contender"]: each for each in processes.rows()}
     assert list(rows) == [
         "reference",
         "torch.compile, warm cache",
@@ -64,52 +73,38 @@ def test_cold_starts_are_whole_processes(processes):
     assert all(each["parity"] == 0 and each["peak_bytes"] > 100 and "reason" not in each for each in rows.values())
     assert "share_of_limit" not in rows["fastdiff"]
     # Once for the comparison, once to be warm, two rounds.
-    names = [name for name, *_ in processes]
+    names = [name for name, *_ in processes.asked]
     assert {name: names.count(name) for name in TAKES} == {"published": 4, "compiled": 4, "onnx": 4, "fastdiff": 8}
-    caches = [folder for _, _, folder, _ in processes if folder]
+    caches = [folder for _, _, folder, _ in processes.asked if folder]
     assert len(caches) == len(set(caches)) == 4 and not any(map(os.path.exists, caches))
-    for name, model, _, env in processes:
+    for name, model, _, env in processes.asked:
         assert env["OMP_NUM_THREADS"] == "2"
         assert model == "sprites" if name != "onnx" else model.endswith("sampler.onnx")
         assert (env["TORCHINDUCTOR_CACHE_DIR"] == str(compiling.folder())) == (name == "compiled")
 
 
 def test_a_quick_run_starts_no_process_that_would_compile(processes):
-    rows = runner.measure([START_CASE], False, True)
+    rows = processes.rows(cold=False)
     assert [each.get("reason") for each in rows] == [None, compiling.COLD, None, None, None]
     assert rows[1]["status"] == Status.NOT_COMPILED
-    assert "compiled" not in [name for name, *_ in processes]
-    runner.measure([START_CASE], True, True)
-    rows = runner.measure([START_CASE], False, True)
-    assert not [each["reason"] for each in rows if "reason" in each]
+    assert "compiled" not in [name for name, *_ in processes.asked]
+    processes.rows()
+    assert not [each["reason"] for each in processes.rows(cold=False) if "reason" in each]
 
 
 @pytest.mark.parametrize("errors, note", [("x\nBad: it is\n", "Bad: it is"), ("", "it failed")])
-def test_a_process_that_fails_is_a_row_that_says_so(processes, monkeypatch, errors, note):
-    right = cold_starts.subprocess.run
-
-    def run(words, **options):
-        return subprocess.CompletedProcess(words, 1, "", errors) if words[3] == "fastdiff" else right(words, **options)
-
-    monkeypatch.setattr(cold_starts.subprocess, "run", run)
-    rows = runner.measure([START_CASE], True, True)
+def test_a_process_that_fails_is_a_row_that_says_so(processes, errors, note):
+    processes.failing = {"fastdiff": errors}
+    rows = processes.rows()
     assert [each.get("reason") for each in rows] == [None, None, None, note, note]
     refused = session.refused({"rows": rows})
     assert refused[0] == f"cold start B@16, ddim 25, batch 1, 2 threads, fastdiff: RuntimeError: {note}"
     assert len(refused) == 2
 
 
-def test_a_process_whose_image_differs_is_refused(processes, monkeypatch):
-    right = cold_starts.subprocess.run
-
-    def run(words, **options):
-        ended = right(words, **options)
-        if words[3] == "fastdiff":
-            np.save(words[-2], 1.01 * np.load(words[-2]))
-        return ended
-
-    monkeypatch.setattr(cold_starts.subprocess, "run", run)
-    rows = runner.measure([START_CASE], True, True)
+def test_a_process_whose_image_differs_is_refused(processes):
+    processes.factor = 1.01
+    rows = processes.rows()
     assert [(each["status"], each["reason"][:51]) for each in rows if "reason" in each] == [
         (Status.REFUSED, "it differs from the reference by 1.0e-02, more than")
     ] * 2
@@ -119,15 +114,8 @@ def test_a_process_whose_image_differs_is_refused(processes, monkeypatch):
 def test_onnxruntime_that_is_missing_says_how_to_install_it(processes, monkeypatch):
     """In the process of a cold start it would be "No module named 'onnxruntime'"."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    right = cold_starts.subprocess.run
-
-    def run(words, **options):
-        if words[3] != "onnx":
-            return right(words, **options)
-        return subprocess.CompletedProcess(words, 1, "", "ModuleNotFoundError: No module named 'onnxruntime'")
-
-    monkeypatch.setattr(cold_starts.subprocess, "run", run)
-    (row,) = [each for each in runner.measure([START_CASE], True, True) if "onnx" in each["contender"]]
+    processes.failing = {"onnx": "ModuleNotFoundError: No module named 'onnxruntime'"}
+    (row,) = [each for each in processes.rows() if "onnx" in each["contender"]]
     assert "pip install" in row["reason"]
 
 
