@@ -79,11 +79,15 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.label for case in CASES])
-def test_every_contender_agrees_with_the_reference(case, stubbed):
+def test_every_contender_agrees_with_the_reference(case, stubbed, keep_only):
     if case.kind in (Kind.STEP, Kind.SAMPLING):
         pytest.importorskip("diffusers")
+    expected = EXPECTED[case.kind]
+    if case.what.endswith(" 25"):  # whole schedules take long; who calls a network in the same loop does so in others
+        expected = ["reference", "eager, tuned", DIFFUSERS, *ours()]
+        keep_only(case.kind, *expected)
     rows = measured(case)
-    assert [row["contender"] for row in rows] == EXPECTED[case.kind]
+    assert [row["contender"] for row in rows] == expected
     assert notes(rows) == {}
     for row in rows:
         assert row["median_seconds"] > 0 and len(row["seconds"]) == 1 and row["first_seconds"] > 0
@@ -119,14 +123,16 @@ def test_a_perturbed_weight_is_refused(network, stubbed, monkeypatch):
 
     monkeypatch.setattr(networks, "published", spoilt)
     kinds = {Kind.EVALUATION: "", Kind.SAMPLING: "ddim 5", Kind.TRAINING: "", Kind.STEP: "ddim"}
-    rows = [row for row in measured(*(case(kind, network, what) for kind, what in kinds.items()))]
+    chosen = [case(kind, network, what) for kind, what in kinds.items()]
+    among = lambda one: one.role in (Role.REFERENCE, Role.FASTDIFF)  # noqa: E731
+    rows = [row for one in chosen for row in runner.Prepared(one, True, among=among).rows.values()]
     own = [row for row in rows if row["role"] == Role.FASTDIFF and row["kind"] != Kind.STEP]
-    assert len(own) == 2 * len(ours()) + 1
+    assert len(own) == 2 * len(ours()) + 1 and "status" not in rows[-1]
     for row in own:
-        assert row["status"] == Status.REFUSED and row["parity"] > row["bound"] and "seconds" not in row
+        assert row["status"] == Status.REFUSED and row["parity"] > row["bound"]
         assert row["reason"].startswith("it differs from the reference by ")
         assert row["reason"].endswith(f"more than {row['bound']:.0e}")
-    assert session.refused({"rows": rows}) == [f"{tables.name_of(row)}: refused: {row['reason']}" for row in own]
+    assert session.refused({"rows": own}) == [f"{tables.name_of(row)}: refused: {row['reason']}" for row in own]
 
 
 def test_diffusers_own_network_is_measured_without_a_claim(small, monkeypatch, keep_only):

@@ -127,12 +127,6 @@ def test_the_markdown_has_every_row_and_note():
     assert "Cut short" not in text and "Cut short: 9 of 12 cases" in report.markdown(made(*rows, cases=12))
 
 
-def test_a_notes_bars_leave_the_table_whole():
-    text = report.markdown(made(row(reason="RuntimeError: expected int | None"), row("reference")))
-    rows = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("| B@16")]
-    assert [line.count("|") for line in rows] == [10, 10]
-
-
 @pytest.mark.parametrize(
     "seconds, text",
     [(123.4, "123 s"), (1234.5, "1234 s"), (1.0, "1 s"), (0.9994, "999 ms"), (0.00123, "1.23 ms"), (4.5e-6, "4.5 µs")],
