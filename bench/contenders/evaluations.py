@@ -37,7 +37,7 @@ def own_forms(case: Case, ready: Callable[[Case, str], Ready]) -> Iterator[Conte
         yield Contender(told, partial(ready, case, name), Role.FASTDIFF)
 
 
-def other_networks(case: Case, ready: Callable[[Case, others.Other], Ready]) -> Iterator[Contender]:
+def other_networks(case: Case, ready: Callable[[Case, Callable[[], others.Other]], Ready]) -> Iterator[Contender]:
     """Other libraries' networks for the case's pictures, about as many parameters."""
     channels, size, _ = case.model.image_shape
     where = (channels, size, others.count(case.model.network), case.device, case.precision)
@@ -49,7 +49,7 @@ def other_networks(case: Case, ready: Callable[[Case, others.Other], Ready]) -> 
             ("denoising_diffusion_pytorch", "einops"),
         ),
     ):
-        yield Contender(name, lambda make=make: ready(case, make()), Role.OTHER_NETWORK, needs=needs)
+        yield Contender(name, partial(ready, case, make), Role.OTHER_NETWORK, needs=needs)
 
 
 def inputs(case: Case) -> tuple[Tensor, list[Tensor]]:
@@ -106,7 +106,7 @@ def size_of(case: Case, other: others.Other) -> dict[str, float]:
     return {"parameters": other.parameters, "gflop_of_an_image": flop / 1e9}
 
 
-def _other(case: Case, other: others.Other) -> Ready:
-    x, _ = inputs(case)
+def _other(case: Case, make: Callable[[], others.Other]) -> Ready:
+    other, (x, _) = make(), inputs(case)
     time = torch.full((case.batch,), 7, device=x.device)
     return Ready(lambda: other.predict(x, time), facts=size_of(case, other), end=end_of(x.device))

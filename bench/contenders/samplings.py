@@ -103,6 +103,7 @@ def by_engine(case: Case, form: str | None = None) -> Ready:
     return Ready(sample, sample, facts=facts)
 
 
-def _other(case: Case, other: others.Other) -> Ready:
+def _other(case: Case, make: Callable[[], others.Other]) -> Ready:
+    other = make()
     sample = lambda: other.sample(case.sampler, case.steps, case.batch).cpu()  # noqa: E731
     return Ready(sample, facts=evaluations.size_of(case, other))
