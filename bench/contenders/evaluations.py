@@ -41,15 +41,11 @@ def other_networks(case: Case, ready: Callable[[Case, Callable[[], others.Other]
     """Other libraries' networks for the case's pictures, about as many parameters."""
     channels, size, _ = case.model.image_shape
     where = (channels, size, others.count(case.model.network), case.device, case.precision)
-    for name, make, needs in (
-        ("diffusers' UNet2DModel", lambda: others.diffusers_unet(*where), ("diffusers",)),
-        (
-            "denoising-diffusion-pytorch's Unet",
-            lambda: others.lucidrains_unet(*where),
-            ("denoising_diffusion_pytorch", "einops"),
-        ),
-    ):
-        yield Contender(name, partial(ready, case, make), Role.OTHER_NETWORK, needs=needs)
+    theirs = partial(ready, case, lambda: others.diffusers_unet(*where))
+    yield Contender("diffusers' UNet2DModel", theirs, Role.OTHER_NETWORK, needs=("diffusers",))
+    theirs = partial(ready, case, lambda: others.lucidrains_unet(*where))
+    needs = ("denoising_diffusion_pytorch", "einops")
+    yield Contender("denoising-diffusion-pytorch's Unet", theirs, Role.OTHER_NETWORK, needs=needs)
 
 
 def inputs(case: Case) -> tuple[Tensor, list[Tensor]]:
