@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+import torch
+
+import fastdiff
+from fastdiff.bench import networks
 
 Key = tuple[str, ...]
 
@@ -58,19 +63,35 @@ class Case:
         return steps_of(vars(self))
 
     @property
+    def model(self) -> fastdiff.Model:
+        return networks.load(self.network)
+
+    @property
+    def place(self) -> torch.device:
+        return torch.device(self.device)
+
+    @property
+    def precision(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def table(self) -> fastdiff.StepTable:
+        """Where `what` has a sampler and steps."""
+        return self.model.table(self.sampler, self.steps)
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What identifies it, as columns of its rows."""
-        mine = asdict(self)
-        return {name: mine[name] for name in IDENTITY}
+        return {name: getattr(self, name) for name in IDENTITY}
 
     @property
     def key(self) -> Key:
         """What makes it the same case in another report."""
-        return case_key(self.facts)
+        return case_key(vars(self))
 
     @property
     def label(self) -> str:
-        return " ".join([self.kind, *_words(self.facts)])
+        return " ".join([self.kind, *_words(vars(self))])
 
 
 def case_key(row: dict[str, Any]) -> Key:

@@ -36,13 +36,9 @@ class Rates:
         self.copy: list[float] = []
         self.wanted = case.kind not in WITHOUT
         self.turn = 0
-        if not self.wanted:
-            return
-        self.end = end_of(torch.device(case.device))
-        self.size, count = SIZES[case.device]
+        self.end = end_of(case.place)
         try:
-            self.a, self.b = _matrices(case.device, case.dtype, self.size)
-            self.source, self.target = _copied(case.device, count)
+            self.given = _operands(case.device, case.dtype, *SIZES[case.device]) if self.wanted else ()
         except Exception as problem:
             if not out_of_memory(problem):
                 raise
@@ -52,9 +48,10 @@ class Rates:
         self.turn += 1
         if not self.wanted or self.turn % EVERY != 1:
             return
+        a, b, source, target = self.given
         for taken, work, call in (
-            (self.product, 2 * self.size**3, lambda: self.a @ self.b),
-            (self.copy, 2 * self.source.numel() * 4, lambda: self.target.copy_(self.source)),
+            (self.product, 2 * len(a) ** 3, lambda: a @ b),
+            (self.copy, 2 * source.nbytes, lambda: target.copy_(source)),
         ):
             call()  # once to be warm
             self.end()
@@ -62,15 +59,11 @@ class Rates:
 
 
 @cache
-def _matrices(device: str, dtype: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _operands(device: str, dtype: str, size: int, count: int) -> tuple[torch.Tensor, ...]:
+    """Of the product and of the copy."""
     a, b = (torch.randn(size, size).to(device, getattr(torch, dtype)) for _ in range(2))
-    return a, b
-
-
-@cache
-def _copied(device: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     source = torch.randn(count, device=device)
-    return source, torch.empty_like(source)
+    return a, b, source, torch.empty_like(source)
 
 
 @cache
@@ -92,7 +85,7 @@ class Work(NamedTuple):
 def work(case: Case) -> Work:
     """The work of a call, counted from the shapes."""
     if case.kind == Kind.STEP:
-        numbers = case.batch * torch.Size(networks.load(case.network).image_shape).numel()
+        numbers = case.batch * torch.Size(case.model.image_shape).numel()
         return Work(0, 0, 3 * 4 * numbers)
     flop, moved = counted(case.network, case.batch, case.dtype)
     times = case.steps if case.kind in LOOPS else 3 if case.kind == Kind.TRAINING else 1

@@ -13,15 +13,9 @@ from fastdiff.bench.contender import Role
 # Relative error, ||difference|| / ||reference||, that parity allows. One evaluation in float32 adds up a few roundings;
 # a loop of trained networks amplifies them; 16-bit networks round every layer, to 2^-8 or 2^-11.
 BOUNDS = {
-    Kind.STEP: 1e-5,
-    Kind.EVALUATION: 1e-5,
-    Kind.SAMPLING: 3e-4,
+    **dict.fromkeys(Kind, 1e-5),
+    **dict.fromkeys((Kind.SAMPLING, Kind.COLD, Kind.LOOP), 3e-4),
     Kind.TRAINING: 1e-4,
-    Kind.EXPORT: 1e-5,
-    Kind.COLD: 3e-4,
-    Kind.OPERATOR: 1e-5,
-    Kind.PROFILE: 1e-5,
-    Kind.LOOP: 3e-4,
 }
 # 10 bits of mantissa, in the others' convolutions
 BOUNDS_TF32 = {Kind.EVALUATION: 5e-3, Kind.SAMPLING: 5e-2, Kind.TRAINING: 5e-3, Kind.PROFILE: 5e-3}

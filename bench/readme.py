@@ -14,7 +14,6 @@ from fastdiff.bench import report
 from fastdiff.bench.case import Kind
 from fastdiff.bench.contender import FASTDIFF, Role, Status
 from fastdiff.bench.networks import SHIPPED
-from fastdiff.bench.old_reports import exported_loops
 from fastdiff.bench.quality import page
 from fastdiff.bench.tables import ratio_text, seconds_text, table
 from fastdiff.files import write_atomically
@@ -117,8 +116,7 @@ def advised(path: Path) -> str:
 
 def costs_of_a_step() -> tuple[tuple[float, float], tuple[float, float]]:
     """A step's time over its network's in ONNX Runtime, (lowest, highest): of exported loops and of the engine."""
-    folder, old = RESULTS / "onnx-cpu", RESULTS / "onnx-cpu.json"
-    rows = report.read(folder)["rows"] if folder.is_dir() else exported_loops(old)
+    rows = report.read(RESULTS / "onnx-cpu")["rows"]
     if any(row["status"] != Status.MEASURED for row in rows):
         raise ValueError("a row of the exported loops has no figure")
     costs = [[1 / row["ratio"][0] for row in rows if row["role"] == role] for role in (Role.PEER, Role.FASTDIFF)]

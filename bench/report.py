@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from fastdiff.bench.case import Kind, case_key, case_text
-from fastdiff.bench.old_reports import upgraded
 from fastdiff.bench.tables import cells, remarks, seconds_text, table
 from fastdiff.errors import InputError
 from fastdiff.files import write_atomically
@@ -62,27 +61,37 @@ def origin(machine: str) -> dict[str, Any]:
 
 def heading(report: Report) -> str:
     """A report's origin in words."""
-    versions = report["versions"]
-    if not isinstance(versions, str):  # as it was in older reports of quality
-        versions = f"Python {report['python']}, " + ", ".join(f"{name} {version}" for name, version in versions.items())
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    made_by = f"fastdiff {report['fastdiff']}; `{report['command']}`"
     note = f"; {report['note'].strip()}" if report.get("note") else ""
-    return f"{report['machine']}; {versions}; fastdiff {report['fastdiff']}; `{report['command']}`{note}"
+    return f"{report['machine']}; Python {report['python']}, {versions}; {made_by}{note}"
 
 
-def read(path: str | Path) -> Report:
-    """A report, from its file or its folder. Raises InputError for anything else."""
+def read(path: str | Path, machine: str | None = None) -> Report:
+    """A report, from its file or its folder.
+
+    Raises:
+        InputError: For anything else, reports of another format, and where a machine is given those of another.
+    """
     path = Path(path)
     file = path / NAME if path.is_dir() else path
     try:
         report = json.loads(file.read_text())
-        known = {"machine", "rows", "versions", "fastdiff", "command"} <= report.keys()
-        if known and report["format"] in (1, FORMAT):
-            return upgraded(report) if report["format"] == 1 else report
+        known = {"format", "machine", "rows", "versions", "fastdiff", "command"} <= report.keys()
     except OSError as error:
         raise InputError(f"cannot read the report {str(file)!r}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise InputError(f"{str(file)!r} is no report of `fastdiff bench`; accepted: a folder that it wrote, or its {NAME}")
+    except (ValueError, AttributeError):
+        known = False
+    if not known:
+        problem, accepted = "is no report of `fastdiff bench`", f"a folder that it wrote, or its {NAME}"
+    elif report["format"] != FORMAT:
+        problem, accepted = f"has format {report['format']!r}", f"format {FORMAT}; `fastdiff bench` makes it anew"
+    elif machine not in (None, report["machine"]):
+        problem = f"is of {report['machine']!r}, this machine is {machine!r}"
+        accepted = "a report of the same machine"
+    else:
+        return report
+    raise InputError(f"{str(file)!r} {problem}; accepted: {accepted}")
 
 
 def save_json(report: Any, path: Path) -> None:

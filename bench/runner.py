@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +40,9 @@ class Watcher:
         """The rows of a case, as they are done."""
 
 
+NOBODY = Watcher()
+
+
 class Prepared:
     """A case whose contenders are ready; round() may be called again and again."""
 
@@ -46,25 +50,24 @@ class Prepared:
         self,
         case: Case,
         cold: bool,
-        watcher: Watcher | None = None,
+        watcher: Watcher = NOBODY,
         among: Callable[[Contender], bool] = lambda contender: True,
     ) -> None:
         """Args: among: which contenders take part."""
         self.case, self.turns = case, Turns()
         self.rows: dict[str, Row] = {}
         self.expected: Tensor | None = None
-        _settle(case)
-        watcher = watcher or Watcher()
-        for contender in filter(among, CONTENDERS[case.kind](case, cold)):
-            watcher.preparing(case, contender.name)
-            row = self.rows[contender.name] = {**case.facts, "contender": contender.name, "role": contender.role}
-            if contender.precision:
-                row["precision"] = contender.precision
-            try:
-                self._gate(contender, row)
-            except Exception as problem:  # a contender that fails is a row that says so
-                _explain(row, problem, contender.needs)
-        self.rates = limits.Rates(case)
+        with _settings(case):
+            for contender in filter(among, CONTENDERS[case.kind](case, cold)):
+                watcher.preparing(case, contender.name)
+                row = self.rows[contender.name] = {**case.facts, "contender": contender.name, "role": contender.role}
+                if contender.precision:
+                    row["precision"] = contender.precision
+                try:
+                    self._gate(contender, row)
+                except Exception as problem:  # a contender that fails is a row that says so
+                    _explain(row, problem, contender.needs)
+            self.rates = limits.Rates(case)
 
     def _gate(self, contender: Contender, row: Row) -> None:
         began, held, compiled = time.perf_counter(), graphs.POOL.bytes(), len(compiling.caches)
@@ -114,10 +117,10 @@ class Prepared:
 
     def round(self, turn: int) -> None:
         """Every contender once, and the device's rates."""
-        _settle(self.case)
-        self.rates.measure()
-        for name, problem in self.turns.round(turn):
-            _explain(self.rows[name], problem)
+        with _settings(self.case):
+            self.rates.measure()
+            for name, problem in self.turns.round(turn):
+                _explain(self.rows[name], problem)
 
     def finish(self) -> list[Row]:
         """The rows, with what was measured."""
@@ -149,13 +152,17 @@ def _explain(row: Row, problem: Exception, needs: tuple[str, ...] = ()) -> None:
     row.update(status=status, error=type(problem).__name__, reason=first_line(problem))
 
 
-def _settle(case: Case) -> None:
+@contextmanager
+def _settings(case: Case) -> Iterator[None]:
+    """The case's threads, and gradients where it trains, whenever its contenders run: compiled code is for these."""
     if case.device == "cpu" and torch.get_num_threads() != case.threads:
         torch.set_num_threads(case.threads)
+    with torch.set_grad_enabled(case.kind == Kind.TRAINING):
+        yield
 
 
-def measure(cases: Sequence[Case], cold: bool, together: bool, watcher: Watcher | None = None) -> list[Row]:
-    """The rows of all cases, in order.
+def measure(cases: Sequence[Case], cold: bool, together: bool, watcher: Watcher = NOBODY) -> list[Row]:
+    """The rows of all cases, in order; on CUDA those that share compiled networks follow each other.
 
     Args:
         cold: Whether torch.compile may take minutes.
@@ -163,27 +170,24 @@ def measure(cases: Sequence[Case], cold: bool, together: bool, watcher: Watcher 
             whole time of the run, in which the machine is now slow, now fast; else each case is finished, and its
             memory free, before the next begins.
     """
-    watcher = watcher or Watcher()
     threads = torch.get_num_threads()
     limit, graphs.POOL.limit = graphs.POOL.limit, 1 << 40  # contenders that take turns must not push each other out
+    cuda = cases[0].device == "cuda"
+    cases = sorted(cases, key=_shares) if cuda else list(cases)
     rows: list[Row] = []
+    shared = None
     try:
-        groups = [list(cases)] if together else _by_network(cases)
-        for group, following in zip(groups, [*groups[1:], None], strict=True):
-            prepared = []
-            for case in group:
-                with torch.set_grad_enabled(
-                    case.kind == Kind.TRAINING
-                ):  # as in the rounds: compiled code depends on it
-                    prepared.append(Prepared(case, cold, watcher))
+        for group in [cases] if together else [[case] for case in cases]:
+            if cuda and shared not in (None, _shares(group[0])):
+                predictors.forget()  # compiled code and its graphs hold memory
+            shared = _shares(group[0])
+            prepared = [Prepared(case, cold, watcher) for case in group]
             _rounds(prepared, watcher)
             for one in prepared:
                 done = one.finish()
                 rows += done
                 watcher.rows(done)
             del prepared, one
-            if case.device == "cuda" and (following is None or _shares(following[0]) != _shares(case)):
-                predictors.forget()  # compiled code and its graphs hold memory
     finally:
         torch.set_num_threads(threads)
         graphs.POOL.limit = limit
@@ -195,21 +199,11 @@ def _shares(case: Case) -> tuple[str, int, str]:
     return case.network, case.batch, case.dtype
 
 
-def _by_network(cases: Sequence[Case]) -> list[list[Case]]:
-    """Each case by itself; on CUDA those that share compiled networks one after the other."""
-    if cases[0].device == "cuda":
-        first = {_shares(case): place for place, case in reversed(list(enumerate(cases)))}
-        cases = sorted(cases, key=lambda case: first[_shares(case)])
-    return [[case] for case in cases]
-
-
 def _rounds(prepared: list[Prepared], watcher: Watcher) -> None:
     """Every case's rounds, spread evenly over the time that all of them take."""
-    due = sorted(
+    due = [
         (turn / one.case.rounds, place, turn) for place, one in enumerate(prepared) for turn in range(one.case.rounds)
-    )
-    for _, place, turn in due:
-        one = prepared[place]
-        watcher.round(one.case, turn + 1)
-        with torch.set_grad_enabled(one.case.kind == Kind.TRAINING):
-            one.round(turn)
+    ]
+    for _, place, turn in sorted(due):
+        watcher.round(prepared[place].case, turn + 1)
+        prepared[place].round(turn)

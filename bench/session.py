@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastdiff.bench import against, compiling, plots, report, runner
 from fastdiff.bench.case import Case, Key
 from fastdiff.bench.contender import Role, Status
-from fastdiff.bench.live import Live
+from fastdiff.bench.live import Live, say
 from fastdiff.bench.tables import name_of, why
-from fastdiff.errors import InputError
 from fastdiff.files import check_folder
 from fastdiff.provenance import hardware
-
-
-@dataclass(frozen=True)
-class Options:
-    """How cases are measured; see runner.measure."""
-
-    cold: bool
-    together: bool
 
 
 def run(
@@ -32,14 +23,14 @@ def run(
     folder: Path,
     old: str | None = None,
     update: bool = False,
-    cold: bool | None = None,
+    compile: bool = True,
 ) -> dict[str, Any]:
     """Measure the cases and write the report into `folder`; all that can be refused is refused before that.
 
     Args:
         old: A report to compare with.
         update: Put the rows into the report that is there, in place of its own for these cases.
-        cold: Whether torch.compile may take minutes; None: unless the plan is quick.
+        compile: Whether torch.compile may take minutes, which the quick plan never lets it.
 
     Returns:
         What was measured; with an old report also what became "worse", in sentences.
@@ -51,17 +42,11 @@ def run(
     check_folder(folder)
     compiling.use_folder()
     machine = hardware(cases[0].device)
-    before = None if old is None else report.read(old)
+    before = None if old is None else report.read(old, machine)
     if before is not None:
-        against.check_comparable(before, machine, {case.key for case in cases})
-    there = report.read(folder) if update else None
-    if there is not None and there["machine"] != machine:
-        raise InputError(
-            f"the report in {str(folder)!r} is of {there['machine']!r}, this machine is {machine!r}; accepted: a "
-            "report of the same machine"
-        )
+        against.check_cases(before, cases)
+    there = report.read(folder, machine) if update else None
     quick = plan == "quick"
-    options = Options(not quick if cold is None else cold, together=quick)
     began = time.perf_counter()
     made = {"format": report.FORMAT, "plan": plan, **report.origin(machine), "cases": len(cases), "rows": []}
 
@@ -71,46 +56,43 @@ def run(
         made["seconds"] = time.perf_counter() - began
         report.save_partial(made, folder)
 
-    live = Live(cases, keep)
-    try:
+    def measure(cases: Sequence[Case], live: Live) -> list[runner.Row]:
         with live:
-            runner.measure(cases, options.cold, options.together, live)
-        live.finish()
+            return runner.measure(cases, cold=compile and not quick, together=quick, watcher=live)
+
+    def again(keys: set[Key]) -> list[runner.Row]:
+        """The rows of those cases, measured over twice the rounds."""
+        some = [replace(case, rounds=2 * case.rounds) for case in cases if case.key in keys]
+        say(f"measuring again: {'; '.join(case.label for case in some)}")
+        return measure(some, Live(some))
+
+    try:
+        measure(cases, Live(cases, keep))
         if before is not None:
-            made["worse"] = _compare(before, cases, made["rows"], options, live)
+            made["worse"] = _worse(before, made, again)
     except KeyboardInterrupt:
         kept = f" of {len(cases)} cases are in {folder / report.PARTIAL}" if made["rows"] else " cases were finished"
-        live.print(f"stopped: {report.done(made)}{kept}")
+        say(f"stopped: {report.done(made)}{kept}")
         raise SystemExit(130) from None  # what shells report for an interrupted command
     made["seconds"] = time.perf_counter() - began
     for path in report.write(made if there is None else report.updated(there, made), folder):
-        live.print(f"wrote {path}")
+        say(f"wrote {path}")
     report.remove_partial(folder)
     return made
 
 
-def _again(cases: Sequence[Case], keys: set[Key], options: Options) -> list[runner.Row]:
-    """The rows of those cases, measured over twice the rounds."""
-    some = [replace(case, rounds=2 * case.rounds) for case in cases if case.key in keys]
-    with Live(some) as live:
-        live.print(f"measuring again: {'; '.join(case.label for case in some)}")
-        return runner.measure(some, options.cold, options.together, live)
-
-
-def _compare(
-    before: dict[str, Any], cases: Sequence[Case], rows: list[runner.Row], options: Options, live: Live
-) -> list[str]:
-    """What became worse, one sentence each, shown as well."""
-    worse, changes = against.confirmed(before, rows, lambda keys: _again(cases, keys, options))
-    texts = [f"WORSE  {change}" for change in worse]
-    was, now = before["versions"], report.installed()
+def _worse(before: report.Report, made: report.Report, again: Callable[[set[Key]], list[runner.Row]]) -> list[str]:
+    """What has become worse, one sentence each, shown as well."""
+    worse, compared = against.confirmed(before, made["rows"], again)
+    was, now = before["versions"], made["versions"]
     moved = [f"{name} {was[name]} to {now[name]}" for name in now if was.get(name, now[name]) != now[name]]
     if moved:
-        live.print(f"note: other versions than the old report's: {', '.join(moved)}")
-    if not changes:
+        say(f"note: other versions than the old report's: {', '.join(moved)}")
+    texts = [f"WORSE  {change}" for change in worse]
+    if not compared:
         texts = ["nothing could be compared: no row has a figure in both reports"]
-    for text in texts or [f"no row of {len(changes)} is worse by more than {against.WORSE:.0%}"]:
-        live.print(text)
+    for text in texts or [f"no row of {compared} is worse by more than {against.WORSE:.0%}"]:
+        say(text)
     return texts
 
 

@@ -31,7 +31,7 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
     folder = tempfile.TemporaryDirectory(prefix="fastdiff-cold-")
     process = partial(_process, case, folder)
     yield Contender(PUBLISHED, partial(process, cold_process.PUBLISHED), Role.REFERENCE)
-    yield Contender(f"{COMPILED}, warm cache", partial(process, cold_process.COMPILED, cold=cold), Role.COMPILED)
+    yield Contender(f"{COMPILED}, warm cache", partial(_compiled, case, folder, cold), Role.COMPILED)
     yield Contender(SAMPLER_FILE, partial(_file, case, folder), needs=TO_EXPORT)
     yield Contender(FASTDIFF, partial(process, cold_process.OURS), Role.FASTDIFF)
     yield Contender(f"{FASTDIFF}, empty cache", partial(process, cold_process.OURS, empty=True), Role.FASTDIFF)
@@ -39,17 +39,32 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
 
 def _file(case: Case, folder: tempfile.TemporaryDirectory) -> Ready:
     """The whole loop as one file, written beforehand."""
-    from fastdiff.bench.contenders.evaluations import ddim
     from fastdiff.export.runner import onnxruntime
 
     onnxruntime()  # or the sentence that says how to install it
     from fastdiff.export.assemble import Face, sampler_model
     from fastdiff.export.trace import trace
 
-    model = networks.load(case.network)
     path = Path(folder.name) / "sampler.onnx"
-    path.write_bytes(sampler_model(trace(model), Face(ddim(model), noise="input")).SerializeToString())
+    path.write_bytes(sampler_model(trace(case.model), Face(case.table, noise="input")).SerializeToString())
     return _process(case, folder, cold_process.FILE, str(path))
+
+
+def _compiled(case: Case, folder: tempfile.TemporaryDirectory, cold: bool) -> Ready:
+    key = ("cold", case.network, case.device, case.threads)
+    if not cold and not compiling.marker(key, None).exists():
+        raise compiling.ColdCacheError(compiling.COLD)
+    ready = _process(case, folder, cold_process.COMPILED, TORCHINDUCTOR_CACHE_DIR=str(compiling.folder()))
+    outputs = ready.outputs
+    assert outputs is not None
+
+    def marking() -> Tensor:
+        image = outputs()
+        compiling.mark(key, None)
+        return image
+
+    ready.outputs = marking
+    return ready
 
 
 def _process(
@@ -57,46 +72,27 @@ def _process(
     folder: tempfile.TemporaryDirectory,
     contender: str,
     model: str | None = None,
-    cold: bool = True,
     empty: bool = False,
+    **environment: str,
 ) -> Ready:
     """empty: with caches of C and of Triton kernels that are made anew each time."""
-    here = Path(folder.name)
-    start, image = here / "start.npy", here / "image.npy"
-    shape = (1, *networks.load(case.network).image_shape)
-    np.save(start, PhiloxNoise(0)(0, 0, shape).numpy())
-    words = [
-        sys.executable,
-        "-m",
-        "fastdiff.bench.peers.cold_process",
-        contender,
-        model or networks.SHIPPED[case.network],
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(case.threads)}
-    if contender == cold_process.COMPILED:
-        mark = compiling.marker(("cold", case.network, case.device, case.threads), None)
-        if not cold and not mark.exists():
-            raise compiling.ColdCacheError(compiling.COLD)
-        environment["TORCHINDUCTOR_CACHE_DIR"] = str(compiling.folder())
+    start, image = (str(Path(folder.name) / name) for name in ("start.npy", "image.npy"))
+    np.save(start, PhiloxNoise(0)(0, 0, (1, *case.model.image_shape)).numpy())
+    module = [sys.executable, "-m", "fastdiff.bench.peers.cold_process"]
+    words = [*module, contender, model or networks.SHIPPED[case.network], start, image, case.device]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(case.threads), **environment}
     facts: dict[str, Any] = {}
 
     def run(held: Any = folder) -> None:  # the folder goes with the last that needs it
         with tempfile.TemporaryDirectory() as made:
             more = {"FASTDIFF_CACHE": made, "TRITON_CACHE_DIR": str(Path(made) / "triton")} if empty else {}
-            ended = subprocess.run(
-                [*words, str(start), str(image), case.device],
-                env={**environment, **more},
-                capture_output=True,
-                text=True,
-            )
+            ended = subprocess.run(words, env={**environment, **more}, capture_output=True, text=True)
         if ended.returncode:
             raise RuntimeError((ended.stderr.strip().splitlines() or ["it failed"])[-1])
         facts["peak_bytes"] = int(ended.stdout.split()[-1])
 
     def outputs() -> Tensor:
         run()
-        if contender == cold_process.COMPILED:
-            compiling.mark(("cold", case.network, case.device, case.threads), None)
         return torch.from_numpy(np.load(image))
 
     return Ready(run, outputs, facts=facts)

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.bench import compiling, networks
+from fastdiff.bench import compiling
 from fastdiff.bench.case import Case
 from fastdiff.bench.contender import COMPILED, DIFFUSERS, FASTDIFF, PUBLISHED, Contender, Ready, Role, end_of
-from fastdiff.bench.contenders.samplings import table_of
 from fastdiff.bench.peers import schedulers
 from fastdiff.bench.peers.reference import ancestral_step, ddim_step
 from fastdiff.engine.engine import Engine
@@ -33,18 +32,16 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
 
 def _inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     """x, the prediction, and the noise that parity is asked with."""
-    device = torch.device(case.device)
-    shape = (case.batch, *networks.load(case.network).image_shape)
+    shape = (case.batch, *case.model.image_shape)
     generator = torch.Generator().manual_seed(1)
-    x, out = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
-    return x, out, philox.normals(0, ROW + 1, 0, shape, device)
+    x, out = (torch.randn(shape, generator=generator).to(case.place) for _ in range(2))
+    return x, out, philox.normals(0, ROW + 1, 0, shape, case.place)
 
 
 def _published(case: Case, compile: bool, cold: bool) -> Ready:
-    model = networks.load(case.network)
-    nodes = [int(t) for t in table_of(model, case.sampler, STEPS).timestep]
+    nodes = [int(t) for t in case.model.table(case.sampler, STEPS).timestep]
     x, out, shared = _inputs(case)
-    abar = torch.from_numpy(model.schedule.alphas_cumprod.copy()).float().to(x.device)
+    abar = torch.from_numpy(case.model.schedule.alphas_cumprod.copy()).float().to(x.device)
     now, after = abar[nodes[ROW]], abar[nodes[ROW + 1]]
     step: Any = ddim_step if case.sampler == "ddim" else ancestral_step
     if compile:
@@ -60,7 +57,7 @@ def _published(case: Case, compile: bool, cold: bool) -> Ready:
 
 def _scheduler(case: Case) -> Ready:
     x, out, shared = _inputs(case)
-    model = networks.load(case.network)
+    model = case.model
     scheduler = schedulers.scheduler(model, case.sampler)
 
     def run(noise: Tensor | None) -> Tensor:
@@ -80,9 +77,8 @@ def _ours(case: Case) -> Ready:
     x and the row are put back before each, which is part of the time.
     """
     x, out, _ = _inputs(case)
-    model = networks.load(case.network)
-    table = table_of(model, case.sampler, STEPS)
-    engine = Engine(model, table, batch_size=case.batch, device=x.device)  # for its buffers, and to know its form
+    table = case.model.table(case.sampler, STEPS)
+    engine = Engine(case.model, table, batch_size=case.batch, device=x.device)  # for its buffers, and to know its form
     captured = engine.form.captured  # captured steps all draw noise and keep x0, so that one serves any sampler
     rows = torch.from_numpy(table.rows).to(x.device, torch.float32)
     state = State(

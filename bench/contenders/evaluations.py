@@ -5,56 +5,54 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import fastdiff
-from fastdiff.bench import networks
 from fastdiff.bench.case import Case
 from fastdiff.bench.contender import FASTDIFF, Contender, Ready, Role, end_of
 from fastdiff.bench.peers import others, predictors
 from fastdiff.bench.peers.predictors import Predict
 from fastdiff.bench.static.traffic import count_flop
 from fastdiff.engine.engine import Engine
-from fastdiff.engine.forms import FORMS, Form
+from fastdiff.engine.forms import FORMS
 
 ROWS = (0, 12, 24)  # of DDIM's table of 25 steps; the second is timed
 
 
 def contenders(case: Case, cold: bool) -> Iterator[Contender]:
-    yield from predictors.contenders(case, cold, partial(_ready, case))
-    for name, form in own_forms(case):
-        yield Contender(name, partial(by_engine, case, form.name), Role.FASTDIFF)
-    for name, make, needs in other_networks(case):
-        yield Contender(name, partial(_other, case, make), Role.OTHER_NETWORK, needs=needs)
+    yield from predictors.contenders(case, cold, partial(ready, case))
+    yield from own_forms(case, by_engine)
+    yield from other_networks(case, _other)
 
 
-def own_forms(case: Case) -> Iterator[tuple[str, Form]]:
-    """The forms of fastdiff that run there, by contender's name; the first is what users get."""
-    device, dtype = torch.device(case.device), getattr(torch, case.dtype)
-    forms = [form for form in FORMS.values() if form.build_error(device, dtype) is None]
-    for form in forms:
-        yield FASTDIFF if form is forms[0] else f"{FASTDIFF}, {form.name}", form
+def own_forms(case: Case, ready: Callable[[Case, str], Ready]) -> Iterator[Contender]:
+    """The forms of fastdiff that run there; the first is what users get."""
+    names = [form.name for form in FORMS.values() if form.build_error(case.place, case.precision) is None]
+    for name in names:
+        told = FASTDIFF if name == names[0] else f"{FASTDIFF}, {name}"
+        yield Contender(told, partial(ready, case, name), Role.FASTDIFF)
 
 
-def other_networks(case: Case) -> Iterator[tuple[str, Callable[[], others.Other], tuple[str, ...]]]:
-    """Other libraries' networks for the case's pictures, about as many parameters: name, what makes it, its needs."""
-    model = networks.load(case.network)
-    channels, size, _ = model.image_shape
-    where = (channels, size, others.count(model.network), case.device, getattr(torch, case.dtype))
-    yield "diffusers' UNet2DModel", lambda: others.diffusers_unet(*where), ("diffusers",)
+def other_networks(case: Case, ready: Callable[[Case, Callable[[], others.Other]], Ready]) -> Iterator[Contender]:
+    """Other libraries' networks for the case's pictures, about as many parameters."""
+    channels, size, _ = case.model.image_shape
+    where = (channels, size, others.count(case.model.network), case.device, case.precision)
+    theirs = partial(ready, case, lambda: others.diffusers_unet(*where))
+    yield Contender("diffusers' UNet2DModel", theirs, Role.OTHER_NETWORK, needs=("diffusers",))
+    theirs = partial(ready, case, lambda: others.lucidrains_unet(*where))
     needs = ("denoising_diffusion_pytorch", "einops")
-    yield "denoising-diffusion-pytorch's Unet", lambda: others.lucidrains_unet(*where), needs
+    yield Contender("denoising-diffusion-pytorch's Unet", theirs, Role.OTHER_NETWORK, needs=needs)
 
 
 def inputs(case: Case) -> tuple[Tensor, list[Tensor]]:
     """x and the times of ROWS."""
-    device, model = torch.device(case.device), networks.load(case.network)
-    x = torch.randn(case.batch, *model.image_shape, generator=torch.Generator().manual_seed(1)).to(device)
-    table = ddim(model)
-    return x, [predictors.time_of(model, table.time[row], case.batch, device) for row in ROWS]
+    x = torch.randn(case.batch, *case.model.image_shape, generator=torch.Generator().manual_seed(1)).to(case.place)
+    times = ddim(case.model).time
+    return x, [predictors.time_of(case.model, times[row], case.batch, case.place) for row in ROWS]
 
 
 def ddim(model: fastdiff.Model) -> fastdiff.StepTable:
@@ -67,36 +65,34 @@ def evaluating(table: fastdiff.StepTable) -> fastdiff.StepTable:
     return replace(table, p=zero, q=one, a=zero, b=one, c=zero, s=zero, alpha_next=one, sigma_next=zero)
 
 
-def _ready(case: Case, predict: Predict) -> Ready:
+def ready(case: Case, predict: Predict) -> Ready:
     x, times = inputs(case)
+    return _of_rows(case, lambda place: predict(x, times[place]))
+
+
+def _of_rows(case: Case, predict: Callable[[int], Tensor]) -> Ready:
+    """predict: the place of one of ROWS → the prediction there."""
     return Ready(
-        lambda: predict(x, times[1]),
-        lambda: torch.stack([predict(x, time).clone() for time in times]),
-        end=end_of(x.device),
+        lambda: predict(1),
+        lambda: torch.stack([predict(place).clone() for place in range(len(ROWS))]),
+        end=end_of(case.place),
     )
 
 
 def by_engine(case: Case, form: str | None = None) -> Ready:
     """A step of the engine, x and the row put back before each; `form` as users choose it."""
     x, _ = inputs(case)
-    model = networks.load(case.network)
-    dtype = getattr(torch, case.dtype)
-    engine = Engine(
-        model, evaluating(ddim(model)), batch_size=case.batch, dtype=dtype, device=x.device, clip=None, form=form
-    )
+    settings: dict[str, Any] = dict(batch_size=case.batch, dtype=case.precision, device=case.place, form=form)
+    engine = Engine(case.model, evaluating(ddim(case.model)), clip=None, **settings)
 
-    def step(row: int) -> Tensor:
+    def step(place: int) -> Tensor:
         engine.x.copy_(x)
-        engine.index.fill_(row)
+        engine.index.fill_(ROWS[place])
         engine.step_once()
         return engine.x
 
     step(0)  # captures, where steps are
-    return Ready(
-        lambda: step(ROWS[1]),
-        lambda: torch.stack([step(row).clone() for row in ROWS]),
-        end=end_of(x.device),
-    )
+    return _of_rows(case, step)
 
 
 def size_of(case: Case, other: others.Other) -> dict[str, float]:
@@ -107,7 +103,6 @@ def size_of(case: Case, other: others.Other) -> dict[str, float]:
 
 
 def _other(case: Case, make: Callable[[], others.Other]) -> Ready:
-    x, _ = inputs(case)
-    other = make()
+    other, (x, _) = make(), inputs(case)
     time = torch.full((case.batch,), 7, device=x.device)
     return Ready(lambda: other.predict(x, time), facts=size_of(case, other), end=end_of(x.device))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import fastdiff
 from fastdiff.bench import networks
 from fastdiff.bench.case import Case
 from fastdiff.bench.contender import FASTDIFF, PUBLISHED, TO_EXPORT, Contender, Ready, Role
@@ -26,55 +27,41 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
 
 def _by_torch(case: Case, path: Path) -> None:
     x, times = evaluations.inputs(case)
-    network = networks.published(networks.load(case.network))
-
     with quiet():
-        program: Any = torch.onnx.export(network, (x, times[0]), dynamo=True, verbose=False)
+        program: Any = torch.onnx.export(networks.published(case.model), (x, times[0]), dynamo=True, verbose=False)
         program.save(str(path), external_data=False)
 
 
 def _network(case: Case, path: Path) -> None:
-    from fastdiff.export import export_network
-
-    export_network(networks.load(case.network), path)
+    fastdiff.export.export_network(case.model, path)
 
 
 def _loop(case: Case, path: Path) -> None:
-    from fastdiff.export import export_sampler
-
-    model = networks.load(case.network)
-    export_sampler(model, path, evaluations.ddim(model))
+    fastdiff.export.export_sampler(case.model, path, evaluations.ddim(case.model))
 
 
 def _ready(case: Case, export: Callable[[Case, Path], None]) -> Ready:
+    """Compared are the network's own outputs; of the whole loop, which has none, nothing."""
     facts: dict[str, object] = {}
+    folder = tempfile.TemporaryDirectory(prefix="fastdiff-export-")
 
     def run() -> Path:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "made.onnx"
-            export(case, path)
-            facts["bytes"] = path.stat().st_size
-            return path
+        path = Path(folder.name) / "made.onnx"
+        export(case, path)
+        facts["bytes"] = path.stat().st_size
+        return path
 
-    def outputs() -> Tensor:
-        """The file's own, by ONNX Runtime: of the network, or of the loop's last evaluation's equal."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "made.onnx"
-            export(case, path)
-            return _outputs(case, path)
-
-    return Ready(run, None if export is _loop else outputs, facts=facts)
+    return Ready(run, None if export is _loop else lambda: _outputs(case, run()), facts=facts)
 
 
 def _outputs(case: Case, path: Path) -> Tensor:
+    """By ONNX Runtime, of the first of an evaluation's times; the files name their inputs differently."""
     from fastdiff.export.runner import onnxruntime
 
     x, times = evaluations.inputs(case)
     session = onnxruntime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    given = session.get_inputs()
-    values = [x.numpy()]
-    for time in times[:1]:
-        values.append((time.flatten() if len(given[1].shape) == 1 else time).numpy())
-    if len(given) > 2:
-        values.append(torch.zeros(case.batch, given[2].shape[1]).numpy())
-    return torch.from_numpy(session.run(None, dict(zip([g.name for g in given], values, strict=True)))[0])
+    names, shapes = zip(*((given.name, given.shape) for given in session.get_inputs()), strict=True)
+    values = [x, times[0].flatten() if len(shapes[1]) == 1 else times[0]]
+    values += [torch.zeros(case.batch, shape[1]) for shape in shapes[2:]]  # contexts
+    given = {name: value.numpy() for name, value in zip(names, values, strict=True)}
+    return torch.from_numpy(session.run(None, given)[0])

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from fastdiff.bench import compiling
 from fastdiff.bench.case import Case
-from fastdiff.bench.contender import COMPILED, FASTDIFF, PUBLISHED, Contender, Ready, Role, end_of
-from fastdiff.bench.contenders.captured import captured
+from fastdiff.bench.contender import COMPILED, FASTDIFF, PUBLISHED, Contender, Ready, Role, captured, end_of
 from fastdiff.bench.operators.catalogue import find
 from fastdiff.bench.operators.operator import Call, Draw, Operator
 from fastdiff.bench.static.traffic import count_flop
@@ -41,16 +40,14 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
     wide = "float32" if operator.wide else None
 
     def reference() -> Ready:
-        call, sets, _ = shared()
-        ready = _ready(case, _plain(call), shared())
-        ready.exact = lambda: _plain(call)(*(t.double() for t in sets[0]))
+        plain, inputs = _plain(shared().call), shared().sets[0]
+        ready = _ready(case, plain, shared())
+        ready.exact = lambda: plain(*(t.double() for t in inputs))
         return ready
 
     def by_compiler() -> Ready:
-        call = shared().call
-        key = ("operator", *case.key)
-        # Under torch.compile an operator is plain torch by itself.
-        return _ready(case, compiling.compiled(call.plain or call.call, key, None, cold, fullgraph=True), shared())
+        call = shared().call.plain or shared().call.call  # under torch.compile an operator is plain torch by itself
+        return _ready(case, compiling.compiled(call, ("operator", *case.key), None, cold, fullgraph=True), shared())
 
     yield Contender(PUBLISHED, reference, Role.REFERENCE, wide)
     yield Contender(COMPILED, by_compiler, Role.COMPILED, wide)
@@ -58,11 +55,7 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
 
 
 def _plain(call: Call) -> Callable[..., Tensor]:
-    def run(*inputs: Tensor) -> Tensor:
-        with using("reference"):
-            return (call.plain or call.call)(*inputs)
-
-    return run
+    return using("reference")(call.plain or call.call)
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
@@ -70,10 +63,10 @@ def size_of(tensors: Iterable[Tensor]) -> int:
 
 
 def _shared(case: Case, operator: Operator) -> Shared:
-    device = torch.device(case.device)
+    device = case.place
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(0)
-        call = operator.make(Draw(device, getattr(torch, case.dtype)))
+        call = operator.make(Draw(device, case.precision))
         inputs = call.inputs(case.batch)
         moved = size_of(inputs) + size_of([_plain(call)(*inputs)])
         flop = count_flop(lambda: _plain(call)(*inputs))
@@ -83,12 +76,8 @@ def _shared(case: Case, operator: Operator) -> Shared:
 
 
 def _ready(case: Case, call: Callable[..., Tensor], shared: Shared) -> Ready:
-    device, sets = torch.device(case.device), shared.sets
-
-    def outputs() -> Tensor:
-        with fixed_numerics():
-            return call(*sets[0])
-
+    sets = shared.sets
+    outputs = fixed_numerics()(lambda: call(*sets[0]))
     with fixed_numerics(), torch.no_grad():
-        run = captured(lambda: [call(*inputs) for inputs in sets], device)
-    return Ready(run, outputs, end=end_of(device), calls=len(sets), facts={**shared.facts})
+        run = captured(lambda: [call(*inputs) for inputs in sets], case.place)
+    return Ready(run, outputs, end=end_of(case.place), calls=len(sets), facts={**shared.facts})

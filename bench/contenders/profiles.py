@@ -7,15 +7,15 @@ operator by operator list their kernels by time, and the bytes of their own oper
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
 from fastdiff.bench import compiling
 from fastdiff.bench.case import Case
-from fastdiff.bench.contender import COMPILED, FASTDIFF, Contender, Ready, Role, end_of
+from fastdiff.bench.contender import COMPILED, FASTDIFF, Contender, Ready, Role, captured, end_of
 from fastdiff.bench.contenders import evaluations
-from fastdiff.bench.contenders.captured import captured
 from fastdiff.bench.limits import counted
 from fastdiff.bench.peers import predictors
 from fastdiff.engine.numerics import fixed_numerics
@@ -26,40 +26,30 @@ LISTED = 25  # kernels
 
 
 def contenders(case: Case, cold: bool) -> Iterator[Contender]:
-    yield Contender(PLAIN, lambda: _plain(case), Role.REFERENCE)
-    yield Contender(COMPILED, lambda: _compiled(case, cold), Role.COMPILED)
+    yield Contender(PLAIN, partial(_plain, case), Role.REFERENCE)
+    yield Contender(COMPILED, partial(_compiled, case, cold), Role.COMPILED)
     yield Contender(FASTDIFF, lambda: _listed(case, evaluations.by_engine(case), fused=True), Role.FASTDIFF)
 
 
 def _plain(case: Case) -> Ready:
-    with using("reference"):
-        ready = evaluations.by_engine(case)
-    run, outputs = ready.run, ready.outputs
-
-    def plainly(call: Callable[[], Any]) -> Callable[[], Any]:
-        def wrapped() -> Any:
-            with using("reference"):
-                return call()
-
-        return wrapped
-
-    assert outputs is not None
-    ready.run, ready.outputs = plainly(run), plainly(outputs)
+    plainly = using("reference")
+    ready = plainly(evaluations.by_engine)(case)
+    assert ready.outputs is not None
+    ready.run, ready.outputs = plainly(ready.run), plainly(ready.outputs)
     return _listed(case, ready, fused=False)
 
 
 def _compiled(case: Case, cold: bool) -> Ready:
-    x, times = evaluations.inputs(case)
-    call = predictors.in_layout(case.network, x.device, getattr(torch, case.dtype))
-    call = compiling.compiled(call, ("profile", *case.key), None, cold)
+    call = predictors.in_layout(case.network, case.place, case.precision)
+    ready = evaluations.ready(case, compiling.compiled(call, ("profile", *case.key), None, cold))
     with fixed_numerics():
-        run = captured(lambda: call(x, times[1]), x.device)
-    return Ready(run, lambda: torch.stack([call(x, time).clone() for time in times]), end=end_of(x.device))
+        ready.run = captured(ready.run, case.place)
+    return ready
 
 
 def _listed(case: Case, ready: Ready, fused: bool) -> Ready:
     operations, moved = counted(case.network, case.batch, case.dtype, fused)
-    kernels = kernel_times(ready.run, torch.device(case.device))
+    kernels = kernel_times(ready.run, case.place)
     ready.facts.update(operations=operations, bytes_moved=moved, kernels=kernels[:LISTED])
     return ready
 

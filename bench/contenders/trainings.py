@@ -33,19 +33,15 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
 
 def trainer(case: Case) -> Trainer:
     """fastdiff's own, on as many pictures as a batch has, from the model's weights."""
-    model = networks.load(case.network)
-    recipe = _recipe(model, case)
-    pictures = torch.randint(
-        0, 256, (case.batch, *model.image_shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
-    )
-    names = model.class_names
+    random, names = torch.Generator().manual_seed(2), case.model.class_names
+    pictures = torch.randint(0, 256, (case.batch, *case.model.image_shape), dtype=torch.uint8, generator=random)
     labels = F.one_hot(torch.arange(case.batch) % max(1, len(names)), max(1, len(names))).float()[:, : len(names)]
     data = ImageData("random pictures", pictures, labels, tuple(names), pictures, labels)
-    return Trainer(recipe, data, device=case.device, init=model)
+    return Trainer(_recipe(case), data, device=case.device, init=case.model)
 
 
-def _recipe(model: fastdiff.Model, case: Case) -> Recipe:
-    options = networks.options_of(model)
+def _recipe(case: Case) -> Recipe:
+    model, options = case.model, networks.options_of(case.model)
     annotated = isinstance(model.network, fastdiff.AnnotatedUnet)
     kept = ("dim", "dim_mults", "edition") if annotated else ("n_feat", "shortcut")
     preset = PRESETS["annotated" if annotated else "course"]
@@ -79,7 +75,7 @@ def _published(
 
     bf16: the network under autocast, as in fastdiff's own step.
     """
-    like, model, device = trainer(case), networks.load(case.network), torch.device(case.device)
+    like, model, device = trainer(case), case.model, case.place
     network: Any = networks.published(model)
     network = network.to(device, memory_format=layout).train().requires_grad_(True)
     optimizer = torch.optim.Adam(network.parameters(), lr=like.recipe.lr)

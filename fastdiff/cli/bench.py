@@ -42,8 +42,7 @@ class Bench(Group):
     invoke_without_command=True,
     short_help="Measure fastdiff against every contender installed; a report with plots.",
 )
-@click.option("--quick", "plan", flag_value="quick", help="Under three minutes: small batches, one thread.")
-@click.option("--full", "plan", flag_value="full", help="Every network and batch, one thread and all; hours on a CPU.")
+@click.option("--quick", is_flag=True, help="Under three minutes: small batches, one thread.")
 @click.option(
     "--only",
     multiple=True,
@@ -55,7 +54,7 @@ class Bench(Group):
     multiple=True,
     metavar="NAME",
     help="A28@28, the Annotated U-Net of dim 28 on 28x28 pixels (fashion-mnist), and B@16, the course's ContextUnet on "
-    "16x16 (sprites); in the full plan also A28@32, A28@64, A64@28, A64@32, A64@64; repeatable.",
+    "16x16 (sprites), are measured unless others are named: A28@32, A28@64, A64@28, A64@32, A64@64; repeatable.",
 )
 @click.option("--batch", multiple=True, type=int, help="Only cases of this batch; repeatable.")
 @click.option("--dtype", multiple=True, help="float32, bfloat16, float16.  [default: float32; CUDA: bfloat16 too]")
@@ -72,7 +71,7 @@ class Bench(Group):
 @click.pass_context
 def bench(
     ctx: click.Context,
-    plan: str | None,
+    quick: bool,
     only: tuple[str, ...],
     network: tuple[str, ...],
     batch: tuple[int, ...],
@@ -96,7 +95,7 @@ def bench(
     fastdiff bench --only "cold start" --update -o whole/      that part anew, the rest as it was
 
     \b
-    Measured where --only names them, or with --full:
+    Measured where --only names them:
     fastdiff bench --only operator                  each operator alone
     fastdiff bench --only profile                   an evaluation's kernels by time
     fastdiff bench --only "exported loop"           sampler.onnx against its network
@@ -129,15 +128,15 @@ def bench(
         import torch
 
         torch.cuda.set_device(where)  # which "cuda" then means
-    cases = make_plan(plan or "standard", where.type, threads, network, batch, dtype, only, rounds)
+    plan = "quick" if quick else "standard"
+    cases = make_plan(plan, where.type, threads, network, batch, dtype, only, rounds)
     if list_:
         for case in cases:
             click.echo(f"{case.label}: {case.rounds} rounds")
         return
     if not output:
         raise InputError("-o ''; accepted: a folder")
-    cold = False if no_compile else None
-    made = session.run(cases, plan or "standard", Path(output), against, update, cold)
+    made = session.run(cases, plan, Path(output), against, update, compile=not no_compile)
     refused = session.refused(made)
     for text in refused:
         click.echo(f"refused: {text}", err=True)
