@@ -21,7 +21,6 @@ from fastdiff.files import check_folder
 from fastdiff.model import Model
 from fastdiff.provenance import source_version
 from fastdiff.shards.folder import (
-    ENDINGS,
     SHORT_NAMES,
     Plan,
     Shard,
@@ -31,6 +30,7 @@ from fastdiff.shards.folder import (
     digits,
     only_writer,
 )
+from fastdiff.shards.formats import DEFAULT, FORMATS
 from fastdiff.shards.manifest import (
     RESTORED,
     Manifest,
@@ -115,14 +115,14 @@ class ShardRun:
         check_folder(self.path)
         request, values = self.request, self.samples.values(self.model)
         format, shard_size = self.given["format"], self.given["shard_size"]
-        if format is not None and format not in ENDINGS:
-            raise unknown_name("format", format, ENDINGS)
+        if format is not None and format not in FORMATS:
+            raise unknown_name("format", format, FORMATS)
         options = {name: self.given[name] for name in RESTORED}
         manifest = read_manifest(self.path)
         if manifest is None:
             self._check_empty()
             size = check_batch_size(options["batch_size"])
-            format = check_channels(format or "npz", self.model.image_shape[0])
+            format = check_channels(format or DEFAULT, self.model.image_shape[0])
             files = {"format": format, "shard_size": check_shard_size(shard_size, size)}
             self.engine = self._engine(options)
             manifest = new_manifest(source_version(), model, values, files, self.engine.configuration())
@@ -142,7 +142,7 @@ class ShardRun:
         return manifest, folder.done(Plan(request.first, request.n, manifest["files"]["shard_size"]))
 
     def _check_empty(self) -> None:
-        found = next(ShardFolder(self.path, "npz", 0, ()).names(), None)
+        found = next(ShardFolder(self.path, DEFAULT, 0, ()).names(), None)
         if found:
             raise InputError(
                 f"{str(self.path)!r} holds {found[0]!r} but no manifest of its run; accepted: another folder"

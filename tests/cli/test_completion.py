@@ -12,7 +12,8 @@ from fastdiff.cli.main import main
 from fastdiff.samplers.samplers import SAMPLERS
 from fastdiff.samplers.schedule import NAMES
 from fastdiff.samplers.spacing import SPACINGS
-from fastdiff.training.recipe import PRESETS
+from fastdiff.training.losses import LOSSES
+from fastdiff.training.recipe import LR_DECAYS, OPTIMIZERS, PRESETS
 
 
 def told(line: str) -> list[tuple[str, str]]:
@@ -40,6 +41,11 @@ def told(line: str) -> list[tuple[str, str]]:
         ("noise x --schedule ", list(NAMES)),
         ("train --preset ", list(PRESETS)),
         ("train --schedule q", ["quadratic"]),
+        ("train --loss ", list(LOSSES)),
+        ("train --optimizer ", list(OPTIMIZERS)),
+        ("train --lr-decay ", list(LR_DECAYS)),
+        ("train --prediction-type v", ["v_prediction"]),
+        ("train --block ", ["convnext", "resnet"]),
         ("completion ", ["bash", "zsh", "fish"]),
     ],
 )
@@ -57,7 +63,7 @@ def test_models_are_shipped_ones_and_files(command):
 
 
 @pytest.mark.parametrize(
-    "line", ["sample sp", "info ", "sample x --dtype fl", "sample x --sampler d", "train --preset a", "completion b"]
+    "line", ["sample sp", "info ", "sample x --dtype fl", "sample x --format n", "export x --noise p", "train --loss h"]
 )
 def test_completion_does_not_wait_for_torch(line):
     *words, begun = line.split(" ")
