@@ -154,15 +154,15 @@ def measure(entry: dict[str, Any], device: torch.device, rounds: int) -> None:
     """Put milliseconds per image into the rows: medians of rounds, of a batch of `DEFAULT_BATCH` in one call."""
     model, turns = fastdiff.load(entry["model"]), Turns()
     rows = {str(_point(row)): row for row in entry["rows"] if "distance" in row}
-    contexts = request(model, Point("ddim", 1), 1).context()
-    context = None if contexts is None else contexts(0, DEFAULT_BATCH)
+    contexts = request(model, Point("ddim", 1), 1).request(model).contexts
+    context = None if contexts is None else contexts.rows(0, DEFAULT_BATCH)
     engine: Engine | None = None
     for name, row in rows.items():
         for stale in ("milliseconds", "lowest", "highest", "untimed"):
             row.pop(stale, None)
         point = _point(row)
         try:
-            table = request(model, point, 1).table(model)
+            table = request(model, point, 1).request(model).table
             engine = engine or Engine(model, table, batch_size=DEFAULT_BATCH, device=device)
 
             def call(table: Any = table, scale: float | None = point.guidance_scale, engine: Engine = engine) -> Tensor:

@@ -85,7 +85,7 @@ def snr_weight(
     snr = (alpha / sigma) ** 2
     weight = (1 + snr) ** -p2_gamma
     if min_snr is not None:
-        over = {"epsilon": snr, "sample": 1.0, "v_prediction": snr + 1}[prediction_type]
+        over = {"epsilon": snr, "sample": snr.new_ones(()), "v_prediction": snr + 1}[prediction_type]
         weight = weight * snr.clamp(max=min_snr) / over
     return weight
 
