@@ -20,7 +20,6 @@ from fastdiff.export.trace import Parts
 from fastdiff.samplers.prediction import Clip
 from fastdiff.samplers.table import StepTable
 
-NOISES = ("philox", "input")
 COLUMNS = 6  # p, q, a, b, c, s
 # All inputs that a sampler may have, in order; a file has those that its face and its model need.
 INPUTS = ("x", "x0_prev", "start", "stop", "seed", "first", "n", "noise", "context", "guidance_scale", "rows", "times")
@@ -71,8 +70,8 @@ class Face:
     pictures: bool = False
 
     def __post_init__(self) -> None:
-        if self.noise not in NOISES:
-            raise InputError(f"noise = {self.noise!r}; accepted: {', '.join(NOISES)}")
+        if self.noise not in metadata.NOISES:
+            raise InputError(f"noise = {self.noise!r}; accepted: {', '.join(metadata.NOISES)}")
         if self.pictures and self.stepwise:
             raise InputError("uint8 pictures from a stepwise sampler, whose x goes on; accepted: a whole one")
 

@@ -1,4 +1,4 @@
-"""An exported file's description of itself: JSON in one metadata entry, "fastdiff"."""
+"""An exported file's description of itself: JSON in one metadata entry, "fastdiff". Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from fastdiff.errors import InputError
 FORMAT = 1
 KEY = "fastdiff"
 KINDS = ("network", "sampler")
+DTYPES = ("float32", "float16")  # of the arithmetic, and of stored weights
+NOISES = {"philox": "made in the file from a seed", "input": "given by the caller"}
 REQUIRED = {"kind", "image_shape", "prediction_type", "time", "schedule", "class_names", "context_width", "dtype"}
 REQUIRED_OF_SAMPLERS = {"sampler", "clip", "stepwise", "noise", "random", "pictures"}
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata as installed
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Unpack, overload
 
 import numpy as np
 import torch
 
-from fastdiff.engine.noise import LIMIT, NoiseSource, PhiloxNoise, draw
-from fastdiff.engine.request import Request, check_batch_size
+from fastdiff.engine.noise import PhiloxNoise, draw
+from fastdiff.engine.request import Asked, Request, check_batch_size
 from fastdiff.errors import InputError, check_int, install, unknown_name, warn_caller
 from fastdiff.export import metadata
 from fastdiff.samplers.samplers import DEFAULT, make_table
@@ -97,15 +97,10 @@ def open_file(
     return session, metadata.from_properties(session.get_modelmeta().custom_metadata_map, str(path))
 
 
-class Options(TypedDict, total=False):
+class Options(Asked, total=False):
     """The keywords of OnnxSampler.sample but for frames, for type checkers."""
 
-    seed: int
-    first: int
-    context: Any
-    guidance_scale: float | None
     table: StepTable | None
-    noise: NoiseSource | None
     batch_size: int | None
     on_step: Callable[[int], None] | None
 
@@ -179,23 +174,20 @@ class OnnxSampler:
         self,
         n: int,
         *,
-        seed: int = 0,
-        first: int = 0,
-        context: Any = None,
-        guidance_scale: float | None = None,
         table: StepTable | None = None,
         frames: int | None = None,
-        noise: NoiseSource | None = None,
         batch_size: int | None = None,
         on_step: Callable[[int], None] | None = None,
+        **asked: Unpack[Asked],
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """n images; the arguments are those of fastdiff.sample, and so are the images.
 
         Args:
             table: for a file without one, see `table`.
             frames: also return x after every so many steps; stepwise files only.
-            noise: a source of normals for a file that takes them from outside, Philox's unless given.
+            batch_size: images run together; min(n, 64) unless given.
             on_step: called with the number of images times steps done since the last call.
+            n, asked: n, seed, first, context, guidance_scale, and noise, for a file that takes it from outside.
 
         Returns:
             (n, C, H, W) float32 in [-1, 1], or uint8 (n, H, W, C) from a file that makes pictures; with `frames`, that
@@ -204,34 +196,22 @@ class OnnxSampler:
         Raises:
             InputError: before any work, for what the file does not take.
         """
-        request = Request.of(
-            self, n, table=table, seed=seed, first=first, context=context, guidance_scale=guidance_scale
-        )
-        size = check_batch_size(batch_size, request.n)
-        frames = None if frames is None else check_int("frames", frames, 1, LIMIT - 1)
-        if frames is not None and not self.stepwise:
-            raise InputError(
-                f"frames from {self.path!r}, which runs its loop whole; accepted: one made with --stepwise"
-            )
-        if noise is not None and self.description["noise"] != "input":
-            raise InputError(f"noise for {self.path!r}, which makes its own; accepted: one made with --noise input")
-        self._check_table(table)
-        source = noise if noise is not None else PhiloxNoise(request.seed)
-        batches, kept = [], []
+        request = Request.of(self, n, table=table, frames=frames, **asked)
+        size, steps = check_batch_size(batch_size, request.n), self._check(request)
+        batches = []
         for at in range(request.first, request.end, size):
             count = min(size, request.end - at)
-            feed = self._feed(request, at, count)
-            seen: list[np.ndarray] = []
-            for row, x in self._rows(feed, at, count, source, table):
+            kept: list[np.ndarray] = []
+            for row, x in self._rows(request, at, count, steps):
                 if on_step is not None:
-                    on_step(count * (1 if self.stepwise else self.steps(table)))
-                if frames is not None and ((row + 1) % frames == 0 or row + 1 == self.steps(table)):
-                    seen.append(x)
-            batches.append(x)
-            if frames is not None:
-                kept.append(np.stack(seen))
-        images = np.concatenate(batches)
-        return images if frames is None else (images, np.concatenate(kept, axis=1))
+                    on_step(count * (1 if self.stepwise else steps))
+                if request.keeps(row, steps):
+                    kept.append(x)
+            batches.append(kept)
+        images = np.concatenate([kept[-1] for kept in batches])
+        if frames is None:
+            return images
+        return images, np.stack([np.concatenate(frame) for frame in zip(*batches, strict=True)])
 
     def _feed(self, request: Request, at: int, count: int) -> dict[str, Any]:
         """The inputs of samples at .. at + count - 1 that hold for all steps."""
@@ -250,36 +230,42 @@ class OnnxSampler:
         """Network evaluations of a run."""
         return len(table) if table is not None else self.description["sampler"]["steps"]
 
-    def _check_table(self, table: StepTable | None) -> None:
+    def _check(self, request: Request) -> int:
+        """The number of steps; raises InputError for what this file does not take."""
         own = self.description["sampler"]
-        if own is not None and table is not None:
+        if request.frames is not None and not self.stepwise:
+            raise InputError(
+                f"frames from {self.path!r}, which runs its loop whole; accepted: one made with --stepwise"
+            )
+        if request.noise is not None and self.description["noise"] != "input":
+            raise InputError(f"noise for {self.path!r}, which makes its own; accepted: one made with --noise input")
+        if own is not None and request.table is not None:
             raise InputError(
                 f"a table for {self.path!r}, which is {own['name']} with {own['steps']} steps; leave it out"
             )
-        if own is None and table is None:
+        if own is None and request.table is None:
             raise InputError(f"no table for {self.path!r}, which holds none; accepted: one of its method `table`")
+        return self.steps(request.table)
 
-    def _rows(
-        self, feed: dict[str, Any], at: int, count: int, noise: NoiseSource, table: StepTable | None
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """(row, x after it) of a batch; only the last row of a whole sampler."""
-        shape = (count, *self.image_shape)
-        outside = self.description["noise"] == "input"
-        random = "noise" in self.inputs
+    def _rows(self, request: Request, at: int, count: int, steps: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(row, x after it) of samples at .. at + count - 1; only the last row of a whole sampler."""
+        feed, shape = self._feed(request, at, count), (count, *self.image_shape)
+        outside, random = self.description["noise"] == "input", "noise" in self.inputs
+        source = PhiloxNoise(request.seed) if request.noise is None else request.noise
 
         def drawn(number: int) -> np.ndarray:
-            return draw(noise, number, at, shape).numpy()
+            return draw(source, number, at, shape).numpy()
 
         if not self.stepwise:
             if outside:
-                draws = 1 + self.steps(table) if self.description["random"] else 1
+                draws = 1 + steps if self.description["random"] else 1
                 feed["noise"] = np.stack([drawn(number) for number in range(draws)])
-            yield self.steps(table) - 1, self._run(feed)[0]
+            yield steps - 1, self._run(feed)[0]
             return
         state = [drawn(0) if outside else np.zeros(shape, np.float32)]
         if "x0_prev" in self.inputs:
             state.append(np.zeros(shape, np.float32))
-        for row in range(self.steps(table)):
+        for row in range(steps):
             feed |= dict(zip(("x", "x0_prev"), state, strict=False))
             feed |= {"start": np.array(row), "stop": np.array(row + 1)}
             if outside and random:

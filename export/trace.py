@@ -17,11 +17,11 @@ from torch.export import Dim
 
 from fastdiff.errors import InputError, unknown_name, warn_caller
 from fastdiff.export.exporter import export_part
+from fastdiff.export.metadata import DTYPES
 from fastdiff.export.parts import ContextPart, DenoisePart, TimePart, fold_attention
 from fastdiff.kernels import dispatch
 from fastdiff.model import Model
 
-WEIGHTS = ("float32", "float16")
 BATCH = 3  # of the traced example; torch.export treats sizes 0 and 1 as constants
 
 
@@ -77,8 +77,9 @@ def trace(
     Raises:
         InputError: for a network that cannot be exported, with the operator or the line of code that prevents it.
     """
-    if dtype not in (torch.float32, torch.float16):
-        raise InputError(f"dtype = {dtype!r}; accepted: torch.float32 or torch.float16")
+    dtypes = [getattr(torch, name) for name in DTYPES]
+    if dtype not in dtypes:
+        raise InputError(f"dtype = {dtype!r}; accepted: {', '.join(map(str, dtypes))}")
     weights = str(dtype).removeprefix("torch.") if weights is None else weights
     if dtype == torch.float16 and weights == "float32":
         raise InputError("weights = 'float32' with dtype = torch.float16; accepted: float16")
@@ -111,8 +112,8 @@ def trace(
 
 def _rounded(model: Model, weights: str) -> Model:
     """A copy for inference in float32 on the CPU, its weights rounded to halves if stored as float16."""
-    if weights not in WEIGHTS:
-        raise unknown_name("weights", weights, WEIGHTS)
+    if weights not in DTYPES:
+        raise unknown_name("weights", weights, DTYPES)
     network = copy.deepcopy(model.network).to("cpu", torch.float32).eval().requires_grad_(False)
     if weights == "float16":
         for name, tensor in network.state_dict().items():

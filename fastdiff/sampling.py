@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 
 from fastdiff.checkpoints.load import load
 from fastdiff.engine.engine import Engine
-from fastdiff.engine.noise import LIMIT, NoiseSource
-from fastdiff.engine.request import Request, check_batch_size
-from fastdiff.errors import InputError, check_int
+from fastdiff.engine.noise import NoiseSource
+from fastdiff.engine.request import Asked, Request, check_batch_size
+from fastdiff.errors import InputError
 from fastdiff.model import Model, check_model
 from fastdiff.samplers.prediction import Clip
 from fastdiff.samplers.samplers import DEFAULT
@@ -22,18 +22,13 @@ from fastdiff.samplers.table import StepTable
 Source = Model | str | Path
 
 
-class Options(TypedDict, total=False):
+class Options(Asked, total=False):
     """The keywords of `sample` but for frames, for type checkers."""
 
     steps: int | None
     eta: float
     spacing: str
     clip: Clip | Literal["model"]
-    seed: int
-    first: int
-    context: Any
-    guidance_scale: float | None
-    noise: NoiseSource | None
     batch_size: int | None
     device: torch.device | str | None
     dtype: torch.dtype | None
@@ -112,27 +107,25 @@ def sample(
         table = sampler
     else:
         table = model.table(sampler, steps, eta=eta, spacing=spacing)
-    request = Request.of(model, n, table=table, seed=seed, first=first, context=context, guidance_scale=guidance_scale)
-    frames = None if frames is None else check_int("frames", frames, 1, LIMIT - 1)
+    request = Request.of(
+        model,
+        n,
+        table=table,
+        seed=seed,
+        first=first,
+        context=context,
+        guidance_scale=guidance_scale,
+        noise=noise,
+        frames=frames,
+    )
     size = check_batch_size(batch_size, request.n)
     engine = Engine(model, table, batch_size=size, device=device, dtype=dtype, clip=clip, form=form)
-    bar = tqdm(total=-(-request.n // size) * len(table), disable=not progress, unit="step", leave=False)
-    seen: list[Tensor] = []  # frames of the batch at hand
-
-    def on_step(row: int) -> None:
-        bar.update()
-        if row == 0:
-            seen.clear()  # those of a batch that did not fit in memory
-        if frames is not None and ((row + 1) % frames == 0 or row + 1 == len(table)):
-            seen.append(engine.current())
-
-    watched = on_step if progress or frames is not None else None
     # Unless a size is given the batches begin at `first`, so that a small request is a small batch.
     origin = request.first if batch_size is None else 0
-    batches, kept = [], []
-    with bar:
-        for images in engine.batches(request, noise=noise, origin=origin, on_step=watched):
-            batches.append(images)
-            if frames is not None:
-                kept.append(torch.stack(seen))
-    return torch.cat(batches) if frames is None else (torch.cat(batches), torch.cat(kept, dim=1))
+    steps = -(-request.n // size) * len(table)
+    with tqdm(total=steps, disable=not progress, unit="step", leave=False) as bar:
+        batches = list(engine.batches(request, origin=origin, on_step=lambda row: bar.update()))
+    images = torch.cat([kept[-1] for kept in batches])
+    if frames is None:
+        return images
+    return images, torch.stack([torch.cat(frame) for frame in zip(*batches, strict=True)])

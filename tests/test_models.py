@@ -17,7 +17,7 @@ from fastdiff.checkpoints.shipped import SHIPPED, shipped_models
 from fastdiff.cli.main import main
 from fastdiff.data.fashion import DEBIAN_FASHION
 from fastdiff.data.load import load_data
-from fastdiff.training.recipe import PRESETS
+from fastdiff.training.recipe import Recipe
 from fastdiff.training.trainer import Trainer
 
 # How each model's samples.png was drawn.
@@ -72,7 +72,7 @@ def test_the_garments_have_the_loss_of_their_card(garments):
         pytest.skip("dataset-fashion-mnist is not installed")
     data = load_data("fashion-mnist")
     few = dataclasses.replace(data, val_images=data.val_images[:500], val_labels=data.val_labels[:500])
-    recipe = PRESETS["annotated"].with_options({"beta_start": 5e-4, "beta_end": 0.1})
+    recipe = Recipe.preset("annotated").with_options({"beta_start": 5e-4, "beta_end": 0.1})
     trainer = Trainer(recipe, few, device="cpu")
     trainer.network.load_state_dict(garments[0].network.state_dict())
     card = re.search(r"held-out pictures \| ([0-9.]+)", (SHIPPED / "fashion-mnist" / "README.md").read_text())

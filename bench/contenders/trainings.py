@@ -16,7 +16,7 @@ from fastdiff.bench import compiling, networks
 from fastdiff.bench.case import Case
 from fastdiff.bench.contender import COMPILED, FASTDIFF, PUBLISHED, TUNED, Contender, Ready, Role, end_of
 from fastdiff.data.images import ImageData
-from fastdiff.training.recipe import PRESETS, Recipe
+from fastdiff.training.recipe import Recipe
 from fastdiff.training.trainer import Trainer, generator
 
 STEPS = 100_000  # more than a benchmark takes
@@ -44,7 +44,7 @@ def _recipe(case: Case) -> Recipe:
     model, options = case.model, networks.options_of(case.model)
     annotated = isinstance(model.network, fastdiff.AnnotatedUnet)
     kept = ("dim", "dim_mults", "edition") if annotated else ("n_feat", "shortcut")
-    preset = PRESETS["annotated" if annotated else "course"]
+    preset = Recipe.preset("annotated" if annotated else "course")
     return replace(
         preset,
         network={**preset.network, **{k: options[k] for k in kept}},

@@ -168,14 +168,14 @@ def measure(entry: dict[str, Any], device: torch.device, rounds: int) -> None:
     """Put milliseconds per image into the rows: medians of rounds, of a batch of `DEFAULT_BATCH` in one call."""
     model, turns = fastdiff.load(entry["model"]), Turns()
     rows = {str(_point(row)): row for row in entry["rows"] if "distance" in row}
-    contexts = Point("ddim", 1).request(model, 1).context()
-    context = None if contexts is None else contexts(0, DEFAULT_BATCH)
+    contexts = Point("ddim", 1).request(model, 1).request(model).contexts
+    context = None if contexts is None else contexts.rows(0, DEFAULT_BATCH)
     table = model.table("ddim", 1)  # each call has its own
     engine = Engine(model, table, batch_size=DEFAULT_BATCH, device=device)
     for name, row in rows.items():
         for stale in ("milliseconds", "lowest", "highest", "untimed"):
             row.pop(stale, None)
-        table = _point(row).request(model, 1).table(model)
+        table = _point(row).request(model, 1).request(model).table
         given = dict(seed=SEED, context=context, guidance_scale=row["guidance_scale"], table=table)
         call = partial(engine.sample, DEFAULT_BATCH, **given)
         try:

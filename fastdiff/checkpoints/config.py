@@ -7,20 +7,18 @@ from typing import Any
 
 from torch import nn
 
-from fastdiff.errors import InputError, unknown_name
+from fastdiff.errors import InputError
 from fastdiff.model import Model
-from fastdiff.networks.annotated import AnnotatedUnet
-from fastdiff.networks.context import ContextUnet
+from fastdiff.networks.registry import NETWORKS, network_class
 from fastdiff.samplers.schedule import from_config
 
 FORMAT = 1
-NETWORKS: dict[str, type[nn.Module]] = {"annotated": AnnotatedUnet, "context": ContextUnet}
 
 
 def network_config(network: nn.Module) -> dict[str, Any]:
     """Plain values from which `build_network` makes the network again; raises InputError for other classes."""
-    for name, cls in NETWORKS.items():
-        if type(network) is cls:
+    for name in NETWORKS:
+        if type(network) is network_class(name):
             return {"name": name, **network.options}  # type: ignore[dict-item]
     raise InputError(f"a network of class {type(network).__name__} cannot be saved; accepted: {', '.join(NETWORKS)}")
 
@@ -29,10 +27,9 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     """The inverse of network_config, with fresh weights; raises InputError if the values make no network."""
     options = dict(config)
     name = options.pop("name", None)
-    if name not in NETWORKS:
-        raise unknown_name("network", name, NETWORKS)
+    made = network_class(name)
     try:
-        return NETWORKS[name](**options)
+        return made(**options)
     except (TypeError, RuntimeError, MemoryError) as error:  # wrong options, or more memory than there is
         raise InputError(f"network {name!r} cannot be made with {options}: {error}") from error
 

@@ -9,6 +9,7 @@ import click
 
 from fastdiff.cli.group import Group
 from fastdiff.cli.options import device_option, parse_device
+from fastdiff.engine.placement import DTYPES
 from fastdiff.errors import InputError
 
 # name → (the module that has it as `command`, what it does)
@@ -57,7 +58,7 @@ class Bench(Group):
     "16x16 (sprites), are measured unless others are named: A28@32, A28@64, A64@28, A64@32, A64@64; repeatable.",
 )
 @click.option("--batch", multiple=True, type=int, help="Only cases of this batch; repeatable.")
-@click.option("--dtype", multiple=True, help="float32, bfloat16, float16.  [default: float32; CUDA: bfloat16 too]")
+@click.option("--dtype", multiple=True, help=f"{', '.join(DTYPES)}.  [default: float32; CUDA: bfloat16 too]")
 @click.option("--threads", multiple=True, type=int, help="CPU threads; repeatable.  [default: 1, the steadiest]")
 @click.option("--rounds", type=int, help="Rounds of every case, in place of the plan's own.")
 @click.option("--no-compile", is_flag=True, help="torch.compile only where it has compiled before, as with --quick.")

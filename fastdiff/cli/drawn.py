@@ -29,18 +29,11 @@ def frame_interval(steps: int, most: int | None) -> int:
     return 1 if most is None else max(1, -(-steps // most))
 
 
-def contexts_in_turn(rows: list[Tensor], first: int, n: int) -> Tensor | None:
-    """One context for all, or a row for each sample, the contexts taking turns by the sample's index."""
-    if len(rows) < 2:
-        return rows[0] if rows else None
-    return torch.stack([rows[(first + r) % len(rows)] for r in range(n)])
-
-
-def parse_contexts(texts: Sequence[str], class_names: Sequence[str], width: int | None) -> list[Tensor]:
+def parse_contexts(texts: Sequence[str], class_names: Sequence[str], width: int | None) -> list[list[float]]:
     """The contexts as typed, all of one width; width is that of the model's contexts, see Model.context_width."""
     if texts and width == 0:
         raise InputError(f"--context {texts[0]!r} for a model that takes no context; leave it out")
-    rows = [parse_context(text, class_names) for text in texts]
+    rows = [parse_context(text, class_names).tolist() for text in texts]
     if len({len(row) for row in rows}) > 1:
         raise InputError(f"contexts of {sorted({len(row) for row in rows})} numbers; accepted: all of one width")
     return rows

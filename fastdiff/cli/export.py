@@ -24,12 +24,11 @@ from fastdiff.cli.options import (
     steps_help,
 )
 from fastdiff.errors import InputError, unknown_name
+from fastdiff.export.metadata import DTYPES, NOISES
 from fastdiff.samplers.samplers import SAMPLERS
 from fastdiff.samplers.spacing import SPACINGS
 
 ANY = "any"
-DTYPES = ("float32", "float16")
-NOISES = ("philox", "input")
 OF_SAMPLERS = ("steps", "eta", "spacing", "clip", "stepwise", "noise", "pictures")
 NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise", "pictures", "dtype")
 
@@ -65,7 +64,7 @@ NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise
 )
 @click.option(
     "--noise",
-    help="philox (made in the file from a seed) or input (given by the caller).  [default: philox]",
+    help=f"{listed(f'{name} ({words})' for name, words in NOISES.items())}.  [default: philox]",
     shell_complete=complete(NOISES),
 )
 @click.option(
@@ -73,7 +72,7 @@ NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise
 )
 @click.option(
     "--dtype",
-    help="What the network computes in: float32 or float16.  [default: float32]",
+    help=f"What the network computes in: {listed(DTYPES)}.  [default: float32]",
     shell_complete=complete(DTYPES),
 )
 @click.option(
@@ -123,9 +122,7 @@ def export(
     from fastdiff import export as onnx
 
     loaded = load_model(model, schedule, timesteps, image_size, class_names)
-    dtype = given.get("dtype", "float32")
-    if dtype not in DTYPES:
-        raise unknown_name("dtype", dtype, DTYPES)
+    dtype = parse_dtype(given.get("dtype", "float32"), DTYPES)
     common: dict[str, Any] = {"prepared": not plain, "weights": weights or ("float16" if web else None)}
     began = time.perf_counter()
     with _stages_shown(began):
@@ -139,14 +136,12 @@ def export(
             words = [word for name, value in foreign.items() if value is not None for word in (name, str(value))]
             checks = onnx.export_page(loaded, web, model, **common, arguments=words)
         elif "sampler" not in given:
-            checks = onnx.export_network(loaded, str(output), dtype=parse_dtype(dtype), **common)
+            checks = onnx.export_network(loaded, str(output), dtype=dtype, **common)
         else:
             table = _table(loaded, given)
             chosen = {name: given[name] for name in ("stepwise", "noise", "pictures") if name in given}
             clip = parse_clip(given.get("clip"))
-            checks = onnx.export_sampler(
-                loaded, str(output), table, clip=clip, dtype=parse_dtype(dtype), **common, **chosen
-            )
+            checks = onnx.export_sampler(loaded, str(output), table, clip=clip, dtype=dtype, **common, **chosen)
     for check in checks:
         click.echo(f"checked against torch: {check}")
     path = Path(web or str(output)).resolve()

@@ -76,7 +76,7 @@ def _samples(model: Model, options: dict[str, Any]) -> Samples:
     return Samples(
         steps=find_sampler(options["sampler"]).default_steps(model.schedule.num_timesteps) if steps is None else steps,
         clip=parse_clip(options.pop("clip")),
-        contexts=[row.tolist() for row in parse_contexts(contexts, model.class_names, model.context_width)],
+        contexts=parse_contexts(contexts, model.class_names, model.context_width),
         **{name: options.pop(name) for name in names},
     )
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from fastdiff.cli.drawn import Drawn, contexts_in_turn, parse_contexts
+from fastdiff.cli.drawn import Drawn, parse_contexts
 from fastdiff.cli.options import given_flags
+from fastdiff.engine.context import in_turn
 from fastdiff.errors import InputError
 from fastdiff.export import OnnxSampler
 
@@ -42,17 +43,16 @@ def draw_from_onnx(
     if every is not None and not sampler.stepwise:
         raise InputError(f"--gif from {model!r}, which runs its loop whole; accepted: a file made with --stepwise")
     check_grid(sampler.image_shape)
-    first, total = options["first"], sampler.steps(table)
+    total = sampler.steps(table)
     rows = parse_contexts(contexts, sampler.class_names, sampler.context_width)
-    context = contexts_in_turn(rows, first, n)
 
     began = time.perf_counter()
     with tqdm(total=n * total, disable=not sys.stderr.isatty(), unit="evaluation", leave=False) as bar:
         result = sampler.sample(
             n,
             seed=options["seed"],
-            first=first,
-            context=context,
+            first=options["first"],
+            context=in_turn(rows),
             guidance_scale=options["guidance_scale"],
             table=table,
             frames=None if every is None else every(total),

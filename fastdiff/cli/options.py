@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastdiff.cli.completion import complete
+from fastdiff.engine.placement import DTYPES, choose_device
 from fastdiff.errors import InputError, unknown_name
 from fastdiff.samplers.samplers import SAMPLERS
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from fastdiff.model import Model
 
 ONNX = ".onnx"
-DTYPES = ("float32", "bfloat16", "float16")
 GIF_FRAMES, MAX_GIF_FRAMES = 40, 1_000_000
 
 device_option = click.option(
@@ -105,11 +105,11 @@ def load_model(
     )
 
 
-def parse_dtype(name: str) -> torch.dtype:
+def parse_dtype(name: str, accepted: Iterable[str] = DTYPES) -> torch.dtype:
     import torch
 
-    if name not in DTYPES:
-        raise unknown_name("dtype", name, DTYPES)
+    if name not in accepted:
+        raise unknown_name("dtype", name, accepted)
     return getattr(torch, name)
 
 
@@ -156,8 +156,6 @@ def set_threads(threads: int | None) -> None:
 
 def parse_device(text: str | None) -> torch.device:
     """Checked; raises InputError for one that is not here."""
-    from fastdiff.engine.placement import choose_device
-
     return choose_device(text)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from fastdiff.cli.drawn import Drawn, contexts_in_turn, frame_interval, parse_contexts, where
+from fastdiff.cli.drawn import Drawn, frame_interval, parse_contexts, where
 from fastdiff.cli.options import (
     ONNX,
     load_model,
@@ -21,6 +21,7 @@ from fastdiff.cli.options import (
     parse_gif_frames,
     set_threads,
 )
+from fastdiff.engine.context import in_turn
 from fastdiff.engine.forms import choose_form
 from fastdiff.engine.noise import LIMIT
 from fastdiff.errors import InputError, check_int
@@ -99,7 +100,6 @@ def _draw(
     table = loaded.table(options.pop("sampler"), steps, eta=options.pop("eta"), spacing=options.pop("spacing"))
     check_grid(loaded.image_shape)
     rows = parse_contexts(contexts, loaded.class_names, loaded.context_width)
-    context = contexts_in_turn(rows, options["first"], n)
     chosen, dtype = parse_device(device), dtype or "float32"
     form = choose_form(form, chosen, parse_dtype(dtype)).name
 
@@ -109,7 +109,7 @@ def _draw(
         n,
         table,
         clip=parse_clip(clip),
-        context=context,
+        context=in_turn(rows),
         frames=None if every is None else every(len(table)),
         device=chosen,
         dtype=parse_dtype(dtype),

@@ -9,7 +9,6 @@ import click
 
 from fastdiff.cli.completion import complete, complete_model
 from fastdiff.cli.options import (
-    DTYPES,
     ONNX,
     device_option,
     eta_help,
@@ -19,11 +18,12 @@ from fastdiff.cli.options import (
     steps_help,
     threads_option,
 )
+from fastdiff.engine.placement import DTYPES
 from fastdiff.errors import InputError
 from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
 from fastdiff.samplers.spacing import SPACINGS
-
-FORMATS = ("npz", "npy", "png")
+from fastdiff.shards.formats import DEFAULT as DEFAULT_FORMAT
+from fastdiff.shards.formats import FORMATS
 
 
 @click.command(short_help="Images from a model.", epilog=sampler_list())
@@ -84,13 +84,14 @@ FORMATS = ("npz", "npy", "png")
 @click.option("--scale", type=click.IntRange(1), help="Enlargement of the grid.  [default: to about 640 pixels]")
 @click.option(
     "--format",
-    help="Of a folder's shards: npz (uint8), npy (float32) or png.  [default: npz]",
+    help=f"Of a folder's shards: {listed(f'{name} ({one.holds})' for name, one in FORMATS.items())}.  "
+    f"[default: {DEFAULT_FORMAT}]",
     shell_complete=complete(FORMATS),
 )
 @click.option("--shard-size", type=int, help="Images in a shard.  [default: a multiple of the batch size near 1000]")
 @click.option(
     "--dtype",
-    help="What the network computes in: float32, bfloat16 or float16.  [default: float32]",
+    help=f"What the network computes in: {listed(DTYPES)}.  [default: float32]",
     shell_complete=complete(DTYPES),
 )
 @click.option("--form", help="How the network runs, such as eager.  [default: the fastest for the device]")

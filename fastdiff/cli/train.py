@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -9,25 +10,50 @@ import click
 from fastdiff.cli.completion import complete, complete_folder, complete_model
 from fastdiff.cli.options import device_option, given_flags, listed, parse_device, set_threads, threads_option
 from fastdiff.cli.stop import INTERRUPTED
-from fastdiff.data.fashion import NAME as DEFAULT_DATA
 from fastdiff.data.sources import accepted
 from fastdiff.errors import InputError
+from fastdiff.networks.registry import BLOCKS
+from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
+from fastdiff.training.losses import LOSSES
+from fastdiff.training.recipe import LR_DECAYS, OPTIMIZERS, PRESETS
 
-PRESET_NAMES = ("annotated", "course")  # training.recipe has them too, and imports torch
+DEFAULT_DATA = listed(f"with --preset {name}: {preset.data}" for name, preset in PRESETS.items() if preset.data)
 
 
-@click.command(short_help="Train a model of your own.")
+def one_of(flag: str, names: Iterable[str], more: str = "") -> Callable[[Any], Any]:
+    """An option that takes one of the names, which its help lists and the Tab key completes."""
+    return click.option(flag, help=f"{more}{listed(names)}.", shell_complete=complete(names))
+
+
+def preset_list() -> str:
+    """The presets with their values, for the end of the help."""
+    lines = ["\b", "Presets"]
+    for name, preset in PRESETS.items():
+        recipe = preset.recipe
+        network = ", ".join(f"{key} {value}" for key, value in recipe.network.items() if key != "name")
+        lines += [
+            f"  {name}: {preset.title}",
+            f"    {recipe.network['name']} network, {network}; {recipe.schedule} schedule, T = {recipe.timesteps}",
+            f"    {recipe.loss} loss; {recipe.optimizer}, learning rate {recipe.lr:g} to {recipe.lr_final:g}, "
+            f"{recipe.lr_decay}",
+            f"    batches of {recipe.batch_size}; {recipe.epochs} epochs; {'' if recipe.flip else 'no '}flips; "
+            f"{recipe.context_dropout:.0%} of contexts dropped",
+        ]
+    return "\n".join(lines)
+
+
+@click.command(short_help="Train a model of your own.", epilog=preset_list())
 @click.option(
     "--preset",
     default="annotated",
     show_default=True,
-    help="annotated (the Annotated Diffusion Model) or course (How Diffusion Models Work).",
-    shell_complete=complete(PRESET_NAMES),
+    help=f"{listed(f'{name} ({preset.title})' for name, preset in PRESETS.items())}.",
+    shell_complete=complete(PRESETS),
 )
 @click.option(
     "--data",
-    help=f"{accepted()}.  [default with --preset annotated: {DEFAULT_DATA}]",
+    help=f"{accepted()}.  [default {DEFAULT_DATA}]",
 )
 @click.option("--labels", help="The (N, K) .npy of labels beside an .npy of pictures.")
 @click.option("--class-names", help="Names of the K labels, with commas between them.")
@@ -49,21 +75,21 @@ PRESET_NAMES = ("annotated", "course")  # training.recipe has them too, and impo
 @click.option("--batch-size", type=int)
 @click.option("--lr", type=float, help="Learning rate at the start.")
 @click.option("--lr-final", type=float, help="Learning rate at the end.")
-@click.option("--lr-decay", help="cosine, linear-epoch or constant.")
-@click.option("--optimizer", help="adam or adamw.")
+@one_of("--lr-decay", LR_DECAYS)
+@one_of("--optimizer", OPTIMIZERS)
 @click.option("--weight-decay", type=float)
-@click.option("--loss", help="huber, l1 or l2.")
+@one_of("--loss", LOSSES)
 @click.option("--p2-gamma", type=float, help="p2 weighting; 0 is off.")
 @click.option("--min-snr", type=float, help="min-SNR weighting with this gamma.")
 @click.option("--ema", "ema_decay", type=float, help="Decay of averaged weights, such as 0.999; 0 is off.")
 @click.option("--flip/--no-flip", default=None, help="Random horizontal flips.")
 @click.option("--context-dropout", type=float, help="Share of samples trained without their context.")
 @click.option("--bf16/--no-bf16", default=None, help="Run the network in bfloat16.")
-@click.option("--schedule", help=f"{listed(SCHEDULES)}.", shell_complete=complete(SCHEDULES))
+@one_of("--schedule", SCHEDULES)
 @click.option("--timesteps", type=int, help="Training timesteps T.")
 @click.option("--beta-start", type=float, help="First beta of the schedule.  [default: 1e-4]")
 @click.option("--beta-end", type=float, help="Last beta of the schedule.  [default: 0.02]")
-@click.option("--prediction-type", help="epsilon, sample or v_prediction.")
+@one_of("--prediction-type", PREDICTION_TYPES)
 @click.option(
     "--course-perturbation",
     is_flag=True,
@@ -72,7 +98,7 @@ PRESET_NAMES = ("annotated", "course")  # training.recipe has them too, and impo
 )
 @click.option("--dim", type=int, help="Base width of the Annotated U-Net.")
 @click.option("--dim-mults", help="Its widths by level, such as 1,2,4.")
-@click.option("--block", help="Its blocks: convnext or resnet.")
+@one_of("--block", BLOCKS, "Its blocks: ")
 @click.option("--n-feat", type=int, help="Base width of ContextUnet.")
 @click.option("--seed", type=int)
 @click.option(
@@ -85,13 +111,7 @@ PRESET_NAMES = ("annotated", "course")  # training.recipe has them too, and impo
 @device_option
 @threads_option
 def train(resume: str | None, device: str | None, threads: int | None, **options: Any) -> None:
-    """Train a network on pictures. Presets are the published recipes; options change single values.
-
-    \b
-    annotated  Annotated U-Net, dim 28; linear schedule, T = 200; Huber loss; Adam, learning rate 1e-4
-               to 1e-7 by a cosine; batches of 16; 10 epochs; horizontal flips
-    course     ContextUnet, 64 features; T = 500; L2 loss; Adam, learning rate 1e-3 falling linearly;
-               batches of 100; 32 epochs; contexts of 10% dropped
+    """Train a network on pictures. Presets are the published recipes, listed below; options change single values.
 
     \b
     fastdiff train -o runs/garments

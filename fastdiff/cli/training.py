@@ -12,18 +12,18 @@ import click
 import torch
 from tqdm.auto import tqdm
 
-from fastdiff.checkpoints.config import NETWORKS
 from fastdiff.checkpoints.load import load, stored_info
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
-from fastdiff.data.fashion import NAME as DEFAULT_DATA
+from fastdiff.data import fashion
 from fastdiff.data.load import load_data
 from fastdiff.data.sources import accepted
 from fastdiff.errors import InputError, install
+from fastdiff.networks.registry import network_class
 from fastdiff.provenance import machine
 from fastdiff.training.checkpoint import read_checkpoint
 from fastdiff.training.folder import RunFolder
 from fastdiff.training.loop import Epoch, Run
-from fastdiff.training.recipe import Recipe
+from fastdiff.training.recipe import PRESETS, Recipe
 from fastdiff.training.trainer import Trainer
 
 NETWORK_OPTIONS = ("dim", "dim_mults", "block", "n_feat")
@@ -105,7 +105,7 @@ def build_recipe(preset: str, options: dict[str, Any]) -> Recipe:
     """A preset with the options that were given."""
     recipe = Recipe.preset(preset)
     network = dict(recipe.network)
-    taken = inspect.signature(NETWORKS[network["name"]]).parameters
+    taken = inspect.signature(network_class(network["name"])).parameters
     for name in NETWORK_OPTIONS:
         value = options.pop(name, None)
         if value is None:
@@ -129,12 +129,11 @@ def _source(
     preset: str, data: str | None, labels: str | None, class_names: str | None, size: int | None, holdout: float
 ) -> dict[str, Any]:
     """load_data's arguments, as plain values with absolute paths, so that a resumed run finds the data."""
+    data = PRESETS[preset].data if data is None else data
     if data is None:
-        if preset != "annotated":
-            raise InputError(f"preset {preset!r} needs --data: {accepted()}")
-        data = DEFAULT_DATA
+        raise InputError(f"preset {preset!r} needs --data: {accepted()}")
     return {
-        "source": data if data == DEFAULT_DATA else str(Path(data).resolve()),
+        "source": data if data == fashion.NAME else str(Path(data).resolve()),
         "labels": None if labels is None else str(Path(labels).resolve()),
         "size": size,
         "class_names": [name.strip() for name in class_names.split(",")] if class_names else [],

@@ -45,6 +45,14 @@ def parse_context(text: str, class_names: Sequence[str]) -> Tensor:
     return by_name(weights, class_names)
 
 
+def in_turn(contexts: Sequence[Sequence[float]]) -> Any:
+    """Contexts of K numbers each, as Request.of takes them: sample i has number i modulo their count."""
+    if len(contexts) < 2:
+        return contexts[0] if contexts else None
+    rows = torch.tensor(contexts, dtype=torch.float32)
+    return lambda first, count: rows[[(first + r) % len(rows) for r in range(count)]]
+
+
 @dataclass(frozen=True)
 class Contexts:
     """The contexts of a request.
@@ -97,7 +105,7 @@ def _from_source(source: Callable[[int, int], Any], width: int | None, first: in
     def rows(at: int, count: int) -> Tensor:
         made = _tensor(source(at, count))
         if made.shape != (count, width):
-            raise InputError(f"the context source returned shape {tuple(made.shape)}; accepted: ({count}, {width})")
+            raise InputError(f"contexts of shape {tuple(made.shape)} from a source; accepted: ({count}, {width})")
         return made
 
     rows(first, 1)  # refuses a wrong source before any long work

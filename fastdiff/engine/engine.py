@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from fastdiff.engine.noise import NoiseSource, draw
 from fastdiff.engine.numerics import CUDNN_ALGORITHMS, fixed_numerics
 from fastdiff.engine.placement import choose_device, choose_dtype, out_of_memory
 from fastdiff.engine.prepared import Prediction, TimeInputs
-from fastdiff.engine.request import Request, check_batch_size, check_table
+from fastdiff.engine.request import Asked, Request, check_batch_size, check_table
 from fastdiff.engine.step import State, advance
 from fastdiff.errors import InputError, check_int, warn_caller
 from fastdiff.kernels import philox
@@ -144,16 +144,7 @@ class Engine:
         self.loaded: StepTable | None = None
         self.steps: dict[Kind, tuple[Prediction, Step]] = {}
 
-    def sample(
-        self,
-        n: int,
-        *,
-        seed: int = 0,
-        first: int = 0,
-        context: Any = None,
-        guidance_scale: float | None = None,
-        table: StepTable | None = None,
-    ) -> Tensor:
+    def sample(self, n: int, *, table: StepTable | None = None, **asked: Unpack[Asked]) -> Tensor:
         """n images; the arguments are those of `stream`.
 
         Returns:
@@ -162,28 +153,23 @@ class Engine:
         Raises:
             InputError: for values outside those of `stream`.
         """
-        stream = self.stream(n, seed=seed, first=first, context=context, guidance_scale=guidance_scale, table=table)
-        return torch.cat(list(stream))
+        return torch.cat(list(self.stream(n, table=table, **asked)))
 
     def stream(
         self,
         n: int,
         *,
-        seed: int = 0,
-        first: int = 0,
-        context: Any = None,
-        guidance_scale: float | None = None,
         table: StepTable | None = None,
-        noise: NoiseSource | None = None,
         origin: int = 0,
         on_step: Callable[[int], None] | None = None,
+        **asked: Unpack[Asked],
     ) -> Iterator[Tensor]:
         """Images of samples first .. first + n - 1 of the seed, a batch at a time; memory does not grow with n.
 
         Args:
-            n, seed, first, context, guidance_scale: see Request.of, which checks them before the first batch.
             table: the sampler; None takes the engine's.
-            noise, origin, on_step: see `batches`.
+            origin, on_step: see `batches`.
+            n, asked: n, seed, first, context, guidance_scale and noise are those of fastdiff.sample.
 
         Yields:
             (m, C, H, W) float32 on the CPU.
@@ -191,42 +177,26 @@ class Engine:
         Raises:
             InputError: at the call, for values outside these.
         """
-        request = Request.of(
-            self.model,
-            n,
-            table=self.table if table is None else table,
-            seed=seed,
-            first=first,
-            context=context,
-            guidance_scale=guidance_scale,
-        )
-        return self.batches(request, noise=noise, origin=origin, on_step=on_step)
+        request = Request.of(self.model, n, table=self.table if table is None else table, **asked)
+        return (images for (images,) in self.batches(request, origin=origin, on_step=on_step))
 
     def batches(
-        self,
-        request: Request,
-        *,
-        noise: NoiseSource | None = None,
-        origin: int = 0,
-        on_step: Callable[[int], None] | None = None,
-    ) -> Iterator[Tensor]:
+        self, request: Request, *, origin: int = 0, on_step: Callable[[int], None] | None = None
+    ) -> Iterator[list[Tensor]]:
         """The images of a checked request, a batch at a time.
 
         Args:
-            noise: a source in place of Philox.
             origin: batches begin at multiples of batch_size counted from here, so the first and the last may be cut
                 short; 0 to request.first.
             on_step: called after each step with the row's number; the batch's x at that moment is `current()`.
 
         Yields:
-            (m, C, H, W) float32 on the CPU.
+            x after each step that the request keeps, (m, C, H, W) float32 on the CPU; the last are the images.
 
         Raises:
-            InputError: at the call, for values outside these.
+            InputError: at the call, for an origin outside these.
         """
-        if noise is not None and not callable(noise):
-            raise InputError(f"noise = {noise!r}; accepted: a callable (draw, first sample, shape) → normals")
-        return self._batches(request, noise, check_int("origin", origin, 0, request.first), on_step)
+        return self._batches(request, check_int("origin", origin, 0, request.first), on_step)
 
     def _kind(
         self, table: StepTable, guided: bool = False, context: int | None = None, noise_input: bool = False
@@ -239,53 +209,46 @@ class Engine:
             history=self.form.captured or bool(table.c.any()),
         )
 
-    def _batches(
-        self, request: Request, noise: NoiseSource | None, origin: int, on_step: Callable[[int], None] | None
-    ) -> Iterator[Tensor]:
+    def _batches(self, request: Request, origin: int, on_step: Callable[[int], None] | None) -> Iterator[list[Tensor]]:
         at = request.first
         while at < request.end:
             start = at - (at - origin) % self.batch_size
             upto = min(request.end, start + self.batch_size)
-            images = None
+            kept = None
             try:
                 with self._settings():
-                    images = self._batch(start, at, upto, request, noise, on_step)
+                    kept = self._batch(start, at, upto, request, on_step)
             except Exception as problem:
                 if not out_of_memory(problem) or self.batch_size == 1:
                     raise
-            if images is None:  # outside the except block, since the exception keeps the batch's memory alive
+            if kept is None:  # outside the except block, since the exception keeps the batch's memory alive
                 self._halve(at)
                 continue
-            yield images
+            yield kept
             at = upto
 
     def _batch(
-        self,
-        start: int,
-        at: int,
-        upto: int,
-        request: Request,
-        noise: NoiseSource | None,
-        on_step: Callable[[int], None] | None,
-    ) -> Tensor:
-        """Samples at .. upto - 1 of the batch that begins at sample `start`."""
+        self, start: int, at: int, upto: int, request: Request, on_step: Callable[[int], None] | None
+    ) -> list[Tensor]:
+        """What the request keeps of samples at .. upto - 1, in the batch that begins at sample `start`."""
         table = self.table if request.table is None else request.table
         self._used = slice(at - start, upto - start)
-        run = self._begin(start, at, upto, request, table, noise)
+        run, kept = self._begin(start, at, upto, request, table), []
         for row in range(len(table)):
-            if noise is not None and table.s[row]:
-                self.noise[self._used] = self._drawn(noise, row + 1, at, upto)
+            if request.noise is not None and table.s[row]:
+                self.noise[self._used] = self._drawn(request.noise, row + 1, at, upto)
             run()
             if on_step is not None:
                 on_step(row)
-        return self.current()
+            if request.keeps(row, len(table)):
+                kept.append(self.current())
+        return kept
 
-    def _begin(
-        self, start: int, at: int, upto: int, request: Request, table: StepTable, noise: NoiseSource | None
-    ) -> Step:
+    def _begin(self, start: int, at: int, upto: int, request: Request, table: StepTable) -> Step:
         """Put what the batch begins with into the buffers; returns what runs a step."""
         width = None if request.contexts is None else request.contexts.width
-        prediction, run = self._step(self._kind(table, request.guided, width, noise is not None), table)
+        kind = self._kind(table, request.guided, width, request.noise is not None)
+        prediction, run = self._step(kind, table)
         rows = None
         if request.contexts is not None:
             rows = torch.zeros(self.batch_size, request.contexts.width, dtype=torch.float32, device="cpu")
@@ -296,12 +259,12 @@ class Engine:
         self.index.zero_()
         if request.guidance_scale is not None:
             self.guidance_scale.fill_(request.guidance_scale)
-        if noise is None:
+        if request.noise is None:
             self.key.copy_(torch.tensor([request.seed, start], device="cpu"))
             self.x.copy_(philox.normals(request.seed, 0, start, tuple(self.x.shape), self.device))
         else:
             self.x.zero_()
-            self.x[self._used] = self._drawn(noise, 0, at, upto)
+            self.x[self._used] = self._drawn(request.noise, 0, at, upto)
         return run
 
     def current(self) -> Tensor:

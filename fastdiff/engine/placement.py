@@ -1,12 +1,15 @@
-"""Where and in which precision a network runs."""
+"""Where and in which precision a network runs. Imports torch when something is chosen."""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from fastdiff.errors import InputError
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+if TYPE_CHECKING:  # the command line reads names without torch
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")  # by torch's names
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:
@@ -18,6 +21,8 @@ def choose_device(device: torch.device | str | None) -> torch.device:
     Raises:
         InputError: for a device that cannot be used here.
     """
+    import torch
+
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -32,14 +37,19 @@ def choose_device(device: torch.device | str | None) -> torch.device:
 
 def choose_dtype(dtype: torch.dtype | None) -> torch.dtype:
     """The dtype asked for, float32 for None; raises InputError unless it is one of DTYPES."""
+    import torch
+
+    accepted = [getattr(torch, name) for name in DTYPES]
     dtype = torch.float32 if dtype is None else dtype
-    if dtype not in DTYPES:
-        raise InputError(f"dtype = {dtype!r}; accepted: {', '.join(map(str, DTYPES))}")
+    if dtype not in accepted:
+        raise InputError(f"dtype = {dtype!r}; accepted: {', '.join(map(str, accepted))}")
     return dtype
 
 
 def out_of_memory(problem: Exception) -> bool:
     """Whether an allocation failed; torch has no error of its own for that on the CPU."""
+    import torch
+
     if isinstance(problem, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
 from fastdiff.engine.context import Contexts, resolve_context
-from fastdiff.engine.noise import LIMIT
+from fastdiff.engine.noise import LIMIT, NoiseSource
 from fastdiff.errors import InputError, check_float, check_int
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import StepTable
@@ -36,6 +36,16 @@ class Sampled(Protocol):
     def context_width(self) -> int | None: ...
 
 
+class Asked(TypedDict, total=False):
+    """What every way to samples takes by name and hands to Request.of, which says what it is; for type checkers."""
+
+    seed: int
+    first: int
+    context: Any
+    guidance_scale: float | None
+    noise: NoiseSource | None
+
+
 @dataclass(frozen=True)
 class Request:
     """Samples first .. first + n - 1 of a seed. Made by `of`, which checks.
@@ -44,6 +54,8 @@ class Request:
         n, seed, first: 1 <= n, 0 <= seed, first, and all below 2^63.
         contexts: a row for each sample, or None for the zero context.
         guidance_scale: g in out_u + g (out_c - out_u) (Ho and Salimans 2022, eq. 6); None is 1, no guidance.
+        noise: where the normals come from; None is Philox's, by seed and index.
+        frames: after every how many steps x is asked for, besides after the last; None is after the last alone.
         table: the sampler's steps; None where what is sampled from brings its own.
     """
 
@@ -52,6 +64,8 @@ class Request:
     first: int
     contexts: Contexts | None
     guidance_scale: float | None
+    noise: NoiseSource | None
+    frames: int | None
     table: StepTable | None
 
     @classmethod
@@ -65,6 +79,8 @@ class Request:
         first: int = 0,
         context: Any = None,
         guidance_scale: float | None = None,
+        noise: NoiseSource | None = None,
+        frames: int | None = None,
     ) -> Request:
         """The request, checked.
 
@@ -86,7 +102,18 @@ class Request:
                 raise InputError(
                     f"guidance_scale = {guidance_scale} without a context; give a context to guide towards"
                 )
-        return cls(n, seed, first, contexts, guidance_scale, table)
+        if noise is not None and not callable(noise):
+            raise InputError(f"noise = {noise!r}; accepted: a callable (draw, first sample, shape) → normals")
+        frames = None if frames is None else check_int("frames", frames, 1, LIMIT - 1)
+        return cls(n, seed, first, contexts, guidance_scale, noise, frames, table)
+
+    def part(self, begin: int, end: int) -> Request:
+        """Samples begin .. end - 1 of these, with nothing left to check."""
+        return replace(self, first=begin, n=end - begin)
+
+    def keeps(self, row: int, steps: int) -> bool:
+        """Whether x after that row of the table, out of so many, is asked for."""
+        return row + 1 == steps or (self.frames is not None and (row + 1) % self.frames == 0)
 
     @property
     def end(self) -> int:

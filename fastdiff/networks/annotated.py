@@ -22,8 +22,7 @@ from fastdiff.networks.blocks import (
     SinusoidalPositionEmbeddings,
 )
 from fastdiff.networks.protocol import Embedding
-
-BLOCKS = ("convnext", "resnet")
+from fastdiff.networks.registry import BLOCKS
 
 
 class AnnotatedUnet(nn.Module):

@@ -21,10 +21,10 @@ from fastdiff.engine.noise import LIMIT
 from fastdiff.errors import InputError, check_int
 from fastdiff.files import TEMPORARY, write_atomically
 from fastdiff.images import to_picture, to_uint8
+from fastdiff.shards.formats import FORMATS
 from fastdiff.shards.manifest import Manifest
 
-ENDINGS = {"npz": ".npz", "npy": ".npy", "png": ""}
-SHARD_NAME = re.compile(r"samples-(\d+)-(\d+)(\.npz|\.npy|)")
+SHARD_NAME = re.compile(rf"samples-(\d+)-(\d+)({'|'.join(re.escape(one.ending) for one in FORMATS.values())})")
 SHORT_NAMES = 10**8
 SHARD_IMAGES = 1000
 
@@ -67,7 +67,7 @@ class ShardFolder:
 
     Args:
         path: the folder.
-        format: npz (arr_0, uint8 (m, H, W, C)), npy (float32 (m, C, H, W)) or png, a folder of pictures.
+        format: a name out of FORMATS: npz (arr_0, uint8 (m, H, W, C)), npy (float32 (m, C, H, W)) or png.
         end: one past the run's last sample.
         image_shape: (C, H, W).
     """
@@ -80,7 +80,7 @@ class ShardFolder:
         return f"samples-{shard.begin:0{self.digits}}-{shard.end:0{self.digits}}"
 
     def file(self, shard: Shard) -> Path:
-        return self.path / (self.stem(shard) + ENDINGS[self.format])
+        return self.path / (self.stem(shard) + FORMATS[self.format].ending)
 
     def encode(self, images: Tensor) -> Tensor:
         """A batch as it is kept until its shard is complete: uint8 if the format is."""
@@ -220,6 +220,7 @@ def check_shard_size(size: int | None, batch_size: int) -> int:
 
 def check_channels(format: str, channels: int) -> str:
     """The format; raises InputError if it cannot hold images of so many channels."""
-    if format == "png" and channels not in (1, 3, 4):
-        raise InputError(f"format 'png' for images of {channels} channels; accepted: npz, npy")
+    holding = [name for name, one in FORMATS.items() if one.channels is None or channels in one.channels]
+    if format not in holding:
+        raise InputError(f"format {format!r} for images of {channels} channels; accepted: {', '.join(holding)}")
     return format

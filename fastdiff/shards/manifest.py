@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from fastdiff.checkpoints.config import model_config
+from fastdiff.engine.context import in_turn
 from fastdiff.engine.request import Request
 from fastdiff.errors import InputError
 from fastdiff.files import write_atomically
 from fastdiff.model import Model
 from fastdiff.samplers.prediction import choose_clip
-from fastdiff.samplers.table import StepTable
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -45,37 +45,21 @@ class Samples:
     contexts: list[list[float]]
     guidance_scale: float | None
 
-    @property
-    def end(self) -> int:
-        """One past the last sample."""
-        return self.first + self.n
-
     def values(self, model: Model) -> dict[str, Any]:
-        """The checked fields, with the clip in effect; raises InputError."""
-        self.request(model)
+        """The fields, with the clip in effect; raises InputError for a wrong one."""
         return {**asdict(self), "clip": choose_clip(self.clip, model.clip)}
-
-    def table(self, model: Model) -> StepTable:
-        return model.table(self.sampler, self.steps, eta=self.eta, spacing=self.spacing)
 
     def request(self, model: Model) -> Request:
         """The request for all of them, checked; raises InputError."""
         return Request.of(
             model,
             self.n,
-            table=self.table(model),
+            table=model.table(self.sampler, self.steps, eta=self.eta, spacing=self.spacing),
             seed=self.seed,
             first=self.first,
-            context=self.context(),
+            context=in_turn(self.contexts),
             guidance_scale=self.guidance_scale,
         )
-
-    def context(self) -> Any:
-        """None, or a callable (first sample, count) → (count, K)."""
-        if not self.contexts:
-            return None
-        rows = torch.tensor(self.contexts)
-        return lambda at, count: rows[[(at + r) % len(rows) for r in range(count)]]
 
 
 def weights_sha256(network: nn.Module) -> str:

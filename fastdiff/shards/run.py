@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,12 @@ from torch import Tensor
 
 from fastdiff.engine.engine import Engine
 from fastdiff.engine.placement import choose_device
-from fastdiff.engine.request import check_batch_size
+from fastdiff.engine.request import Request, check_batch_size
 from fastdiff.errors import InputError, unknown_name, warn_caller
 from fastdiff.files import check_folder
 from fastdiff.model import Model
 from fastdiff.provenance import source_version
 from fastdiff.shards.folder import (
-    ENDINGS,
     SHORT_NAMES,
     Plan,
     Shard,
@@ -30,6 +30,7 @@ from fastdiff.shards.folder import (
     digits,
     only_writer,
 )
+from fastdiff.shards.formats import DEFAULT, FORMATS
 from fastdiff.shards.manifest import (
     RESTORED,
     Manifest,
@@ -72,6 +73,11 @@ class ShardRun:
         self.engine: Engine | None = None  # made only if this process has work
         self.holding = ExitStack()
 
+    @cached_property
+    def request(self) -> Request:
+        """All samples; checked when it is first asked for, which the first process does while the others wait."""
+        return self.samples.request(self.model)
+
     def __enter__(self) -> ShardRun:
         try:
             self._open()
@@ -84,14 +90,14 @@ class ShardRun:
         self.holding.close()
 
     def _open(self) -> None:
-        samples, processes = self.samples, self.processes
+        processes = self.processes
         facts = model_facts(self.model, self.name)
         self.manifest, self.done = processes.on_rank_zero(lambda: self._settle(facts))
         if facts["sha256"] != self.manifest["model"]["sha256"]:
             raise InputError(f"model {self.name!r} has other weights here than in the first process")
         files = self.manifest["files"]
-        self.plan = Plan(samples.first, samples.n, files["shard_size"])
-        self.folder = ShardFolder(self.path, files["format"], samples.end, self.model.image_shape)
+        self.plan = Plan(self.request.first, self.request.n, files["shard_size"])
+        self.folder = ShardFolder(self.path, files["format"], self.request.end, self.model.image_shape)
         self.images_done = sum(self.plan.shard(at).end - at for at in self.done)
         own = None
         if next(self._mine(), None) is not None:
@@ -107,16 +113,16 @@ class ShardRun:
     def _settle(self, model: dict[str, Any]) -> tuple[Manifest, set[int]]:
         """The run's manifest, and the first samples of its whole shards. Writes nothing."""
         check_folder(self.path)
-        values = self.samples.values(self.model)
+        request, values = self.request, self.samples.values(self.model)
         format, shard_size = self.given["format"], self.given["shard_size"]
-        if format is not None and format not in ENDINGS:
-            raise unknown_name("format", format, ENDINGS)
+        if format is not None and format not in FORMATS:
+            raise unknown_name("format", format, FORMATS)
         options = {name: self.given[name] for name in RESTORED}
         manifest = read_manifest(self.path)
         if manifest is None:
             self._check_empty()
             size = check_batch_size(options["batch_size"])
-            format = check_channels(format or "npz", self.model.image_shape[0])
+            format = check_channels(format or DEFAULT, self.model.image_shape[0])
             files = {"format": format, "shard_size": check_shard_size(shard_size, size)}
             self.engine = self._engine(options)
             manifest = new_manifest(source_version(), model, values, files, self.engine.configuration())
@@ -125,18 +131,18 @@ class ShardRun:
             device = None if options["device"] is None else choose_device(options["device"]).type
             check_given(self.path, manifest["files"], {"format": format, "shard_size": shard_size})
             check_given(self.path, manifest["configuration"], {**options, "device": device})
-            if digits(self.samples.end) != digits(self.samples.first + manifest["samples"]["n"]):
+            if digits(request.end) != digits(request.first + manifest["samples"]["n"]):
                 raise InputError(
-                    f"n = {self.samples.n}; the run in {str(self.path)!r} has file names for samples "
+                    f"n = {request.n}; the run in {str(self.path)!r} has file names for samples "
                     f"below {SHORT_NAMES}: extend it so far, or name another folder"
                 )
-            manifest["samples"]["n"] = self.samples.n
-        folder = ShardFolder(self.path, manifest["files"]["format"], self.samples.end, self.model.image_shape)
+            manifest["samples"]["n"] = request.n
+        folder = ShardFolder(self.path, manifest["files"]["format"], request.end, self.model.image_shape)
         folder.take_notes(manifest)
-        return manifest, folder.done(Plan(self.samples.first, self.samples.n, manifest["files"]["shard_size"]))
+        return manifest, folder.done(Plan(request.first, request.n, manifest["files"]["shard_size"]))
 
     def _check_empty(self) -> None:
-        found = next(ShardFolder(self.path, "npz", 0, ()).names(), None)
+        found = next(ShardFolder(self.path, DEFAULT, 0, ()).names(), None)
         if found:
             raise InputError(
                 f"{str(self.path)!r} holds {found[0]!r} but no manifest of its run; accepted: another folder"
@@ -152,21 +158,12 @@ class ShardRun:
         dtype = None if options["dtype"] is None else getattr(torch, options["dtype"])
         return Engine(
             self.model,
-            self.samples.table(self.model),
+            self.request.table,
             batch_size=options["batch_size"],
             device=device,
             dtype=dtype,
             clip=self.samples.clip,
             form=options["form"],
-        )
-
-    def _stream(self, engine: Engine, shard: Shard) -> Iterator[Tensor]:
-        return engine.stream(
-            shard.end - shard.begin,
-            seed=self.samples.seed,
-            first=shard.begin,
-            context=self.samples.context(),
-            guidance_scale=self.samples.guidance_scale,
         )
 
     def _begin(self, facts: list[dict[str, Any] | None]) -> Manifest:
@@ -240,7 +237,7 @@ class ShardRun:
         while True:
             parts: list[Tensor] = []
             size, made = 0, 0
-            for images in self._stream(engine, shard):
+            for (images,) in engine.batches(self.request.part(*shard)):
                 if parts and engine.batch_size != size:
                     count(-made)
                     break

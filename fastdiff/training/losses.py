@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from fastdiff.errors import unknown_name
 from fastdiff.samplers.prediction import target
 from fastdiff.samplers.schedule import Schedule
 
+if TYPE_CHECKING:  # the command line reads names without torch
+    from torch import Tensor
+
 __all__ = ["LOSSES", "denoising_loss", "snr_weight", "weighted_loss"]
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "huber": F.smooth_l1_loss,  # beta = 1, as in the Annotated tutorial
-    "l1": F.l1_loss,
-    "l2": F.mse_loss,
+# name → function of torch.nn.functional
+LOSSES = {
+    "huber": "smooth_l1_loss",  # beta = 1, as in the Annotated tutorial
+    "l1": "l1_loss",
+    "l2": "mse_loss",
 }
 
 
@@ -84,7 +85,7 @@ def snr_weight(
     snr = (alpha / sigma) ** 2
     weight = (1 + snr) ** -p2_gamma
     if min_snr is not None:
-        over = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": snr + 1}[prediction_type]
+        over = {"epsilon": snr, "sample": snr.new_ones(()), "v_prediction": snr + 1}[prediction_type]
         weight = weight * snr.clamp(max=min_snr) / over
     return weight
 
@@ -104,6 +105,8 @@ def weighted_loss(loss: str, prediction: Tensor, wanted: Tensor, weight: Tensor)
     Raises:
         InputError: for a loss that is not huber, l1 or l2.
     """
+    from torch.nn import functional
+
     if loss not in LOSSES:
         raise unknown_name("loss", loss, LOSSES)
-    return (LOSSES[loss](prediction, wanted, reduction="none") * weight).mean()
+    return (getattr(functional, LOSSES[loss])(prediction, wanted, reduction="none") * weight).mean()

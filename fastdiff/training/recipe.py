@@ -1,20 +1,20 @@
-"""Training recipes: one dataclass of plain values, and two published recipes."""
+"""Training recipes: one dataclass of plain values, and two published recipes. Imports no torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from fastdiff.checkpoints.config import NETWORKS
+from fastdiff.data import fashion
 from fastdiff.errors import InputError, check_float, check_int, unknown_name
+from fastdiff.networks.registry import NETWORKS
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.schedule import Schedule, make_schedule
 from fastdiff.training.losses import LOSSES
 
-OPTIMIZERS = ("adam", "adamw")
-LR_DECAYS = ("cosine", "linear-epoch", "constant")
+OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW"}  # name → class of torch.optim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class Recipe:
         """
         if name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
-        return replace(PRESETS[name], **options)
+        return replace(PRESETS[name].recipe, **options)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
@@ -145,12 +145,7 @@ class Recipe:
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of step 0, 1, ..., by lr_decay."""
-        span = self.lr - self.lr_final
-        if self.lr_decay == "cosine":
-            return self.lr_final + span * 0.5 * (1 + math.cos(math.pi * step / (steps_per_epoch * self.epochs)))
-        if self.lr_decay == "linear-epoch":
-            return self.lr_final + span * (1 - step // steps_per_epoch / self.epochs)
-        return self.lr
+        return LR_DECAYS[self.lr_decay](self, step, steps_per_epoch)
 
     def make_schedule(self) -> Schedule:
         """The noise schedule.
@@ -162,23 +157,62 @@ class Recipe:
         return make_schedule(self.schedule, self.timesteps, **{k: v for k, v in betas.items() if v is not None})
 
 
-PRESETS: dict[str, Recipe] = {
-    # The Annotated Diffusion Model: 10 epochs of Fashion-MNIST, 3750 steps each.
-    "annotated": Recipe(
-        network={"name": "annotated", "dim": 28, "dim_mults": [1, 2, 4]},
-        flip=True,
+def _cosine(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    share = 0.5 * (1 + math.cos(math.pi * step / (steps_per_epoch * recipe.epochs)))
+    return recipe.lr_final + (recipe.lr - recipe.lr_final) * share
+
+
+def _linear_epoch(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    return recipe.lr_final + (recipe.lr - recipe.lr_final) * (1 - step // steps_per_epoch / recipe.epochs)
+
+
+# name → (recipe, step, steps per epoch) → the learning rate
+LR_DECAYS: dict[str, Callable[[Recipe, int, int], float]] = {
+    "cosine": _cosine,
+    "linear-epoch": _linear_epoch,
+    "constant": lambda recipe, step, steps_per_epoch: recipe.lr,
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published recipe.
+
+    Attributes:
+        title: where it was published.
+        recipe: its values.
+        data: what `fastdiff train` takes where no data is named; None has to be told.
+    """
+
+    title: str
+    recipe: Recipe
+    data: str | None = None
+
+
+PRESETS = {
+    # 10 epochs of Fashion-MNIST, 3750 steps each.
+    "annotated": Preset(
+        "The Annotated Diffusion Model",
+        Recipe(
+            network={"name": "annotated", "dim": 28, "dim_mults": [1, 2, 4]},
+            flip=True,
+        ),
+        data=fashion.NAME,
     ),
-    # "How Diffusion Models Work". shortcut: the trained one; the published network's is drawn anew in every pass.
-    "course": Recipe(
-        network={"name": "context", "n_feat": 64, "shortcut": True},
-        schedule="course",
-        timesteps=500,
-        loss="l2",
-        lr=1e-3,
-        lr_final=0.0,
-        lr_decay="linear-epoch",
-        batch_size=100,
-        epochs=32,
-        context_dropout=0.1,
+    # shortcut: the trained one; the published network's is drawn anew in every pass.
+    "course": Preset(
+        "How Diffusion Models Work",
+        Recipe(
+            network={"name": "context", "n_feat": 64, "shortcut": True},
+            schedule="course",
+            timesteps=500,
+            loss="l2",
+            lr=1e-3,
+            lr_final=0.0,
+            lr_decay="linear-epoch",
+            batch_size=100,
+            epochs=32,
+            context_dropout=0.1,
+        ),
     ),
 }

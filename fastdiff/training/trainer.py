@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from fastdiff.checkpoints.config import NETWORKS, build_network
+from fastdiff.checkpoints.config import build_network
 from fastdiff.checkpoints.tensors import load_weights
 from fastdiff.data.images import ImageData
 from fastdiff.engine.placement import choose_device
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.networks.protocol import context_width
+from fastdiff.networks.registry import network_class
 from fastdiff.training.averaging import averaged
 from fastdiff.training.checkpoint import TrainingCheckpoint, read_checkpoint, restore, write_checkpoint
 from fastdiff.training.losses import denoising_loss
-from fastdiff.training.recipe import Recipe
+from fastdiff.training.recipe import OPTIMIZERS, Recipe
 
 VAL_IMAGES = 2000
 VAL_BATCH = 250
@@ -88,7 +89,7 @@ class Trainer:
         if recipe.ema_decay:
             self.averaged = averaged(self.network, recipe.ema_decay)
         self.schedule = recipe.make_schedule()
-        optimizer = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+        optimizer = getattr(torch.optim, OPTIMIZERS[recipe.optimizer])
         fused = self.device.type == "cuda"
         self.optimizer: torch.optim.Optimizer = optimizer(
             self.network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused
@@ -264,7 +265,7 @@ class Trainer:
 
 def network_for(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     """The recipe's network options, completed by what the data decides."""
-    network = NETWORKS[recipe.network["name"]]
+    network = network_class(recipe.network["name"])
     return {**recipe.network, **network.options_for(data.image_shape, data.labels.shape[1])}  # type: ignore[attr-defined]
 
 

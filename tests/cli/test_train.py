@@ -18,6 +18,7 @@ from fastdiff.cli import training
 from fastdiff.cli.main import main
 from fastdiff.data.sources import SOURCES
 from fastdiff.training import folder, loop
+from fastdiff.training.recipe import PRESETS
 
 TINY = ["--epochs", "2", "--batch-size", "10", "--threads", "1"]
 
@@ -187,6 +188,20 @@ def test_the_data_that_can_be_given_is_listed(run):
     said = " ".join(run("train", "--help").split())
     for source in SOURCES:
         assert source.accepts in said
+
+
+def test_the_presets_are_listed_with_their_values(run):
+    said = " ".join(run("train", "--help").split())
+    for name, preset in PRESETS.items():
+        recipe = preset.recipe
+        for words in (
+            f"{name}: {preset.title}",
+            f"{recipe.schedule} schedule, T = {recipe.timesteps}",
+            f"{recipe.optimizer}, learning rate {recipe.lr:g}",
+            f"batches of {recipe.batch_size}; {recipe.epochs} epochs",
+        ):
+            assert words in said
+    assert "[default with --preset annotated: fashion-mnist]" in said
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run, sprites, refused):

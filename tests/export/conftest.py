@@ -50,6 +50,13 @@ class NeedsContext(Own):
         return super().forward(x, t) + label.mean()
 
 
+class TakesContext(Own):
+    """May be given a context whose width nothing tells."""
+
+    def forward(self, x, t, label=None):
+        return super().forward(x, t)
+
+
 @pytest.fixture
 def own_networks():
     return {
@@ -57,6 +64,7 @@ def own_networks():
         "cond": Cond(),
         "branching": Branching(),
         "needs context": NeedsContext(),
+        "takes context": TakesContext(),
     }
 
 

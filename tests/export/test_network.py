@@ -111,6 +111,13 @@ def test_networks_that_cannot_be_exported_are_refused_in_one_sentence(models, tm
     assert not list(tmp_path.iterdir())
 
 
+def test_a_context_left_out_is_told_at_the_callers_line(models, tmp_path, own_networks):
+    model = replace(models["own"], network=own_networks["takes context"])
+    with pytest.warns(UserWarning, match="exported without the network's 'label'") as caught:
+        export_network(model, tmp_path / "network.onnx")
+    assert [one.filename for one in caught if "label" in str(one.message)] == [__file__]
+
+
 def test_what_cannot_be_exported_is_named(models, tmp_path, own_networks):
     model = replace(models["own"], network=own_networks["unsupported"])
     with pytest.raises(InputError, match="denoise part cannot be exported: .*svd"):

@@ -73,6 +73,8 @@ def test_25_calls_of_one_step_are_the_whole_bit_for_bit(models, make, sampler, t
     images, frames = stepwise.sample(3, seed=7, context=context, guidance_scale=2, frames=10)
     assert np.array_equal(images, whole)
     assert frames.shape == (3, 3, 3, 16, 16) and np.array_equal(frames[-1], whole)
+    again = stepwise.sample(3, seed=7, context=context, guidance_scale=2, frames=10, batch_size=2)[1]
+    assert np.allclose(again, frames, atol=1e-4)
     # and so are calls of several rows, with leftovers in x at the start, which is made anew there
     feed = {"seed": np.array(7), "first": np.array(0), "context": context.numpy(), "guidance_scale": np.float32([2])[0]}
     state = {"x": np.full((3, 3, 16, 16), np.nan, np.float32), "x0_prev": np.zeros((3, 3, 16, 16), np.float32)}

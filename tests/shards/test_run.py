@@ -19,7 +19,9 @@ from fastdiff import ContextUnet, Engine, InputError, Model, load, make_schedule
 from fastdiff.cli.main import main
 from fastdiff.images import to_uint8
 from fastdiff.shards.folder import Plan, Shard, ShardFolder, check_channels, check_shard_size, only_writer, save_npz
+from fastdiff.shards.manifest import RESTORED, Samples
 from fastdiff.shards.processes import Processes, default_threads
+from fastdiff.shards.run import ShardRun
 
 CLASSES = ("monster", "player", "item", "spell", "dungeon")
 WORDS = ["sample", "b.safetensors", "-n", 21, "--first", 3, "--steps", 2, "--batch-size", 4, "--shard-size", 8]
@@ -362,6 +364,19 @@ def test_another_machine_or_version_is_told_and_noted(run):
     assert len(notes) == 2 and "in place of '0.0.1'" in notes[0] and "in place of 'Babbage'" in notes[1]
 
 
+def test_a_warning_shows_the_callers_line(run):
+    """Not the line of fastdiff's own that warns, from Python too."""
+    run(*WORDS, "-o", "out/")
+    change("out", configuration={"machine": "Babbage"})
+    os.unlink("out/samples-00000016-00000024.npz")
+    made = manifest("out")["samples"]
+    given = {**dict.fromkeys(RESTORED), "format": None, "shard_size": None}
+    asked = load("b.safetensors"), "b.safetensors", Samples(**made), Path("out"), given, Processes()
+    with pytest.warns(UserWarning, match="from sample 16 on: machine") as caught, ShardRun(*asked):
+        pass
+    assert [one.filename for one in caught] == [__file__]
+
+
 # --- a batch that does not fit ---
 
 
@@ -419,7 +434,8 @@ BAD = [
     (["-n", "0", "-o", "out/"], ["n = 0"]),
     (["--seed", "-1", "-o", "out/"], ["seed = -1"]),
     (["--steps", "31", "-o", "out/"], ["31"]),
-    (["--context", "1,2", "-o", "out/"], ["(1, 2)", "(1, 5)"]),
+    (["--context", "1,2", "-o", "out/"], ["(2,)", "(5,)"]),
+    (["--context", "1,2", "--context", "3,4", "-o", "out/"], ["(1, 2)", "(1, 5)"]),
     (["--guidance-scale", "2", "-o", "out/"], ["guidance_scale = 2.0 without a context"]),
     (["--dtype", "float8", "-o", "out/"], ["'float8'"]),
     (["--form", "fast", "-o", "out/"], ["'fast'"]),

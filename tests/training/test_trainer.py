@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 import fastdiff
 from fastdiff import InputError, Recipe, Trainer, make_schedule
-from fastdiff.checkpoints.config import NETWORKS
 from fastdiff.checkpoints.tensors import read_tensors
 from fastdiff.data.images import ImageData
+from fastdiff.networks.registry import NETWORKS
 from fastdiff.samplers.prediction import target
 from fastdiff.training.checkpoint import read_checkpoint
 from fastdiff.training.losses import denoising_loss, snr_weight, weighted_loss
@@ -35,21 +35,21 @@ def small(preset="annotated", **options) -> Recipe:
     network = (
         {"name": "annotated", "dim": 8, "dim_mults": [1, 2]}
         if preset == "annotated"
-        else {**PRESETS["course"].network, "n_feat": 8}
+        else {**Recipe.preset("course").network, "n_feat": 8}
     )
-    return PRESETS[preset].with_options({"network": network, "batch_size": 16, "epochs": 3, **options})
+    return Recipe.preset(preset).with_options({"network": network, "batch_size": 16, "epochs": 3, **options})
 
 
 def test_a_preset_with_other_values():
     recipe = Recipe.preset("course", epochs=2)
-    assert recipe == dataclasses.replace(PRESETS["course"], epochs=2)
+    assert recipe == dataclasses.replace(PRESETS["course"].recipe, epochs=2)
     with pytest.raises(InputError, match="unknown preset 'cours'.*did you mean 'course'"):
         Recipe.preset("cours")
     assert Recipe() == Recipe.preset("annotated", network={"name": "annotated"}, flip=False)
 
 
 def test_the_presets_are_the_published_recipes():
-    a, b = PRESETS["annotated"], PRESETS["course"]
+    a, b = Recipe.preset("annotated"), Recipe.preset("course")
     assert (a.loss, a.timesteps, a.schedule, a.batch_size, a.epochs, a.lr, a.lr_final, a.flip) == (
         "huber",
         200,
@@ -222,8 +222,8 @@ def test_a_recipe_is_checked_when_it_is_made(fields, message):
 
 
 def test_a_recipe_of_another_version_is_refused():
-    values = PRESETS["annotated"].to_dict()
-    assert Recipe.from_dict(values) == PRESETS["annotated"]
+    values = Recipe.preset("annotated").to_dict()
+    assert Recipe.from_dict(values) == Recipe.preset("annotated")
     with pytest.raises(InputError, match="warmup"):
         Recipe.from_dict({**values, "warmup": 10})
 

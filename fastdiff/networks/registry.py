@@ -1,0 +1,23 @@
+"""The networks by the names that checkpoints and recipes give them. Imports torch when a network is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastdiff.errors import unknown_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# name → module and class
+NETWORKS = {"annotated": "annotated.AnnotatedUnet", "context": "context.ContextUnet"}
+BLOCKS = ("convnext", "resnet")  # of AnnotatedUnet
+
+
+def network_class(name: Any) -> type[nn.Module]:
+    """The class of that name; raises InputError."""
+    if name not in NETWORKS:
+        raise unknown_name("network", name, NETWORKS)
+    module, _, attribute = NETWORKS[name].partition(".")
+    return getattr(importlib.import_module(f"fastdiff.networks.{module}"), attribute)
