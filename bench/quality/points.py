@@ -170,14 +170,13 @@ def measure(entry: dict[str, Any], device: torch.device, rounds: int) -> None:
     rows = {str(_point(row)): row for row in entry["rows"] if "distance" in row}
     contexts = Point("ddim", 1).request(model, 1).request(model).contexts
     context = None if contexts is None else contexts.rows(0, DEFAULT_BATCH)
-    table = model.table("ddim", 1)  # each call has its own
-    engine = Engine(model, table, batch_size=DEFAULT_BATCH, device=device)
+    engine = Engine(model, batch_size=DEFAULT_BATCH, device=device)  # each call has its own table
     for name, row in rows.items():
         for stale in ("milliseconds", "lowest", "highest", "untimed"):
             row.pop(stale, None)
-        table = _point(row).request(model, 1).request(model).table
-        given = dict(seed=SEED, context=context, guidance_scale=row["guidance_scale"], table=table)
-        call = partial(engine.sample, DEFAULT_BATCH, **given)
+        point = _point(row)
+        asked = dict(seed=SEED, context=context, guidance_scale=point.guidance_scale)
+        call = partial(engine.sample, DEFAULT_BATCH, table=point.request(model, 1).request(model).table, **asked)
         try:
             call()
             turns.add(name, Ready(call))
