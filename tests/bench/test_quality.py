@@ -208,6 +208,11 @@ def test_what_to_take_is_computed_from_the_rows():
 
 
 @pytest.fixture
+def models(tiny):
+    return tiny(50)
+
+
+@pytest.fixture
 def small(monkeypatch, models, tmp_path):
     """Tiny models, data and classifiers in place of the shipped ones."""
     own = {"fashion-mnist": models["A28@28"], "sprites": models["B@16"]}

@@ -17,11 +17,11 @@ def gradients(function, x, heads, divide, dy):
     return y, torch.autograd.grad(y, x, dy)[0]
 
 
+SLOW = () if torch.cuda.is_available() else pytest.mark.slow  # in the interpreter
 SHAPES = [
     (2, 4, 32, 7, 7),  # network A's heads
     (1, 3, 16, 7, 9),  # the narrowest tile, not padded
     (2, 2, 60, 14, 14),  # padded to 64
-    (1, 4, 32, 28, 28),  # split over programs
     (1, 5, 8, 1, 1),  # one position; a head narrower than a tile
     (3, 1, 33, 5, 4),  # padded to nearly twice the width
     (1, 1, 1, 3, 3),  # one feature
@@ -32,7 +32,8 @@ SHAPES = [
 # Dividing by n only changes a number that the kernels are given, so the largest shape runs once.
 @pytest.mark.parametrize(
     "b, heads, d, h, w, divide",
-    [(*shape, divide) for shape in SHAPES for divide in (False, True) if divide or shape != (1, 4, 32, 28, 28)],
+    [(*shape, divide) for shape in SHAPES for divide in (False, True)]
+    + [pytest.param(1, 4, 32, 28, 28, True, marks=SLOW)],  # split over programs
 )
 def test_every_shape_and_its_gradient(triton_device, agrees, b, heads, d, h, w, divide):
     x = qkv(triton_device, b, heads, d, h, w)
@@ -71,21 +72,20 @@ def test_reduced_precision(triton_device, agrees, dtype, d):
     agrees(dx, exact_dx, times=5)
 
 
-def test_half_precision_keeps_the_division_by_n(triton_device, agrees):
+@pytest.mark.parametrize("side", [pytest.param(128, marks=SLOW)])
+def test_half_precision_keeps_the_division_by_n(triton_device, agrees, side):
     """1 / 16,384 times the context would leave float16's normal range before the product.
 
     The result is itself subnormal, with steps of 6e-8. Half a step is allowed, and three roundings of the largest.
     """
-    x = qkv(triton_device, 1, 1, 16, 128, 128, torch.float16)
+    x = qkv(triton_device, 1, 1, 16, side, side, torch.float16)
     x[:, 32:] *= 100
     y, exact = linear_attention(x, 1, True), linear_attention_reference(x.double(), 1, True)
     assert float((y.double() - exact).abs().max()) < 2**-25 + 3 * 2**-11 * float(exact.abs().max())
 
 
 # 17 parts, of 128 positions and a last one of 22; 16,384 positions take the interpreter half a minute.
-@pytest.mark.parametrize(
-    "h, w", [(46, 45), pytest.param(128, 128, marks=() if torch.cuda.is_available() else pytest.mark.slow)]
-)
+@pytest.mark.parametrize("h, w", [(46, 45), pytest.param(128, 128, marks=SLOW)])
 def test_many_positions_are_split_over_programs(triton_device, agrees, h, w):
     """Partial contexts of one head are merged, with keys that grow, so that the running maximum changes."""
     x = qkv(triton_device, 1, 1, 16, h, w)
