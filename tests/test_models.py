@@ -116,7 +116,8 @@ def test_the_sprites_ddim_loop(steps, sprites, rel):
     assert rel(ours, expected) < 1e-4
 
 
-@pytest.mark.parametrize("sampler", ["ddpm_large", pytest.param("ddpm_no_noise", marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/test_sampling.py has these loops with random weights
+@pytest.mark.parametrize("sampler", ["ddpm_large", "ddpm_no_noise"])
 def test_the_sprites_ddpm_loop(sampler, sprites, rel):
     model, reference = sprites
     noise = fastdiff.PhiloxNoise(4)

@@ -48,7 +48,7 @@ def test_every_launch_compiles_clean_on_three_architectures():
     assert {line.split(" | ")[1] for line in done.stdout.splitlines() if line.startswith("| ")} >= {"80", "90", "100"}
 
 
-ONES = """
+IMPORTS = """
 import torch
 from fastdiff.bench.static.codegen import clean, compile_launch, recorded
 from fastdiff.kernels import philox
@@ -60,7 +60,10 @@ from fastdiff.kernels.denoise_step import denoise_step
 from fastdiff.kernels.depthwise_conv import depthwise_conv
 from fastdiff.kernels.group_norm import group_norm
 from fastdiff.kernels.linear_attention import linear_attention
+"""
 
+
+ONES = """
 def one(*shape, **options):
     return torch.ones(shape, device="meta", **options)
 
@@ -139,25 +142,26 @@ with using("triton"):
 """
 
 
-@pytest.fixture(scope="module")
-def told():
-    """What the three say, in one process: half of the time goes into starting it."""
-    done = compiler("-c", ONES + SPILLING + AHEAD)
+def told(code: str) -> list[str]:
+    """The lines that it prints."""
+    done = compiler("-c", IMPORTS + code)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     return done.stdout.splitlines()
 
 
-def test_sizes_of_one_compile(told):
+@pytest.mark.slow
+def test_sizes_of_one_compile():
     """Triton makes arguments equal to 1 constants, which the interpreter does not: code may then no longer compile."""
-    assert int(told[0]) >= 14
+    assert int(told(ONES)[0]) >= 14
 
 
-def test_a_spill_is_seen(told):
-    assert told[1] == "False True True"
+@pytest.mark.slow
+def test_a_spill_is_seen():
+    assert told(SPILLING) == ["False True True"]
 
 
-def test_kernels_are_compiled_ahead_in_threads_and_once(told):
-    assert told[2:] == ["3 3 False True", "0 3"]
+def test_kernels_are_compiled_ahead_in_threads_and_once():
+    assert told(AHEAD) == ["3 3 False True", "0 3"]
 
 
 def test_the_compiler_is_not_run_in_the_interpreter(monkeypatch):

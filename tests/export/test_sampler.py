@@ -128,6 +128,7 @@ def test_batches_and_places_leave_a_samples_noise_alone(models, make, table_of, 
     assert apart(file.sample(7, seed=3, first=10), images) > 0.1
 
 
+@pytest.mark.slow  # another trace; the page of tests/export/test_web.py stores its weights in half as well
 def test_weights_stored_in_half_lose_nothing_where_they_are_halves(models, make, parts, table_of, apart):
     model = parts("B16").model
     table = table_of(model, "ddpm_large")
