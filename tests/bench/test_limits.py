@@ -35,25 +35,8 @@ def test_operations_are_those_of_the_specification():
     assert network_flop(NETWORKS["A64@32"]) / 1024 == pytest.approx(3.45e9, rel=2e-3)
 
 
-class _One(torch.nn.Module):
-    """A convolution with a bias and a GELU, shaped like a network."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = torch.nn.Conv2d(2, 3, 3, padding=1)
-
-    def embed_time(self, t):
-        return ()
-
-    def embed_context(self, context):
-        return ()
-
-    def denoise(self, x, time, context):
-        return torch.nn.functional.gelu(self.conv(x))
-
-
-def test_bytes_are_counted_as_by_hand():
-    moved = network_traffic(Network(_One, (2, 4, 4)), torch.bfloat16, fused=False, batch=5).moved
+def test_bytes_are_counted_as_by_hand(one_convolution):
+    moved = network_traffic(Network(one_convolution, (2, 4, 4)), torch.bfloat16, fused=False, batch=5).moved
     x, w, y = 5 * 2 * 16 * 2, 3 * 2 * 9 * 2, 5 * 3 * 16 * 2
     assert moved["convolution"] == x + w + 3 * 2 + y
     assert moved["convolution's bias"] == 2 * y + 3 * 2
@@ -61,10 +44,10 @@ def test_bytes_are_counted_as_by_hand():
     assert sum(moved.values()) == moved["convolution"] + moved["convolution's bias"] + moved["gelu"]
 
 
-def test_launches_of_a_step_are_counted_as_by_hand():
+def test_launches_of_a_step_are_counted_as_by_hand(one_convolution):
     """x in the network's dtype, the row's time, convolution, its bias, GELU, the update, the row's number."""
 
-    class Flat(_One):
+    class Flat(one_convolution):
         def denoise(self, x, time, context):
             return torch.nn.functional.gelu(self.conv(x))[:, :2]
 
