@@ -110,8 +110,11 @@ def advised(path: Path) -> str:
     lines = [f"![time an image against Fréchet distance]({picture})", ""]
     for entry in made["models"]:
         lines += [*page.advice(entry), ""]
-    where = _link(path.with_suffix(".md"), SAMPLERS)
-    return "\n".join([*lines, f"{made['machine']}; fastdiff {made['fastdiff']}; [the table]({where})."])
+    lines += [
+        f"{what}: {of['machine']}; fastdiff {of['fastdiff']}."
+        for what, of in (("Distances", made), ("Times", made["times"]))
+    ]
+    return "\n".join([*lines, f"[The table]({_link(path.with_suffix('.md'), SAMPLERS)})."])
 
 
 def costs_of_a_step() -> tuple[tuple[float, float], tuple[float, float]]:

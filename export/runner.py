@@ -11,7 +11,7 @@ from typing import Any, Unpack, overload
 import numpy as np
 import torch
 
-from fastdiff.engine.noise import PhiloxNoise, draw
+from fastdiff.engine.noise import NoiseSource, PhiloxNoise, draw
 from fastdiff.engine.request import Asked, Request, check_batch_size
 from fastdiff.errors import InputError, check_int, install, unknown_name, warn_caller
 from fastdiff.export import metadata
@@ -174,20 +174,27 @@ class OnnxSampler:
         self,
         n: int,
         *,
+        seed: int = 0,
+        first: int = 0,
+        context: Any = None,
+        guidance_scale: float | None = None,
         table: StepTable | None = None,
         frames: int | None = None,
+        noise: NoiseSource | None = None,
         batch_size: int | None = None,
         on_step: Callable[[int], None] | None = None,
-        **asked: Unpack[Asked],
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """n images; the arguments are those of fastdiff.sample, and so are the images.
+        """n images, those of fastdiff.sample with the same table.
 
         Args:
+            n: how many images.
+            seed, first, context, guidance_scale: as in fastdiff.sample.
             table: for a file without one, see `table`.
-            frames: also return x after every so many steps; stepwise files only.
+            frames: also return x after every so many steps, the last included; stepwise files only.
+            noise: a callable (draw, first, shape) → normals, for a file that takes them from outside; Philox's unless
+                given.
             batch_size: images run together; min(n, 64) unless given.
             on_step: called with the number of images times steps done since the last call.
-            n, asked: n, seed, first, context, guidance_scale, and noise, for a file that takes it from outside.
 
         Returns:
             (n, C, H, W) float32 in [-1, 1], or uint8 (n, H, W, C) from a file that makes pictures; with `frames`, that
@@ -196,6 +203,7 @@ class OnnxSampler:
         Raises:
             InputError: before any work, for what the file does not take.
         """
+        asked = Asked(seed=seed, first=first, context=context, guidance_scale=guidance_scale, noise=noise)
         request = Request.of(self, n, table=table, frames=frames, **asked)
         size, steps = check_batch_size(batch_size, request.n), self._check(request)
         batches = []

@@ -53,8 +53,10 @@ def hardware(device: str) -> str:
 
 def machine(device: torch.device) -> str:
     """The device's model; for a CPU, with the threads in use."""
-    threads = f", {torch.get_num_threads()} threads of {os.cpu_count()}"
-    return device_name(device) + ("" if device.type == "cuda" else threads)
+    if device.type == "cuda":
+        return device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device_name(device)}, {threads} thread{'s' if threads > 1 else ''} of {os.cpu_count()}"
 
 
 def versions() -> str:

@@ -41,6 +41,12 @@ CALLABLES = {
     for name in module.__all__
     if callable(getattr(module, name)) and name not in ("InputError", "AnnotatedUnet", "ContextUnet")  # as published
 }
+METHODS = {
+    f"{cls.__name__}.{name}": method
+    for cls in filter(inspect.isclass, CALLABLES.values())
+    for name, method in vars(cls).items()
+    if inspect.isfunction(method) and not name.startswith("_")
+}
 
 
 @pytest.mark.parametrize("name", CALLABLES)
@@ -51,3 +57,9 @@ def test_options_are_given_by_name(name):
     names = [one.name for one in parameters]
     if {"device", "dtype"} <= set(names):
         assert names.index("device") < names.index("dtype")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_help_names_what_it_takes(name):
+    parameters = inspect.signature(METHODS[name]).parameters.values()
+    assert [one.name for one in parameters if one.kind is one.VAR_KEYWORD] == []

@@ -34,8 +34,10 @@ def parse_contexts(texts: Sequence[str], class_names: Sequence[str], width: int 
     if texts and width == 0:
         raise InputError(f"--context {texts[0]!r} for a model that takes no context; leave it out")
     rows = [parse_context(text, class_names).tolist() for text in texts]
-    if len({len(row) for row in rows}) > 1:
-        raise InputError(f"contexts of {sorted({len(row) for row in rows})} numbers; accepted: all of one width")
+    for text, row in zip(texts, rows, strict=True):
+        accepted = len(rows[0]) if width is None else width
+        if len(row) != accepted:
+            raise InputError(f"--context {text!r} has {len(row)} numbers; accepted: {accepted}")
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -144,32 +144,51 @@ class Engine:
         self.loaded: StepTable | None = None
         self.steps: dict[Kind, tuple[Prediction, Step]] = {}
 
-    def sample(self, n: int, *, table: StepTable | None = None, **asked: Unpack[Asked]) -> Tensor:
-        """n images; the arguments are those of `stream`.
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        context: Any = None,
+        guidance_scale: float | None = None,
+        noise: NoiseSource | None = None,
+        table: StepTable | None = None,
+    ) -> Tensor:
+        """n images, from samples first .. first + n - 1 of the seed.
+
+        Args:
+            n: how many images.
+            seed, first, context, guidance_scale, noise: as in fastdiff.sample.
+            table: the sampler; None takes the engine's.
 
         Returns:
             (n, C, H, W) float32 on the CPU.
 
         Raises:
-            InputError: for values outside those of `stream`.
+            InputError: for values outside these, before any work.
         """
+        asked = Asked(seed=seed, first=first, context=context, guidance_scale=guidance_scale, noise=noise)
         return torch.cat(list(self.stream(n, table=table, **asked)))
 
     def stream(
         self,
         n: int,
         *,
+        seed: int = 0,
+        first: int = 0,
+        context: Any = None,
+        guidance_scale: float | None = None,
+        noise: NoiseSource | None = None,
         table: StepTable | None = None,
         origin: int = 0,
         on_step: Callable[[int], None] | None = None,
-        **asked: Unpack[Asked],
     ) -> Iterator[Tensor]:
         """Images of samples first .. first + n - 1 of the seed, a batch at a time; memory does not grow with n.
 
         Args:
-            table: the sampler; None takes the engine's.
+            n, seed, first, context, guidance_scale, noise, table: as in `sample`.
             origin, on_step: see `batches`.
-            n, asked: n, seed, first, context, guidance_scale and noise are those of fastdiff.sample.
 
         Yields:
             (m, C, H, W) float32 on the CPU.
@@ -177,6 +196,7 @@ class Engine:
         Raises:
             InputError: at the call, for values outside these.
         """
+        asked = Asked(seed=seed, first=first, context=context, guidance_scale=guidance_scale, noise=noise)
         request = Request.of(self.model, n, table=self.table if table is None else table, **asked)
         return (images for (images,) in self.batches(request, origin=origin, on_step=on_step))
 

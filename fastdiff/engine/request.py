@@ -37,7 +37,7 @@ class Sampled(Protocol):
 
 
 class Asked(TypedDict, total=False):
-    """What every way to samples takes by name and hands to Request.of, which says what it is; for type checkers."""
+    """What every way to samples takes by name, and hands to Request.of."""
 
     seed: int
     first: int

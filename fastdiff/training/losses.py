@@ -12,7 +12,7 @@ from fastdiff.samplers.schedule import Schedule
 if TYPE_CHECKING:  # the command line reads names without torch
     from torch import Tensor
 
-__all__ = ["LOSSES", "denoising_loss", "snr_weight", "weighted_loss"]
+__all__ = ["denoising_loss", "snr_weight", "weighted_loss"]
 
 # name → function of torch.nn.functional
 LOSSES = {
