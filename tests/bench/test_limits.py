@@ -108,3 +108,18 @@ def test_the_committed_code_generation_is_clean_and_whole():
     for kernel in ("denoise_step_forward", "linear_attention_whole", "attention_block_out", "group_norm_backward"):
         for arch in (80, 90, 100):
             assert f"| {kernel} | {arch} |" in text
+
+
+def test_the_committed_cost_of_noise_follows_from_the_committed_table():
+    pytest.importorskip("triton")
+    from fastdiff.bench.static.codegen import noise_cost
+
+    text = (ROOT / "bench/results/kernels.md").read_text()
+    lines = [line.strip("| \n").split(" | ") for line in text.splitlines() if line.startswith("| denoise_step_forward")]
+    rows = [
+        {"kernel": line[0], "sm": int(line[1]), "instructions": int(line[8]), "variant": line[9]}
+        for line in lines
+        if len(line) == 10
+    ]
+    assert rows and f"too much shared memory.{noise_cost(rows)}\n" in text
+    assert "noise in denoise_step: sm_80 49 to 54" in noise_cost(rows)
