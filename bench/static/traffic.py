@@ -28,9 +28,9 @@ from fastdiff.bench.networks import COUNTED, NETWORKS, Network
 from fastdiff.bench.report import save_text
 from fastdiff.bench.static.shapes import captured_step, evaluate, on_meta
 from fastdiff.bench.tables import table
+from fastdiff.engine.placement import DTYPES
 from fastdiff.kernels.dispatch import recording, using
 
-DTYPES = ("float32", "bfloat16", "float16")
 BATCH = 1024  # weights then hardly count
 INTRODUCTION = (
     "Counted from the shapes by `make traffic`, nothing measured: bytes that each operation of one evaluation reads "
