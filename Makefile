@@ -87,16 +87,16 @@ gpu-test: ## a slice of gpu: the operators' numerics and the sampler's images on
 gpu-operators: ## a slice of gpu: each operator against its reference, torch.compile and the bandwidth
 	cd $(ROOT) && $(GPU_BENCH) --dtype bfloat16 --only operator --batch 1024 --batch 32768 -o $(OUT)/operators-cuda
 
-gpu-profile: ## a slice of gpu: network A at batches 1, 64 and 1024 against torch.compile and the floor, its kernels by time
+gpu-profile: ## a slice of gpu: the fashion-mnist network at batches 1, 64 and 1024 against torch.compile and the limits of the chip, its kernels by time
 	cd $(ROOT) && $(GPU_BENCH) --dtype bfloat16 --only "profile A28" --only "training A28" -o $(OUT)/profile-cuda
 
-gpu-bench-64 gpu-bench-1024 gpu-bench-1: gpu-bench-%: ## three slices of gpu: every contender there is, network A in bfloat16, at that batch
+gpu-bench-64 gpu-bench-1024 gpu-bench-1: gpu-bench-%: ## three slices of gpu: every contender there is, the fashion-mnist network in bfloat16, at that batch
 	cd $(ROOT) && $(GPU_MAIN) --network A28@28 --batch $* -o $(OUT)/bench-a-$*
 
 gpu-distance: ## a slice of gpu: 16-bit images against float32 ones
 	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m fastdiff bench distance --device cuda --batch 1024 --whole 64 -o $(OUT)/distance-cuda.json
 
-gpu-bench-b: ## a slice of gpu: every contender there is, network B in bfloat16, at batch 64
+gpu-bench-b: ## a slice of gpu: every contender there is, the sprites' network in bfloat16, at batch 64
 	cd $(ROOT) && $(GPU_MAIN) --network B@16 --batch 64 -o $(OUT)/bench-b-64
 
 gpu-cold: ## a slice of gpu: the cold start, with empty caches too, and the denoise step

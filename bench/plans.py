@@ -10,9 +10,9 @@ from typing import Any
 from fastdiff.bench.case import Case, Key, Kind
 from fastdiff.bench.networks import NETWORKS, SHIPPED
 from fastdiff.bench.operators.catalogue import catalogue, find
+from fastdiff.engine.placement import DTYPES
 from fastdiff.errors import InputError
 
-DTYPES = ("float32", "bfloat16", "float16")
 # Where not all dtypes mean something: x is float32 in a sampler's update, and these files and processes compute in it.
 COMPUTED_IN = {
     **dict.fromkeys((Kind.STEP, Kind.EXPORT, Kind.COLD, Kind.LOOP), ("float32",)),
@@ -113,10 +113,10 @@ def plan(
     ]
     if not kept:
         asked = ", ".join(map(repr, (*networks, *batches, *only, *dtypes)))
-        there = "; ".join(case.label for case in unique.values() if case.kind not in ON_REQUEST)
+        there = ", ".join(dict.fromkeys(case.kind for case in unique.values() if case.kind not in ON_REQUEST))
         raise InputError(
-            f"the {name} plan has no case for {asked}; its cases: {there or 'none in that dtype'}; and on request: "
-            f"{', '.join(ON_REQUEST)}"
+            f"the {name} plan has no case for {asked}; its kinds: {there or 'none in that dtype'}; on request: "
+            f"{', '.join(ON_REQUEST)}; --list without these options prints the cases"
         )
     return kept
 

@@ -132,15 +132,15 @@ def pictures(rows: list[Row]) -> dict[str, tuple[str, dict[str, list[Row]], Call
 
 
 def panels(rows: list[Row], apart: tuple[str, ...], over: str | None = None) -> dict[str, list[Row]]:
-    """Title → rows, by network and what else is kept apart, told where it differs and the batch in any case.
+    """Title → rows, by network and what else is kept apart, named where it differs and the batch in any case.
 
     over: what lines go over; a panel with one value of it is left out.
     """
-    told = [key for key in apart if key == "batch" or len({row[key] for row in rows}) > 1]
+    varying = [key for key in apart if key == "batch" or len({row[key] for row in rows}) > 1]
     words = {"threads": "{} threads", "batch": "batch {}"}
     found: dict[str, list[Row]] = {}
     for row in rows:
-        title = ", ".join([row["network"], *(words.get(key, "{}").format(row[key]) for key in told)])
+        title = ", ".join([row["network"], *(words.get(key, "{}").format(row[key]) for key in varying)])
         found.setdefault(title, []).append(row)
     return {title: some for title, some in found.items() if over is None or len({row[over] for row in some}) > 1}
 

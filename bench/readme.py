@@ -83,7 +83,7 @@ def measured(folder: Path, made: dict[str, Any]) -> str:
         cells = [_cell(found[network]) if network in found else "" for network in networks]
         lines.append([f"{text}{', ' + dtype if several else ''}", *cells])
     where = _link(folder, SPEED)
-    told = [
+    text = [
         *table([f"{count}, DDIM with 25 steps{_threads(rows[0])}", *(SHIPPED[name] for name in networks)], lines),
         "",
         "The time, and how many times faster than the reference (median over interleaved rounds in one process, its "
@@ -92,8 +92,8 @@ def measured(folder: Path, made: dict[str, Any]) -> str:
     ]
     picture = folder / "images-by-batch.png"
     if picture.exists():
-        told += ["", f"![images a second by batch]({where}/{picture.name})"]
-    return "\n".join(told)
+        text += ["", f"![images a second by batch]({where}/{picture.name})"]
+    return "\n".join(text)
 
 
 def _cell(row: dict[str, Any]) -> str:

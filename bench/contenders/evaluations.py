@@ -33,8 +33,8 @@ def own_forms(case: Case, ready: Callable[[Case, str], Ready]) -> Iterator[Conte
     """The forms of fastdiff that run there; the first is what users get."""
     names = [form.name for form in FORMS.values() if form.build_error(case.place, case.precision) is None]
     for name in names:
-        told = FASTDIFF if name == names[0] else f"{FASTDIFF}, {name}"
-        yield Contender(told, partial(ready, case, name), Role.FASTDIFF)
+        title = FASTDIFF if name == names[0] else f"{FASTDIFF}, {name}"
+        yield Contender(title, partial(ready, case, name), Role.FASTDIFF)
 
 
 def other_networks(case: Case, ready: Callable[[Case, Callable[[], others.Other]], Ready]) -> Iterator[Contender]:

@@ -11,11 +11,10 @@ import torch
 
 import fastdiff
 from fastdiff.bench.contenders.evaluations import ddim
-from fastdiff.bench.plans import DTYPES
 from fastdiff.bench.report import heading, origin, save_json, save_text
 from fastdiff.bench.tables import failure, table
 from fastdiff.engine.engine import Engine
-from fastdiff.engine.placement import choose_device
+from fastdiff.engine.placement import DTYPES, choose_device
 from fastdiff.provenance import machine
 
 MODEL = "fashion-mnist"
@@ -72,8 +71,8 @@ def markdown(report: dict[str, Any]) -> str:
 def command(device: str | None, n: int, batch: int, whole: int, steps: int, output: Path) -> None:
     """How far 16-bit images are from float32 ones, from the same noise, on one device.
 
-    The shipped network A, DDIM with 25 steps: the RMS of each image's difference from the float32 engine's, mean and
-    99th percentile. And whether images stay finite over a whole ddpm run of 1,000 steps; only that is asked there,
+    The fashion-mnist network, DDIM with 25 steps: the RMS of each image's difference from the float32 engine's, mean
+    and 99th percentile. And whether images stay finite over a whole ddpm run of 1,000 steps; only that is asked there,
     for the network was not trained on so long a schedule.
     """
     where, model = choose_device(device), fastdiff.load(MODEL)

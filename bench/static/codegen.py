@@ -39,7 +39,7 @@ from fastdiff.provenance import source_version
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 SIZES = {
     "quick": "the first launch of each kernel",
-    "main": "networks A and B in bfloat16 and float32, inference and training (default)",
+    "main": "the fashion-mnist and the sprites' networks in bfloat16 and float32, inference and training (default)",
     "full": "also float16, and the other networks",
 }
 
@@ -154,6 +154,19 @@ def clean(row: dict[str, Any]) -> bool:
     return not row["stack"] and not row["spills"] and row["shared"] <= SHARED[row["sm"]]
 
 
+def noise_cost(rows: list[dict[str, Any]]) -> str:
+    """How many instructions a thread spends on an element's noise: those of the step with it less those without."""
+    steps = [row for row in rows if row["kernel"] == "denoise_step_forward"]
+    count = {(row["sm"], row["variant"]): row["instructions"] for row in steps}
+    costs: dict[int, list[float]] = {}
+    for (arch, variant), n in sorted(count.items()):
+        without = count.get((arch, variant.replace("NOISE=philox", "NOISE=off")))
+        if "NOISE=philox" in variant and without is not None:
+            costs.setdefault(arch, []).append((n - without) / 8)  # 1,024 elements, 128 threads
+    text = ", ".join(f"sm_{arch} {min(each):.0f} to {max(each):.0f}" for arch, each in costs.items())
+    return f" Instructions for an element's Philox noise in denoise_step: {text}." if text else ""
+
+
 def _widths(operations: list[str], names: tuple[str, ...]) -> str:
     """How many global accesses of each width, in bits: "8x128 2x32"."""
     counts: Counter[int] = Counter()
@@ -203,7 +216,7 @@ def command(arch: tuple[int, ...], size: str, workers: int | None, output: Path 
     lines = sorted({tuple(row.values()) for row in rows}, key=lambda line: (line[0], line[-1], line))
     text = (
         f"Triton {triton.__version__}; fastdiff {source_version()}; no GPU. {len(rows)} compiled, "
-        f"{len(dirty)} with spills, a stack, or too much shared memory.\n\n{launches_table()}\n\n"
+        f"{len(dirty)} with spills, a stack, or too much shared memory.{noise_cost(rows)}\n\n{launches_table()}\n\n"
     )
     text += "\n".join(table(list(rows[0]), lines)) + "\n"
     click.echo(text, nl=False)

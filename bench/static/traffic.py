@@ -9,9 +9,11 @@ attention. Nothing is measured.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,28 @@ from fastdiff.bench.networks import COUNTED, NETWORKS, Network
 from fastdiff.bench.report import save_text
 from fastdiff.bench.static.shapes import captured_step, evaluate, on_meta
 from fastdiff.bench.tables import table
+from fastdiff.engine.placement import DTYPES
 from fastdiff.kernels.dispatch import recording, using
 
-DTYPES = ("float32", "bfloat16", "float16")
 BATCH = 1024  # weights then hardly count
 INTRODUCTION = (
     "Counted from the shapes by `make traffic`, nothing measured: bytes that each operation of one evaluation reads "
     f"and writes, an image of a batch of {BATCH}."
 )
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "_unsafe_view"}  # nothing moves
+# What torch's counter lacks, and would count as nothing. Products: the place of the first factor among the arguments.
+PRODUCTS = {"mv": 0, "dot": 0, "vdot": 0, "_int_mm": 0, "addmv": 1, "addmv_": 1, "addmm_": 1, "baddbmm_": 1}
+PRODUCTS |= {"addbmm": 1, "addbmm_": 1, "_addmm_activation": 1}
+ATTENTIONS = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable")
+UNCOUNTED = (
+    "mkldnn_rnn_layer",
+    "_cudnn_rnn",
+    "_native_multi_head_attention",
+    "_transformer_encoder_layer_fwd",
+    "_triton_multi_head_attention",
+    "_trilinear",
+    *(f"{name}_backward" for name in ATTENTIONS),
+)
 
 
 @dataclass
@@ -123,17 +138,36 @@ def network_flop(network: Network, batch: int = BATCH) -> int:
 def count_flop(call: Callable[[], Any]) -> int:
     """Operations of what the call does through torch's library, on any device, meta included.
 
-    What runs past the library (Triton, C, compiled graphs) is not seen.
+    What runs past the library (Triton, C, compiled graphs) is not seen. Raises NotImplementedError for an operation
+    that holds products which are not counted.
     """
-    aten = torch.ops.aten
-    own = {aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}  # which torch's counter lacks
-    with FlopCounterMode(display=False, custom_mapping=own) as counter:
-        call()
+    own: dict[str, Callable[..., int]] = {
+        **{name: partial(_product_flop, first) for name, first in PRODUCTS.items()},
+        **dict.fromkeys(ATTENTIONS, _attention_flop),
+        **{name: partial(_refuse, name) for name in UNCOUNTED},
+    }
+    aten, fast = torch.ops.aten, torch.backends.mha.get_fastpath_enabled()
+    mapping = {getattr(aten, name): formula for name, formula in own.items() if hasattr(aten, name)}
+    torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention as one operation
+    try:
+        with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+            call()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return counter.get_total_flops()
+
+
+def _product_flop(first: int, *shapes: Any, **options: Any) -> int:
+    a, b = shapes[first : first + 2]
+    return 2 * math.prod(a) * (b[-1] if len(b) > 1 else 1)
 
 
 def _attention_flop(q: Any, k: Any, v: Any, *more: Any, **options: Any) -> int:
     return sdpa_flop_count(q, k, v)  # of their shapes
+
+
+def _refuse(name: str, *shapes: Any, **options: Any) -> int:
+    raise NotImplementedError(f"aten.{name} holds products that are not counted; on meta tensors it may be apart")
 
 
 def network_report(network: Network, dtype: torch.dtype, batch: int = BATCH) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fastdiff.bench.networks import NETWORKS, Network
 from fastdiff.bench.static.traffic import (
@@ -27,6 +28,36 @@ def test_attention_is_counted_on_every_device(mode, device):
         q, k, v = torch.zeros(3, 2, 6, 4), torch.zeros(3, 2, 5, 4), torch.zeros(3, 2, 5, 3)
         for options in ({}, {"attn_mask": torch.zeros(6, 5)}):
             assert count_flop(lambda: F.scaled_dot_product_attention(q, k, v, **options)) == 2 * 3 * 2 * 6 * 5 * (4 + 3)  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    ("call", "by_hand"),
+    [
+        (lambda: torch.zeros(3, 4) @ torch.zeros(4), 2 * 3 * 4),
+        (lambda: torch.zeros(4) @ torch.zeros(4), 2 * 4),
+        (lambda: torch.addmv(torch.zeros(3), torch.zeros(3, 4), torch.zeros(4)), 2 * 3 * 4),
+        (lambda: torch.zeros(3, 5).addmm_(torch.zeros(3, 4), torch.zeros(4, 5)), 2 * 3 * 4 * 5),
+        (lambda: torch.zeros(7, 3, 5).baddbmm_(torch.zeros(7, 3, 4), torch.zeros(7, 4, 5)), 2 * 7 * 3 * 4 * 5),
+        (lambda: torch.addbmm(torch.zeros(3, 5), torch.zeros(7, 3, 4), torch.zeros(7, 4, 5)), 2 * 7 * 3 * 4 * 5),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_products_that_torchs_counter_lacks_are_counted(call, by_hand, device, mode):
+    with mode(), torch.device(device):
+        assert count_flop(call) == by_hand
+
+
+def test_multi_head_attention_is_counted_and_what_cannot_be_is_refused():
+    layer, x = nn.MultiheadAttention(8, 2, batch_first=True).eval(), torch.zeros(3, 5, 8)
+    with torch.no_grad():  # where torch would run it as one operation
+        count = count_flop(lambda: layer(x, x, x, need_weights=False))
+    assert count == 2 * 3 * 5 * 8 * (3 * 8 + 8) + 2 * 3 * 2 * 5 * 5 * (4 + 4)
+    assert torch.backends.mha.get_fastpath_enabled()
+    layer = nn.LSTM(4, 4)
+    with torch.no_grad(), pytest.raises(NotImplementedError, match="rnn_layer holds products that are not counted"):
+        count_flop(lambda: layer(torch.zeros(3, 2, 4)))
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_operations_are_those_of_the_specification():
@@ -77,3 +108,18 @@ def test_the_committed_code_generation_is_clean_and_whole():
     for kernel in ("denoise_step_forward", "linear_attention_whole", "attention_block_out", "group_norm_backward"):
         for arch in (80, 90, 100):
             assert f"| {kernel} | {arch} |" in text
+
+
+def test_the_committed_cost_of_noise_follows_from_the_committed_table():
+    pytest.importorskip("triton")
+    from fastdiff.bench.static.codegen import noise_cost
+
+    text = (ROOT / "bench/results/kernels.md").read_text()
+    lines = [line.strip("| \n").split(" | ") for line in text.splitlines() if line.startswith("| denoise_step_forward")]
+    rows = [
+        {"kernel": line[0], "sm": int(line[1]), "instructions": int(line[8]), "variant": line[9]}
+        for line in lines
+        if len(line) == 10
+    ]
+    assert rows and f"too much shared memory.{noise_cost(rows)}\n" in text
+    assert "noise in denoise_step: sm_80 49 to 54" in noise_cost(rows)
