@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastdiff.errors import InputError
@@ -32,6 +33,12 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
         return made(**options)
     except (TypeError, RuntimeError, MemoryError) as error:  # wrong options, or more memory than there is
         raise InputError(f"network {name!r} cannot be made with {options}: {error}") from error
+
+
+def check_network(config: Mapping[str, Any]) -> None:
+    """Raises InputError if the values make no network; takes no memory, and what is left out has its default."""
+    with torch.device("meta"):
+        build_network(config)
 
 
 def model_config(model: Model) -> dict[str, Any]:

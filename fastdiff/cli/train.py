@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import click
@@ -12,12 +12,13 @@ from fastdiff.cli.options import device_option, given_flags, listed, parse_devic
 from fastdiff.cli.stop import INTERRUPTED
 from fastdiff.data.sources import accepted
 from fastdiff.errors import InputError
-from fastdiff.networks.registry import BLOCKS
+from fastdiff.networks.registry import BLOCKS, NETWORK_TITLES
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
 from fastdiff.training.losses import LOSSES
-from fastdiff.training.recipe import LR_DECAYS, OPTIMIZERS, PRESETS
+from fastdiff.training.recipe import LR_DECAYS, OPTIMIZERS, PRESETS, Recipe
 
+NETWORK_OPTIONS = ("dim", "dim_mults", "block", "n_feat")
 DEFAULT_DATA = listed(f"with --preset {name}: {preset.data}" for name, preset in PRESETS.items() if preset.data)
 
 
@@ -31,16 +32,38 @@ def preset_list() -> str:
     lines = ["\b", "Presets"]
     for name, preset in PRESETS.items():
         recipe = preset.recipe
-        network = ", ".join(f"{key} {value}" for key, value in recipe.network.items() if key != "name")
+        more = [f"batches of {recipe.batch_size}", f"{recipe.epochs} epochs"]
+        if recipe.flip:
+            more.append("random flips")
+        if recipe.context_dropout:
+            more.append(f"{recipe.context_dropout:.0%} of samples without their context")
         lines += [
             f"  {name}: {preset.title}",
-            f"    {recipe.network['name']} network, {network}; {recipe.schedule} schedule, T = {recipe.timesteps}",
-            f"    {recipe.loss} loss; {recipe.optimizer}, learning rate {recipe.lr:g} to {recipe.lr_final:g}, "
-            f"{recipe.lr_decay}",
-            f"    batches of {recipe.batch_size}; {recipe.epochs} epochs; {'' if recipe.flip else 'no '}flips; "
-            f"{recipe.context_dropout:.0%} of contexts dropped",
+            f"    {NETWORK_TITLES[recipe.network['name']]}, {_flags(recipe.network)}; {recipe.schedule} schedule, "
+            f"T = {recipe.timesteps}",
+            f"    {recipe.loss} loss; {recipe.optimizer}, {_learning_rate(recipe)}",
+            f"    {'; '.join(more)}",
         ]
     return "\n".join(lines)
+
+
+def _flags(network: Mapping[str, Any]) -> str:
+    """The network's options as the command takes them; those that it does not take are left out."""
+    given = {name: network[name] for name in NETWORK_OPTIONS if name in network}
+    texts = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in given.items()}
+    return " ".join(f"--{name.replace('_', '-')} {text}" for name, text in texts.items())
+
+
+def _learning_rate(recipe: Recipe) -> str:
+    falls = {"cosine": "by a cosine", "linear-epoch": "linearly, epoch by epoch"}
+    end = f" to {_power(recipe.lr_final)} {falls[recipe.lr_decay]}" if recipe.lr_decay in falls else ""
+    return f"learning rate {_power(recipe.lr)}{end}"
+
+
+def _power(number: float) -> str:
+    """1e-4, where %g has 0.0001."""
+    mantissa, _, exponent = f"{number:e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if number else "0"
 
 
 @click.command(short_help="Train a model of your own.", epilog=preset_list())
@@ -71,13 +94,13 @@ def preset_list() -> str:
     shell_complete=complete_folder,
     help="Continue an interrupted run exactly; takes no other option but --device and --threads.",
 )
-@click.option("--epochs", type=int)
-@click.option("--batch-size", type=int)
+@click.option("--epochs", type=int, help="How many times each picture is seen.")
+@click.option("--batch-size", type=int, help="Pictures in a step.")
 @click.option("--lr", type=float, help="Learning rate at the start.")
 @click.option("--lr-final", type=float, help="Learning rate at the end.")
 @one_of("--lr-decay", LR_DECAYS)
 @one_of("--optimizer", OPTIMIZERS)
-@click.option("--weight-decay", type=float)
+@click.option("--weight-decay", type=float, help="Of the optimizer; 0 is off.")
 @one_of("--loss", LOSSES)
 @click.option("--p2-gamma", type=float, help="p2 weighting; 0 is off.")
 @click.option("--min-snr", type=float, help="min-SNR weighting with this gamma.")
@@ -100,7 +123,7 @@ def preset_list() -> str:
 @click.option("--dim-mults", help="Its widths by level, such as 1,2,4.")
 @one_of("--block", BLOCKS, "Its blocks: ")
 @click.option("--n-feat", type=int, help="Base width of ContextUnet.")
-@click.option("--seed", type=int)
+@click.option("--seed", type=int, help="Of the initial weights and all that is drawn, 0 to 2^63 - 1.  [default: 0]")
 @click.option(
     "--holdout",
     type=float,

@@ -12,8 +12,10 @@ import click
 import torch
 from tqdm.auto import tqdm
 
+from fastdiff.checkpoints.config import check_network
 from fastdiff.checkpoints.load import load, stored_info
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
+from fastdiff.cli.train import NETWORK_OPTIONS
 from fastdiff.data import fashion
 from fastdiff.data.load import load_data
 from fastdiff.data.sources import accepted
@@ -25,8 +27,6 @@ from fastdiff.training.folder import RunFolder
 from fastdiff.training.loop import Epoch, Run
 from fastdiff.training.recipe import PRESETS, Recipe
 from fastdiff.training.trainer import Trainer
-
-NETWORK_OPTIONS = ("dim", "dim_mults", "block", "n_feat")
 
 
 def new_run(
@@ -44,6 +44,7 @@ def new_run(
 ) -> Run:
     """A run from its beginning. options: fields of the recipe, and the network's options."""
     recipe = build_recipe(preset, options)
+    check_network(recipe.network)  # before the data, which may be long in coming
     source = _source(preset, data, labels, class_names, size, holdout)
     folder = RunFolder(output)
     command = shlex.join(["fastdiff", *sys.argv[1:]])  # as typed, without the path of the program

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 # name → module and class
 NETWORKS = {"annotated": "annotated.AnnotatedUnet", "context": "context.ContextUnet"}
+NETWORK_TITLES = {"annotated": "Annotated U-Net", "context": "ContextUnet"}
 BLOCKS = ("convnext", "resnet")  # of AnnotatedUnet
 
 
 def network_class(name: Any) -> type[nn.Module]:
     """The class of that name; raises InputError."""
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise unknown_name("network", name, NETWORKS)
     module, _, attribute = NETWORKS[name].partition(".")
     return getattr(importlib.import_module(f"fastdiff.networks.{module}"), attribute)

@@ -86,7 +86,7 @@ class Recipe:
             ("lr decay", self.lr_decay, LR_DECAYS),
             ("prediction type", self.prediction_type, PREDICTION_TYPES),
         ):
-            if value not in accepted:
+            if not isinstance(value, str) or value not in accepted:
                 raise unknown_name(name, value, accepted)
         for name, low, high in (("batch_size", 1, 2**31), ("epochs", 1, 2**31), ("seed", 0, 2**63 - 1)):
             check_int(name, getattr(self, name), low, high)

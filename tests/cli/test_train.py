@@ -144,6 +144,19 @@ BAD_TRAINING = [
 ]
 
 
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--block", "conv"], ["'conv'", "did you mean 'convnext'"]),
+        (["--dim", 0], ["dim = 0"]),
+        (["--preset", "course", "--data", "nowhere", "--n-feat", 9], ["n_feat = 9"]),
+    ],
+)
+def test_a_bad_network_is_refused_before_the_data_is_read(words, message, run, refused, monkeypatch):
+    monkeypatch.setattr(training, "load_data", lambda **source: pytest.fail("read the data first"))
+    refused(run("train", *words, code=2), *message)
+
+
 @pytest.mark.parametrize("words, message", BAD_TRAINING, ids=[" ".join(w) for w, _ in BAD_TRAINING])
 def test_bad_training(words, message, run, sprites, tmp_path, refused):
     for name in ("empty", "taken"):
@@ -197,10 +210,18 @@ def test_the_presets_are_listed_with_their_values(run):
         for words in (
             f"{name}: {preset.title}",
             f"{recipe.schedule} schedule, T = {recipe.timesteps}",
-            f"{recipe.optimizer}, learning rate {recipe.lr:g}",
             f"batches of {recipe.batch_size}; {recipe.epochs} epochs",
         ):
             assert words in said
+    for words in (
+        "Annotated U-Net, --dim 28 --dim-mults 1,2,4;",
+        "adam, learning rate 1e-4 to 1e-7 by a cosine",
+        "10 epochs; random flips course:",
+        "ContextUnet, --n-feat 64; course",
+        "adam, learning rate 1e-3 to 0 linearly, epoch by epoch",
+        "32 epochs; 10% of samples without their context",
+    ):
+        assert words in said
     assert "[default with --preset annotated: fashion-mnist]" in said
 
 

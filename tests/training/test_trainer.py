@@ -213,6 +213,8 @@ def test_the_file_of_a_checkpoint_stays_as_it_was(tmp_path):
         ({"schedule": "cosine", "beta_end": 0.01}, "schedule 'cosine' got .*'beta_end'"),
         ({"network": {"name": "anotated"}}, "unknown network 'anotated'.*did you mean 'annotated'"),
         ({"network": {"dim": 28}}, "unknown network None"),
+        ({"network": {"name": ["a"]}}, r"unknown network \['a'\]; accepted: annotated, context"),
+        ({"loss": ["l1"]}, r"unknown loss \['l1'\]"),
         ({"network": "annotated"}, "network = 'annotated'; accepted: a dict"),
     ],
 )
