@@ -35,7 +35,7 @@ from fastdiff.bench.timing import Turns
 from fastdiff.data.images import ImageData
 from fastdiff.engine.engine import Engine
 from fastdiff.engine.placement import choose_device
-from fastdiff.engine.request import DEFAULT_BATCH
+from fastdiff.engine.request import DEFAULT_BATCH, Asked
 from fastdiff.errors import InputError, check_int, unknown_name
 from fastdiff.files import check_writable
 from fastdiff.provenance import machine
@@ -175,7 +175,7 @@ def measure(entry: dict[str, Any], device: torch.device, rounds: int) -> None:
         for stale in ("milliseconds", "lowest", "highest", "untimed"):
             row.pop(stale, None)
         point = _point(row)
-        asked = dict(seed=SEED, context=context, guidance_scale=point.guidance_scale)
+        asked = Asked(seed=SEED, context=context, guidance_scale=point.guidance_scale)
         call = partial(engine.sample, DEFAULT_BATCH, table=point.request(model, 1).request(model).table, **asked)
         try:
             call()

@@ -12,13 +12,12 @@ from fastdiff.cli.options import device_option, given_flags, listed, parse_devic
 from fastdiff.cli.stop import INTERRUPTED
 from fastdiff.data.sources import accepted
 from fastdiff.errors import InputError
-from fastdiff.networks.registry import BLOCKS, NETWORK_TITLES
+from fastdiff.networks.registry import BLOCKS, COMMON_OPTIONS, NETWORK_TITLES
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
 from fastdiff.training.losses import LOSSES
 from fastdiff.training.recipe import LR_DECAYS, OPTIMIZERS, PRESETS, Recipe
 
-NETWORK_OPTIONS = ("dim", "dim_mults", "block", "n_feat")
 DEFAULT_DATA = listed(f"with --preset {name}: {preset.data}" for name, preset in PRESETS.items() if preset.data)
 
 
@@ -49,7 +48,7 @@ def preset_list() -> str:
 
 def _flags(network: Mapping[str, Any]) -> str:
     """The network's options as the command takes them; those that it does not take are left out."""
-    given = {name: network[name] for name in NETWORK_OPTIONS if name in network}
+    given = {name: network[name] for name in COMMON_OPTIONS if name in network}
     texts = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in given.items()}
     return " ".join(f"--{name.replace('_', '-')} {text}" for name, text in texts.items())
 

@@ -15,12 +15,11 @@ from tqdm.auto import tqdm
 from fastdiff.checkpoints.config import check_network
 from fastdiff.checkpoints.load import load, stored_info
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
-from fastdiff.cli.train import NETWORK_OPTIONS
 from fastdiff.data import fashion
 from fastdiff.data.load import load_data
 from fastdiff.data.sources import accepted
 from fastdiff.errors import InputError, install
-from fastdiff.networks.registry import network_class
+from fastdiff.networks.registry import COMMON_OPTIONS, network_class
 from fastdiff.provenance import machine
 from fastdiff.training.checkpoint import read_checkpoint
 from fastdiff.training.folder import RunFolder
@@ -107,7 +106,7 @@ def build_recipe(preset: str, options: dict[str, Any]) -> Recipe:
     recipe = Recipe.preset(preset)
     network = dict(recipe.network)
     taken = inspect.signature(network_class(network["name"])).parameters
-    for name in NETWORK_OPTIONS:
+    for name in COMMON_OPTIONS:
         value = options.pop(name, None)
         if value is None:
             continue

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 NETWORKS = {"annotated": "annotated.AnnotatedUnet", "context": "context.ContextUnet"}
 NETWORK_TITLES = {"annotated": "Annotated U-Net", "context": "ContextUnet"}
 BLOCKS = ("convnext", "resnet")  # of AnnotatedUnet
+COMMON_OPTIONS = ("dim", "dim_mults", "block", "n_feat")  # of either network, which `fastdiff train` takes
 
 
 def network_class(name: Any) -> type[nn.Module]:
