@@ -32,6 +32,13 @@ def unknown_name(kind: str, value: object, accepted: Iterable[str]) -> InputErro
     return InputError(f"unknown {kind} {value!r}; accepted: {', '.join(names)}{hint}")
 
 
+def wrong_type(name: str, value: object, accepted: str) -> InputError:
+    """An InputError for a value of another type, shown as it is where that is short, else by its type."""
+    text = repr(value)
+    text = text if len(text) <= 60 and "\n" not in text else f"a value of type {type(value).__name__}"
+    return InputError(f"{name} = {text}; accepted: {accepted}")
+
+
 def check_int(name: str, value: Any, low: int, high: int) -> int:
     """`value` as an int with low <= value <= high, NumPy's integers too, else an InputError that names it."""
     try:

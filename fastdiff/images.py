@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastdiff.errors import InputError, check_int
+from fastdiff.errors import InputError, check_int, wrong_type
 from fastdiff.files import write_atomically
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -60,6 +60,8 @@ def grid(images: Tensor, columns: int | None = None, *, scale: int | None = None
         InputError: if images have another shape, a number is out of range, or the picture would have over 200,000,000
             pixels.
     """
+    if not isinstance(images, Tensor):
+        raise wrong_type("images", images, "a tensor (n, C, H, W)")
     if images.ndim != 4 or not images.numel():
         raise InputError(f"images of shape {tuple(images.shape)}; accepted: (n, C, H, W), none of them 0")
     pixels = to_uint8(images.detach().cpu())
@@ -85,6 +87,8 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
         InputError: if the ending is no picture's, or the format cannot hold the picture.
     """
     check_picture_name(path)
+    if not isinstance(picture, Image.Image):
+        raise wrong_type("picture", picture, "a picture, such as fastdiff.grid(images)")
     try:
         write_atomically(path, picture.save)
     except (OSError, ValueError) as error:  # a format's own limits

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from torch import nn
 
-from fastdiff.errors import InputError, unknown_name
+from fastdiff.errors import InputError, unknown_name, wrong_type
 from fastdiff.networks.protocol import context_width
 from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
 from fastdiff.samplers.samplers import DEFAULT, make_table
@@ -99,7 +99,7 @@ def check_model(model: object) -> Model:
     """The Model that was given; raises InputError for anything else."""
     if isinstance(model, Model):
         return model
-    given = f"an nn.Module, {type(model).__name__}" if isinstance(model, nn.Module) else repr(model)
-    raise InputError(
-        f"model = {given}; accepted: fastdiff.Model(network, schedule, image_shape=...), or fastdiff.load(...)"
-    )
+    accepted = "fastdiff.Model(network, schedule, image_shape=...), or fastdiff.load(...)"
+    if isinstance(model, nn.Module):
+        raise InputError(f"model = an nn.Module, {type(model).__name__}; accepted: {accepted}")
+    raise wrong_type("model", model, accepted)

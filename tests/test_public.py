@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import fastdiff
 
@@ -63,3 +64,29 @@ def test_options_are_given_by_name(name):
 def test_a_methods_help_names_what_it_takes(name):
     parameters = inspect.signature(METHODS[name]).parameters.values()
     assert [one.name for one in parameters if one.kind is one.VAR_KEYWORD] == []
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda many: fastdiff.sample(many, 1), "model = a value of type Tensor; accepted: fastdiff.Model"),
+        (
+            lambda many: fastdiff.sample("sprites", 1, noise=many),
+            "noise = a value of type Tensor; accepted: a callable",
+        ),
+        (
+            lambda many: fastdiff.Engine(fastdiff.load("sprites"), many),
+            "table = a value of type Tensor; accepted: a St",
+        ),
+        (lambda many: fastdiff.Trainer(fastdiff.Recipe(), many), "data = a value of type Tensor; accepted: what"),
+        (lambda many: fastdiff.Trainer("annotated", many), "recipe = 'annotated'; accepted: a fastdiff.Recipe"),
+        (lambda many: fastdiff.load(3), "model = 3; accepted: a shipped model's name or a path"),
+        (lambda many: fastdiff.grid(many.numpy()), "images = a value of type ndarray; accepted: a tensor"),
+        (lambda many: fastdiff.save_picture(many, "a.png"), "picture = a value of type Tensor; accepted: a picture"),
+        (lambda many: fastdiff.Schedule("linear"), "betas = 'linear'; accepted: numbers, or fastdiff.make_schedule"),
+    ],
+)
+def test_what_is_mistaken_for_another_is_named_in_a_sentence(call, words):
+    with pytest.raises(fastdiff.InputError) as refused:
+        call(torch.zeros(4, 3, 16, 16))
+    assert str(refused.value).startswith(words) and len(str(refused.value)) < 160

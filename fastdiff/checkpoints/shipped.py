@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastdiff.errors import unknown_name
+from fastdiff.errors import unknown_name, wrong_type
 
 SHIPPED = Path(__file__).parent.parent / "models"
 
@@ -16,6 +16,8 @@ def shipped_models() -> dict[str, Path]:
 
 def locate(name_or_path: str | Path) -> Path:
     """The file of a shipped model or of a training run's folder, or the path itself; InputError if there is none."""
+    if not isinstance(name_or_path, (str, Path)):
+        raise wrong_type("model", name_or_path, "a shipped model's name or a path")
     shipped = shipped_models()
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastdiff.engine.context import Contexts, resolve_context
 from fastdiff.engine.noise import LIMIT, NoiseSource
-from fastdiff.errors import InputError, check_float, check_int
+from fastdiff.errors import InputError, check_float, check_int, wrong_type
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import StepTable
 
@@ -103,7 +103,7 @@ class Request:
                     f"guidance_scale = {guidance_scale} without a context; give a context to guide towards"
                 )
         if noise is not None and not callable(noise):
-            raise InputError(f"noise = {noise!r}; accepted: a callable (draw, first sample, shape) → normals")
+            raise wrong_type("noise", noise, "a callable (draw, first sample, shape) → normals")
         frames = None if frames is None else check_int("frames", frames, 1, LIMIT - 1)
         return cls(n, seed, first, contexts, guidance_scale, noise, frames, table)
 
@@ -134,7 +134,7 @@ def check_batch_size(size: int | None, n: int = DEFAULT_BATCH) -> int:
 def check_table(model: Sampled, table: StepTable) -> StepTable:
     """The table, if it is one for this model; raises InputError."""
     if not isinstance(table, StepTable):
-        raise InputError(f"table = {table!r}; accepted: a StepTable, see Model.table")
+        raise wrong_type("table", table, "a StepTable, see Model.table")
     if table.prediction_type != model.prediction_type:
         raise InputError(
             f"a table for prediction type {table.prediction_type!r}; the model's is {model.prediction_type!r}"

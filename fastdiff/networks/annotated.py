@@ -1,4 +1,4 @@
-"""The U-Net of The Annotated Diffusion Model, in its MindSpore and PyTorch editions (system A)."""
+"""The U-Net of The Annotated Diffusion Model, in its MindSpore and PyTorch editions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ContextUnet, the network of the course "How Diffusion Models Work" (system B)."""
+"""ContextUnet, the network of the course "How Diffusion Models Work"."""
 
 from __future__ import annotations
 

@@ -44,6 +44,8 @@ class Schedule:
     alphas_cumprod: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.betas, str):
+            raise InputError(f"betas = {self.betas!r}; accepted: numbers, or fastdiff.make_schedule({self.betas!r})")
         betas = np.array(self.betas, dtype=np.float64)
         if self.first not in (0, 1):
             raise InputError(f"first = {self.first!r}; accepted: 0 or 1")
@@ -157,9 +159,17 @@ NAMES = tuple(_BETAS)
 def make_schedule(name: str, timesteps: int, **params: float) -> Schedule:
     """A schedule by name.
 
-    name: linear, cosine, quadratic, sigmoid, or course (system B: T + 1 linear points, timesteps 1 .. T).
-    timesteps: T, 1 to MAX_TIMESTEPS.
-    params: beta_start, beta_end (all but cosine; defaults 1e-4 and 0.02) or s (cosine; default 0.008).
+    Args:
+        name: linear, cosine, quadratic, sigmoid, or course (How Diffusion Models Work: T + 1 linear points, of which
+            timesteps 1 .. T are used).
+        timesteps: T, 1 to 1,000,000.
+        params: beta_start, beta_end (all but cosine; defaults 1e-4 and 0.02) or s (cosine; default 0.008).
+
+    Returns:
+        The schedule, of T timesteps.
+
+    Raises:
+        InputError: for another name, and values outside these.
     """
     if name not in _BETAS:
         raise unknown_name("schedule", name, _BETAS)

@@ -17,7 +17,7 @@ from fastdiff.checkpoints.config import build_network
 from fastdiff.checkpoints.tensors import load_weights
 from fastdiff.data.images import ImageData
 from fastdiff.engine.placement import choose_device
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, wrong_type
 from fastdiff.model import Model
 from fastdiff.networks.protocol import context_width
 from fastdiff.networks.registry import network_class
@@ -74,8 +74,10 @@ class Trainer:
     def __init__(
         self, recipe: Recipe, data: ImageData, *, device: torch.device | str | None = None, init: Model | None = None
     ) -> None:
+        if not isinstance(recipe, Recipe):
+            raise wrong_type("recipe", recipe, "a fastdiff.Recipe, such as Recipe.preset('annotated')")
         if not isinstance(data, ImageData):
-            raise InputError(f"data = {data!r}; accepted: what fastdiff.load_data returns")
+            raise wrong_type("data", data, "what fastdiff.load_data returns")
         self.recipe, self.data, self.device = recipe, data, choose_device(device)
         with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
             torch.manual_seed(generator(recipe.seed, "init", 0).initial_seed())
