@@ -95,6 +95,7 @@ def test_sprites_epsilon(t, sprites, rel):
         assert rel(model.network(x, time, context), reference(x, time, context)) < 1e-5
 
 
+@pytest.mark.slow  # tests/test_sampling.py has this loop with random weights
 def test_the_garments_loop(garments, rel):
     model, reference = garments
     noise = fastdiff.PhiloxNoise(4)
@@ -126,6 +127,7 @@ def test_the_sprites_ddpm_loop(sampler, sprites, rel):
     assert rel(fastdiff.sample(model, 1, sampler, steps=500, seed=4, device="cpu"), expected) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_mode_without_extra_noise_collapses(sprites):
     """What the course shows: without the noise, samples lose their variety and contrast."""
     options = dict(n=8, steps=100, device="cpu")

@@ -22,6 +22,7 @@ print(sorted(name for name in sys.modules if name.split(".")[0] in ("bench", "ke
 """
 
 
+@pytest.mark.slow  # imports everything in a process of its own
 def test_the_suites_run():
     pytest.importorskip("pytest_benchmark", reason="the suites need pytest-benchmark")
     done = subprocess.run([sys.executable, "-c", RUN], cwd=ROOT, capture_output=True, text=True)

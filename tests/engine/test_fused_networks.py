@@ -28,7 +28,8 @@ def inputs(network, shape, device, n=2):
 
 
 def mostly(*slow):
-    """All networks; those whose operators the others run as well only by `make slow`."""
+    """All networks; in the interpreter those whose operators the others run as well only by `make slow`."""
+    slow = () if torch.cuda.is_available() else slow
     return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in NETWORKS]
 
 

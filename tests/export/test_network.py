@@ -32,6 +32,7 @@ def test_the_network_within_1e_5_for_any_batch(models, parts, tmp_path, rel, nam
             assert rel(out, model.network(*given)) < 1e-5
 
 
+@pytest.mark.slow  # another trace
 def test_the_plain_network_of_any_size(models, parts, tmp_path, rel, monkeypatch):
     traced = []
     monkeypatch.setattr(write, "trace", lambda *given, **options: traced.append(trace(*given, **options)) or traced[0])

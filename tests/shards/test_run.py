@@ -245,7 +245,7 @@ def killed_at(event, words):
         os._exit(1)
 
 
-@pytest.mark.parametrize("format", ["npz", "npy", "png"])
+@pytest.mark.parametrize("format", ["npy", *(pytest.param(one, marks=pytest.mark.slow) for one in ("npz", "png"))])
 def test_a_run_may_be_killed_at_any_point(format, run):
     words = [*WORDS[:2], "-n", 5, *WORDS[4:], "--format", format, "-o"]
     run(*words, "whole/")
