@@ -44,10 +44,10 @@ def record(call: Callable[..., Any], inputs: Mapping[str, Tensor]) -> Graph:
         out = call(*inputs.values())
     if recorder.refused:  # the network's own code may have caught it
         raise recorder.refused
-    recorder.nodes.output(recorder.node_of(out))
-    recorder.nodes.eliminate_dead_code()
-    used = {node.target for node in recorder.nodes.nodes if node.op == "get_attr"}
-    return Graph(recorder.nodes, {name: value for name, value in recorder.constants.items() if name in used})
+    recorder.nodes.output((recorder.node_of(out),))
+    graph = Graph(recorder.nodes, recorder.constants)
+    graph.tidy()
+    return graph
 
 
 class _View(NamedTuple):
