@@ -16,7 +16,7 @@ from torch import Tensor
 from fastdiff.kernels import checks
 from fastdiff.kernels.dispatch import use_triton
 
-_FUNCTIONS = {
+FUNCTIONS = {
     None: lambda x: x,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -101,11 +101,11 @@ def group_norm_reference(
     """`group_norm` in plain torch."""
     if input_bias is not None:
         x = x + input_bias.view(-1, 1, 1)
-    y = F.group_norm(_FUNCTIONS[before](x), groups, weight, bias, eps)
+    y = F.group_norm(FUNCTIONS[before](x), groups, weight, bias, eps)
     if scale is not None and shift is not None:
         c = x.shape[1]
         y = y * (scale.reshape(-1, c, 1, 1) + 1) + shift.reshape(-1, c, 1, 1)
-    return _FUNCTIONS[after](y)
+    return FUNCTIONS[after](y)
 
 
 class _GroupNorm(torch.autograd.Function):

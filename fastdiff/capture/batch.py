@@ -74,4 +74,4 @@ def at_batch(graph: Graph, batch: int) -> Graph:
         env[node].args, env[node].kwargs = mapped(env[node].args, number), mapped(env[node].kwargs, number)
         if "shape" in node.meta:
             env[node].meta["shape"] = mapped(node.meta["shape"], number)
-    return Graph(made, graph.constants)
+    return Graph(made, graph.constants, graph.exact)

@@ -28,10 +28,17 @@ class Batch:
 
 @dataclass
 class Graph:
-    """Operations, and the constants that they use, which are shared with the network that was recorded."""
+    """Operations, and the constants that they use, which are shared with the network that was recorded.
+
+    Attributes:
+        nodes: the operations.
+        constants: by the get_attr nodes' targets.
+        exact: for constants that were rounded to the network's dtype, the values before.
+    """
 
     nodes: fx.Graph = field(default_factory=fx.Graph)
     constants: dict[str, Tensor] = field(default_factory=dict)
+    exact: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def results(self) -> tuple[fx.Node, ...]:
@@ -50,6 +57,7 @@ class Graph:
         self.nodes.eliminate_dead_code()
         used = {node.target for node in self.nodes.nodes if node.op == "get_attr"}
         self.constants = {name: value for name, value in self.constants.items() if name in used}
+        self.exact = {name: value for name, value in self.exact.items() if name in used}
 
     def extract(self, inputs: dict[fx.Node, str], results: Iterable[fx.Node]) -> Graph:
         """The part that computes these results from these inputs, by their new placeholders' names."""
@@ -66,7 +74,7 @@ class Graph:
             if node in wanted:
                 copies[node] = made.node_copy(node, copies.__getitem__)
         made.output(tuple(copies[node] for node in results))
-        part = Graph(made, dict(self.constants))
+        part = Graph(made, dict(self.constants), dict(self.exact))
         part.tidy()
         return part
 

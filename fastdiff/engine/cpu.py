@@ -1,4 +1,4 @@
-"""(prototype) The CPU form: a graph's nodes by the C kernels where they take them."""
+"""The CPU form: a graph's operations by the C kernels of kernels.cpu, where those take them."""
 
 from __future__ import annotations
 
@@ -9,58 +9,93 @@ import torch
 from torch import Tensor, fx
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import only_user
-from fastdiff.kernels import operators as ops
-from fastdiff.kernels.cpu import operators as c
-from fastdiff.kernels.cpu.compiled import vector_width
+from fastdiff.capture.passes.match import only_user, ours
+from fastdiff.kernels.attention_block import attention_of
+from fastdiff.kernels.conv import convolution
+from fastdiff.kernels.cpu import attention, compiled, operators
+from fastdiff.kernels.folded_attention import FoldedAttention
+
+Call = tuple[Callable[..., Any], tuple]
 
 
-def lower(graph: Graph) -> dict[fx.Node, tuple[Callable[..., Any], tuple]]:
-    found: dict[fx.Node, tuple[Callable[..., Any], tuple]] = {}
+def lowered(graph: Graph) -> dict[fx.Node, Call]:
+    """For each node that a C kernel computes, what is called in its place and on which arguments.
+
+    Args:
+        graph: of one batch, after the passes.
+    """
+    ways = {ours.group_norm.default: _norm, convolution: _convolution, attention_of: _attention}
+    found: dict[fx.Node, Call] = {}
     for node in graph.nodes.nodes:
-        if node.target is ops.group_norm:
-            made = _norm(graph, node)
-        elif node.target is ops.convolution:
-            made = _convolution(graph, node)
-        else:
-            continue
-        if made is not None:
-            found[node] = made
+        way = ways.get(node.target)
+        call = None if way is None or node.meta["dtype"] != torch.float32 else way(graph, node)
+        if call is not None:
+            found[node] = call
     return found
 
 
-def _norm(graph: Graph, node: fx.Node):
-    x, groups, weight, bias, eps, after = node.args
-    if weight is None or bias is None or x.meta["shape"][1] < vector_width():
+def _norm(graph: Graph, node: fx.Node) -> Call | None:
+    x, groups, weight, bias, eps, input_bias, scale, _, before, after = node.args
+    plain = input_bias is None and scale is None and before is None and weight is not None
+    if not plain or x.meta["shape"][1] < compiled.vector_width():
         return None
-    return c.group_norm, (x, groups, weight, bias, eps, after)
+    return operators.group_norm, (x, groups, weight, bias, eps, after)
 
 
-def _convolution(graph: Graph, node: fx.Node):
+def _convolution(graph: Graph, node: fx.Node) -> Call | None:
     x, weight, bias, stride, padding, dilation, groups, added, after, residual = node.args
-    kernel = graph.constants[weight.target]
-    b, channels, h, w = x.meta["shape"]
-    o, _, size, _ = kernel.shape
-    plain = tuple(stride) == tuple(dilation) == (1, 1) and tuple(padding) == (size // 2, size // 2)
-    if plain and groups == channels == o >= vector_width() and size % 2 and kernel.shape[3] == size and residual is after is None:
-        packed = c.depthwise_weight(kernel)
-        if added is None or added.meta["shape"][0] == 1:
-            def run(x, bias, added):
-                return c.depthwise(x, packed, bias if added is None else added.flatten() if bias is None else bias + added.flatten())
-            return run, (x, bias, added)
+    kernel = graph.constants.get(weight.target) if weight.op == "get_attr" else None
+    if kernel is None or any(one != 1 for one in (*stride, *dilation)):
         return None
-    if plain and groups == 1 and kernel.shape[2:] == (3, 3) and min(channels, o) >= vector_width():
-        packed = c.winograd_weight(kernel, c.winograd_tile(b, h, w))
-        norm = None
-        if x.target is ops.group_norm and only_user(x) is node and x.args[5] is None and x.args[2] is not None:
-            x, groups, *affine, eps = x.args[:5]
-            norm = (groups, *affine, eps)
-        if added is not None and added.meta["shape"][0] != 1:
-            def late(x, bias, added, residual, norm):
-                raise NotImplementedError
-            return None
-        def run(x, bias, added, residual, norm):
-            total = bias if added is None else added.flatten() if bias is None else bias + added.flatten()
-            return c.winograd(x, packed, total, o, after, residual, norm)
-        return run, (x, bias, added, residual, norm)
+    out, _, *size = kernel.shape
+    channels = x.meta["shape"][1]
+    kept = size[0] == size[1] and size[0] % 2 == 1 and all(one == size[0] // 2 for one in padding)
+    per_sample = added is not None and added.meta["shape"][0] != 1
+    if not kept or per_sample or min(channels, out) < compiled.vector_width():
+        return None
+    if groups == 1 and size == [3, 3]:
+        return _winograd(graph, node, kernel)
+    if groups == channels == out and after is None and residual is None:
+        packed = operators.depthwise_weight(kernel)
+        return lambda x, bias, added: operators.depthwise(x, packed, _sum(bias, added)), (x, bias, added)
     return None
+
+
+def _winograd(graph: Graph, node: fx.Node, kernel: Tensor) -> Call:
+    """A 3x3 convolution; a norm before it that nothing else reads is applied as the convolution reads."""
+    x, _, bias, *_, added, after, residual = node.args
+    batch, _, height, width = x.meta["shape"]
+    channels = len(kernel)
+    packed = operators.winograd_weight(kernel, operators.winograd_tile(batch, height, width))
+    norm = _norm(graph, x) if x.target is ours.group_norm.default and only_user(x) is node else None
+    if norm is None or norm[1][-1] is not None:
+        return (
+            lambda x, bias, added, residual: operators.winograd(
+                x, packed, _sum(bias, added), channels, after, residual
+            ),
+            (x, bias, added, residual),
+        )
+    x, *numbers, _ = norm[1]
+    return (
+        lambda x, bias, added, residual, norm: operators.winograd(
+            x, packed, _sum(bias, added), channels, after, residual, norm
+        ),
+        (x, bias, added, residual, tuple(numbers)),
+    )
+
+
+def _sum(bias: Tensor | None, added: Tensor | None) -> Tensor | None:
+    """A convolution's bias with a row that is added for the whole batch, (1, C, 1, 1)."""
+    if added is None:
+        return bias
+    row = added.flatten()
+    return row if bias is None else bias + row
+
+
+def _attention(graph: Graph, node: fx.Node) -> Call:
+    x, w_q, w_k, q_bias, values, bias, shift, gain, *rest = node.args
+    tensors = [None if one is None else graph.constants[one.target] for one in (w_q, w_k, q_bias, bias, shift, gain)]
+    w_q, w_k, q_bias, *tail = tensors
+    parts = tuple(graph.constants[one.target] for one in values)
+    packed = attention.pack(FoldedAttention(w_q, w_k, q_bias, parts, *tail, *rest))
+    return lambda x: attention.attention_block(x, packed), (x,)

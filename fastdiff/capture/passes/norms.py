@@ -1,22 +1,24 @@
-"""GroupNorm with the activations beside it."""
+"""GroupNorm with the activation after it, as one operator."""
 
 from __future__ import annotations
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import activation, aten, only_user, replace
-from fastdiff.kernels import operators as ops
+from fastdiff.capture.passes.match import activation, aten, only_user, ours, replace, supersede
+from fastdiff.capture.passes.simplify import arguments
 
 
 def fuse_norms(graph: Graph) -> None:
-    """group_norm and an activation after it, where nothing else reads the norm's result."""
+    """Where nothing else reads the norm's result."""
     for node in list(graph.nodes.nodes):
-        if node.target is not aten.group_norm.default or len(node.args[0].meta["shape"]) != 4:
+        if node.target is aten.group_norm.default and len(node.args[0].meta["shape"]) == 4:
+            x, groups, weight, bias, eps, _ = node.args
+            if (weight is None) == (bias is None):
+                node = replace(graph, node, ours.group_norm.default, (x, groups, weight, bias, eps))
+        if node.target is not ours.group_norm.default:
             continue
-        x, groups, weight, bias, eps, _ = node.args
-        norm = replace(graph, node, ops.group_norm, (x, groups, weight, bias, eps, None))
-        user = only_user(norm)
-        after = None if user is None else activation(user)
-        if after:
-            norm.args = (*norm.args[:5], after)
-            user.replace_all_uses_with(norm)
-            graph.nodes.erase_node(user)
+        node.args = tuple(arguments(node))
+        user = only_user(node)
+        after = activation(user)
+        if after and user is not None and node.args[-1] is None:
+            node.args = (*node.args[:-1], after)
+            supersede(graph, user, node)
