@@ -11,12 +11,16 @@ What torch.fx leaves open:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Graph:
 
     def constant(self, value: Tensor, before: fx.Node) -> fx.Node:
         """A node of a new constant."""
-        name = f"made{len(self.constants)}"
+        name = f"made{next(_numbers)}"
         self.constants[name] = value
         with self.nodes.inserting_before(before):
             return described(self.nodes.get_attr(name), tuple(value.shape), value.dtype)

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from fastdiff.capture.graph import Batch, Graph, described
-from fastdiff.kernels import operators as ops
+
 
 aten = torch.ops.aten
 
@@ -70,7 +70,7 @@ def _in_rows(node: fx.Node) -> bool:
 
 
 # What takes a row for its batch, where another argument has the batch.
-_BROADCAST = {*(getattr(aten, name).Tensor for name in ("add", "sub", "mul", "div")), ops.convolution}
+_BROADCAST = {aten.mul.Tensor, *(getattr(aten, name).Tensor for name in ("add", "sub", "mul", "div"))}
 
 
 def _expand(step: Graph, row: fx.Node) -> None:

@@ -25,7 +25,7 @@ class _Rows:
         self.views = [one.view(1, *part.shape[1:]) for one, part in zip(split, parts, strict=True)]
 
     def load(self, parts: list[Tensor], at: int) -> None:
-        joined = torch.cat([part.flatten(1) for part in parts], dim=1)
+        joined = torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
         self.values[at : at + len(joined)] = joined
 
     def read(self, index: Tensor) -> None:
