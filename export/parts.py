@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastdiff.engine.prepared import FoldedLinearAttention, fold_block
 from fastdiff.kernels.attention_block import attention_block_reference
 from fastdiff.networks.blocks import normed
+from fastdiff.networks.folded import can_fold, fold_block
 from fastdiff.networks.protocol import SeparableNetwork
 
 
@@ -97,7 +97,7 @@ def fold_attention(network: nn.Module, given: tuple[Tensor, ...]) -> None:
     hooks = [
         block.register_forward_pre_hook(lambda block, xs: positions.update({block: xs[0].shape[2:].numel()}))
         for block in network.modules()
-        if FoldedLinearAttention.replaces(block)
+        if can_fold(block)
     ]
     if not hooks:
         return

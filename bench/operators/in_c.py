@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.bench.operators.operator import A, B, Call, Draw, Operator, attention, in_its_dtype
-from fastdiff.engine.native import NativeAttention
+from fastdiff.kernels.cpu import attention as native_attention
 from fastdiff.kernels.cpu import operators as native
+from fastdiff.networks.folded import fold_block
 
 # In a network on a CPU these run as the C kernels, or within them.
 REPLACED = {"depthwise_conv", "group_norm", "conv_norm", "conv_add", "attention_block"}
@@ -69,7 +70,8 @@ def _group_norm(network: str, c: int, size: int, groups: int, after: str | None)
 def _attention(c: int, size: int) -> Operator:
     def make(draw: Draw) -> Call:
         block = attention(draw, c)
-        return Call(lambda b: (draw.image(b, c, size),), NativeAttention(block), in_its_dtype(block, draw.dtype))
+        packed, plain = native_attention.pack(fold_block(block)), in_its_dtype(block, draw.dtype)
+        return Call(lambda b: (draw.image(b, c, size),), lambda x: native_attention.attention_block(x, packed), plain)
 
     return Operator(A, "attention_block", f"{c} channels, 4 heads of 32, {size}x{size}", make, FLOAT32)
 

@@ -94,12 +94,16 @@ class _Count(TorchDispatchMode):
 
 
 def network_traffic(network: Network, dtype: torch.dtype, fused: bool, batch: int = BATCH) -> Traffic:
-    """One evaluation of a batch, time embedding included (once for the batch, as the sampler has it)."""
+    """One evaluation of a batch: of the network as it is, or fused, without what is computed before the loop."""
     traffic = Traffic()
     with recording(traffic.record) if fused else using("reference"):
-        module = on_meta(network, dtype)
+        if fused:
+            run = captured_step(network, dtype, batch)[0]
+            traffic.moved.clear(), traffic.calls.clear()
+        else:
+            run = partial(evaluate, on_meta(network, dtype), network.image_shape, batch, dtype)
         with _Count(traffic):
-            evaluate(module, network.image_shape, batch, dtype)
+            run()
     return traffic
 
 
@@ -110,7 +114,8 @@ def step_launches(network: Network, dtype: torch.dtype, batch: int) -> Counter[s
     """
     traffic = Traffic()
     with recording(traffic.record):
-        step = captured_step(network, dtype, batch)
+        _, step = captured_step(network, dtype, batch)
+        traffic.moved.clear(), traffic.calls.clear()  # of what was computed before the loop
         with _Count(traffic):
             step()
     return traffic.calls

@@ -90,13 +90,7 @@ class OneConvolution(torch.nn.Module):
         super().__init__()
         self.conv = torch.nn.Conv2d(2, 3, 3, padding=1)
 
-    def embed_time(self, t):
-        return ()
-
-    def embed_context(self, context):
-        return ()
-
-    def denoise(self, x, time, context):
+    def forward(self, x, t):
         return torch.nn.functional.gelu(self.conv(x))
 
 
