@@ -176,10 +176,10 @@ def test_guidance_of_1_is_one_evaluation(randomised):
     model, calls = context(randomised), []
     hook = model.network.init_conv.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     c = torch.ones(5)
-    sample(model, 2, steps=3, context=c, guidance_scale=1, device="cpu")
+    sample(model, 2, steps=3, context=c, guidance_scale=1, device="cpu", form="eager")
     assert calls == [2, 2, 2]
     calls.clear()
-    sample(model, 2, steps=3, context=c, guidance_scale=3, device="cpu")
+    sample(model, 2, steps=3, context=c, guidance_scale=3, device="cpu", form="eager")
     assert calls == [4, 4, 4]
     hook.remove()
 

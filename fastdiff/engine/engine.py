@@ -324,7 +324,7 @@ class Engine:
             batch=self.batch_size * (1 + kind.guided),
             image_shape=self.model.image_shape,
             width=kind.context,
-            times=torch.tensor(table.time, dtype=torch.int64 if integer else torch.float32),
+            times=torch.tensor(table.time, dtype=torch.int64 if integer else torch.float32, device="cpu"),
             device=self.device,
             dtype=self.dtype,
         )

@@ -25,7 +25,10 @@ from fastdiff.capture.passes.attention import fold_linear_attention
 from fastdiff.capture.passes.convolutions import fuse_convolutions
 from fastdiff.capture.passes.norms import fuse_norms
 from fastdiff.capture.program import program
+from fastdiff.capture.record import NotRecordableError
+from fastdiff.capture.split import Split
 from fastdiff.engine import cpu, cuda
+from fastdiff.engine.placement import out_of_memory
 from fastdiff.kernels import dispatch
 from fastdiff.kernels.attention_block import fits as fits_triton
 from fastdiff.kernels.cpu import attention
@@ -75,12 +78,12 @@ class Given:
 
     def example(self, batch: int, dice: torch.Generator) -> dict[str, Tensor]:
         """Random arguments by name; all times are one."""
-        made = {"x": torch.randn(batch, *self.image_shape, generator=dice).to(self.device, self.dtype)}
-        made["x"] = made["x"].contiguous(memory_format=torch.channels_last)
-        chosen = self.times[int(torch.randint(len(self.times), (), generator=dice))]
-        made["t"] = chosen.to(self.device).expand(batch).clone()
+        plain = {"generator": dice, "device": "cpu", "dtype": torch.float32}  # whatever the caller's defaults are
+        x = torch.randn(batch, *self.image_shape, **plain).to(self.device, self.dtype)
+        t = self.times[int(len(self.times) * torch.rand((), **plain))]
+        made = {"x": x.contiguous(memory_format=torch.channels_last), "t": t.to(self.device).expand(batch).clone()}
         if self.width is not None:
-            made["context"] = torch.rand(batch, self.width, generator=dice).to(self.device)
+            made["context"] = torch.rand(batch, self.width, **plain).to(self.device)
         return made
 
 
@@ -99,6 +102,14 @@ class Network:
         self.dtype = dtype
         pairs = zip(_tensors(self.module), _tensors(network), strict=True)
         self.exact = {id(ours): theirs.detach() for ours, theirs in pairs if ours.dtype != theirs.dtype}
+        self._captured: dict[int | None, Split] = {}  # by the width of the contexts
+
+    def captured(self, given: Given) -> Split:
+        """The graphs, recorded once; raises as fastdiff.capture.capture.capture."""
+        if given.width not in self._captured:
+            dice = torch.Generator().manual_seed(0)
+            self._captured[given.width] = capture(self, lambda batch: given.example(batch, dice), self.exact)
+        return self._captured[given.width]
 
     def __call__(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """The prediction, x's shape; raises InputError where the network returns something else."""
@@ -135,13 +146,17 @@ def captured(network: Network, given: Given) -> Parts:
     Raises:
         NotCapturedError: for a network that cannot be captured, or whose graph computes something else.
     """
-    dice = torch.Generator().manual_seed(0)
     # While it is recorded nothing is launched: each kernel would be compiled for batches that nobody asked for.
     idle = dispatch.withholding(lambda *launch: None) if given.device.type == "cuda" else nullcontext()
     try:
         with idle:
-            parts = capture(network, lambda batch: given.example(batch, dice), network.exact)
+            parts = network.captured(given)
+    except NotRecordableError as problem:
+        raise NotCapturedError(str(problem)) from problem
     except Exception as problem:
+        if out_of_memory(problem):
+            raise
+        network(**given.example(given.batch, torch.Generator().manual_seed(0)))  # which raises what it raises without a recorder
         raise NotCapturedError((str(problem).splitlines() or [type(problem).__name__])[0]) from problem
     time, context = at_batch(parts.time, ROWS), at_batch(parts.context, given.batch)
     step = at_batch(parts.step, given.batch)
@@ -149,12 +164,11 @@ def captured(network: Network, given: Given) -> Parts:
         _fuse(part, given)
     run = program(step, _lowered(step, given))
     of_context = program(context, _lowered(context, given))
-    made = Parts(
+    return Parts(
         program(time),
         lambda contexts: of_context() if contexts is None else of_context(contexts),
         lambda *inputs: run(*inputs)[0],
     )
-    return made
 
 
 def _fuse(graph: Graph, given: Given) -> None:
@@ -191,9 +205,8 @@ def check(network: Network, parts: Parts, given: Given) -> None:
     times = inputs["t"][:1].expand(ROWS)
     rows = [row[:1] for row in parts.time(times)]
     out = parts.step(inputs["x"], *rows, *parts.context(inputs.get("context"))).float()
-    distance = float((out - expected).norm() / expected.norm()) if out.shape == expected.shape else float("inf")
-    if not distance <= BOUNDS[given.dtype]:
+    if out.shape != expected.shape or not (out - expected).norm() <= BOUNDS[given.dtype] * expected.norm():
         raise NotCapturedError(
-            f"what was recorded differs from the network on other inputs, by {distance:.0e} of its norm: some of it is "
-            "computed outside of torch, or depends on the values that it is given"
+            "what was recorded computes something else on other inputs; some of the network is computed outside of "
+            "torch, or depends on the values that it is given"
         )
