@@ -76,7 +76,8 @@ def register(schema: str, reference: Callable[..., Tensor], kernels: Kernels) ->
     def call(*args: Any) -> Tensor:
         if _plain(args, kernels.take):
             return reference(*args)
-        if args[0].is_meta and dispatch.withheld():  # on meta tensors the registered operator only states a shape
+        # On meta tensors the registered operator only states a shape.
+        if args[0].device.type == "meta" and dispatch.withheld():
             return choose(args, kernels.differentiable)
         return operator(*args)
 
@@ -85,7 +86,8 @@ def register(schema: str, reference: Callable[..., Tensor], kernels: Kernels) ->
 
 def _plain(args: tuple[Any, ...], take: Callable[..., bool]) -> bool:
     """Whether the reference is to be called instead of the registered operator; see `register`."""
-    cast = torch.is_autocast_enabled(args[0].device.type) if not args[0].is_meta else False
+    device = args[0].device.type
+    cast = device != "meta" and torch.is_autocast_enabled(device)
     if torch.compiler.is_dynamo_compiling():  # it cannot trace the backend's choice, which the node makes when it runs
         return cast
     if dispatch.backend() == "reference" or torch.jit.is_tracing():

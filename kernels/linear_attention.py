@@ -99,9 +99,7 @@ _linear_attention = register(
     "linear_attention(Tensor qkv, int heads, bool divide_by_n) -> Tensor",
     linear_attention_reference,
     Kernels(
-        take=lambda qkv, heads, _: (
-            triton_for(qkv.device, qkv.dtype) and qkv.shape[1] // (3 * heads) <= MAX_HEAD_WIDTH
-        ),
+        take=lambda qkv, heads, _: triton_for(qkv.device, qkv.dtype) and qkv.shape[1] // (3 * heads) <= MAX_HEAD_WIDTH,
         launch=lambda *args: _launch(*args)[0],
         empty=lambda qkv, *_: empty_images(qkv, qkv.shape[1] // 3),
         differentiable=_LinearAttention.apply,

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdiff.kernels.bias_add import bias_add
@@ -91,15 +92,17 @@ def test_fakes_have_the_strides_of_the_kernels(name, case, triton_device):
 
 def test_a_recorder_sees_one_operation(name, case):
     function, args = case
+    args = _leaves(args)
     with torch.no_grad(), _Seen() as seen:
-        function(*_leaves(args))
+        function(*args)
     assert seen.names == [f"fastdiff::{name}"]
 
 
 def test_a_recorder_sees_the_references_operations_where_gradients_are_needed(name, case):
     function, args = case
+    args = _leaves(args)
     with _Seen() as seen:
-        function(*_leaves(args))
+        function(*args)
     assert seen.names and all(one.startswith("aten::") for one in seen.names)
 
 
@@ -131,8 +134,8 @@ def test_forward_derivatives_are_the_references(name, case):
     assert torch.equal(mine, expected) and mine.abs().max() > 0
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_it_is_one_operation(name, case, backend):
+@pytest.mark.parametrize("through", ["dynamo", "aot_autograd"])
+def test_compiled_it_is_one_operation(name, case, through):
     function, args = case
     graphs = []
 
@@ -140,14 +143,11 @@ def test_compiled_it_is_one_operation(name, case, backend):
         graphs.append(module.graph)
         return module.forward
 
-    if backend == "aot_eager":
-        from torch._dynamo.backends.common import aot_autograd
-
-        keep = aot_autograd(fw_compiler=keep)
+    backend = aot_autograd(fw_compiler=keep) if through == "aot_autograd" else keep
     torch._dynamo.reset()
     with torch.no_grad():
-        out = torch.compile(lambda *given: function(*given), fullgraph=True, backend=keep)(*args)
-        assert torch.equal(out, function(*args))
+        made = torch.compile(lambda *given: function(*given), fullgraph=True, backend=backend)
+        assert torch.equal(made(*args), function(*args))
     assert _operations(graphs[0]) == [_registered(name)]
 
 
