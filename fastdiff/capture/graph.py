@@ -5,8 +5,8 @@ What torch.fx leaves open:
 - The placeholders are named x, t and, where the network takes one, context.
 - A constant is a get_attr node, its tensor in Graph.constants under the node's target.
 - An integer that grows with the batch is a Batch among a node's arguments.
-- node.meta["shape"] is the result's shape, with Batch sizes, and node.meta["dtype"] its dtype. A result in several parts
-  has neither; each part that is used has a getitem node.
+- node.meta["shape"] is the result's shape, with Batch sizes, and node.meta["dtype"] its dtype. A result in several
+  parts has neither; each part that is used has a getitem node.
 - node.meta["line"] is the file and the line of the network that calls it, where there is one.
 """
 

@@ -35,7 +35,7 @@ def first_output(out: Any, channels: int) -> Tensor:
         )
     if found.ndim != 4 or found.shape[1] not in (channels, 2 * channels):
         raise InputError(
-            f"the network returns a tensor of shape {tuple(found.shape)}; accepted: (batch, {channels}, height, width), "
+            f"the network returns a tensor of shape {tuple(found.shape)}; accepted: (batch, {channels}, height, width) "
             f"or {2 * channels} channels, of which the first {channels} are the prediction"
         )
     return found if found.shape[1] == channels else found[:, :channels]

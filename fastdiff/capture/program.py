@@ -50,7 +50,7 @@ def program(
 
 
 class _Writer:
-    """Lines of names that are made here; nothing of the graph's own text is among them but a schema's argument names."""
+    """Lines of names that are made here; of the graph's own text only the operations' argument names are in them."""
 
     def __init__(self) -> None:
         self.names: dict[fx.Node, str] = {}

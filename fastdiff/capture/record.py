@@ -50,8 +50,8 @@ def record(call: Callable[..., Tensor], inputs: Mapping[str, Tensor]) -> Graph:
         inputs: the placeholders' names and what to run it on, tensors of any shape.
 
     Raises:
-        NotRecordableError: for what a graph cannot hold: numbers read from the inputs, control flow on them, shapes that
-            depend on them, random numbers, writes to the network's tensors, gradients.
+        NotRecordableError: for what a graph cannot hold: numbers read from the inputs, control flow on them, shapes
+            that depend on them, random numbers, writes to the network's tensors, gradients.
     """
     recorder = _Recorder()
     given = [recorder.placeholder(name, value) for name, value in inputs.items()]

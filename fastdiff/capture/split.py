@@ -1,8 +1,8 @@
 """Splitting an evaluation by what its operations depend on.
 
-    time     what depends on t alone: run for all rows of a table before the loop, the rows as its batch
-    context  what depends on the context alone: run once a batch
-    step     what depends on x, or on both: run in every step, given the results of the other two
+time     what depends on t alone: run for all rows of a table before the loop, the rows as its batch
+context  what depends on the context alone: run once a batch
+step     what depends on x, or on both: run in every step, given the results of the other two
 """
 
 from __future__ import annotations
@@ -175,8 +175,9 @@ def _along_first(node: fx.Node, ndim: int) -> bool:
     """Whether an operation's dimension, or one of its dimensions, is the first; all of them if it names none."""
     assert isinstance(node.target, torch._ops.OpOverload)
     places = {one.name: (place, one.default_value) for place, one in enumerate(node.target._schema.arguments)}
-    place, default = places["dims" if "dims" in places else "dim"]
-    dims = node.args[place] if place < len(node.args) else node.kwargs.get("dim", default)
+    name = "dims" if "dims" in places else "dim"
+    place, default = places[name]
+    dims = node.args[place] if place < len(node.args) else node.kwargs.get(name, default)
     if dims is None or dims == []:
         return True
     return any(dim in (0, -ndim) for dim in (dims if isinstance(dims, (list, tuple)) else [dims]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +64,11 @@ _RENAMED = {
     aten.detach.default,
     aten.alias.default,
 }
-_UNDONE = {aten.transpose.int: lambda *dims: dims, aten.t.default: lambda: (), aten.permute.default: _inverse}
+_UNDONE: dict[Any, Callable[..., tuple]] = {
+    aten.transpose.int: lambda *dims: dims,
+    aten.t.default: lambda: (),
+    aten.permute.default: _inverse,
+}
 _SCATTERED = {
     aten.select.int: aten.select_scatter.default,
     aten.slice.Tensor: aten.slice_scatter.default,
