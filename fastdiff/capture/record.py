@@ -118,6 +118,8 @@ class _Recorder(TorchDispatchMode):
         if function in _WHOLE or (function is aten.one_hot.default and args[-1] > 0):
             args, kwargs = _in_full(function, args, kwargs)
         elif _is_composite(function):
+            if function is aten.resolve_neg.default and self._is_input(args[0]):  # which tolist() calls, and then reads
+                raise self._read(function)
             with self:
                 return function._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         self._check(function, args)
@@ -135,8 +137,6 @@ class _Recorder(TorchDispatchMode):
         if not isinstance(value, Tensor):
             return value
         if id(value) not in self.known:
-            if _address(value) in self.addresses:
-                raise self._refusal("values of the images, the time or the context leave torch or are read by .data")
             self._constant(value, value)
         elif id(value) in self.stale:
             self.stale.discard(id(value))
@@ -151,15 +151,19 @@ class _Recorder(TorchDispatchMode):
             raise self._refusal("a BatchNorm in training mode writes to its running statistics")
         if torch.Tag.nondeterministic_seeded in function.tags and function not in _WHOLE:
             raise self._refusal(f"{function} draws random numbers")
-        if torch.Tag.dynamic_output_shape in function.tags or (
-            function in _INDEXING and any(_is_mask(one) for one in args[1])
-        ):
+        if function in _INDEXING:
+            dynamic = any(_is_mask(one) for one in args[1])
+        else:
+            dynamic = torch.Tag.dynamic_output_shape in function.tags and function is not aten.one_hot.default
+        if dynamic:
             raise self._refusal(f"the shape of a result of {function} depends on values")
-        if torch.is_grad_enabled() and any(isinstance(one, Tensor) and self._is_differentiated(one) for one in args):
-            raise self._refusal("gradients are computed")
+        if torch.is_grad_enabled():
+            if any(isinstance(one, Tensor) and one.requires_grad and self._is_input(one) for one in args):
+                raise self._refusal("gradients are computed")
 
-    def _is_differentiated(self, value: Tensor) -> bool:
-        return value.requires_grad and id(value) in self.known and _from_inputs(self.known[id(value)])
+    def _is_input(self, value: Tensor) -> bool:
+        """Whether a tensor is an input or depends on one."""
+        return id(value) in self.known and _from_inputs(self.known[id(value)])
 
     def _dropout(self, function: Any, value: Tensor, p: float, train: bool) -> Tensor:
         """Nothing, as in eval(); out of training torch gives back the tensor itself."""
@@ -175,9 +179,8 @@ class _Recorder(TorchDispatchMode):
         parts: list[Any] = list(out) if several else [out]
         if any(isinstance(part, (tuple, list)) for part in parts):
             raise self._refusal(f"{function} returns lists of tensors")
-        reads = function is aten.resolve_neg.default or not any(isinstance(part, Tensor) for part in parts)
-        if reads and _from_inputs(node):  # tolist() reads after resolve_neg
-            raise self._refusal(f"a number is read from the images, the time or the context ({function})")
+        if _from_inputs(node) and not any(isinstance(part, Tensor) for part in parts):
+            raise self._read(function)
         aliased = [one.alias_info is not None for one in function._schema.arguments]
         viewed = next((arg for arg, alias in zip(args, aliased, strict=False) if alias), None)
         for place, part in enumerate(parts):
@@ -203,6 +206,9 @@ class _Recorder(TorchDispatchMode):
             self.addresses.add(address)
 
     def _constant(self, value: Tensor, content: Tensor) -> fx.Node:
+        """A tensor that no operation has made."""
+        if _address(value) in self.addresses:
+            raise self._refusal("values of the images, the time or the context come from outside of torch's operations")
         name = f"constant{len(self.constants)}"
         self.constants[name] = content
         node = self.nodes.get_attr(name)
@@ -247,6 +253,9 @@ class _Recorder(TorchDispatchMode):
         while id(value) in self.views:
             value = self.views[id(value)].of
         return value
+
+    def _read(self, function: Any) -> NotRecordableError:
+        return self._refusal(f"a number is read from the images, the time or the context ({function})")
 
     def _refusal(self, what: str) -> NotRecordableError:
         error = NotRecordableError.at(what, _users_line())
