@@ -154,6 +154,8 @@ def _is_by_row(node: fx.Node, sources: dict[fx.Node, frozenset[str]]) -> bool:
     shape, target = node.meta.get("shape"), node.target
     if shape is not None and not _has_rows(shape):
         return False
+    if any(isinstance(one, Batch) for one in (*node.args, *node.kwargs.values())):
+        return False  # it calculates with the batch, which is not the number of rows; sizes are in lists
     if _is_pointwise(target) or target in _BY_ROW or target in _FILLED:
         return True
     first = node.all_input_nodes[0] if node.all_input_nodes else None

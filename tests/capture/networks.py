@@ -45,7 +45,10 @@ class Example(NamedTuple):
         """A batch of n, with other values for every n."""
         generator = torch.Generator().manual_seed(n)
         t = self.times(n) if t is None else t
-        given = {"x": torch.randn(n, *self.shape, generator=generator).to(dtype), "t": t if self.integer else t.to(dtype)}
+        given = {
+            "x": torch.randn(n, *self.shape, generator=generator).to(dtype),
+            "t": t if self.integer else t.to(dtype),
+        }
         if self.context is not None:
             given["context"] = torch.randn(n, self.context, generator=generator).to(dtype)
         return given
@@ -82,7 +85,7 @@ def captured(
     step_passes: Sequence[Pass] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Captured:
-    """The network recorded, merged, normalised, with the passes applied, and split; step_passes change the step alone."""
+    """The network recorded, merged, normalised, changed by the passes and split; step_passes change the step alone."""
     graph = graph_of(network, example, dtype)
     for change in passes:
         change(graph)

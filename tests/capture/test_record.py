@@ -138,7 +138,10 @@ RECORDED = {
     "sines": sines,
     "t expanded": lambda x, t: x + (t.expand(x.shape[0]) * torch.ones(len(x))).view(-1, 1, 1, 1),
     "factories of the batch": lambda x, t: (
-        x + torch.arange(len(x)).view(-1, 1, 1, 1) + torch.full((x.shape[0], 1, 1, 1), 2.0) + x.new_zeros(len(x), 1, 1, 1)
+        x
+        + torch.arange(len(x)).view(-1, 1, 1, 1)
+        + torch.full((x.shape[0], 1, 1, 1), 2.0)
+        + x.new_zeros(len(x), 1, 1, 1)
     ),
     "complex numbers": lambda x, t: torch.fft.ifft2(torch.fft.fft2(x) * 1j).imag,
     "mean over the batch": lambda x, t: x - x.mean(dim=0, keepdim=True) + t.float().mean(),
