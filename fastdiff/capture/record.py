@@ -10,21 +10,22 @@ than sampling an image.
 
 from __future__ import annotations
 
-import inspect
+import linecache
 import operator
-import traceback
+import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from fastdiff.capture.graph import Graph
+from fastdiff.capture.graph import Graph, described
+from fastdiff.capture.views import View, scattered
 
 aten = torch.ops.aten
 
@@ -32,32 +33,60 @@ aten = torch.ops.aten
 class NotRecordableError(Exception):
     """Why an evaluation cannot be recorded, with the user's line that does it."""
 
+    @classmethod
+    def at(cls, what: str, line: tuple[str, int] | None) -> NotRecordableError:
+        """The error for what is done in a line of a file, as in node.meta["line"]."""
+        return cls(what if line is None else f"{what}, in {_quoted(*line)}")
 
-def record(call: Callable[..., Any], inputs: Mapping[str, Tensor]) -> Graph:
-    """The graph of call(*inputs), without gradients; tensors that `call` holds are its constants.
+
+def record(call: Callable[..., Tensor], inputs: Mapping[str, Tensor]) -> Graph:
+    """The graph of call(*inputs), without gradients; the tensors that `call` holds are its constants.
+
+    Dropout is left out, as in eval(). Neither the inputs nor what `call` holds is written to. A network that keeps
+    something from its first evaluation for the next (a table of sines) must have been run before.
+
+    Args:
+        call: inputs' values, in their order → a tensor.
+        inputs: the placeholders' names and what to run it on, tensors of any shape.
 
     Raises:
-        NotRecordableError: for what a graph cannot hold.
+        NotRecordableError: for what a graph cannot hold: numbers read from the inputs, control flow on them, shapes
+            that depend on them, random numbers, writes to the network's tensors, gradients.
     """
-    recorder = _Recorder(inputs)
-    with torch.no_grad(), _Whole(recorder), recorder:
-        out = call(*inputs.values())
-    if recorder.refused:  # the network's own code may have caught it
-        raise recorder.refused
+    recorder = _Recorder()
+    given = [recorder.placeholder(name, value) for name, value in inputs.items()]
+    try:
+        # Below autograd the mode sees linear or group_norm itself, not what torch makes of it on some device.
+        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), recorder:
+            out = call(*given)
+    except Exception:
+        if recorder.refused is None:
+            raise
+    if recorder.refused is not None:  # the network's own code may have caught it
+        raise NotRecordableError(recorder.refused)
+    if not isinstance(out, Tensor):
+        raise NotRecordableError(f"it returns a value of type {type(out).__name__}, not a tensor")
     recorder.nodes.output((recorder.node_of(out),))
     graph = Graph(recorder.nodes, recorder.constants)
     graph.tidy()
     return graph
 
 
-class _View(NamedTuple):
-    """How a view was made: the part of function(*args, **kwargs), or the whole (None); `of` is among the args."""
-
-    of: Tensor
-    function: Any
-    args: tuple
-    kwargs: dict
-    part: int | None
+# Recorded as the one operation that they are; other composite operations as what they are composed of.
+_WHOLE = {
+    aten.group_norm.default,
+    aten.layer_norm.default,
+    aten.rms_norm.default,
+    aten.batch_norm.default,
+    aten.linear.default,
+    aten.scaled_dot_product_attention.default,
+}
+_DROPOUT = {
+    packet
+    for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+    for packet in (getattr(aten, name), getattr(aten, f"{name}_"))
+}
+_INDEXING = {aten.index.Tensor, aten._unsafe_index.Tensor}
 
 
 class _Recorder(TorchDispatchMode):
@@ -65,35 +94,42 @@ class _Recorder(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # else torch wraps the mode, for which it imports torch._dynamo
 
-    def __init__(self, inputs: Mapping[str, Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.nodes = fx.Graph()
         self.constants: dict[str, Tensor] = {}
         self.known: dict[int, fx.Node] = {}  # by a tensor's id
-        self.kept: list[Tensor] = []  # all of them, so that no id comes twice
-        self.views: dict[int, _View] = {}
+        self.kept: list[Tensor] = []  # all of them, so that neither an id nor an address comes twice
+        self.addresses: set[int] = set()  # of the memory of what depends on the inputs
+        self.views: dict[int, View] = {}
         self.stale: set[int] = set()  # views of what has been written to since
-        self.paused = False
-        self.refused: NotRecordableError | None = None
-        for name, value in inputs.items():
-            self._learn(value, self.nodes.placeholder(name), inputs=True)
+        self.refused: str | None = None
+
+    def placeholder(self, name: str, value: Tensor) -> Tensor:
+        """An input: a copy, which the network may write to."""
+        value = value.detach().clone()
+        self._learn(value, self.nodes.placeholder(name), inputs=True)
+        return value
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if self.paused:
-            return function(*args, **kwargs)
-        if torch.Tag.nondeterministic_seeded in function.tags:
-            raise self._refusal(f"{function} draws random numbers")
-        arguments = function._schema.arguments
-        written = [place for place, one in enumerate(arguments) if one.alias_info and one.alias_info.is_write]
-        if written:
-            return self._write(function, written, args, kwargs)
+        if function.overloadpacket in _DROPOUT:
+            return self._dropout(function, *args, **kwargs)
+        if function in _WHOLE or (function is aten.one_hot.default and args[-1] > 0):
+            args, kwargs = _in_full(function, args, kwargs)
+        elif _is_composite(function):
+            if function is aten.resolve_neg.default and self._is_input(args[0]):  # which tolist() calls, and then reads
+                raise self._read(function)
+            with self:
+                return function._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        self._check(function, args)
+        if any(one.alias_info and one.alias_info.is_write for one in function._schema.arguments):
+            return self._write(function, args, kwargs)
         out = function(*args, **kwargs)
-        if function is aten.lift_fresh.default:  # torch.tensor(...): what it returns is a tensor of its own
-            constant = self._constant(out, out.clone())
-            self._learn(out, self.nodes.call_function(aten.clone.default, (constant,)))  # which may be written to
-            return out
-        self.add(function, args, kwargs, out)
+        if function is aten.lift_fresh.default:  # torch.tensor(...): what it returns is a tensor of its own, which may
+            self._learn(out, self._call(aten.clone.default, (self._constant(out, out.clone()),), {}))  # be written to
+        else:
+            self._add(function, args, kwargs, out)
         return out
 
     def node_of(self, value: Any) -> Any:
@@ -106,142 +142,180 @@ class _Recorder(TorchDispatchMode):
             self.stale.discard(id(value))
             view = self.views[id(value)]
             node = self._call(view.function, view.args, view.kwargs)
-            node = node if view.part is None else self.nodes.call_function(operator.getitem, (node, view.part))
-            self._learn(value, node)
+            self._learn(value, node if view.part is None else self._getitem(node, view.part))
         return self.known[id(value)]
 
-    def add(self, function: Any, args: tuple, kwargs: dict, out: Any) -> None:
+    def _check(self, function: Any, args: tuple) -> None:
+        """Refuses what must not even run, or would not show in the result."""
+        if function is aten.batch_norm.default and args[5] and args[3] is not None:
+            raise self._refusal("a BatchNorm in training mode writes to its running statistics")
+        if torch.Tag.nondeterministic_seeded in function.tags and function not in _WHOLE:
+            raise self._refusal(f"{function} draws random numbers")
+        if function in _INDEXING:
+            dynamic = any(_is_mask(one) for one in args[1])
+        else:
+            dynamic = torch.Tag.dynamic_output_shape in function.tags and function is not aten.one_hot.default
+        if dynamic:
+            raise self._refusal(f"the shape of a result of {function} depends on values")
+        if torch.is_grad_enabled():
+            if any(isinstance(one, Tensor) and one.requires_grad and self._is_input(one) for one in args):
+                raise self._refusal("gradients are computed")
+
+    def _is_input(self, value: Tensor) -> bool:
+        """Whether a tensor is an input or depends on one."""
+        return id(value) in self.known and _from_inputs(self.known[id(value)])
+
+    def _dropout(self, function: Any, value: Tensor, p: float, train: bool) -> Tensor:
+        """Nothing, as in eval(); out of training torch gives back the tensor itself."""
+        if function._schema.is_mutable or not train:
+            return value
+        with self:
+            return value.clone()
+
+    def _add(self, function: Any, args: tuple, kwargs: dict, out: Any) -> None:
         """A call and its result."""
-        viewed = next((args[k] for k, one in enumerate(function._schema.arguments) if one.alias_info), None)
-        parts = [(None, out)] if isinstance(out, Tensor) else list(enumerate(out)) if isinstance(out, (tuple, list)) else []
-        if not parts:
-            if any(self._from_inputs(node) for node in self._call(function, args, kwargs).all_input_nodes):
-                raise self._refusal(f"a number is read from the images, the time or the context ({function})")
-            return
         node = self._call(function, args, kwargs)
-        for place, part in parts:
+        several = isinstance(out, (tuple, list))
+        parts: list[Any] = list(out) if several else [out]
+        if any(isinstance(part, (tuple, list)) for part in parts):
+            raise self._refusal(f"{function} returns lists of tensors")
+        if _from_inputs(node) and not any(isinstance(part, Tensor) for part in parts):
+            raise self._read(function)
+        aliased = [one.alias_info is not None for one in function._schema.arguments]
+        viewed = next((arg for arg, alias in zip(args, aliased, strict=False) if alias), None)
+        for place, part in enumerate(parts):
             if isinstance(part, Tensor):
-                one = node if place is None else self.nodes.call_function(operator.getitem, (node, place))
-                self._learn(part, one)
+                self._learn(part, self._getitem(node, place) if several else node)
                 if isinstance(viewed, Tensor) and part is not viewed:
-                    self.views[id(part)] = _View(viewed, function, args, kwargs, place)
+                    self.views[id(part)] = View(viewed, function, args, kwargs, place if several else None)
 
     def _call(self, function: Any, args: tuple, kwargs: dict) -> fx.Node:
-        return self.nodes.call_function(function, tree_map(self.node_of, args), tree_map(self.node_of, kwargs))
+        node = self.nodes.call_function(function, tree_map(self.node_of, args), tree_map(self.node_of, kwargs))
+        node.meta.update(inputs=any(map(_from_inputs, node.all_input_nodes)), line=_users_line())
+        return node
+
+    def _getitem(self, node: fx.Node, part: int) -> fx.Node:
+        return self._call(operator.getitem, (node, part), {})
 
     def _learn(self, value: Tensor, node: fx.Node, inputs: bool = False) -> None:
-        self.known[id(value)] = node
+        """That the tensor is now the node's result."""
+        self.known[id(value)] = described(node, tuple(value.shape), value.dtype)
         self.kept.append(value)
-        inputs = inputs or any(map(self._from_inputs, node.all_input_nodes))
-        node.meta.update(shape=tuple(value.shape), dtype=value.dtype, inputs=inputs)
-
-    @staticmethod
-    def _from_inputs(node: fx.Node) -> bool:
-        return node.meta.get("inputs") or any(one.meta.get("inputs") for one in node.all_input_nodes)
+        node.meta["inputs"] = inputs or any(map(_from_inputs, node.all_input_nodes))
+        if node.meta["inputs"] and (address := _address(value)):
+            self.addresses.add(address)
 
     def _constant(self, value: Tensor, content: Tensor) -> fx.Node:
+        """A tensor that no operation has made."""
+        if _address(value) in self.addresses:
+            raise self._refusal("values of the images, the time or the context come from outside of torch's operations")
         name = f"constant{len(self.constants)}"
         self.constants[name] = content
         node = self.nodes.get_attr(name)
+        node.meta["line"] = _users_line()
         self._learn(value, node)
         return node
 
-    def _write(self, function: Any, written: list[int], args: tuple, kwargs: dict) -> Any:
+    def _write(self, function: Any, args: tuple, kwargs: dict) -> Any:
         """An operation in place, as the operation of the same name that has a result."""
-        packet = getattr(aten, function._schema.name.removeprefix("aten::").removesuffix("_"), None)
-        overload = function._overloadname
-        if function.namespace != "aten" or written != [0] or packet is None or overload not in packet.overloads():
+        if function is aten.detach_.default:
+            return args[0]
+        if torch.Tag.inplace_view in function.tags:
+            raise self._refusal(f"{function} changes a tensor's shape in place")
+        functional = _functional(function)
+        if functional is None:
             raise self._refusal(f"{function} writes to an argument")
         chain: list[Tensor] = [args[0]]  # up to what is no view
         while id(chain[-1]) in self.views:
             chain.append(self.views[id(chain[-1])].of)
         if self.node_of(chain[-1]).op == "get_attr":
             raise self._refusal(f"{function} writes to a tensor of the network")
-        changed = self._call(getattr(packet, overload), args, kwargs)
-        for value, base in zip(chain, [*chain[1:], None], strict=True):
-            if base is not None:
-                changed, part = self._scattered(self.views[id(value)], self.node_of(base), changed), changed
-            else:
-                part = changed
-            self._learn(value, part)
+        out = functional(*args, **kwargs)
+        changed = self._call(functional, args, kwargs)
+        if out.dtype != args[0].dtype:  # a comparison, or another argument of a wider dtype
+            described(changed, tuple(out.shape), out.dtype)
+            changed = self._call(aten._to_copy.default, (changed,), {"dtype": args[0].dtype})
+        args[0].copy_(out)
+        self._learn(args[0], changed)
+        for value, base in zip(chain, chain[1:], strict=False):
+            whole = scattered(self.nodes, self.views[id(value)], self.node_of(base), changed)
+            if whole is None:
+                raise self._refusal(f"a result of {self.views[id(value)].function} is written to")
+            whole.meta["line"] = _users_line()
+            self._learn(base, whole)
+            changed = whole
         self.stale |= {key for key in self.views if self._root(key) is chain[-1]} - {id(value) for value in chain}
-        return function(*args, **kwargs)
+        return args[0]
 
     def _root(self, key: int) -> Tensor:
         """What the view of that id is a view of, in the end."""
         value = self.views[key].of
-        return self._root(id(value)) if id(value) in self.views else value
+        while id(value) in self.views:
+            value = self.views[id(value)].of
+        return value
 
-    def _scattered(self, view: _View, base: fx.Node, changed: fx.Node) -> fx.Node:
-        """The base with the view's places changed."""
-        packet, places = view.function.overloadpacket, view.args[1:]
-        if packet in _RENAMED:
-            return self.nodes.call_function(aten.reshape.default, (changed, list(view.of.shape)))
-        if packet in _UNDONE:
-            return self.nodes.call_function(view.function, (changed, *_UNDONE[packet](*places)))
-        if packet in _SCATTERED:
-            return self.nodes.call_function(_SCATTERED[packet], (base, changed, *places), view.kwargs)
-        raise self._refusal(f"a result of {view.function} is written to")
+    def _read(self, function: Any) -> NotRecordableError:
+        return self._refusal(f"a number is read from the images, the time or the context ({function})")
 
     def _refusal(self, what: str) -> NotRecordableError:
-        """The error, with the innermost line that is neither torch's nor ours."""
-        ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-        frames = [one for one in traceback.extract_stack() if not one.filename.startswith(ours)]
-        line = f", in {Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
-        self.refused = NotRecordableError(what + line)
-        return self.refused
+        error = NotRecordableError.at(what, _users_line())
+        self.refused = str(error)
+        return error
 
 
-def _inverse(dims: list[int]) -> tuple[list[int]]:
-    places = [dim % len(dims) for dim in dims]
-    return ([places.index(k) for k in range(len(places))],)
+def _is_composite(function: Any) -> bool:
+    """Whether an ATen operation is composed of others. Another library's is one node however it is composed."""
+    return function.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
+        function.name(), "CompositeImplicitAutograd"
+    )
 
 
-# How a change of a view becomes one of what it is a view of: by the base's shape, by the same function with other
-# arguments, or by an operation of torch's.
-_RENAMED = (aten.view, aten._unsafe_view, aten.unsqueeze, aten.squeeze, aten.detach, aten.alias)
-_UNDONE = {aten.transpose: lambda *dims: dims, aten.t: lambda: (), aten.permute: _inverse}
-_SCATTERED = {aten.select: aten.select_scatter.default, aten.slice: aten.slice_scatter.default}
+def _in_full(function: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The arguments with the defaults that the dispatcher leaves out, without dropout."""
+    schema = function._schema.arguments
+    given = {one.name: one.default_value for one in schema}
+    given |= dict(zip(given, args, strict=False)) | kwargs
+    if "dropout_p" in given:
+        given["dropout_p"] = 0.0
+    named = {one.name for one in schema if one.kwarg_only}
+    args = tuple(value for name, value in given.items() if name not in named)
+    return args, {name: given[name] for name in named}
 
 
-# Functions that are recorded as the one operation that they are, not as what torch calls for it on some device.
-_WHOLE = {
-    F.group_norm: aten.group_norm.default,
-    F.layer_norm: aten.layer_norm.default,
-    F.batch_norm: aten.batch_norm.default,
-    F.linear: aten.linear.default,
-    F.scaled_dot_product_attention: aten.scaled_dot_product_attention.default,
-    torch.group_norm: aten.group_norm.default,
-    torch.layer_norm: aten.layer_norm.default,
-    torch.batch_norm: aten.batch_norm.default,
-}
-_DROPOUT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
+def _functional(function: Any) -> Any:
+    """The operation that returns what this one writes to its first argument; None if there is none."""
+    written = [one.alias_info is not None and one.alias_info.is_write for one in function._schema.arguments]
+    packet = getattr(aten, function._schema.name.removeprefix("aten::").removesuffix("_"), None)
+    overload = function._overloadname
+    if function.namespace != "aten" or written[0] + sum(written) != 2 or packet is None:
+        return None
+    return getattr(packet, overload) if overload in packet.overloads() else None
 
 
-class _Whole(TorchFunctionMode):
-    def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
+def _from_inputs(node: fx.Node) -> bool:
+    return node.meta.get("inputs", False)
 
-    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if function in _DROPOUT:
-            return args[0] if args else kwargs["input"]  # a function may be called without regard to eval()
-        if function not in _WHOLE or self.recorder.paused:
-            return function(*args, **kwargs)
-        self.recorder.paused = True
-        try:
-            out = function(*args, **kwargs)
-        finally:
-            self.recorder.paused = False
-        arguments = _WHOLE[function]._schema.arguments
-        try:  # Python's own functions have an order of their own
-            given = dict(inspect.signature(function).bind(*args, **kwargs).arguments)
-        except ValueError:
-            given = dict(zip((one.name for one in arguments), args, strict=False)) | kwargs
-        if given.get("dropout_p"):
-            given["dropout_p"] = 0.0
-        ordered = [given.get(one.name, one.default_value) for one in arguments if not one.kwarg_only]
-        named = {one.name: given[one.name] for one in arguments if one.kwarg_only and one.name in given}
-        self.recorder.add(_WHOLE[function], tuple(ordered), named, out)
-        return out
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
+def _address(value: Tensor) -> int:
+    """Where its memory begins; 0 if it has none."""
+    return value.untyped_storage().data_ptr() if value.layout is torch.strided else 0
+
+
+_NOT_THE_USERS = (str(Path(torch.__file__).parent) + os.sep, str(Path(__file__).parent) + os.sep)
+
+
+def _users_line() -> tuple[str, int] | None:
+    """File and line of the innermost frame that is neither torch's nor ours."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        frame = frame.f_back
+    return None if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+
+
+def _quoted(file: str, line: int) -> str:
+    text = linecache.getline(file, line).strip()
+    return f"{Path(file).name}, line {line}" + (f": {text}" if text else "")

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastdiff.capture.graph import Batch, Graph, described, mapped
+from fastdiff.capture.graph import Graph, grows, mapped
 
 aten = torch.ops.aten
 
 # Operations that change the shape alone, and those that change nothing in a graph without side effects.
 _RESHAPES = {
+    aten.reshape.default,
     aten.view.default,
     aten._unsafe_view.default,
     aten.unsqueeze.default,
@@ -28,41 +29,59 @@ def normalise(graph: Graph) -> None:
     for node in list(graph.nodes.nodes):
         if node.op != "call_function":
             continue
-        before = node.args[0] if node.args else None
-        if node.target in _NOTHING or node.target is aten._to_copy.default and _same_kind(node):
-            node.replace_all_uses_with(before)
-            graph.nodes.erase_node(node)
-        elif node.target in _RESHAPES or node.target is aten.reshape.default:
+        same = _same_value(node)
+        if same is None and node.target in _RESHAPES:
+            before = _node(node.args[0])
             while before.target is aten.reshape.default:
-                before = before.args[0]
-            if before.meta["shape"] == node.meta["shape"]:
-                node.replace_all_uses_with(before)
-                graph.nodes.erase_node(node)
-            else:
-                node.target, node.args, node.kwargs = aten.reshape.default, (before, list(node.meta["shape"])), {}
+                before = _node(before.args[0])
+            node.target, node.args, node.kwargs = aten.reshape.default, (before, list(node.meta["shape"])), {}
+            same = before if before.meta["shape"] == node.meta["shape"] else None
+        if same is not None:
+            node.replace_all_uses_with(same)
+            graph.nodes.erase_node(node)
     graph.tidy()
-
-
-def _same_kind(node: fx.Node) -> bool:
-    return node.args[0].meta["dtype"] == node.meta["dtype"]
 
 
 def fold_constants(graph: Graph) -> None:
     """Compute what depends on neither the inputs nor the batch."""
     known: dict[fx.Node, Any] = {}
-    for node in list(graph.nodes.nodes):
-        if node.op == "get_attr":
-            known[node] = graph.constants[node.target]
-        elif node.op == "call_function" and all(one in known for one in node.all_input_nodes) and not _grows(node):
-            args, kwargs = (mapped(given, lambda v: known.get(v, v) if isinstance(v, fx.Node) else v) for given in (node.args, node.kwargs))
-            known[node] = node.target(*args, **kwargs)
+    with torch.no_grad():
+        for node in graph.nodes.nodes:
+            if node.op == "get_attr":
+                known[node] = graph.constants[str(node.target)]
+            elif node.op == "call_function" and all(one in known for one in node.all_input_nodes):
+                if not grows((node.args, node.kwargs)):
+                    known[node] = _computed(node, known)
     for node, value in known.items():
-        if node.op == "call_function" and any(user not in known for user in node.users) and isinstance(value, torch.Tensor):
+        if node.op == "call_function" and isinstance(value, torch.Tensor) and any(u not in known for u in node.users):
             node.replace_all_uses_with(graph.constant(value, node), delete_user_cb=lambda user: user not in known)
     graph.tidy()
 
 
-def _grows(node: fx.Node) -> bool:
-    found = []
-    mapped((node.args, node.kwargs), lambda value: found.append(isinstance(value, Batch)))
-    return any(found)
+def _same_value(node: fx.Node) -> fx.Node | None:
+    """The argument that is all that a node returns, if there is one."""
+    target, meta = node.target, node.meta
+    if target in _NOTHING:
+        return _node(node.args[0])
+    if target is aten._to_copy.default and "device" not in node.kwargs and "layout" not in node.kwargs:
+        source = _node(node.args[0])
+    elif target in (aten.slice.Tensor, aten.expand.default):
+        source = _node(node.args[0])
+    elif target is aten.copy.default:  # what is written over takes no part
+        source = _node(node.args[1])
+    else:
+        return None
+    return source if (source.meta["shape"], source.meta["dtype"]) == (meta["shape"], meta["dtype"]) else None
+
+
+def _node(value: Any) -> fx.Node:
+    assert isinstance(value, fx.Node)
+    return value
+
+
+def _computed(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    def value(one: Any) -> Any:
+        return known[one] if isinstance(one, fx.Node) else one
+
+    assert callable(node.target)
+    return node.target(*mapped(node.args, value), **mapped(node.kwargs, value))
