@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from fastdiff.capture.graph import Batch, Graph, mapped
-from fastdiff.capture.record import NotRecordableError
+from fastdiff.capture.refusal import NotRecordableError
 
 
 def merged(one: Graph, two: Graph, batches: tuple[int, int]) -> Graph:

@@ -10,13 +10,8 @@ than sampling an image.
 
 from __future__ import annotations
 
-import linecache
 import operator
-import os
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,18 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from fastdiff.capture.graph import Graph, described
-from fastdiff.capture.views import View, scattered
+from fastdiff.capture.refusal import NotRecordableError, users_line
+from fastdiff.capture.views import VIEWS_IN_PLACE, View, scattered
 
 aten = torch.ops.aten
-
-
-class NotRecordableError(Exception):
-    """Why an evaluation cannot be recorded, with the user's line that does it."""
-
-    @classmethod
-    def at(cls, what: str, line: tuple[str, int] | None) -> NotRecordableError:
-        """The error for what is done in a line of a file, as in node.meta["line"]."""
-        return cls(what if line is None else f"{what}, in {_quoted(*line)}")
 
 
 def record(call: Callable[..., Tensor], inputs: Mapping[str, Tensor]) -> Graph:
@@ -53,6 +40,7 @@ def record(call: Callable[..., Tensor], inputs: Mapping[str, Tensor]) -> Graph:
         NotRecordableError: for what a graph cannot hold: numbers read from the inputs, control flow on them, shapes
             that depend on them, random numbers, writes to the network's tensors, gradients.
     """
+    torch.clear_autocast_cache()  # whose tensors no operation would be seen to make
     recorder = _Recorder()
     given = [recorder.placeholder(name, value) for name, value in inputs.items()]
     try:
@@ -191,7 +179,7 @@ class _Recorder(TorchDispatchMode):
 
     def _call(self, function: Any, args: tuple, kwargs: dict) -> fx.Node:
         node = self.nodes.call_function(function, tree_map(self.node_of, args), tree_map(self.node_of, kwargs))
-        node.meta.update(inputs=any(map(_from_inputs, node.all_input_nodes)), line=_users_line())
+        node.meta.update(inputs=any(map(_from_inputs, node.all_input_nodes)), line=users_line())
         return node
 
     def _getitem(self, node: fx.Node, part: int) -> fx.Node:
@@ -212,7 +200,7 @@ class _Recorder(TorchDispatchMode):
         name = f"constant{len(self.constants)}"
         self.constants[name] = content
         node = self.nodes.get_attr(name)
-        node.meta["line"] = _users_line()
+        node.meta["line"] = users_line()
         self._learn(value, node)
         return node
 
@@ -221,7 +209,7 @@ class _Recorder(TorchDispatchMode):
         if function is aten.detach_.default:
             return args[0]
         if torch.Tag.inplace_view in function.tags:
-            raise self._refusal(f"{function} changes a tensor's shape in place")
+            return self._view_in_place(function, args, kwargs)
         functional = _functional(function)
         if functional is None:
             raise self._refusal(f"{function} writes to an argument")
@@ -241,11 +229,31 @@ class _Recorder(TorchDispatchMode):
             whole = scattered(self.nodes, self.views[id(value)], self.node_of(base), changed)
             if whole is None:
                 raise self._refusal(f"a result of {self.views[id(value)].function} is written to")
-            whole.meta["line"] = _users_line()
+            whole.meta["line"] = users_line()
             self._learn(base, whole)
             changed = whole
         self.stale |= {key for key in self.views if self._root(key) is chain[-1]} - {id(value) for value in chain}
         return args[0]
+
+    def _view_in_place(self, function: Any, args: tuple, kwargs: dict) -> Tensor:
+        """unsqueeze_ and the like: from now on the tensor is a view of what it was."""
+        value, *more = args
+        if function not in VIEWS_IN_PLACE:
+            raise self._refusal(f"{function} changes a tensor's shape in place")
+        if self.node_of(value).op == "get_attr":
+            raise self._refusal(f"{function} writes to a tensor of the network")
+        before = aten.alias.default(value)
+        self._learn(before, self.node_of(value))
+        if id(value) in self.views:
+            self.views[id(before)] = self.views[id(value)]
+        for key, view in self.views.items():
+            if view.of is value:
+                self.views[key] = view._replace(of=before, args=(before, *view.args[1:]))
+        functional = VIEWS_IN_PLACE[function]
+        function(*args, **kwargs)
+        self._learn(value, self._call(functional, (before, *more), kwargs))
+        self.views[id(value)] = View(before, functional, (before, *more), kwargs, None)
+        return value
 
     def _root(self, key: int) -> Tensor:
         """What the view of that id is a view of, in the end."""
@@ -258,7 +266,7 @@ class _Recorder(TorchDispatchMode):
         return self._refusal(f"a number is read from the images, the time or the context ({function})")
 
     def _refusal(self, what: str) -> NotRecordableError:
-        error = NotRecordableError.at(what, _users_line())
+        error = NotRecordableError.at(what, users_line())
         self.refused = str(error)
         return error
 
@@ -303,19 +311,3 @@ def _is_mask(index: Any) -> bool:
 def _address(value: Tensor) -> int:
     """Where its memory begins; 0 if it has none."""
     return value.untyped_storage().data_ptr() if value.layout is torch.strided else 0
-
-
-_NOT_THE_USERS = (str(Path(torch.__file__).parent) + os.sep, str(Path(__file__).parent) + os.sep)
-
-
-def _users_line() -> tuple[str, int] | None:
-    """File and line of the innermost frame that is neither torch's nor ours."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
-        frame = frame.f_back
-    return None if frame is None else (frame.f_code.co_filename, frame.f_lineno)
-
-
-def _quoted(file: str, line: int) -> str:
-    text = linecache.getline(file, line).strip()
-    return f"{Path(file).name}, line {line}" + (f": {text}" if text else "")

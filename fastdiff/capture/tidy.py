@@ -62,7 +62,7 @@ def _same_value(node: fx.Node) -> fx.Node | None:
     """The argument that is all that a node returns, if there is one."""
     target, meta = node.target, node.meta
     if target in _NOTHING:
-        return _node(node.args[0])
+        return None if "memory_format" in node.kwargs and _needs_layout(node) else _node(node.args[0])
     if target is aten._to_copy.default and "device" not in node.kwargs and "layout" not in node.kwargs:
         source = _node(node.args[0])
     elif target in (aten.slice.Tensor, aten.expand.default):
@@ -72,6 +72,19 @@ def _same_value(node: fx.Node) -> fx.Node | None:
     else:
         return None
     return source if (source.meta["shape"], source.meta["dtype"]) == (meta["shape"], meta["dtype"]) else None
+
+
+def _needs_layout(node: fx.Node) -> bool:
+    """Whether a result goes to an operation that may read the memory as it lies: another library's, or oneDNN's own."""
+    for user in node.users:
+        if user.target in _RESHAPES or user.target in _NOTHING:
+            if _needs_layout(user):
+                return True
+        elif isinstance(user.target, torch._ops.OpOverload):
+            library, name = user.target._schema.name.split("::")
+            if library not in ("aten", "fastdiff") or name.lstrip("_").startswith(("mkldnn", "cudnn", "miopen")):
+                return True
+    return False
 
 
 def _node(value: Any) -> fx.Node:

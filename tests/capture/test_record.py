@@ -17,6 +17,8 @@ from fastdiff.capture.record import NotRecordableError, record
 aten = torch.ops.aten
 WEIGHT = torch.linspace(-1, 1, 16).view(4, 4)
 TABLE = torch.linspace(-1, 1, 40).view(10, 4)
+GRU, LSTM = nn.GRU(16, 4, batch_first=True), nn.LSTM(16, 4, batch_first=True, bidirectional=True)
+ATTENTION = nn.MultiheadAttention(16, 2, batch_first=True).eval()
 
 
 def in_place_views(x, t):
@@ -102,6 +104,15 @@ def sines(x, t):
     return x + torch.cat((angles.sin(), angles.cos()), dim=1)[:, :, None, None]
 
 
+def views_in_place(x, t):
+    part = x[:, 1:3]
+    x.transpose_(1, 3)
+    x[..., 0] += t.float().unsqueeze_(1)[..., None]
+    part.mul_(2)
+    part.unsqueeze_(1).squeeze_(1)[:, 0] = 7
+    return x + 1, part
+
+
 def scaled(x, n):
     return F.interpolate(F.interpolate(x, scale_factor=2, mode="nearest"), size=(n, n + 1), mode="bilinear")
 
@@ -146,6 +157,11 @@ RECORDED = {
     "complex numbers": lambda x, t: torch.fft.ifft2(torch.fft.fft2(x) * 1j).imag,
     "mean over the batch": lambda x, t: x - x.mean(dim=0, keepdim=True) + t.float().mean(),
     "numbers of the batch": lambda x, t: x.reshape(len(x) * 4, -1).view(x.shape[0], -1, 4, 4)[: len(x)],
+    "views in place": lambda x, t: torch.cat([one.flatten(1) for one in views_in_place(x * 2, t)], 1),
+    "a GRU": lambda x, t: GRU(x.flatten(2))[0],
+    "an LSTM": lambda x, t: LSTM(x.flatten(1, 2).transpose(1, 2).expand(-1, 4, 16))[0],
+    "nn.MultiheadAttention": lambda x, t: ATTENTION(x.flatten(2), x.flatten(2), x.flatten(2))[0],
+    "vmap": lambda x, t: torch.vmap(lambda one: one.sin() * 2)(x),
     ".data": lambda x, t: x.data * 2,
     "the input itself": lambda x, t: x,
 }
@@ -155,6 +171,7 @@ def inputs(n):
     return {"x": torch.randn(n, 4, 4, 4), "t": torch.arange(n) + 1}
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of the reentrant checkpoint
 @pytest.mark.parametrize("name", RECORDED)
 def test_the_graph_is_the_same_function(networks, rel, name):
     """At the batch of the recording and at others."""
@@ -222,7 +239,8 @@ REFUSED = {
         "running statistics",
     ),
     "out=": (lambda x, t: torch.add(x, 1, out=torch.empty_like(x)), "writes to an argument"),
-    "unsqueeze_": (lambda x, t: x * t.float().unsqueeze_(1).sum(), "shape in place"),
+    "resize_": (lambda x, t: (x * 1).resize_(4), "shape in place"),
+    "a parameter transposed": (lambda x, t: x + TABLE.t_(), "writes to a tensor of the network"),
     "as_strided written": (lambda x, t: (x * 1).as_strided((4,), (1,)).add_(1), "is written to"),
     "NumPy": (lambda x, t: x + torch.from_numpy(x.numpy()), "outside of torch's operations"),
     "a parameter made of x": (lambda x, t: x + nn.Parameter(x.mean()), "outside of torch's operations"),

@@ -57,3 +57,11 @@ def test_constants_keep_their_names_apart(networks):
     del graph.constants[next(iter(graph.constants))]
     names = {graph.constant(torch.zeros(k), first).target for k in range(3)}
     assert len(names) == 3 and not names & set(kept)
+
+
+def test_a_memory_layout_that_another_librarys_operation_may_need_stays(networks):
+    library = torch.library.Library("tidytest", "DEF")
+    library.define("doubled(Tensor x) -> Tensor")
+    library.impl("doubled", lambda x: x * 2 if x.is_contiguous() else x * 0, "CompositeExplicitAutograd")
+    found = targets(networks, lambda x, t: torch.ops.tidytest.doubled(x.mT.contiguous().flatten(2)).mT.contiguous() + 1)
+    assert found.count(aten.clone.default) == 1 and found.index(aten.clone.default) == 1
