@@ -62,7 +62,9 @@ def _same_value(node: fx.Node) -> fx.Node | None:
     """The argument that is all that a node returns, if there is one."""
     target, meta = node.target, node.meta
     if target in _NOTHING:
-        return None if "memory_format" in node.kwargs and _needs_layout(node) else _node(node.args[0])
+        source = _node(node.args[0])
+        laid_out = "memory_format" in node.kwargs and (source.op == "get_attr" or _needs_layout(node))
+        return None if laid_out else source  # a constant's costs nothing: weight_norm's kernel reads it as it lies
     if target is aten._to_copy.default and "device" not in node.kwargs and "layout" not in node.kwargs:
         source = _node(node.args[0])
     elif target in (aten.slice.Tensor, aten.expand.default):

@@ -25,7 +25,7 @@ from fastdiff.capture.passes.attention import fold_linear_attention
 from fastdiff.capture.passes.convolutions import fuse_convolutions
 from fastdiff.capture.passes.norms import fuse_norms
 from fastdiff.capture.program import program
-from fastdiff.capture.record import NotRecordableError
+from fastdiff.capture.refusal import NotRecordableError
 from fastdiff.capture.split import Split
 from fastdiff.engine import cpu, cuda
 from fastdiff.engine.placement import out_of_memory
