@@ -43,8 +43,8 @@ class _AsOnAGpu(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
         if func in _ATTENTIONS and not torch.is_grad_enabled():
             if args[0].element_size() == 2:
-                return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
-            return torch.ops.aten._scaled_dot_product_efficient_attention(*args, None, False)[0]
+                return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
+            return torch.ops.aten._scaled_dot_product_efficient_attention(*args[:3], None, False)[0]
         if func not in _CONVOLUTIONS:
             return func(*args, **(kwargs or {}))
         return _ChannelsLast.apply(func(_ChannelsLast.apply(args[0]), *args[1:], **(kwargs or {})))

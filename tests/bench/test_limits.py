@@ -79,7 +79,7 @@ def test_launches_of_a_step_are_counted_as_by_hand(one_convolution):
     """x in the network's dtype, the row's time, convolution, its bias, GELU, the update, the row's number."""
 
     class Flat(one_convolution):
-        def denoise(self, x, time, context):
+        def forward(self, x, t):
             return torch.nn.functional.gelu(self.conv(x))[:, :2]
 
     counted = step_launches(Network(Flat, (2, 4, 4)), torch.bfloat16, 5)
