@@ -62,7 +62,7 @@ def evaluate(module: nn.Module, shape: tuple[int, ...], batch: int, dtype: torch
     x = torch.empty(batch, *shape, dtype=dtype, device=META, memory_format=torch.channels_last)
     t = torch.empty(batch if train else 1, dtype=torch.float32, device=META)
     with torch.set_grad_enabled(train), _AsOnAGpu():
-        out = module(x, t)
+        out = module.train(train)(x, t)
         if train:
             out.sum().backward()
 
