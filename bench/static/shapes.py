@@ -68,7 +68,7 @@ def evaluate(module: nn.Module, shape: tuple[int, ...], batch: int, dtype: torch
 
 
 def captured_step(network: Network, dtype: torch.dtype, batch: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """On meta tensors, the evaluation that an engine captures, and the whole step: without guidance, by any sampler."""
+    """On meta tensors, the evaluation in an engine's step, and the whole step: without guidance, by any sampler."""
     table = make_table("ddim", make_schedule("linear", 200), 25)
     with torch.no_grad(), torch.device(META):
         times = torch.tensor(table.time, dtype=torch.int64, device="cpu")
@@ -80,10 +80,11 @@ def captured_step(network: Network, dtype: torch.dtype, batch: int) -> tuple[Cal
         x = torch.empty(batch, *network.image_shape).contiguous(memory_format=torch.channels_last)
         key, index = torch.empty(2, dtype=torch.int64), torch.empty((), dtype=torch.int64)
         state = State(x, torch.empty(len(table), 6), index, key=key, x0_prev=torch.empty_like(x))
+        rounded = x.to(dtype)
 
     def evaluate() -> None:
         with torch.no_grad(), _AsOnAGpu():
-            prediction(x, index)
+            parts.step(rounded, *prediction.time, *prediction.context)
 
     def step() -> None:
         with torch.no_grad(), _AsOnAGpu():

@@ -82,7 +82,8 @@ class _Count(TorchDispatchMode):
         with self:
             if func.namespace == "fastdiff":  # what it launches and calls counts, not itself
                 return func._op_dk(torch._C.DispatchKey.Meta, *args, **(kwargs or {}))
-            out = func.decompose(*args, **(kwargs or {}))  # in inference mode compositions, such as linear, arrive whole
+            # In inference mode compositions, such as linear, arrive whole.
+            out = func.decompose(*args, **(kwargs or {}))
         if out is not NotImplemented:
             return out
         out = func(*args, **(kwargs or {}))
