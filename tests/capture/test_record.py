@@ -228,6 +228,7 @@ REFUSED = {
     "torch.equal": (lambda x, t: x if torch.equal(x, -x) else 2 * x, "number is read"),
     "caught": (caught, "number is read"),
     "x[x > 0]": (lambda x, t: x + x[x > 0].sum(), "depends on values"),
+    "one hot, of as many as there are": (lambda x, t: x + F.one_hot(t).sum(), "number is read"),
     "nonzero": (lambda x, t: x + x.nonzero().shape[0], "depends on values"),
     "randn_like": (lambda x, t: x + torch.randn_like(x), "draws random numbers"),
     "torch.rand": (lambda x, t: x + torch.rand(1), "draws random numbers"),
