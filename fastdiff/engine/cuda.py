@@ -54,5 +54,3 @@ def _depthwise(graph: Graph, node: fx.Node) -> None:
     if same and groups == out == x.meta["shape"][1]:
         taps = graph.constant(taps_first(kernel), node)
         replace(graph, node, depthwise_conv, (x, taps, bias, added))
-
-

@@ -156,7 +156,9 @@ def captured(network: Network, given: Given) -> Parts:
     except Exception as problem:
         if out_of_memory(problem):
             raise
-        network(**given.example(given.batch, torch.Generator().manual_seed(0)))  # which raises what it raises without a recorder
+        network(
+            **given.example(given.batch, torch.Generator().manual_seed(0))
+        )  # which raises what it raises without a recorder
         raise NotCapturedError((str(problem).splitlines() or [type(problem).__name__])[0]) from problem
     time, context = at_batch(parts.time, ROWS), at_batch(parts.context, given.batch)
     step = at_batch(parts.step, given.batch)

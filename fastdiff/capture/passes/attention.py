@@ -15,7 +15,6 @@ from fastdiff.capture.passes.simplify import arguments
 from fastdiff.kernels.attention_block import attention_of
 from fastdiff.kernels.folded_attention import fold
 
-
 NORM_EPS = 1e-5  # attention_block's own, of the norm of its result
 
 

@@ -55,7 +55,9 @@ def constant(graph: Graph, value: Any) -> Tensor | None:
 def insert(graph: Graph, before: fx.Node, target: Any, args: tuple, like: fx.Node, **kwargs: Any) -> fx.Node:
     """A call before a node, with the shape and the dtype of another."""
     with graph.nodes.inserting_before(before):
-        return described(graph.nodes.call_function(target, args, kwargs), like.meta.get("shape"), like.meta.get("dtype"))
+        return described(
+            graph.nodes.call_function(target, args, kwargs), like.meta.get("shape"), like.meta.get("dtype")
+        )
 
 
 def replace(graph: Graph, old: fx.Node, target: Any, args: tuple, **kwargs: Any) -> fx.Node:
