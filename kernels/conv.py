@@ -40,8 +40,6 @@ def convolution(
     Returns:
         (B, O, H', W').
     """
-    if residual is not None and added is None and after is None and use_triton(x):
-        return bias_add(F.conv2d(x, weight, None, stride, padding, dilation, groups), residual, bias)
     y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     y = FUNCTIONS[after](y if added is None else y + added)
     return y if residual is None else y + residual

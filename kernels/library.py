@@ -57,7 +57,9 @@ def register(schema: str, reference: Callable[..., Tensor], kernels: Kernels) ->
         return choose(args, kernels.launch)
 
     def fake(*args: Any) -> Tensor:
-        return choose(args, kernels.empty)
+        # On meta tensors a launch that is withheld is told; under a trace the operator only states a shape.
+        told = dispatch.withheld() and not _traced(args[0])
+        return choose(args, kernels.launch if told else kernels.empty)
 
     def with_gradient(*args: Any) -> Tensor:
         if not _needs_gradient(args):
@@ -76,9 +78,6 @@ def register(schema: str, reference: Callable[..., Tensor], kernels: Kernels) ->
     def call(*args: Any) -> Tensor:
         if _plain(args, kernels.take):
             return reference(*args)
-        # On meta tensors the registered operator only states a shape.
-        if args[0].device.type == "meta" and dispatch.withheld():
-            return choose(args, kernels.differentiable)
         return operator(*args)
 
     return call

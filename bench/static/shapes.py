@@ -43,8 +43,8 @@ class _AsOnAGpu(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
         if func in _ATTENTIONS and not torch.is_grad_enabled():
             if args[0].element_size() == 2:
-                return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
-            return torch.ops.aten._scaled_dot_product_efficient_attention(*args, None, False)[0]
+                return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
+            return torch.ops.aten._scaled_dot_product_efficient_attention(*args[:3], None, False)[0]
         if func not in _CONVOLUTIONS:
             return func(*args, **(kwargs or {}))
         return _ChannelsLast.apply(func(_ChannelsLast.apply(args[0]), *args[1:], **(kwargs or {})))
@@ -62,13 +62,13 @@ def evaluate(module: nn.Module, shape: tuple[int, ...], batch: int, dtype: torch
     x = torch.empty(batch, *shape, dtype=dtype, device=META, memory_format=torch.channels_last)
     t = torch.empty(batch if train else 1, dtype=torch.float32, device=META)
     with torch.set_grad_enabled(train), _AsOnAGpu():
-        out = module(x, t)
+        out = module.train(train)(x, t)
         if train:
             out.sum().backward()
 
 
 def captured_step(network: Network, dtype: torch.dtype, batch: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """On meta tensors, the evaluation that an engine captures, and the whole step: without guidance, by any sampler."""
+    """On meta tensors, the evaluation in an engine's step, and the whole step: without guidance, by any sampler."""
     table = make_table("ddim", make_schedule("linear", 200), 25)
     with torch.no_grad(), torch.device(META):
         times = torch.tensor(table.time, dtype=torch.int64, device="cpu")
@@ -80,10 +80,11 @@ def captured_step(network: Network, dtype: torch.dtype, batch: int) -> tuple[Cal
         x = torch.empty(batch, *network.image_shape).contiguous(memory_format=torch.channels_last)
         key, index = torch.empty(2, dtype=torch.int64), torch.empty((), dtype=torch.int64)
         state = State(x, torch.empty(len(table), 6), index, key=key, x0_prev=torch.empty_like(x))
+        rounded = x.to(dtype)
 
     def evaluate() -> None:
         with torch.no_grad(), _AsOnAGpu():
-            prediction(x, index)
+            parts.step(rounded, *prediction.time, *prediction.context)
 
     def step() -> None:
         with torch.no_grad(), _AsOnAGpu():

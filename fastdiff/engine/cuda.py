@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import fx
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import activation, only_user, ours, replace
+from fastdiff.capture.passes.match import activation, insert, only_user, ours, replace
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.depthwise_conv import depthwise_conv, taps_first
 
@@ -27,21 +27,40 @@ def activations_before_norms(graph: Graph) -> None:
 
 
 def biases_into_readers(graph: Graph) -> None:
-    """The bias of a convolution that a norm, or another's addition, reads; and the depthwise kernel."""
+    """The bias of a convolution that a norm or an addition reads, on either side; and the depthwise kernel."""
     for node in list(graph.nodes.nodes):
         if node.target is ours.group_norm.default:
             x, *options = node.args
-            if _bare(x) and only_user(x) is node and options[4] is None:
-                bias, x.args = x.args[2], (*x.args[:2], None, *x.args[3:])
-                node.args = (x, *options[:4], bias, *options[5:])
+            if options[4] is None and _bare(x, node):
+                node.args = (x, *options[:4], _taken(x), *options[5:])
         elif node.target is convolution:
-            _depthwise(graph, node)
+            if node.args[7:9] == (None, None) and node.args[9] is not None:
+                _addition(graph, node)
+            else:
+                _depthwise(graph, node)
     graph.tidy()
 
 
-def _bare(node: fx.Node) -> bool:
-    """Whether it is a convolution with a bias and nothing after it."""
-    return node.target is convolution and node.args[2] is not None and node.args[7:] == (None, None, None)
+def _addition(graph: Graph, node: fx.Node) -> None:
+    """convolution(...) + residual → bias_add, which adds the biases of both."""
+    *conv, residual = node.args
+    bias, conv[2] = conv[2], None
+    x = insert(graph, node, convolution, (*conv, None), node)
+    theirs = _taken(residual) if _bare(residual, node) else None
+    replace(graph, node, ours.bias_add.default, (x, residual, bias, theirs))
+
+
+def _bare(node: fx.Node, reader: fx.Node) -> bool:
+    """Whether it is a convolution with a bias and nothing after it, which nothing else reads."""
+    if node.target is not convolution or node.args[2] is None:
+        return False
+    return node.args[7:] == (None, None, None) and only_user(node) is reader
+
+
+def _taken(node: fx.Node) -> fx.Node:
+    """A convolution's bias, which it no longer has."""
+    bias, node.args = node.args[2], (*node.args[:2], None, *node.args[3:])
+    return bias
 
 
 def _depthwise(graph: Graph, node: fx.Node) -> None:

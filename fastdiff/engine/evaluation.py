@@ -147,7 +147,7 @@ def captured(network: Network, given: Given) -> Parts:
         NotCapturedError: for a network that cannot be captured, or whose graph computes something else.
     """
     # While it is recorded nothing is launched: each kernel would be compiled for batches that nobody asked for.
-    idle = dispatch.withholding(lambda *launch: None) if given.device.type == "cuda" else nullcontext()
+    idle = nullcontext() if given.device.type == "cpu" else dispatch.withholding(lambda *launch: None)
     try:
         with idle:
             parts = network.captured(given)
