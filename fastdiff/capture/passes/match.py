@@ -24,15 +24,15 @@ def activation(node: Node | None) -> str | None:
     return {aten.silu.default: "silu", aten.relu.default: "relu"}.get(node.target)
 
 
-def only_user(node: Node) -> Node | None:
-    """The one node that uses a result, if it is one and is not the output."""
+def only_user(node: Node) -> Node:
+    """The one node that uses a result, if it is one and is not the output; else None."""
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))
     return None if user.op == "output" else user
 
 
-def other_operand(user: Node | None, node: Node, target: Any) -> Node | None:
+def other_operand(user: Node, node: Node, target: Any) -> Node:
     """The other tensor of a binary operation, if `user` is that and takes both as they are."""
     if user is None or user.target is not target or user.kwargs.get("alpha", 1) != 1:
         return None
