@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ class _AsOnAGpu(TorchFunctionMode):
 def on_meta(network: Network, dtype: torch.dtype) -> nn.Module:
     """The module on meta tensors, as it is."""
     with torch.device(META):
-        module = network.make()
+        module: Any = network.make()
     return module.to(dtype=dtype, memory_format=torch.channels_last)
 
 

@@ -68,6 +68,10 @@ class Traffic:
         """A Triton launch, as dispatch.recording hands it over."""
         self.add(kernel.__name__, args)
 
+    def clear(self) -> None:
+        self.moved.clear()
+        self.calls.clear()
+
     @property
     def total(self) -> int:
         return sum(self.moved.values())
@@ -102,7 +106,7 @@ def network_traffic(network: Network, dtype: torch.dtype, fused: bool, batch: in
     with recording(traffic.record) if fused else using("reference"):
         if fused:
             run = captured_step(network, dtype, batch)[0]
-            traffic.moved.clear(), traffic.calls.clear()
+            traffic.clear()
         else:
             run = partial(evaluate, on_meta(network, dtype), network.image_shape, batch, dtype)
         with _Count(traffic):
@@ -118,7 +122,7 @@ def step_launches(network: Network, dtype: torch.dtype, batch: int) -> Counter[s
     traffic = Traffic()
     with recording(traffic.record):
         _, step = captured_step(network, dtype, batch)
-        traffic.moved.clear(), traffic.calls.clear()  # of what was computed before the loop
+        traffic.clear()  # of what was computed before the loop
         with _Count(traffic):
             step()
     return traffic.calls

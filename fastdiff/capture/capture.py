@@ -32,7 +32,8 @@ def capture(
     Raises:
         NotRecordableError: for what a graph cannot hold; and whatever `call` raises.
     """
-    graph = merged(*(record(call, example(batch)) for batch in BATCHES), BATCHES)
+    one, two = (record(call, example(batch)) for batch in BATCHES)
+    graph = merged(one, two, BATCHES)
     graph.exact = {name: exact[id(value)] for name, value in graph.constants.items() if id(value) in exact}
     normalise(graph)
     fold_constants(graph)

@@ -103,7 +103,7 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if function.overloadpacket in _DROPOUT:
             return self._dropout(function, *args, **kwargs)
-        if function in _WHOLE or (function is aten.one_hot.default and args[-1] > 0):
+        if function in _WHOLE or (function is aten.one_hot.default and len(args) > 1 and args[1] > 0):
             args, kwargs = _in_full(function, args, kwargs)
         elif _is_composite(function):
             if function is aten.resolve_neg.default and self._is_input(args[0]):  # which tolist() calls, and then reads

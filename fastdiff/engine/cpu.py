@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import only_user, ours
+from fastdiff.capture.passes.match import Node, constant, only_user, ours
 from fastdiff.kernels.attention_block import attention_of
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.cpu import attention, compiled, operators
@@ -18,14 +18,14 @@ from fastdiff.kernels.folded_attention import FoldedAttention
 Call = tuple[Callable[..., Any], tuple]
 
 
-def lowered(graph: Graph) -> dict[fx.Node, Call]:
+def lowered(graph: Graph) -> dict[Node, Call]:
     """For each node that a C kernel computes, what is called in its place and on which arguments.
 
     Args:
         graph: of one batch, after the passes.
     """
     ways = {ours.group_norm.default: _norm, convolution: _convolution, attention_of: _attention}
-    found: dict[fx.Node, Call] = {}
+    found: dict[Node, Call] = {}
     for node in graph.nodes.nodes:
         way = ways.get(node.target)
         call = None if way is None or node.meta["dtype"] != torch.float32 else way(graph, node)
@@ -34,7 +34,7 @@ def lowered(graph: Graph) -> dict[fx.Node, Call]:
     return found
 
 
-def _norm(graph: Graph, node: fx.Node) -> Call | None:
+def _norm(graph: Graph, node: Node) -> Call | None:
     x, groups, weight, bias, eps, input_bias, scale, _, before, after = node.args
     plain = input_bias is None and scale is None and before is None and weight is not None
     if not plain or x.meta["shape"][1] < compiled.vector_width():
@@ -42,7 +42,7 @@ def _norm(graph: Graph, node: fx.Node) -> Call | None:
     return operators.group_norm, (x, groups, weight, bias, eps, after)
 
 
-def _convolution(graph: Graph, node: fx.Node) -> Call | None:
+def _convolution(graph: Graph, node: Node) -> Call | None:
     x, weight, bias, stride, padding, dilation, groups, added, after, residual = node.args
     kernel = graph.constants.get(weight.target) if weight.op == "get_attr" else None
     if kernel is None or any(one != 1 for one in (*stride, *dilation)):
@@ -61,7 +61,7 @@ def _convolution(graph: Graph, node: fx.Node) -> Call | None:
     return None
 
 
-def _winograd(graph: Graph, node: fx.Node, kernel: Tensor) -> Call:
+def _winograd(graph: Graph, node: Node, kernel: Tensor) -> Call:
     """A 3x3 convolution; a norm before it that nothing else reads is applied as the convolution reads."""
     x, _, bias, *_, added, after, residual = node.args
     batch, _, height, width = x.meta["shape"]
@@ -92,10 +92,9 @@ def _sum(bias: Tensor | None, added: Tensor | None) -> Tensor | None:
     return row if bias is None else bias + row
 
 
-def _attention(graph: Graph, node: fx.Node) -> Call:
+def _attention(graph: Graph, node: Node) -> Call:
     x, w_q, w_k, q_bias, values, bias, shift, gain, *rest = node.args
-    tensors = [None if one is None else graph.constants[one.target] for one in (w_q, w_k, q_bias, bias, shift, gain)]
-    w_q, w_k, q_bias, *tail = tensors
-    parts = tuple(graph.constants[one.target] for one in values)
-    packed = attention.pack(FoldedAttention(w_q, w_k, q_bias, parts, *tail, *rest))
+    tensors: list[Any] = [constant(graph, one) for one in (w_q, w_k, q_bias, *values, bias, shift, gain)]
+    w_q, w_k, q_bias, *parts = tensors[:-3]
+    packed = attention.pack(FoldedAttention(w_q, w_k, q_bias, tuple(parts), *tensors[-3:], *rest))
     return lambda x: attention.attention_block(x, packed), (x,)

@@ -6,10 +6,8 @@ kernel of its own.
 
 from __future__ import annotations
 
-from torch import fx
-
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import activation, insert, only_user, ours, replace
+from fastdiff.capture.passes.match import Node, activation, insert, only_user, ours, replace
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.depthwise_conv import depthwise_conv, taps_first
 
@@ -41,7 +39,7 @@ def biases_into_readers(graph: Graph) -> None:
     graph.tidy()
 
 
-def _addition(graph: Graph, node: fx.Node) -> None:
+def _addition(graph: Graph, node: Node) -> None:
     """convolution(...) + residual → bias_add, which adds the biases of both."""
     *conv, residual = node.args
     bias, conv[2] = conv[2], None
@@ -50,20 +48,20 @@ def _addition(graph: Graph, node: fx.Node) -> None:
     replace(graph, node, ours.bias_add.default, (x, residual, bias, theirs))
 
 
-def _bare(node: fx.Node, reader: fx.Node) -> bool:
+def _bare(node: Node, reader: Node) -> bool:
     """Whether it is a convolution with a bias and nothing after it, which nothing else reads."""
     if node.target is not convolution or node.args[2] is None:
         return False
     return node.args[7:] == (None, None, None) and only_user(node) is reader
 
 
-def _taken(node: fx.Node) -> fx.Node:
+def _taken(node: Node) -> Node:
     """A convolution's bias, which it no longer has."""
     bias, node.args = node.args[2], (*node.args[:2], None, *node.args[3:])
     return bias
 
 
-def _depthwise(graph: Graph, node: fx.Node) -> None:
+def _depthwise(graph: Graph, node: Node) -> None:
     x, weight, bias, stride, padding, dilation, groups, added, after, residual = node.args
     kernel = graph.constants.get(weight.target) if weight.op == "get_attr" else None
     if kernel is None or after is not None or residual is not None or any(one != 1 for one in (*stride, *dilation)):

@@ -78,7 +78,11 @@ class Given:
 
     def example(self, batch: int, dice: torch.Generator) -> dict[str, Tensor]:
         """Random arguments by name; all times are one."""
-        plain = {"generator": dice, "device": "cpu", "dtype": torch.float32}  # whatever the caller's defaults are
+        plain: dict[str, Any] = {
+            "generator": dice,
+            "device": "cpu",
+            "dtype": torch.float32,
+        }  # whatever the caller's defaults are
         x = torch.randn(batch, *self.image_shape, **plain).to(self.device, self.dtype)
         t = self.times[int(len(self.times) * torch.rand((), **plain))]
         made = {"x": x.contiguous(memory_format=torch.channels_last), "t": t.to(self.device).expand(batch).clone()}
@@ -98,7 +102,7 @@ class Network:
 
     def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         self.module = copy.deepcopy(network).eval().requires_grad_(False)
-        self.module = self.module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        self.module.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = dtype
         pairs = zip(_tensors(self.module), _tensors(network), strict=True)
         self.exact = {id(ours): theirs.detach() for ours, theirs in pairs if ours.dtype != theirs.dtype}
@@ -156,7 +160,9 @@ def captured(network: Network, given: Given) -> Parts:
     except Exception as problem:
         if out_of_memory(problem):
             raise
-        network(**given.example(given.batch, torch.Generator().manual_seed(0)))  # which raises what it raises without a recorder
+        network(
+            **given.example(given.batch, torch.Generator().manual_seed(0))
+        )  # which raises what it raises without a recorder
         raise NotCapturedError((str(problem).splitlines() or [type(problem).__name__])[0]) from problem
     time, context = at_batch(parts.time, ROWS), at_batch(parts.context, given.batch)
     step = at_batch(parts.step, given.batch)

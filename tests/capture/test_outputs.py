@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastdiff.capture.outputs import first_output
+from fastdiff.capture.record import record
 from fastdiff.errors import InputError
 
 OUT = torch.randn(2, 3, 4, 4)
@@ -38,6 +39,14 @@ def test_of_twice_the_channels_the_first_are_taken():
     out = torch.randn(2, 6, 4, 4)
     assert torch.equal(first_output((out,), 3), out[:, :3])
     assert first_output(out, 6) is out
+
+
+def test_taking_it_is_recorded():
+    graph = record(lambda x: first_output({"sample": x * 2}, 3), {"x": torch.randn(2, 6, 4, 4)})
+    assert [node.target for node in graph.nodes.nodes if node.op == "call_function"] == [
+        torch.ops.aten.mul.Tensor,
+        torch.ops.aten.slice.Tensor,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,6 @@ def test_the_callers_names_are_not_in_the_code():
 
 
 def test_a_graph_of_every_batch_is_refused(networks):
-    class Given:
-        inputs = staticmethod(lambda n, dtype: {"x": torch.randn(n, 4), "t": torch.rand(n)})
-
-    made = networks.graph_of(lambda x, t: x.reshape(2 * len(x), 2), Given())
+    made = networks.graph_of(lambda x, t: x.reshape(2 * len(x), 2), networks.Example((4, 1, 1)))
     with pytest.raises(TypeError, match="at_batch"):
         program(made)

@@ -30,7 +30,7 @@ def test_many_captured_networks_are_the_same_functions(networks, randomised, dty
     check(networks, randomised, data, dtype)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(st.data())
 def test_in_float64_it_is_the_same_to_float64(networks, randomised, data):
     check(networks, randomised, data, torch.float64)

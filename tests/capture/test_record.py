@@ -172,9 +172,9 @@ def inputs(n):
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of the reentrant checkpoint
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("checkpoint" in n)) for n in RECORDED])
 def test_the_graph_is_the_same_function(networks, rel, name):
-    """At the batch of the recording and at others."""
+    """At the batch of the recording and at others. Checkpoints import torch._dynamo, for seconds."""
     call = RECORDED[name]
     for graph, batches in ((record(call, inputs(2)), [2]), (networks.graph_of(call, Given()), [1, 4])):
         for n in batches:
@@ -228,6 +228,7 @@ REFUSED = {
     "torch.equal": (lambda x, t: x if torch.equal(x, -x) else 2 * x, "number is read"),
     "caught": (caught, "number is read"),
     "x[x > 0]": (lambda x, t: x + x[x > 0].sum(), "depends on values"),
+    "one hot, of as many as there are": (lambda x, t: x + F.one_hot(t).sum(), "number is read"),
     "nonzero": (lambda x, t: x + x.nonzero().shape[0], "depends on values"),
     "randn_like": (lambda x, t: x + torch.randn_like(x), "draws random numbers"),
     "torch.rand": (lambda x, t: x + torch.rand(1), "draws random numbers"),
@@ -256,6 +257,16 @@ def test_what_a_graph_cannot_hold_is_refused(name):
         record(call, inputs(2))
     assert "test_record.py, line " in str(error.value) and str(error.value).count("\n") == 0
     assert torch.equal(before, TABLE)
+
+
+@pytest.mark.parametrize("around", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_it_records_inside_of_the_callers_contexts(networks, around):
+    """Autocast keeps the weights that it has cast from one recording to the next."""
+    module = Module().eval()
+    with around():
+        graph, given = networks.graph_of(module, Given()), inputs(4)
+        out = networks.program(networks.at_batch(graph, 4))(*given.values())[0]
+        assert torch.equal(out, module(*given.values()))
 
 
 def test_the_refusal_names_the_line():

@@ -8,14 +8,8 @@ aten = torch.ops.aten
 
 
 def targets(networks, call):
-    graph = networks.graph_of(call, Given())
+    graph = networks.graph_of(call, networks.Example((4, 4, 4)))
     return [node.target for node in graph.nodes.nodes if node.op == "call_function"]
-
-
-class Given:
-    @staticmethod
-    def inputs(n, dtype):
-        return {"x": torch.randn(n, 4, 4, 4), "t": torch.arange(n)}
 
 
 WEIGHT = torch.nn.Parameter(torch.randn(4, 4))
@@ -43,7 +37,7 @@ def test_what_has_neither_inputs_nor_the_batch_is_computed_once(networks):
     def call(x, t):
         return x @ (WEIGHT.t() * 2).softmax(1) + torch.arange(4).float() + torch.arange(len(x)).view(-1, 1, 1, 1)
 
-    graph = networks.graph_of(call, Given())
+    graph = networks.graph_of(call, networks.Example((4, 4, 4)))
     assert all(not value.requires_grad for value in graph.constants.values())
     found = [node.target for node in graph.nodes.nodes if node.op == "call_function"]
     assert aten.t.default not in found and aten._softmax.default not in found and found.count(aten.arange.default) == 1
@@ -51,7 +45,9 @@ def test_what_has_neither_inputs_nor_the_batch_is_computed_once(networks):
 
 def test_constants_keep_their_names_apart(networks):
     """Where one has been dropped, the number of constants is a name in use."""
-    graph = networks.graph_of(lambda x, t: (x + WEIGHT.exp()) * WEIGHT.sin() + WEIGHT.cos(), Given())
+    graph = networks.graph_of(
+        lambda x, t: (x + WEIGHT.exp()) * WEIGHT.sin() + WEIGHT.cos(), networks.Example((4, 4, 4))
+    )
     first = next(node for node in graph.nodes.nodes if node.target is aten.add.Tensor)
     kept = list(graph.constants)[1:]
     del graph.constants[next(iter(graph.constants))]

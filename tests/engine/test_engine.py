@@ -300,7 +300,9 @@ def test_a_batch_that_does_not_fit_is_halved(problem):
     notes = [f"a batch of {a} did not fit in memory; batches of {b} from sample 9 on" for a, b in ((9, 4), (4, 2))]
     assert engine.notes == notes and [str(w.message) for w in caught] == notes
     assert engine.configuration()["batch_size"] == 2 and sizes[:3] == [9, 4, 2]
-    assert torch.equal(torch.cat(images[1:]), Engine(model, table, batch_size=2, device=CPU, form="eager").sample(15, first=9))
+    assert torch.equal(
+        torch.cat(images[1:]), Engine(model, table, batch_size=2, device=CPU, form="eager").sample(15, first=9)
+    )
     largest[0] = 0
     with pytest.warns(UserWarning, match="a batch of 2"), pytest.raises(type(problem)):
         engine.sample(1)

@@ -47,7 +47,10 @@ def test_networks_of_ours_run_by_the_c_kernels(make, expected, randomised, rel, 
     shape = (getattr(network, "channels", None) or network.in_channels, size, size)
     integer = isinstance(network, AnnotatedUnet)
     calls = Counter()
-    for module, names in ((cpu.operators, ("winograd", "depthwise", "group_norm")), (cpu.attention, ("attention_block",))):
+    for module, names in (
+        (cpu.operators, ("winograd", "depthwise", "group_norm")),
+        (cpu.attention, ("attention_block",)),
+    ):
         for name in names:
             right = getattr(module, name)
             monkeypatch.setattr(module, name, lambda *a, r=right, n=name: (calls.update([n]), r(*a))[1])
@@ -123,7 +126,9 @@ def test_a_network_of_the_users_own_computes_what_it_did_hooks_included(rel):
 
 
 @needs_compiler
-@pytest.mark.parametrize("kind, reason", [(Slope, ""), (OneByOne, "depends on the batch"), (ByNumpy, "a number is read from the images")])
+@pytest.mark.parametrize(
+    "kind, reason", [(Slope, ""), (OneByOne, "depends on the batch"), (ByNumpy, "a number is read from the images")]
+)
 def test_what_cannot_be_captured_runs_as_it_is_with_one_warning(kind, reason, rel):
     model = own_model(kind)
     with pytest.warns(UserWarning, match=f"runs as it is.*{reason}") as caught:
@@ -185,7 +190,12 @@ def test_outputs_of_other_libraries_are_taken():
             return self.wrap(self.conv(x))
 
     results = []
-    for wrap in (lambda out: out[:, :3], lambda out: (out[:, :3], None), lambda out: {"sample": out[:, :3]}, lambda o: o):
+    for wrap in (
+        lambda out: out[:, :3],
+        lambda out: (out[:, :3], None),
+        lambda out: {"sample": out[:, :3]},
+        lambda o: o,
+    ):
         torch.manual_seed(0)
         model = Model(Returns(wrap), make_schedule("linear", 20), image_shape=(3, 8, 8))
         for form in ("eager", None):

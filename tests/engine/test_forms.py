@@ -127,5 +127,3 @@ def test_forms_are_named():
     with pytest.raises(InputError, match="'cuda' cannot be used here: .*cpu"):
         choose_form("cuda", CPU, torch.float32)
     assert list(FORMS) == ["cuda", "cpu", "eager"]
-
-

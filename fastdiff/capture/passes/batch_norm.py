@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from torch import fx
-
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import aten, constant, only_user, supersede
+from fastdiff.capture.passes.match import Node, aten, constant, only_user, supersede
 
 
 def fold_batch_norm(graph: Graph) -> None:
@@ -16,7 +14,7 @@ def fold_batch_norm(graph: Graph) -> None:
     graph.tidy()
 
 
-def _fold(graph: Graph, node: fx.Node) -> None:
+def _fold(graph: Graph, node: Node) -> None:
     conv, gain, shift, mean, var, training, _, eps, _ = node.args
     if training or conv.target is not aten.convolution.default or only_user(conv) is not node:
         return

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-from torch import fx
-
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import activation, aten, only_user, other_operand, replace, same_shape
+from fastdiff.capture.passes.match import Node, activation, aten, only_user, other_operand, replace, same_shape
 from fastdiff.kernels.conv import convolution
 
 
@@ -23,7 +21,7 @@ def fuse_convolutions(graph: Graph) -> None:
     graph.tidy()
 
 
-def _fuse(graph: Graph, conv: fx.Node) -> None:
+def _fuse(graph: Graph, conv: Node) -> None:
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = conv.args
     if transposed or any(output_padding):
         return
@@ -41,7 +39,7 @@ def _fuse(graph: Graph, conv: fx.Node) -> None:
     replace(graph, last, convolution, (x, weight, bias, stride, padding, dilation, groups, added, after, residual))
 
 
-def _per_channel(other: fx.Node, shape: tuple) -> bool:
+def _per_channel(other: Node, shape: tuple) -> bool:
     """Whether it is (B, C, 1, 1) or (1, C, 1, 1)."""
     theirs = other.meta.get("shape")
     return (

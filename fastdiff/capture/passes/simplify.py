@@ -3,12 +3,14 @@ made of, and operations that change nothing gone."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import aten, insert, ours, replace, supersede
+from fastdiff.capture.passes.match import Node, aten, insert, ours, replace, supersede
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gelu": (aten.gelu.default, {}),
     "gelu_tanh": (aten.gelu.default, {"approximate": "tanh"}),
     "silu": (aten.silu.default, {}),
@@ -20,7 +22,7 @@ def simplify(graph: Graph) -> None:
     """x sigmoid(x) becomes SiLU, multiplication by one goes, and fused operators are taken apart."""
     for node in list(graph.nodes.nodes):
         if node.target in (aten.mul.Tensor, aten.div.Tensor) and node.args[1] == 1 and _keeps_dtype(node):
-            supersede(graph, node, node.args[0])  # type: ignore[arg-type]
+            supersede(graph, node, node.args[0])
         elif node.target is aten.mul.Tensor and _sigmoid_of(node) is not None:
             replace(graph, node, aten.silu.default, (_sigmoid_of(node),))
         elif node.target is ours.group_norm.default:
@@ -30,19 +32,19 @@ def simplify(graph: Graph) -> None:
     graph.tidy()
 
 
-def _keeps_dtype(node: fx.Node) -> bool:
-    return node.args[0].meta.get("dtype") == node.meta["dtype"]  # type: ignore[union-attr]
+def _keeps_dtype(node: Node) -> bool:
+    return node.args[0].meta.get("dtype") == node.meta["dtype"]
 
 
-def _sigmoid_of(node: fx.Node) -> fx.Node | None:
+def _sigmoid_of(node: Node) -> Node | None:
     """x, if the product is x sigmoid(x)."""
     for x, factor in (node.args[:2], node.args[1::-1]):
         if isinstance(factor, fx.Node) and factor.target is aten.sigmoid.default and factor.args[0] is x:
-            return x  # type: ignore[return-value]
+            return x
     return None
 
 
-def _open_norm(graph: Graph, node: fx.Node) -> None:
+def _open_norm(graph: Graph, node: Node) -> None:
     """The activations as nodes of their own; what else is fused stays."""
     x, groups, weight, bias, eps, input_bias, scale, shift, before, after = arguments(node)
     if before is not None and input_bias is None:
@@ -57,7 +59,7 @@ def _open_norm(graph: Graph, node: fx.Node) -> None:
         node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
 
 
-def _open_depthwise(graph: Graph, node: fx.Node) -> None:
+def _open_depthwise(graph: Graph, node: Node) -> None:
     x, weight, bias, added = arguments(node)
     channels, size = x.meta["shape"][1], weight.meta["shape"][-1]
     padding = [size // 2, size // 2]
@@ -73,7 +75,7 @@ def _open_depthwise(graph: Graph, node: fx.Node) -> None:
     replace(graph, node, aten.add.Tensor, (made, added))
 
 
-def arguments(node: fx.Node) -> list:
+def arguments(node: Node) -> list:
     """All arguments of an operator's call in order, defaults included."""
     given = dict(zip((one.name for one in node.target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
-    return [given.get(one.name, one.default_value) for one in node.target._schema.arguments]  # type: ignore[union-attr]
+    return [given.get(one.name, one.default_value) for one in node.target._schema.arguments]
