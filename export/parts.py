@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastdiff.capture.outputs import first_output
 from fastdiff.kernels.attention_block import attention_block_reference
 from fastdiff.networks.blocks import normed
 from fastdiff.networks.folded import can_fold, fold_block
@@ -59,7 +60,7 @@ class DenoisePart(_Part):
         x, time = x.to(self.dtype), time.to(self.dtype if self.separable or not self.integer else torch.int64)
         contexts = () if context is None else (context.to(self.dtype),)
         if not self.separable:
-            return self.network(x, time[:, 0], *contexts).float()
+            return first_output(self.network(x, time[:, 0], *contexts), x.shape[1]).float()
         embedded = self.network.embed_context(None) if context is None else _split(contexts[0], self.context_shapes)
         return self.network.denoise(x, _split(time, self.time_shapes), embedded).float()
 

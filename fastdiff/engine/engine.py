@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fastdiff.engine import graphs
+from fastdiff.engine.ahead import compile_kernels
 from fastdiff.engine.evaluation import Given, Network
 from fastdiff.engine.forms import Form, choose_form
 from fastdiff.engine.graphs import CapturedStep
@@ -23,7 +23,6 @@ from fastdiff.engine.request import Asked, Request, check_batch_size, check_tabl
 from fastdiff.engine.step import State, advance
 from fastdiff.errors import InputError, check_int, warn_caller
 from fastdiff.kernels import philox
-from fastdiff.kernels.ahead import compile_ahead
 from fastdiff.kernels.dispatch import triton_for
 from fastdiff.model import Model, check_model
 from fastdiff.provenance import device_name, versions
@@ -113,16 +112,7 @@ class Engine:
             philox.normals(0, 0, 0, tuple(self.x.shape), self.device)
             step()
 
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update()
-
-        with tqdm(desc="compiling Triton kernels", unit="kernel", delay=1, leave=False) as bar:
-            try:
-                compile_ahead(begin_and_step, self.device, progress=show)
-            except Exception as problem:
-                if not out_of_memory(problem):  # in which case the batch is halved when it runs
-                    raise
+        compile_kernels(begin_and_step, self.device)
         self.steps.clear()
 
     def _allocate(self) -> None:

@@ -7,7 +7,7 @@ fastdiff.capture.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -76,8 +76,9 @@ class Given:
     device: torch.device
     dtype: torch.dtype
 
-    def example(self, batch: int, dice: torch.Generator) -> dict[str, Tensor]:
+    def example(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
         """Random arguments by name; all times are one."""
+        dice = torch.Generator().manual_seed(seed)
         plain: dict[str, Any] = {
             "generator": dice,
             "device": "cpu",
@@ -111,8 +112,7 @@ class Network:
     def captured(self, given: Given) -> Split:
         """The graphs, recorded once; raises as fastdiff.capture.capture.capture."""
         if given.width not in self._captured:
-            dice = torch.Generator().manual_seed(0)
-            self._captured[given.width] = capture(self, lambda batch: given.example(batch, dice), self.exact)
+            self._captured[given.width] = capture(self, lambda batch: given.example(batch, batch), self.exact)
         return self._captured[given.width]
 
     def __call__(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
@@ -160,9 +160,7 @@ def captured(network: Network, given: Given) -> Parts:
     except Exception as problem:
         if out_of_memory(problem):
             raise
-        network(
-            **given.example(given.batch, torch.Generator().manual_seed(0))
-        )  # which raises what it raises without a recorder
+        network(**given.example(given.batch))  # which raises what it raises without a recorder
         raise NotCapturedError((str(problem).splitlines() or [type(problem).__name__])[0]) from problem
     time, context = at_batch(parts.time, ROWS), at_batch(parts.context, given.batch)
     step = at_batch(parts.step, given.batch)
@@ -199,18 +197,22 @@ def _lowered(graph: Graph, given: Given) -> dict[fx.Node, cpu.Call]:
     return cpu.lowered(graph) if _in_c(given) else {}
 
 
+def evaluated(parts: Parts, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The prediction for arguments by name, all times the same."""
+    rows = [row[:1] for row in parts.time(inputs["t"][:1].expand(ROWS))]
+    return parts.step(inputs["x"], *rows, *parts.context(inputs.get("context")))
+
+
 def check(network: Network, parts: Parts, given: Given) -> None:
     """Compare captured parts with the network on fresh inputs at the batch that will run.
 
     Raises:
         NotCapturedError: if they differ by more than rounding.
     """
-    inputs = given.example(given.batch, torch.Generator().manual_seed(1))
+    inputs = given.example(given.batch, seed=1)
     with dispatch.using("reference"):  # else the kernels of a network that calls them are compiled for this alone
         expected = network(**inputs).float()
-    times = inputs["t"][:1].expand(ROWS)
-    rows = [row[:1] for row in parts.time(times)]
-    out = parts.step(inputs["x"], *rows, *parts.context(inputs.get("context"))).float()
+    out = evaluated(parts, inputs).float()
     if out.shape != expected.shape or not (out - expected).norm() <= BOUNDS[given.dtype] * expected.norm():
         raise NotCapturedError(
             "what was recorded computes something else on other inputs; some of the network is computed outside of "

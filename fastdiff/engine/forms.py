@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from fastdiff.engine.evaluation import Given, Network, NotCapturedError, Parts, captured, check, eager
+from fastdiff.engine.ahead import compile_kernels
+from fastdiff.engine.evaluation import Given, Network, NotCapturedError, Parts, captured, check, eager, evaluated
 from fastdiff.errors import InputError, unknown_name, warn_caller
 from fastdiff.kernels.cpu import compiled
+from fastdiff.kernels.dispatch import triton_for
 
 Reason = str | None
 
@@ -51,6 +53,8 @@ def _rewritten(network: Network, given: Given) -> Parts:
     """The network's graph, rewritten; or the network as it is, with a warning, where it has no graph."""
     try:
         parts = captured(network, given)
+        if triton_for(given.device, given.dtype):
+            compile_kernels(lambda: evaluated(parts, given.example(given.batch)), given.device)
         check(network, parts, given)
         return parts
     except NotCapturedError as problem:

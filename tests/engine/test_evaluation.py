@@ -8,7 +8,7 @@ import torch
 
 from fastdiff import AnnotatedUnet, ContextUnet, Model, make_schedule, sample
 from fastdiff.engine import cpu, evaluation
-from fastdiff.engine.evaluation import ROWS, Given, Network, captured
+from fastdiff.engine.evaluation import Given, Network, captured, evaluated
 from fastdiff.kernels.cpu import compiled
 
 CPU = torch.device("cpu")
@@ -18,13 +18,6 @@ needs_compiler = pytest.mark.skipif(compiled.build_error() is not None, reason=s
 def given(shape, batch=3, width=None, dtype=torch.float32, integer=True):
     times = torch.arange(1, 20) if integer else torch.rand(20)
     return Given(batch, shape, width, times, CPU, dtype)
-
-
-def evaluated(network, on: Given, t: float | int, x, context=None):
-    """By the captured parts."""
-    parts = captured(network, on)
-    times = torch.full((ROWS,), t)
-    return parts.step(x, *(row[:1] for row in parts.time(times)), *parts.context(context))
 
 
 @needs_compiler
@@ -56,7 +49,8 @@ def test_networks_of_ours_run_by_the_c_kernels(make, expected, randomised, rel, 
             monkeypatch.setattr(module, name, lambda *a, r=right, n=name: (calls.update([n]), r(*a))[1])
     x, t = torch.randn(3, *shape), 3 if integer else 0.3
     with torch.no_grad():
-        ours = evaluated(Network(network, CPU, torch.float32), given(shape, integer=integer), t, x)
+        parts = captured(Network(network, CPU, torch.float32), given(shape, integer=integer))
+        ours = evaluated(parts, {"x": x, "t": torch.full((3,), t)})
         exact = network.double()(x.double(), torch.tensor([t]))
     assert rel(ours, exact) < 1e-5
     assert {name: calls[name] for name in expected} == expected

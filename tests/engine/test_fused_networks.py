@@ -10,7 +10,7 @@ from fastdiff.capture.passes.attention import fold_linear_attention
 from fastdiff.capture.passes.convolutions import fuse_convolutions
 from fastdiff.engine import evaluation
 from fastdiff.engine.cuda import biases_into_readers
-from fastdiff.engine.evaluation import ROWS, Given, Network, captured
+from fastdiff.engine.evaluation import Given, Network, captured
 from fastdiff.kernels.attention_block import attention_of
 from fastdiff.kernels.depthwise_conv import depthwise_conv
 from fastdiff.kernels.dispatch import launch, recording, use_triton, using
@@ -45,9 +45,7 @@ def evaluated(network, shape, dtype, x, t):
     integer = not isinstance(network, ContextUnet)
     times = torch.tensor([1, 2]) if integer else torch.tensor([0.5, 0.25])
     given = Given(len(x), shape, None, times, x.device, dtype)
-    parts = captured(Network(network, x.device, dtype), given)
-    rows = [row[:1] for row in parts.time(t[:1].expand(ROWS))]
-    return parts.step(x.to(dtype), *rows, *parts.context(None))
+    return evaluation.evaluated(captured(Network(network, x.device, dtype), given), {"x": x.to(dtype), "t": t})
 
 
 @pytest.mark.parametrize("name", mostly("mindspore", "hf-2022"))
