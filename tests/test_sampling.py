@@ -387,7 +387,7 @@ def test_noise_from_numpy(randomised):
 
 def test_a_network_that_returns_another_shape_is_named():
     model = Model(AnnotatedUnet(8, channels=2, out_dim=1), make_schedule("linear", 10), image_shape=(2, 8, 8))
-    with pytest.raises(InputError, match="returned shape"):
+    with pytest.raises(InputError, match="returns a tensor of shape"):
         sample(model, 1, steps=2, device="cpu")
 
 

@@ -86,7 +86,7 @@ def test_the_form_of_a_cpu_is_the_same_function_of_many_networks(networks, rando
 
 @settings(max_examples=4)
 @given(st.data())
-def test_the_triton_kernels_are_the_same_function(networks, randomised, data, triton_device):
+def test_the_triton_kernels_are_the_same_function(networks, randomised, triton_device, data):
     with using("triton"):
         check_form(networks, randomised, data, (2,))
 
@@ -94,6 +94,6 @@ def test_the_triton_kernels_are_the_same_function(networks, randomised, data, tr
 @pytest.mark.slow
 @settings(max_examples=200)
 @given(st.data())
-def test_the_triton_kernels_are_the_same_function_of_many_networks(networks, randomised, data, triton_device):
+def test_the_triton_kernels_are_the_same_function_of_many_networks(networks, randomised, triton_device, data):
     with using("triton"):
         check_form(networks, randomised, data, (2,))
