@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastdiff.capture.passes.attention import fold_linear_attention
@@ -35,15 +35,15 @@ def check(networks, randomised, data, dtype):
         assert networks.largest_error(network, example, form, dtype=dtype) < BOUNDS[dtype]
 
 
-def check_form(networks, randomised, data, batches):
+def check_form(networks, randomised, data, batches, device="cpu"):
     """As the engine runs it: the network's parts, made for that batch."""
     network, example = data.draw(networks.random_networks(randomised))
-    network = Network(network, torch.device("cpu"), torch.float32)
+    network = Network(network, torch.device(device), torch.float32)
     for batch in batches:
-        inputs = example.inputs(batch)
+        inputs = {name: value.to(device) for name, value in example.inputs(batch).items()}
         inputs["t"] = inputs["t"][:1].expand(batch)
         shape = inputs["x"].shape[1:]
-        given = Given(batch, shape, example.context, example.times(5), torch.device("cpu"), torch.float32)
+        given = Given(batch, shape, example.context, example.times(5), torch.device(device), torch.float32)
         with torch.no_grad():
             ours = evaluated(captured(network, given), inputs)
             with using("reference"):
@@ -84,16 +84,14 @@ def test_the_form_of_a_cpu_is_the_same_function_of_many_networks(networks, rando
     check_form(networks, randomised, data, (1, 4, 5))
 
 
-@settings(max_examples=4)
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_the_triton_kernels_are_the_same_function(networks, randomised, triton_device, data):
-    with using("triton"):
-        check_form(networks, randomised, data, (2,))
+    check_form(networks, randomised, data, (2,), triton_device)
 
 
 @pytest.mark.slow
-@settings(max_examples=200)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_the_triton_kernels_are_the_same_function_of_many_networks(networks, randomised, triton_device, data):
-    with using("triton"):
-        check_form(networks, randomised, data, (2,))
+    check_form(networks, randomised, data, (2,), triton_device)

@@ -25,6 +25,7 @@ NETWORKS = {
     "resnet": (lambda: AnnotatedUnet(8, dim_mults=(1, 2), block="resnet", resnet_groups=4), (1, 8, 8)),
     "context": (lambda: ContextUnet(3, 8, 2, 8, shortcut=True), (3, 8, 8)),
 }
+interpreted_slow = [] if torch.cuda.is_available() else [pytest.mark.slow]
 FOLDED = {"mindspore": 3, "mindspore-torch": 1, "hf-2022": 1, "resnet": 3, "context": 0}  # linear-attention blocks
 
 
@@ -131,7 +132,14 @@ def test_training_follows_training_through_the_references(triton_device, randomi
     assert rel(moved, exact_moved) < 1e-3  # float32's own rounding, grown over the steps
 
 
-@pytest.mark.parametrize("sampler, clip", [("ddim", ("dynamic", 0.9)), ("ddpm", 1.0), ("dpmpp_2m_sde", None)])
+@pytest.mark.parametrize(
+    "sampler, clip",
+    [
+        pytest.param("ddim", ("dynamic", 0.9), marks=interpreted_slow),
+        ("ddpm", 1.0),
+        pytest.param("dpmpp_2m_sde", None, marks=interpreted_slow),
+    ],
+)
 def test_sampling_gives_the_same_images(triton_device, randomised, sampler, clip):
     make, shape = NETWORKS["resnet"]
     model = Model(randomised(make()), make_schedule("linear", 20), image_shape=shape)

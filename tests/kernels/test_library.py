@@ -135,7 +135,7 @@ def test_forward_derivatives_are_the_references(name, case):
     assert torch.equal(mine, expected) and mine.abs().max() > 0
 
 
-@pytest.mark.parametrize("through", ["dynamo", "aot_autograd"])
+@pytest.mark.parametrize("through", [pytest.param("dynamo", marks=pytest.mark.slow), "aot_autograd"])
 def test_compiled_it_is_one_operation(name, case, through):
     function, args = case
     graphs = []
@@ -152,6 +152,7 @@ def test_compiled_it_is_one_operation(name, case, through):
     assert _operations(graphs[0]) == [_registered(name)]
 
 
+@pytest.mark.slow
 def test_compiled_gradients_are_the_references(name, case):
     function, args = case
     torch._dynamo.reset()
