@@ -104,16 +104,21 @@ class Engine:
                 self._compile()
 
     def _compile(self) -> None:
-        """Compile the Triton kernels of a step without a context; others compile their few more when they first run."""
-        prediction, step = self._step(self._kind(self.table), self.table)
-        prediction.load_context(None)
+        """Compile the Triton kernels of a step without guidance; others compile their few more when they first run.
+
+        A network that may need a context of unknown width is left for its first run.
+        """
+        width = self.model.context_width
+        if width is None:
+            return
+        prediction, step = self._step(self._kind(self.table, context=width or None), self.table)
+        prediction.load_context(torch.zeros(self.batch_size, width, device="cpu") if width else None)
 
         def begin_and_step() -> None:
             philox.normals(0, 0, 0, tuple(self.x.shape), self.device)
             step()
 
         compile_kernels(begin_and_step, self.device)
-        self.steps.clear()
 
     def _allocate(self) -> None:
         """The buffers of a batch, and no step bodies yet."""

@@ -49,7 +49,7 @@ def evaluated(network, shape, dtype, x, t):
     return evaluation.evaluated(captured(Network(network, x.device, dtype), given), {"x": x.to(dtype), "t": t})
 
 
-@pytest.mark.parametrize("name", mostly("mindspore", "hf-2022"))
+@pytest.mark.parametrize("name", mostly("mindspore", "hf-2022", "resnet"))
 def test_the_network_is_the_same_function(triton_device, randomised, rel, name, monkeypatch):
     """Float32 rounding of some 40 layers summed in another order: 1e-5, as against the published network."""
     make, shape = NETWORKS[name]
