@@ -103,7 +103,9 @@ class Network:
 
     def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         self.module = copy.deepcopy(network).eval().requires_grad_(False)
-        self.module.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if any(one.is_floating_point() and one.dtype != dtype for one in _tensors(self.module)):
+            self.module.to(dtype)  # not called in vain, since diffusers' networks warn of it
         self.dtype = dtype
         pairs = zip(_tensors(self.module), _tensors(network), strict=True)
         self.exact = {id(ours): theirs.detach() for ours, theirs in pairs if ours.dtype != theirs.dtype}
