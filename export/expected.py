@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastdiff.capture.outputs import first_output
 from fastdiff.images import to_uint8
 from fastdiff.kernels.denoise_step import denoise_step_reference, x0_bound
 from fastdiff.kernels.philox import normals_reference
@@ -97,9 +98,10 @@ class Run:
         for i in range(len(rows)):
             index, time = torch.tensor(i), times[i].expand(self.n)
             with torch.no_grad():
-                out = network(x, time, *contexts)
+                out = first_output(network(x, time, *contexts), x.shape[1])
                 if guided:
-                    out = torch.cat((network(x, time, torch.zeros_like(contexts[0])), out))
+                    without = first_output(network(x, time, torch.zeros_like(contexts[0])), x.shape[1])
+                    out = torch.cat((without, out))
             clip: Any = self.clip
             if isinstance(clip, tuple):
                 clip = x0_bound(x, out, rows, index, clip[1], scale)

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastdiff.engine.prepared import FoldedLinearAttention, fold_block
+from fastdiff.capture.outputs import first_output
 from fastdiff.kernels.attention_block import attention_block_reference
 from fastdiff.networks.blocks import normed
+from fastdiff.networks.folded import can_fold, fold_block
 from fastdiff.networks.protocol import SeparableNetwork
 
 
@@ -59,7 +60,7 @@ class DenoisePart(_Part):
         x, time = x.to(self.dtype), time.to(self.dtype if self.separable or not self.integer else torch.int64)
         contexts = () if context is None else (context.to(self.dtype),)
         if not self.separable:
-            return self.network(x, time[:, 0], *contexts).float()
+            return first_output(self.network(x, time[:, 0], *contexts), x.shape[1]).float()
         embedded = self.network.embed_context(None) if context is None else _split(contexts[0], self.context_shapes)
         return self.network.denoise(x, _split(time, self.time_shapes), embedded).float()
 
@@ -97,7 +98,7 @@ def fold_attention(network: nn.Module, given: tuple[Tensor, ...]) -> None:
     hooks = [
         block.register_forward_pre_hook(lambda block, xs: positions.update({block: xs[0].shape[2:].numel()}))
         for block in network.modules()
-        if FoldedLinearAttention.replaces(block)
+        if can_fold(block)
     ]
     if not hooks:
         return

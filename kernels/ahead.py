@@ -14,7 +14,7 @@ from fastdiff.kernels.dispatch import withholding
 
 
 def compile_ahead(
-    run: Callable[[], None],
+    run: Callable[[], object],
     device: torch.device,
     workers: int | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,

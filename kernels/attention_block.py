@@ -13,6 +13,9 @@ constant to the output, because the softmaxes K and Q sum to 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,6 +73,11 @@ def attention_block(x: Tensor, folded: FoldedAttention) -> Tensor:
 
         return attention_block_triton.forward(x, folded)
     return attention_block_reference(x, folded)
+
+
+def attention_of(x: Tensor, w_q: Tensor, w_k: Tensor, q_bias: Tensor, values: Sequence[Tensor], *rest: Any) -> Tensor:
+    """`attention_block` of the fields of a FoldedAttention one by one, as a graph's node has them."""
+    return attention_block(x, FoldedAttention(w_q, w_k, q_bias, tuple(values), *rest))
 
 
 def attention_block_reference(x: Tensor, folded: FoldedAttention) -> Tensor:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from fastdiff.kernels import checks
-from fastdiff.kernels.dispatch import use_triton
+from fastdiff.kernels.dispatch import triton_for
+from fastdiff.kernels.layout import empty_images, promoted
+from fastdiff.kernels.library import Kernels, register
 
 OP = "bias_add"
 
@@ -39,9 +41,7 @@ def bias_add(x: Tensor, residual: Tensor, bias: Tensor | None = None, residual_b
     checks.shape(OP, "residual", residual, tuple(x.shape))
     checks.shape(OP, "bias", bias, (x.shape[1],))
     checks.shape(OP, "residual_bias", residual_bias, (x.shape[1],))
-    if use_triton(x):
-        return _BiasAdd.apply(x, residual, bias, residual_bias)
-    return bias_add_reference(x, residual, bias, residual_bias)
+    return _bias_add(x, residual, bias, residual_bias)
 
 
 def bias_add_reference(
@@ -54,13 +54,17 @@ def bias_add_reference(
     return x + residual
 
 
+def _launch(x: Tensor, residual: Tensor, bias: Tensor | None, residual_bias: Tensor | None) -> Tensor:
+    from fastdiff.kernels import bias_add_triton
+
+    return bias_add_triton.forward(x, residual, bias, residual_bias)
+
+
 class _BiasAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, residual, bias, residual_bias):  # type: ignore[override]
-        from fastdiff.kernels import bias_add_triton
-
         ctx.dtypes = [None if t is None else t.dtype for t in (x, residual, bias, residual_bias)]
-        return bias_add_triton.forward(x, residual, bias, residual_bias)
+        return _launch(x, residual, bias, residual_bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -68,3 +72,15 @@ class _BiasAdd(torch.autograd.Function):
         total = dy.sum((0, 2, 3), dtype=torch.float32) if any(ctx.dtypes[2:]) else None
         given = (dy, dy, total, total)
         return tuple(None if t is None or d is None else t.to(d) for t, d in zip(given, ctx.dtypes, strict=True))
+
+
+_bias_add = register(
+    "bias_add(Tensor x, Tensor residual, Tensor? bias=None, Tensor? residual_bias=None) -> Tensor",
+    bias_add_reference,
+    Kernels(
+        take=lambda x, *_: triton_for(x.device, x.dtype),
+        launch=_launch,
+        empty=lambda x, *others: empty_images(x, dtype=promoted(x, *others)),
+        differentiable=_BiasAdd.apply,
+    ),
+)

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from fastdiff.kernels import checks
-from fastdiff.kernels.dispatch import use_triton
+from fastdiff.kernels.dispatch import triton_for
+from fastdiff.kernels.layout import empty_images, promoted
+from fastdiff.kernels.library import Kernels, register
 
 MAX_CHANNELS = 4096  # a tile of the Triton kernel holds all channels of a position
 
@@ -38,9 +40,7 @@ def channel_norm(x: Tensor, gain: Tensor, residual: Tensor | None = None, eps: f
     checks.images("channel_norm", x)
     checks.shape("channel_norm", "gain", gain, (1, x.shape[1], 1, 1))
     checks.shape("channel_norm", "residual", residual, tuple(x.shape))
-    if use_triton(x) and x.shape[1] <= MAX_CHANNELS:
-        return _ChannelNorm.apply(x, gain, residual, eps)
-    return channel_norm_reference(x, gain, residual, eps)
+    return _channel_norm(x, gain, residual, eps)
 
 
 def channel_norm_reference(x: Tensor, gain: Tensor, residual: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -50,14 +50,18 @@ def channel_norm_reference(x: Tensor, gain: Tensor, residual: Tensor | None = No
     return y if residual is None else y + residual
 
 
+def _launch(x: Tensor, gain: Tensor, residual: Tensor | None, eps: float) -> Tensor:
+    from fastdiff.kernels import channel_norm_triton
+
+    return channel_norm_triton.forward(x, gain, residual, eps)
+
+
 class _ChannelNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, gain, residual, eps):  # type: ignore[override]
-        from fastdiff.kernels import channel_norm_triton
-
         ctx.save_for_backward(x, gain)
         ctx.eps, ctx.residual_dtype = eps, None if residual is None else residual.dtype
-        return channel_norm_triton.forward(x, gain, residual, eps)
+        return _launch(x, gain, residual, eps)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -67,3 +71,15 @@ class _ChannelNorm(torch.autograd.Function):
         x, gain = ctx.saved_tensors
         dx, dgain = channel_norm_triton.backward(dy, x, gain, ctx.eps)
         return dx, dgain, None if ctx.residual_dtype is None else dy.to(ctx.residual_dtype), None
+
+
+_channel_norm = register(
+    "channel_norm(Tensor x, Tensor gain, Tensor? residual=None, float eps=1e-5) -> Tensor",
+    channel_norm_reference,
+    Kernels(
+        take=lambda x, *_: triton_for(x.device, x.dtype) and x.shape[1] <= MAX_CHANNELS,
+        launch=_launch,
+        empty=lambda x, gain, residual, _: empty_images(x, dtype=promoted(x, gain, residual)),
+        differentiable=_ChannelNorm.apply,
+    ),
+)

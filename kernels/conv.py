@@ -6,13 +6,43 @@ the kernel that reads the result adds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.kernels import checks
 from fastdiff.kernels.bias_add import bias_add
 from fastdiff.kernels.dispatch import use_triton
-from fastdiff.kernels.group_norm import group_norm
+from fastdiff.kernels.group_norm import FUNCTIONS, group_norm
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    added: Tensor | None = None,
+    after: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """after(conv2d(x, weight, bias) + added) + residual: what a captured network's convolutions become.
+
+    Args:
+        x, weight, bias, stride, padding, dilation, groups: as conv2d's.
+        added: (B, O, 1, 1) or (1, O, 1, 1), such as a time bias, or None.
+        after: None, "gelu" (erf), "gelu_tanh", "silu" or "relu".
+        residual: the result's shape, or None.
+
+    Returns:
+        (B, O, H', W').
+    """
+    y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    y = FUNCTIONS[after](y if added is None else y + added)
+    return y if residual is None else y + residual
 
 
 def _padding(operator: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> int:

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.kernels import checks
-from fastdiff.kernels.dispatch import use_triton
+from fastdiff.kernels.dispatch import triton_for, use_triton
+from fastdiff.kernels.layout import empty_images
+from fastdiff.kernels.library import Kernels, register
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, time_bias: Tensor | None = None) -> Tensor:
@@ -39,11 +41,9 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, time_b
     checks.shape(op, "weight", weight, (c, 1, size, size))
     checks.shape(op, "bias", bias, (c,))
     checks.per_sample(op, "time_bias", time_bias, b, c)
-    if use_triton(x):
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # as torch's own convolutions do under autocast
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        return _DepthwiseConv.apply(x, weight, bias, time_bias)
-    return depthwise_conv_reference(x, weight, bias, time_bias)
+    if use_triton(x) and not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))  # as torch's own convolutions do, the reference's among them
+    return _depthwise_conv(x, weight, bias, time_bias)
 
 
 def depthwise_conv_reference(
@@ -62,13 +62,17 @@ def taps_first(weight: Tensor) -> Tensor:
     return weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
 
 
+def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, time_bias: Tensor | None) -> Tensor:
+    from fastdiff.kernels import depthwise_conv_triton
+
+    return depthwise_conv_triton.forward(x, weight, bias, time_bias)
+
+
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, weight, bias, time_bias):  # type: ignore[override]
-        from fastdiff.kernels import depthwise_conv_triton
-
         ctx.save_for_backward(x, weight, bias, time_bias)
-        return depthwise_conv_triton.forward(x, weight, bias, time_bias)
+        return _launch(x, weight, bias, time_bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -79,7 +83,7 @@ class _DepthwiseConv(torch.autograd.Function):
         dx = dweight = dbias = dtime = None
         if ctx.needs_input_grad[0]:
             # The gradient of a correlation is the correlation with the kernel rotated by 180 degrees.
-            dx = depthwise_conv_triton.forward(dy, weight.flip(2, 3), None, None).to(x.dtype)
+            dx = _launch(dy, weight.flip(2, 3), None, None).to(x.dtype)
         if ctx.needs_input_grad[1]:
             dweight = depthwise_conv_triton.weight_gradient(dy, x, weight)
         if bias is not None or time_bias is not None:
@@ -90,3 +94,15 @@ class _DepthwiseConv(torch.autograd.Function):
                 rows = rows.sum(0, keepdim=True) if len(time_bias) == 1 else rows
                 dtime = rows.reshape(time_bias.shape).to(time_bias.dtype)
         return dx, dweight, dbias, dtime
+
+
+_depthwise_conv = register(
+    "depthwise_conv(Tensor x, Tensor weight, Tensor? bias=None, Tensor? time_bias=None) -> Tensor",
+    depthwise_conv_reference,
+    Kernels(
+        take=lambda x, *_: triton_for(x.device, x.dtype),
+        launch=_launch,
+        empty=lambda x, *_: empty_images(x),
+        differentiable=_DepthwiseConv.apply,
+    ),
+)

@@ -67,9 +67,10 @@ def recording(record: Callable[..., None]) -> Iterator[None]:
 
 
 def use_triton(x: Tensor) -> bool:
-    """Whether an operator on x runs its Triton kernels.
+    """Whether a function that is no registered operator runs Triton kernels on x.
 
-    Never under torch.compile or in an export, which need the plain operations.
+    Never under torch.compile or in an export, which need the plain operations. A registered operator is one operation
+    there, which asks `triton_for` when it runs.
 
     Raises:
         ValueError: if the backend is "triton" and x's device or dtype rules it out.
@@ -93,6 +94,11 @@ def triton_for(device: torch.device, dtype: torch.dtype) -> bool:
             f"a Triton kernel was asked for on device {device}; accepted: CUDA, or any with TRITON_INTERPRET=1"
         )
     return True
+
+
+def withheld() -> bool:
+    """Whether launches are withheld, by `withholding` or `recording`."""
+    return _recorder.get() is not None
 
 
 def interpreted() -> bool:

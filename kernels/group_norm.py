@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.kernels import checks
-from fastdiff.kernels.dispatch import use_triton
+from fastdiff.kernels.dispatch import triton_for
+from fastdiff.kernels.layout import empty_images
+from fastdiff.kernels.library import Kernels, register
 
-_FUNCTIONS = {
+FUNCTIONS = {
     None: lambda x: x,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -75,11 +77,7 @@ def group_norm(
     checks.per_sample(op, "shift", shift, b, c)
     checks.activation(op, "before", before)
     checks.activation(op, "after", after)
-    if use_triton(x) and c <= MAX_CHANNELS:
-        return _GroupNorm.apply(x, weight, bias, input_bias, scale, shift, groups, eps, before, after)
-    return group_norm_reference(
-        x, groups, weight, bias, eps, input_bias=input_bias, scale=scale, shift=shift, before=before, after=after
-    )
+    return _group_norm(x, groups, weight, bias, eps, input_bias, scale, shift, before, after)
 
 
 MAX_CHANNELS = 4096  # a tile of the Triton kernels holds all channels of a position
@@ -91,7 +89,6 @@ def group_norm_reference(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    *,
     input_bias: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
@@ -101,21 +98,25 @@ def group_norm_reference(
     """`group_norm` in plain torch."""
     if input_bias is not None:
         x = x + input_bias.view(-1, 1, 1)
-    y = F.group_norm(_FUNCTIONS[before](x), groups, weight, bias, eps)
+    y = F.group_norm(FUNCTIONS[before](x), groups, weight, bias, eps)
     if scale is not None and shift is not None:
         c = x.shape[1]
         y = y * (scale.reshape(-1, c, 1, 1) + 1) + shift.reshape(-1, c, 1, 1)
-    return _FUNCTIONS[after](y)
+    return FUNCTIONS[after](y)
+
+
+def _launch(x, groups, weight, bias, eps, input_bias, scale, shift, before, after):
+    """The result, and for the gradient each group's mean and 1 / standard deviation."""
+    from fastdiff.kernels import group_norm_triton
+
+    return group_norm_triton.forward(x, weight, bias, input_bias, scale, shift, groups, eps, before, after)
 
 
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, input_bias, scale, shift, groups, eps, before, after):  # type: ignore[override]
-        from fastdiff.kernels import group_norm_triton
-
-        given = x, weight, bias, input_bias, scale, shift
-        y, mean, rstd = group_norm_triton.forward(*given, groups, eps, before, after)
-        ctx.save_for_backward(*given, mean, rstd)
+    def forward(ctx: Any, x, groups, weight, bias, eps, input_bias, scale, shift, before, after):  # type: ignore[override]
+        y, mean, rstd = _launch(x, groups, weight, bias, eps, input_bias, scale, shift, before, after)
+        ctx.save_for_backward(x, weight, bias, input_bias, scale, shift, mean, rstd)
         ctx.options = groups, before, after
         return y
 
@@ -125,4 +126,18 @@ class _GroupNorm(torch.autograd.Function):
         from fastdiff.kernels import group_norm_gradient_triton
 
         gradients = group_norm_gradient_triton.backward(dy, *ctx.saved_tensors, *ctx.options)
-        return (*gradients, None, None, None, None)
+        dx, dweight, dbias, dinput_bias, dscale, dshift = gradients
+        return dx, None, dweight, dbias, None, dinput_bias, dscale, dshift, None, None
+
+
+_group_norm = register(
+    "group_norm(Tensor x, int groups, Tensor? weight=None, Tensor? bias=None, float eps=1e-5, "
+    "Tensor? input_bias=None, Tensor? scale=None, Tensor? shift=None, str? before=None, str? after=None) -> Tensor",
+    group_norm_reference,
+    Kernels(
+        take=lambda x, *_: triton_for(x.device, x.dtype) and x.shape[1] <= MAX_CHANNELS,
+        launch=lambda *args: _launch(*args)[0],
+        empty=lambda x, *_: empty_images(x),
+        differentiable=_GroupNorm.apply,
+    ),
+)

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from fastdiff.kernels import checks
-from fastdiff.kernels.dispatch import use_triton
+from fastdiff.kernels.dispatch import triton_for
+from fastdiff.kernels.layout import empty_images
+from fastdiff.kernels.library import Kernels, register
 
 MAX_HEAD_WIDTH = 64  # the Triton kernels keep a head's (d, d) context in registers; wider heads take the reference
 
@@ -43,9 +45,7 @@ def linear_attention(qkv: Tensor, heads: int, divide_by_n: bool) -> Tensor:
             "accepted: (B, 3 heads d, H, W) with heads and d at least 1"
         )
     checks.images("linear_attention", qkv, "qkv")
-    if use_triton(qkv) and width // (3 * heads) <= MAX_HEAD_WIDTH:
-        return _LinearAttention.apply(qkv, heads, divide_by_n)
-    return linear_attention_reference(qkv, heads, divide_by_n)
+    return _linear_attention(qkv, heads, divide_by_n)
 
 
 def linear_attention_reference(qkv: Tensor, heads: int, divide_by_n: bool) -> Tensor:
@@ -66,14 +66,22 @@ def output_scale(d: int, n: int, divide_by_n: bool) -> float:
     return d**-0.5 / n if divide_by_n else d**-0.5
 
 
+def _scale(qkv: Tensor, heads: int, divide_by_n: bool) -> float:
+    return output_scale(qkv.shape[1] // (3 * heads), qkv.shape[2] * qkv.shape[3], divide_by_n)
+
+
+def _launch(qkv: Tensor, heads: int, divide_by_n: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, and for the gradient the contexts and their normalisers."""
+    from fastdiff.kernels import linear_attention_triton
+
+    return linear_attention_triton.forward(qkv, heads, _scale(qkv, heads, divide_by_n))
+
+
 class _LinearAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv, heads, divide_by_n):  # type: ignore[override]
-        from fastdiff.kernels import linear_attention_triton
-
-        d, n = qkv.shape[1] // (3 * heads), qkv.shape[2] * qkv.shape[3]
-        ctx.heads, ctx.scale = heads, output_scale(d, n, divide_by_n)
-        out, context, normaliser = linear_attention_triton.forward(qkv, heads, ctx.scale)
+        ctx.heads, ctx.scale = heads, _scale(qkv, heads, divide_by_n)
+        out, context, normaliser = _launch(qkv, heads, divide_by_n)
         ctx.save_for_backward(qkv, context, normaliser)
         return out
 
@@ -85,3 +93,15 @@ class _LinearAttention(torch.autograd.Function):
         qkv, context, normaliser = ctx.saved_tensors
         dqkv = linear_attention_gradient_triton.backward(dy, qkv, context, normaliser, ctx.heads, ctx.scale)
         return dqkv, None, None
+
+
+_linear_attention = register(
+    "linear_attention(Tensor qkv, int heads, bool divide_by_n) -> Tensor",
+    linear_attention_reference,
+    Kernels(
+        take=lambda qkv, heads, _: triton_for(qkv.device, qkv.dtype) and qkv.shape[1] // (3 * heads) <= MAX_HEAD_WIDTH,
+        launch=lambda *args: _launch(*args)[0],
+        empty=lambda qkv, *_: empty_images(qkv, qkv.shape[1] // 3),
+        differentiable=_LinearAttention.apply,
+    ),
+)

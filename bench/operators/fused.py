@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.bench.operators.operator import IN_16_BITS, A, B, Call, Draw, Operator, attention, in_its_dtype
-from fastdiff.engine.prepared import FoldedLinearAttention
+from fastdiff.kernels.attention_block import attention_block
 from fastdiff.kernels.bias_add import bias_add
 from fastdiff.kernels.channel_norm import channel_norm
 from fastdiff.kernels.conv import conv_add, conv_norm
@@ -18,6 +18,7 @@ from fastdiff.kernels.denoise_step import denoise_step
 from fastdiff.kernels.depthwise_conv import depthwise_conv
 from fastdiff.kernels.group_norm import group_norm
 from fastdiff.kernels.linear_attention import linear_attention
+from fastdiff.networks.folded import fold_block
 
 Shape = tuple[int, ...]
 
@@ -40,7 +41,9 @@ def _of_images(
 def _block(c: int, size: int) -> Operator:
     def make(draw: Draw) -> Call:
         made = attention(draw, c)
-        return Call(lambda b: (draw.image(b, c, size),), FoldedLinearAttention(made), in_its_dtype(made, draw.dtype))
+        folded = fold_block(made)
+        plain = in_its_dtype(made, draw.dtype)
+        return Call(lambda b: (draw.image(b, c, size),), lambda x: attention_block(x, folded), plain)
 
     # four bytes an element are left in their parts
     return Operator(A, "attention_block", f"{c} channels, 4 heads of 32, {size}x{size}", make, IN_16_BITS)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.bench.operators.operator import A, B, Call, Draw, Operator, attention, in_its_dtype
-from fastdiff.engine.native import NativeAttention
-from fastdiff.kernels.cpu import operators as native
+from fastdiff.kernels.cpu import attention as attention_in_c
+from fastdiff.kernels.cpu import operators
+from fastdiff.networks.folded import fold_block
 
 # In a network on a CPU these run as the C kernels, or within them.
 REPLACED = {"depthwise_conv", "group_norm", "conv_norm", "conv_add", "attention_block"}
@@ -21,13 +22,13 @@ def _winograd(network: str, label: str, c: int, o: int, size: int, norm: bool, g
     def make(draw: Draw) -> Call:
         weight, bias = draw.weight(o, c, 3, 3), torch.randn(o)
         gain, offset = torch.randn(2, c)
-        packed = {m: native.winograd_weight(weight, m) for m in (2, 4)}
+        packed = {m: operators.winograd_weight(weight, m) for m in (2, 4)}
         given = (1, gain, offset, 1e-5) if norm else None
 
         def call(x: Tensor, *residual: Tensor) -> Tensor:
-            weights = packed[native.winograd_tile(x.shape[0], size, size)]
+            weights = packed[operators.winograd_tile(x.shape[0], size, size)]
             r = residual[0] if residual else None
-            return native.winograd(x, weights, bias, o, "gelu" if gelu else None, r, norm=given)
+            return operators.winograd(x, weights, bias, o, "gelu" if gelu else None, r, norm=given)
 
         def plain(x: Tensor, *residual: Tensor) -> Tensor:
             y = F.group_norm(x, 1, gain.to(x.dtype), offset.to(x.dtype)) if norm else x
@@ -42,10 +43,10 @@ def _winograd(network: str, label: str, c: int, o: int, size: int, norm: bool, g
 def _depthwise(c: int, size: int) -> Operator:
     def make(draw: Draw) -> Call:
         taps, bias = draw.weight(c, 1, 7, 7), torch.randn(c)
-        packed = native.depthwise_weight(taps)
+        packed = operators.depthwise_weight(taps)
         return Call(
             lambda b: (draw.image(b, c, size),),
-            lambda x: native.depthwise(x, packed, bias),
+            lambda x: operators.depthwise(x, packed, bias),
             lambda x: F.conv2d(x, taps.to(x.dtype), bias.to(x.dtype), padding=3, groups=c),
         )
 
@@ -58,7 +59,7 @@ def _group_norm(network: str, c: int, size: int, groups: int, after: str | None)
         finish = F.relu if after else torch.clone
         return Call(
             lambda b: (draw.image(b, c, size),),
-            lambda x: native.group_norm(x, groups, w, o, after=after),
+            lambda x: operators.group_norm(x, groups, w, o, after=after),
             lambda x: finish(F.group_norm(x, groups, w.to(x.dtype), o.to(x.dtype))),
         )
 
@@ -69,7 +70,8 @@ def _group_norm(network: str, c: int, size: int, groups: int, after: str | None)
 def _attention(c: int, size: int) -> Operator:
     def make(draw: Draw) -> Call:
         block = attention(draw, c)
-        return Call(lambda b: (draw.image(b, c, size),), NativeAttention(block), in_its_dtype(block, draw.dtype))
+        packed, plain = attention_in_c.pack(fold_block(block)), in_its_dtype(block, draw.dtype)
+        return Call(lambda b: (draw.image(b, c, size),), lambda x: attention_in_c.attention_block(x, packed), plain)
 
     return Operator(A, "attention_block", f"{c} channels, 4 heads of 32, {size}x{size}", make, FLOAT32)
 

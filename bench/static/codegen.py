@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from fastdiff.bench.networks import COUNTED
 from fastdiff.bench.report import save_text
-from fastdiff.bench.static.shapes import evaluate, on_meta, sampler_steps
+from fastdiff.bench.static.shapes import captured_step, evaluate, on_meta, sampler_steps
 from fastdiff.bench.static.traffic import launches_table
 from fastdiff.bench.tables import table
 from fastdiff.errors import InputError, unknown_name
@@ -95,9 +95,12 @@ def suite(size: str) -> list[Launch]:
         for network in COUNTED.values():
             kinds = main if network.ships_as else main[:2] if size == "full" else ()
             for dtype, train in (*kinds, *([(torch.float16, False)] if size == "full" else [])):
-                module = on_meta(network, dtype, train)
+                module = on_meta(network, dtype)
                 for batch in network.batches:
-                    evaluate(module, network.image_shape, batch, dtype, train)
+                    if train:
+                        evaluate(module, network.image_shape, batch, dtype, train)
+                    else:
+                        captured_step(network, dtype, batch)[0]()
 
     found = recorded(run)
     return list({launch.kernel: launch for launch in reversed(found)}.values()) if size == "quick" else found

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastdiff.bench.networks import Network
-from fastdiff.engine.prepared import Prediction, TimeInputs, prepare_network
+from fastdiff.engine import evaluation
+from fastdiff.engine.prediction import Prediction
 from fastdiff.engine.step import State, advance
 from fastdiff.kernels.denoise_step import denoise_step
 from fastdiff.kernels.philox import normals
@@ -33,54 +34,64 @@ class _ChannelsLast(torch.autograd.Function):
         return torch.empty_like(dx, memory_format=torch.channels_last)
 
 
+_ATTENTIONS = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
+_CONVOLUTIONS = (F.conv2d, F.conv_transpose2d, torch.ops.aten.convolution.default)
+
+
 class _AsOnAGpu(TorchFunctionMode):
     """What the meta device does otherwise: cuDNN leaves channels_last, and attention is a single kernel."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[override]
-        if func is F.scaled_dot_product_attention and not torch.is_grad_enabled():
+        if func in _ATTENTIONS and not torch.is_grad_enabled():
             if args[0].element_size() == 2:
-                return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
-            return torch.ops.aten._scaled_dot_product_efficient_attention(*args, None, False)[0]
-        if func not in (F.conv2d, F.conv_transpose2d):
+                return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
+            return torch.ops.aten._scaled_dot_product_efficient_attention(*args[:3], None, False)[0]
+        if func not in _CONVOLUTIONS:
             return func(*args, **(kwargs or {}))
         return _ChannelsLast.apply(func(_ChannelsLast.apply(args[0]), *args[1:], **(kwargs or {})))
 
 
-def on_meta(network: Network, dtype: torch.dtype, train: bool = False) -> nn.Module:
-    """The module on meta tensors, prepared as the sampler prepares it, or as it is where it is to be trained."""
+def on_meta(network: Network, dtype: torch.dtype) -> nn.Module:
+    """The module on meta tensors, as it is."""
     with torch.device(META):
         module: Any = network.make()
-    return module.to(dtype=dtype, memory_format=torch.channels_last) if train else prepare_network(module, META, dtype)
+    return module.to(dtype=dtype, memory_format=torch.channels_last)
 
 
 def evaluate(module: nn.Module, shape: tuple[int, ...], batch: int, dtype: torch.dtype, train: bool = False) -> None:
-    """One evaluation of a module made by on_meta, as the sampler makes it, or one training step."""
+    """One evaluation of a module made by on_meta at one time, or one training step."""
     x = torch.empty(batch, *shape, dtype=dtype, device=META, memory_format=torch.channels_last)
-    t = torch.empty(batch if train else 1, dtype=dtype, device=META)
+    t = torch.empty(batch if train else 1, dtype=torch.float32, device=META)
     with torch.set_grad_enabled(train), _AsOnAGpu():
-        out = module.denoise(x, module.embed_time(t), module.embed_context(None))  # type: ignore[operator]
+        out = module.train(train)(x, t)
         if train:
             out.sum().backward()
 
 
-def captured_step(network: Network, dtype: torch.dtype, batch: int) -> Callable[[], None]:
-    """The whole step that an engine captures, on meta tensors: without guidance, by any sampler."""
+def captured_step(network: Network, dtype: torch.dtype, batch: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """On meta tensors, the evaluation in an engine's step, and the whole step: without guidance, by any sampler."""
+    table = make_table("ddim", make_schedule("linear", 200), 25)
     with torch.no_grad(), torch.device(META):
-        module = on_meta(network, dtype)
-        time = TimeInputs(module, META, dtype, integer=True)
-        table = make_table("ddim", make_schedule("linear", 200), 25)
-        time.load(table, len(table))
-        prediction = Prediction(module, dtype, time, guided=False)
+        times = torch.tensor(table.time, dtype=torch.int64, device="cpu")
+        given = evaluation.Given(batch, network.image_shape, None, times, META, dtype)
+        parts = evaluation.captured(evaluation.Network(on_meta(network, dtype), META, dtype), given)
+        prediction = Prediction(parts, META, dtype, integer=True, guided=False)
+        prediction.load_table(table, len(table))
         prediction.load_context(None)
         x = torch.empty(batch, *network.image_shape).contiguous(memory_format=torch.channels_last)
         key, index = torch.empty(2, dtype=torch.int64), torch.empty((), dtype=torch.int64)
         state = State(x, torch.empty(len(table), 6), index, key=key, x0_prev=torch.empty_like(x))
+        rounded = x.to(dtype)
+
+    def evaluate() -> None:
+        with torch.no_grad(), _AsOnAGpu():
+            parts.step(rounded, *prediction.time, *prediction.context)
 
     def step() -> None:
         with torch.no_grad(), _AsOnAGpu():
             advance(state, prediction)
 
-    return step
+    return evaluate, step
 
 
 def sampler_steps() -> None:

@@ -42,7 +42,7 @@ def parse_contexts(texts: Sequence[str], class_names: Sequence[str], width: int 
 
 
 def where(device: torch.device, form: str, dtype: str) -> str:
-    """How it ran, in words: "cpu, native, 2 threads, float32"."""
+    """How it ran, in words: "cuda:0, cuda, bfloat16"."""
     threads = torch.get_num_threads()
     cpu = f", {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else ""
     return f"{device}, {form}{cpu}, {dtype}"

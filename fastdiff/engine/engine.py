@@ -9,20 +9,20 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fastdiff.engine import graphs
+from fastdiff.engine.ahead import compile_kernels
+from fastdiff.engine.evaluation import Given, Network
 from fastdiff.engine.forms import Form, choose_form
 from fastdiff.engine.graphs import CapturedStep
 from fastdiff.engine.noise import NoiseSource, draw
 from fastdiff.engine.numerics import CUDNN_ALGORITHMS, fixed_numerics
 from fastdiff.engine.placement import choose_device, choose_dtype, out_of_memory
-from fastdiff.engine.prepared import Prediction, TimeInputs
+from fastdiff.engine.prediction import Prediction
 from fastdiff.engine.request import Asked, Request, check_batch_size, check_table
 from fastdiff.engine.step import State, advance
 from fastdiff.errors import InputError, check_int, warn_caller
 from fastdiff.kernels import philox
-from fastdiff.kernels.ahead import compile_ahead
 from fastdiff.kernels.dispatch import triton_for
 from fastdiff.model import Model, check_model
 from fastdiff.provenance import device_name, versions
@@ -89,10 +89,9 @@ class Engine:
         self.form: Form = choose_form(form, self.device, self.dtype)
         self.notes: list[str] = []  # events for a manifest, such as a smaller batch
         with self._settings():
-            self.network = self.form.prepare(model.network, self.device, self.dtype)
-            # The prepared copy in the model's place, so that an engine does not keep the user's own network alive.
-            self.model = dataclasses.replace(model, network=self.network)
-            self.time = TimeInputs(self.network, self.device, self.dtype, model.time == "index")
+            self.network = Network(model.network, self.device, self.dtype)
+            # The copy in the model's place, so that an engine does not keep the user's own network alive.
+            self.model = dataclasses.replace(model, network=self.network.module)
             try:
                 self._allocate()
             except Exception as problem:
@@ -101,29 +100,25 @@ class Engine:
                 raise InputError(
                     f"batch_size = {self.batch_size} does not fit in memory; accepted: a smaller one"
                 ) from problem
-            if self.time.separable and triton_for(self.device, self.dtype):
+            if triton_for(self.device, self.dtype):
                 self._compile()
 
     def _compile(self) -> None:
-        """Compile the Triton kernels of a step without a context; others compile their few more when they first run."""
-        prediction, step = self._step(self._kind(self.table), self.table)
-        prediction.load_context(None)
+        """Compile the Triton kernels of a step without guidance; others compile their few more when they first run.
+
+        A network that may need a context of unknown width is left for its first run.
+        """
+        width = self.model.context_width
+        if width is None:
+            return
+        prediction, step = self._step(self._kind(self.table, context=width or None), self.table)
+        prediction.load_context(torch.zeros(self.batch_size, width, device="cpu") if width else None)
 
         def begin_and_step() -> None:
             philox.normals(0, 0, 0, tuple(self.x.shape), self.device)
             step()
 
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update()
-
-        with tqdm(desc="compiling Triton kernels", unit="kernel", delay=1, leave=False) as bar:
-            try:
-                compile_ahead(begin_and_step, self.device, progress=show)
-            except Exception as problem:
-                if not out_of_memory(problem):  # in which case the batch is halved when it runs
-                    raise
-        self.steps.clear()
+        compile_kernels(begin_and_step, self.device)
 
     def _allocate(self) -> None:
         """The buffers of a batch, and no step bodies yet."""
@@ -303,7 +298,7 @@ class Engine:
         if table is not self.loaded:
             self._load(table)
         if kind not in self.steps:
-            prediction = Prediction(self.network, self.dtype, self.time, kind.guided)
+            prediction = self._prediction(kind, table)
             state = State(
                 self.x,
                 self.rows,
@@ -316,6 +311,22 @@ class Engine:
             )
             self.steps[kind] = prediction, self._runner(state, prediction)
         return self.steps[kind]
+
+    def _prediction(self, kind: Kind, table: StepTable) -> Prediction:
+        """The network as the form runs it, with the table's rows."""
+        integer = self.model.time == "index"
+        given = Given(
+            batch=self.batch_size * (1 + kind.guided),
+            image_shape=self.model.image_shape,
+            width=kind.context,
+            times=torch.tensor(table.time, dtype=torch.int64 if integer else torch.float32, device="cpu"),
+            device=self.device,
+            dtype=self.dtype,
+        )
+        parts = self.form.parts(self.network, given)
+        prediction = Prediction(parts, self.device, self.dtype, integer, kind.guided)
+        prediction.load_table(table, len(self.rows))
+        return prediction
 
     def step_once(self) -> None:
         """Run one step of the batch at hand: x through row `index`; `index` moves on, from the table's last row to 0.
@@ -340,8 +351,8 @@ class Engine:
             self.rows = torch.zeros(len(rows), 6, dtype=torch.float32, device=self.device)
             self.steps.clear()
         self.rows[: len(rows)] = rows.to(self.device)
-        if self.time.load(table, len(self.rows)):
-            self.steps.clear()
+        for prediction, _ in self.steps.values():
+            prediction.load_table(table, len(self.rows))
         self.loaded = table
 
     def _runner(self, state: State, prediction: Prediction) -> Step:
@@ -374,14 +385,15 @@ class Engine:
     def __repr__(self) -> str:
         table = f"{self.table.sampler}, {len(self.table)} steps"
         where = f"{self.device}, {str(self.dtype).removeprefix('torch.')}, form {self.form.name}"
-        return f"Engine({type(self.network).__name__}, {table}, batches of {self.batch_size} on {where})"
+        return f"Engine({type(self.model.network).__name__}, {table}, batches of {self.batch_size} on {where})"
 
     def holds(self) -> dict[str, Any]:
         """Bytes of the batch's buffers, what became of each kind of step, and the graph pool of the whole process."""
-        buffers = (self.x, self.x0_prev, self.noise, self.rows, self.time.values)
+        buffers = (self.x, self.x0_prev, self.noise, self.rows)
         steps = {kind: run for kind, (_, run) in self.steps.items() if isinstance(run, CapturedStep)}
         return {
-            "buffers": sum(b.numel() * b.element_size() for b in buffers if b is not None),
+            "buffers": sum(b.numel() * b.element_size() for b in buffers)
+            + sum(prediction.bytes() for prediction, _ in self.steps.values()),
             "steps": {str(kind): f"{run.status}; {run.bytes()} bytes" for kind, run in steps.items()},
             "pool": graphs.POOL.bytes(),
             "pool_limit": graphs.POOL.limit,

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from fastdiff.engine import native
-from fastdiff.engine.prepared import prepare_network
+from fastdiff.engine.ahead import compile_kernels
+from fastdiff.engine.evaluation import Given, Network, NotCapturedError, Parts, captured, check, eager, evaluated
 from fastdiff.errors import InputError, unknown_name, warn_caller
 from fastdiff.kernels.cpu import compiled
+from fastdiff.kernels.dispatch import triton_for
 
 Reason = str | None
 
@@ -22,14 +22,14 @@ class Form:
 
     Attributes:
         name: as users give it.
-        prepare: (network, device, dtype) → the copy that runs.
+        parts: (network, what it is evaluated on) → the parts that run.
         build_error: (device, dtype) → why the form cannot run there, or None.
         captured: whether a step becomes a CUDA graph.
         kernels: the version of the form's own kernels, which its bits depend on, or None.
     """
 
     name: str
-    prepare: Callable[[nn.Module, torch.device, torch.dtype], nn.Module]
+    parts: Callable[[Network, Given], Parts]
     build_error: Callable[[torch.device, torch.dtype], Reason]
     captured: bool = False
     kernels: Callable[[], str | None] = lambda: None
@@ -43,17 +43,32 @@ def _on_cuda(device: torch.device, dtype: torch.dtype) -> Reason:
     return None if device.type == "cuda" else f"CUDA graphs need a CUDA device, this is {device}"
 
 
-def _native(network: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    return native.make_native(prepare_network(network, device, dtype))
+def _on_cpu(device: torch.device, dtype: torch.dtype) -> Reason:
+    if device.type != "cpu" or dtype != torch.float32:
+        return f"it is float32 on the CPU, this is {dtype} on {device}"
+    return compiled.build_error()
+
+
+def _rewritten(network: Network, given: Given) -> Parts:
+    """The network's graph, rewritten; or the network as it is, with a warning, where it has no graph."""
+    try:
+        parts = captured(network, given)
+        if triton_for(given.device, given.dtype):
+            compile_kernels(lambda: evaluated(parts, given.example(given.batch)), given.device)
+        check(network, parts, given)
+        return parts
+    except NotCapturedError as problem:
+        warn_caller(f"the network runs as it is, which is slower: it cannot be captured ({problem})")
+        return eager(network)
 
 
 # In the order of preference.
 FORMS = {
     form.name: form
     for form in (
-        Form("graph", prepare_network, _on_cuda, captured=True),
-        Form("native", _native, native.build_error, kernels=compiled.identity),
-        Form("eager", prepare_network, _anywhere),
+        Form("cuda", _rewritten, _on_cuda, captured=True),
+        Form("cpu", _rewritten, _on_cpu, kernels=compiled.identity),
+        Form("eager", lambda network, given: eager(network), _anywhere),
     )
 }
 
@@ -68,7 +83,7 @@ def choose_form(name: str | None, device: torch.device, dtype: torch.dtype) -> F
     """
     if name is None:
         expected = device.type == "cpu" and dtype == torch.float32 and not compiled.switched_off()
-        reason = FORMS["native"].build_error(device, dtype) if expected else None
+        reason = FORMS["cpu"].build_error(device, dtype) if expected else None
         if reason:
             warn_caller(f"the network runs in plain torch, at about half the speed: {reason}")
         return next(form for form in FORMS.values() if form.build_error(device, dtype) is None)

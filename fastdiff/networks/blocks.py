@@ -48,22 +48,15 @@ EDITIONS = {
 }
 
 
-def normed(norm: nn.GroupNorm, x: Tensor, before: str | None = None, after: str | None = None) -> Tensor:
-    """after(norm(before(x))) in one operator.
-
-    Here and below, a module that fastdiff.engine.native has replaced has a method `fused`, which runs in its place.
-    """
-    if hasattr(norm, "fused") and before is None:
-        return norm.fused(x, after)
-    return group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, before=before, after=after)
+def normed(norm: nn.GroupNorm, x: Tensor, after: str | None = None) -> Tensor:
+    """after(norm(x)) in one operator."""
+    return group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, after=after)
 
 
 def convolved_and_normed(
     conv: nn.Conv2d, norm: nn.GroupNorm, x: Tensor, before: str | None = None, after: str | None = None
 ) -> Tensor:
     """after(norm(before(conv(x)))), fused."""
-    if hasattr(conv, "fused"):
-        return normed(norm, conv.fused(x, before), after=after)
     return conv_norm(
         x, conv.weight, conv.bias, norm.num_groups, norm.weight, norm.bias, norm.eps, before=before, after=after
     )
@@ -71,8 +64,6 @@ def convolved_and_normed(
 
 def convolved_and_added(conv: nn.Conv2d, x: Tensor, residual: Tensor, shortcut: nn.Module | None = None) -> Tensor:
     """conv(x) + shortcut(residual), fused; the shortcut is a 1x1 convolution, or None or nn.Identity for none."""
-    if hasattr(conv, "fused"):
-        return conv.fused(x, residual=residual if shortcut is None else shortcut(residual))
     if isinstance(shortcut, nn.Conv2d):
         return conv_add(x, conv.weight, conv.bias, residual, shortcut.weight, shortcut.bias)
     return conv_add(x, conv.weight, conv.bias, residual)

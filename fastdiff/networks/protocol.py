@@ -1,4 +1,4 @@
-"""What a network may offer: embeddings that a sampler computes only once, and the width of its contexts."""
+"""What our networks tell the ONNX export, which is not captured yet, and the width of a network's contexts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ Embedding = tuple[Tensor, ...]
 
 @runtime_checkable
 class SeparableNetwork(Protocol):
-    """A network whose forward(x, t, context) is denoise(x, embed_time(t), embed_context(context))."""
+    """A network whose forward(x, t, context) is denoise(x, embed_time(t), embed_context(context)).
+
+    An exported loop computes the embeddings once; the engine finds that out by itself, see fastdiff.capture.split.
+    """
 
     def embed_time(self, t: Tensor) -> Embedding:
         """(R,) times → tensors whose first dimension is R."""

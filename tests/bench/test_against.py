@@ -11,7 +11,7 @@ from fastdiff.bench.case import Kind, case_text
 from fastdiff.bench.contender import TUNED, Role
 from fastdiff.bench.contenders.by_kind import CONTENDERS
 from fastdiff.bench.plans import plan
-from fastdiff.engine.prepared import Prediction
+from fastdiff.engine.prediction import Prediction
 
 QUICK = ("--quick", "--only", "evaluation")
 CASES = [case for case in plan("quick", "cpu") if case.kind == Kind.EVALUATION]

@@ -75,26 +75,43 @@ def test_bytes_are_counted_as_by_hand(one_convolution):
     assert sum(moved.values()) == moved["convolution"] + moved["convolution's bias"] + moved["gelu"]
 
 
+def launches(network: type[nn.Module]) -> dict[str, int]:
+    """Of a step in bfloat16, without those of every step: x in the network's dtype, the update, the row's number."""
+    counted = step_launches(Network(network, (2, 4, 4)), torch.bfloat16, 5)
+    assert [counted.pop(name) for name in ("_to_copy", "denoise_step_forward", "add_")] == [1, 1, 1]
+    return dict(counted)
+
+
 def test_launches_of_a_step_are_counted_as_by_hand(one_convolution):
-    """x in the network's dtype, the row's time, convolution, its bias, GELU, the update, the row's number."""
+    class Timed(one_convolution):
+        def forward(self, x, t):
+            return F.gelu(self.conv(x) + t[:, None, None, None].to(x.dtype))[:, :2]
 
-    class Flat(one_convolution):
-        def denoise(self, x, time, context):
-            return torch.nn.functional.gelu(self.conv(x))[:, :2]
+    plain = {"convolution": 1, "convolution's bias": 1, "gelu": 1}
+    assert launches(one_convolution) == plain  # no row of the time is read, since nothing depends on it
+    assert launches(Timed) == {**plain, "index_select": 1, "add": 1}
 
-    counted = step_launches(Network(Flat, (2, 4, 4)), torch.bfloat16, 5)
-    assert counted == {
-        name: 1
-        for name in (
-            "_to_copy",
-            "index_select",
-            "convolution",
-            "convolution's bias",
-            "gelu",
-            "denoise_step_forward",
-            "add_",
-        )
-    }
+
+class Fused(nn.Module):
+    """In plain torch: depthwise convolution with a time bias, convolution, norm and SiLU, convolution and shortcut."""
+
+    options: dict = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = nn.Conv2d(2, 2, 3, padding=1, groups=2)
+        self.wide, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4)
+        self.narrow, self.shortcut = nn.Conv2d(4, 2, 3, padding=1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x, t):
+        h = self.deep(x) + torch.stack((t, t), 1)[:, :, None, None].to(x.dtype)
+        return self.narrow(F.silu(self.norm(self.wide(h)))) + self.shortcut(x)
+
+
+def test_no_bias_of_a_convolution_is_a_launch_where_a_kernel_reads_its_result():
+    """Nor is the layout of the depthwise weight."""
+    kernels = ("depthwise_conv_forward", "group_norm_forward", "bias_add_forward", "index_select")
+    assert launches(Fused) == {"convolution": 3} | dict.fromkeys(kernels, 1)
 
 
 def test_the_committed_counts_are_those_of_the_code():

@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from fastdiff import AnnotatedUnet, ContextUnet, Model, load, make_schedule, sample
-from fastdiff.engine.prepared import FoldedLinearAttention, fold_block, prepare_network
+from fastdiff.capture.passes.attention import fold_linear_attention
+from fastdiff.capture.passes.convolutions import fuse_convolutions
+from fastdiff.engine import evaluation
+from fastdiff.engine.cuda import biases_into_readers
+from fastdiff.engine.evaluation import Given, Network, captured
+from fastdiff.kernels.attention_block import attention_of
+from fastdiff.kernels.depthwise_conv import depthwise_conv
 from fastdiff.kernels.dispatch import launch, recording, use_triton, using
-from fastdiff.networks.blocks import EDITIONS, LinearAttention, PreNorm, Residual
+from fastdiff.networks.blocks import Residual
+from fastdiff.networks.folded import fold_block
 
 # Tiny: the interpreter takes a tenth of a millisecond for each line of a kernel and program.
 NETWORKS = {
@@ -18,6 +25,7 @@ NETWORKS = {
     "resnet": (lambda: AnnotatedUnet(8, dim_mults=(1, 2), block="resnet", resnet_groups=4), (1, 8, 8)),
     "context": (lambda: ContextUnet(3, 8, 2, 8, shortcut=True), (3, 8, 8)),
 }
+interpreted_slow = [] if torch.cuda.is_available() else [pytest.mark.slow]
 FOLDED = {"mindspore": 3, "mindspore-torch": 1, "hf-2022": 1, "resnet": 3, "context": 0}  # linear-attention blocks
 
 
@@ -33,37 +41,40 @@ def mostly(*slow):
     return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in NETWORKS]
 
 
-@pytest.mark.parametrize("name", mostly("mindspore", "hf-2022"))
-def test_the_network_is_the_same_function(triton_device, randomised, rel, name):
+def evaluated(network, shape, dtype, x, t):
+    """By the graph as the CUDA form rewrites it, every sample at one time."""
+    integer = not isinstance(network, ContextUnet)
+    times = torch.tensor([1, 2]) if integer else torch.tensor([0.5, 0.25])
+    given = Given(len(x), shape, None, times, x.device, dtype)
+    return evaluation.evaluated(captured(Network(network, x.device, dtype), given), {"x": x.to(dtype), "t": t})
+
+
+@pytest.mark.parametrize("name", mostly("mindspore", "hf-2022", "resnet"))
+def test_the_network_is_the_same_function(triton_device, randomised, rel, name, monkeypatch):
     """Float32 rounding of some 40 layers summed in another order: 1e-5, as against the published network."""
     make, shape = NETWORKS[name]
     network = randomised(make()).eval().to(triton_device)
     x, t = inputs(network, shape, triton_device)
-    prepared, half = (prepare_network(network, triton_device, d) for d in (torch.float32, torch.bfloat16))
-    assert folded(half) == FOLDED[name] and folded(prepared) == 0  # four bytes an element are left unfolded
-    assert folded(network) == 0  # the user's own stays as it was
+    t = t[:1].expand(len(x))
+    folded = []
+    right = evaluation.fold_linear_attention
+    monkeypatch.setattr(
+        evaluation, "fold_linear_attention", lambda graph, fits: (right(graph, fits), folded.append(count(graph)))
+    )
     with torch.no_grad():
+        mine, half = (evaluated(network, shape, dtype, x, t) for dtype in (torch.float32, torch.bfloat16))
+        assert max(folded[:2]) == 0 and max(folded[2:]) == FOLDED[name]  # four bytes an element are left unfolded
         with using("reference"):
             expected = network.double()(x.double(), t)
         network.float()
         assert rel(network(x, t).cpu(), expected.cpu()) < 1e-5
-        assert rel(prepared(x, t).cpu(), expected.cpu()) < 1e-5
+        assert rel(mine.cpu(), expected.cpu()) < 1e-5
         # Some 40 roundings to 8 bits, towards zero in the interpreter.
-        assert rel(half(x.bfloat16(), t).cpu(), expected.cpu()) < (3e-2 if triton_device.type == "cuda" else 1e-1)
+        assert rel(half.cpu(), expected.cpu()) < (3e-2 if triton_device.type == "cuda" else 1e-1)
 
 
-def folded(network) -> int:
-    return sum(isinstance(m, FoldedLinearAttention) for m in network.modules())
-
-
-def test_a_subclass_with_a_forward_of_its_own_is_not_replaced():
-    class Mine(LinearAttention):
-        def forward(self, x, residual):
-            return residual
-
-    edition = EDITIONS["mindspore"]
-    assert FoldedLinearAttention.replaces(Residual(PreNorm(8, LinearAttention(8, edition=edition))))
-    assert not FoldedLinearAttention.replaces(Residual(PreNorm(8, Mine(8, edition=edition))))
+def count(graph) -> int:
+    return sum(node.target is attention_of for node in graph.nodes.nodes)
 
 
 def test_autocast_gives_the_dtypes_and_gradients_of_the_references(triton_device, randomised, rel):
@@ -121,7 +132,14 @@ def test_training_follows_training_through_the_references(triton_device, randomi
     assert rel(moved, exact_moved) < 1e-3  # float32's own rounding, grown over the steps
 
 
-@pytest.mark.parametrize("sampler, clip", [("ddim", ("dynamic", 0.9)), ("ddpm", 1.0), ("dpmpp_2m_sde", None)])
+@pytest.mark.parametrize(
+    "sampler, clip",
+    [
+        pytest.param("ddim", ("dynamic", 0.9), marks=interpreted_slow),
+        ("ddpm", 1.0),
+        pytest.param("dpmpp_2m_sde", None, marks=interpreted_slow),
+    ],
+)
 def test_sampling_gives_the_same_images(triton_device, randomised, sampler, clip):
     make, shape = NETWORKS["resnet"]
     model = Model(randomised(make()), make_schedule("linear", 20), image_shape=shape)
@@ -181,29 +199,30 @@ def test_the_environment_chooses_a_backend(monkeypatch):
 
 def test_what_is_folded_is_rounded_once(randomised):
     """Weights that were rounded to bfloat16 before they are folded would be rounded twice."""
-    network = randomised(AnnotatedUnet(8, dim_mults=(1, 2)))
-    with using("triton"):
-        half = prepare_network(network, torch.device("cpu"), torch.bfloat16)
-    block, prepared = network.downs[0][2], half.downs[0][2]
-    exact = fold_block(block.double(), dtype=torch.float64)
-    for name in ("w_q", "w_k", "gain"):
-        assert torch.equal(getattr(prepared.folded, name), getattr(exact, name).bfloat16()), name
-    assert torch.equal(prepared.folded.values[0], exact.values[0].bfloat16())
-    torch.testing.assert_close(prepared.folded.bias.double(), exact.bias, rtol=1e-7, atol=0)  # kept in float32
-
-    course = randomised(ContextUnet(3, 8, 2, 8))
-    convolution, norm, _ = copy.deepcopy(course.down1.model[0].conv1).eval().double()
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    prepared = prepare_network(course, torch.device("cpu"), torch.bfloat16).down1.model[0].conv1[0]
-    assert torch.equal(prepared.weight, (convolution.weight * scale[:, None, None, None]).bfloat16())
+    network = randomised(AnnotatedUnet(8, dim_mults=(1, 2))).eval()
+    given = Given(1, (1, 8, 8), None, torch.tensor([1]), torch.device("cpu"), torch.bfloat16)
+    with torch.no_grad():
+        graph = Network(network, given.device, given.dtype).captured(given).step
+    fold_linear_attention(graph, lambda channels, width: True)
+    exact = fold_block(network.downs[0][2].double(), dtype=torch.float64)
+    node = next(node for node in graph.nodes.nodes if node.target is attention_of)
+    _, w_q, w_k, _, (value, *_), bias, _, gain, *_ = node.args
+    for mine, theirs in ((w_q, exact.w_q), (w_k, exact.w_k), (gain, exact.gain), (value, exact.values[0])):
+        assert torch.equal(graph.constants[mine.target], theirs.bfloat16()), mine
+    # kept in float32
+    torch.testing.assert_close(graph.constants[bias.target].double(), exact.bias, rtol=1e-7, atol=0)
 
 
 def test_taps_are_laid_out_when_a_network_is_prepared(randomised):
     """In a step they are read as they lie; a weight that lies otherwise is copied in every call."""
-    network = randomised(AnnotatedUnet(8, dim_mults=(1,)))
-    with using("triton"):
-        prepared = prepare_network(network, torch.device("cpu"), torch.bfloat16)
-    ours = prepared.downs[0][0].ds_conv.weight
+    network = randomised(AnnotatedUnet(8, dim_mults=(1,))).eval()
+    given = Given(1, (1, 8, 8), None, torch.tensor([1]), torch.device("cpu"), torch.bfloat16)
+    with torch.no_grad():
+        graph = Network(network, given.device, given.dtype).captured(given).step
+        fuse_convolutions(graph)
+        biases_into_readers(graph)
+    node = next(node for node in graph.nodes.nodes if node.target is depthwise_conv)
+    ours = graph.constants[node.args[1].target]
     assert torch.equal(ours, network.downs[0][0].ds_conv.weight.bfloat16()) and ours.shape == (4, 1, 7, 7)
     assert ours[:, 0].permute(1, 2, 0).is_contiguous()
     assert network.downs[0][0].ds_conv.weight.is_contiguous()  # the user's own stays as it was

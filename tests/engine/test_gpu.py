@@ -157,7 +157,7 @@ def test_captured_steps_are_the_eager_ones(name, dtype, captures):
     model = load(name)
     made = [table_of(model, *t) for t in (("ddim", 25), ("ddpm", 10), ("dpmpp_2m", 7), ("dpmpp_2m_sde", 12))]
     graph, eager = (
-        Engine(model, made[0], batch_size=8, dtype=dtype, device=CUDA, form=form) for form in ("graph", "eager")
+        Engine(model, made[0], batch_size=8, dtype=dtype, device=CUDA, form=form) for form in ("cuda", "eager")
     )
     requests = [dict(n=11, seed=2**40 + k, first=3 * k, table=table) for k, table in enumerate(made)]
     if name == "sprites":
@@ -170,7 +170,7 @@ def test_captured_steps_are_the_eager_ones(name, dtype, captures):
     assert all(run.status.startswith("capture is used") for _, run in graph.steps.values())
 
 
-@pytest.mark.parametrize("form", ["graph", "eager"])
+@pytest.mark.parametrize("form", ["cuda", "eager"])
 @pytest.mark.parametrize("clip", [False, ("dynamic", 0.99)])
 def test_nothing_synchronises_in_the_loop(form, clip):
     model = load("sprites")
@@ -190,12 +190,12 @@ def test_noise_from_outside_is_read_before_each_replay(captures):
     model = load("fashion-mnist")
     table = table_of(model, "ddpm", 27)
     expected = Engine(model, table, batch_size=8, device=CUDA, form="eager").sample(10, seed=3)
-    engine = Engine(model, table, batch_size=8, device=CUDA, form="graph")
+    engine = Engine(model, table, batch_size=8, device=CUDA, form="cuda")
     assert rms(torch.cat(list(engine.stream(10, noise=PhiloxNoise(3)))), expected) < FLOAT32
     assert rms(engine.sample(10, seed=3), expected) < FLOAT32 and len(captures) == 2
 
 
-@pytest.mark.parametrize("form", ["graph", "eager"])
+@pytest.mark.parametrize("form", ["cuda", "eager"])
 def test_a_request_does_not_change_a_bit(form):
     model = load("sprites")
     engine = Engine(model, table_of(model, "ddpm", 10), batch_size=16, dtype=torch.bfloat16, device=CUDA, form=form)
@@ -229,7 +229,7 @@ def test_a_full_run_in_16_bits_is_finite(dtype):
 
 def test_graphs_are_dropped_and_made_again(captures):
     models = [load("fashion-mnist"), load("sprites")]
-    engines = [Engine(model, table_of(model), batch_size=2, device=CUDA, form="graph") for model in models]
+    engines = [Engine(model, table_of(model), batch_size=2, device=CUDA, form="cuda") for model in models]
     expected = [engine.sample(5) for engine in engines]
     assert len(captures) == len(graphs.POOL.held) == 2 and graphs.POOL.bytes() > 0
     for k in (0, 1, 0):
@@ -250,7 +250,7 @@ class _Reads(torch.nn.Module):
 def test_a_network_that_reads_the_device_runs_eagerly_and_harms_nothing(captures):
     model = Model(_Reads(), make_schedule("linear", 50), image_shape=(1, 8, 8))
     stream = torch.cuda.current_stream()
-    engine = Engine(model, table_of(model, "ddpm", 10), batch_size=4, device=CUDA, form="graph")
+    engine = Engine(model, table_of(model, "ddpm", 10), batch_size=4, device=CUDA, form="cuda")
     with pytest.warns(UserWarning, match="could not be captured .* runs eagerly: aten._local_scalar_dense") as caught:
         images = engine.sample(6)
     assert len(caught) == 1 and not captures and torch.cuda.current_stream() == stream
@@ -259,7 +259,7 @@ def test_a_network_that_reads_the_device_runs_eagerly_and_harms_nothing(captures
     with no_warnings():  # and the next engine captures
         shipped = load("fashion-mnist")
         assert torch.isfinite(
-            Engine(shipped, table_of(shipped), batch_size=4, device=CUDA, form="graph").sample(4)
+            Engine(shipped, table_of(shipped), batch_size=4, device=CUDA, form="cuda").sample(4)
         ).all()
     assert len(captures) == 1
 
@@ -275,14 +275,14 @@ class _Synchronises(torch.nn.Module):
 def test_a_capture_that_fails_leaves_stream_device_and_the_next_capture_alone(captures):
     model = Model(_Synchronises(), make_schedule("linear", 50), image_shape=(1, 8, 8))
     before = torch.cuda.current_stream(), torch.cuda.current_device()
-    engine = Engine(model, table_of(model, "ddpm", 10), batch_size=4, device=CUDA, form="graph")
+    engine = Engine(model, table_of(model, "ddpm", 10), batch_size=4, device=CUDA, form="cuda")
     with pytest.warns(UserWarning, match="could not be captured"):
         images = engine.sample(6)
     assert before == (torch.cuda.current_stream(), torch.cuda.current_device()) and not captures
     assert rms(images, Engine(model, engine.table, batch_size=4, device=CPU).sample(6)) < FLOAT32
     shipped = load("fashion-mnist")
     with no_warnings():
-        Engine(shipped, table_of(shipped), batch_size=4, device=CUDA, form="graph").sample(4)
+        Engine(shipped, table_of(shipped), batch_size=4, device=CUDA, form="cuda").sample(4)
     assert len(captures) == 1
 
 
@@ -290,7 +290,7 @@ def test_sampling_warns_of_nothing_and_leaves_torchs_settings_alone():
     places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
     before = [place.fp32_precision for place in places], torch.backends.cudnn.deterministic
     model = load("sprites")
-    for form in ("graph", "eager"):
+    for form in ("cuda", "eager"):
         with no_warnings():
             engine = Engine(model, table_of(model, "ddpm"), batch_size=4, dtype=torch.bfloat16, device=CUDA, form=form)
             engine.sample(5, context={"item": 1}, guidance_scale=2.0)
@@ -304,7 +304,7 @@ def test_engines_in_two_threads_capture_and_give_the_bits_of_one_after_the_other
     models = [load("fashion-mnist"), load("sprites")]
 
     def images(model):
-        return Engine(model, table_of(model, "ddpm", 20), batch_size=8, device=CUDA, form="graph").sample(20, seed=1)
+        return Engine(model, table_of(model, "ddpm", 20), batch_size=8, device=CUDA, form="cuda").sample(20, seed=1)
 
     expected, found = [images(model) for model in models], {}
     threads = [threading.Thread(target=lambda k=k: found.update({k: images(models[k])})) for k in (0, 1)]
@@ -317,7 +317,7 @@ def test_engines_in_two_threads_capture_and_give_the_bits_of_one_after_the_other
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
 def test_a_second_device_of_the_process_captures_too(captures):
     model = load("fashion-mnist")
-    one, two = (Engine(model, table_of(model), batch_size=8, device=f"cuda:{k}", form="graph") for k in (0, 1))
+    one, two = (Engine(model, table_of(model), batch_size=8, device=f"cuda:{k}", form="cuda") for k in (0, 1))
     assert (one.device.index, two.device.index) == (0, 1)
     assert torch.equal(one.sample(8), two.sample(8)) and len(captures) == 2
 

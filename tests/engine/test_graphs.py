@@ -356,9 +356,9 @@ def test_a_network_that_samples_by_another_engine_runs_eagerly(pool):
         assert torch.equal(captured.sample(2), eager.sample(2))
 
 
-@pytest.mark.parametrize("form", ["native", "eager"])
+@pytest.mark.parametrize("form", ["cpu", "eager"])
 def test_two_engines_in_two_threads_give_the_bits_of_one_after_the_other(form, randomised):
-    if form == "native" and FORMS["native"].build_error(CPU, torch.float32):
+    if form == "cpu" and FORMS["cpu"].build_error(CPU, torch.float32):
         pytest.skip("no C compiler")
     models = [annotated(randomised), sprites(randomised)]
     engines = [Engine(model, tables(model)[4], batch_size=3, device=CPU, form=form) for model in models]
@@ -537,8 +537,8 @@ def test_out_of_memory_while_capturing_halves_the_batch(pool, monkeypatch, rando
 
 def test_cuda_graphs_need_a_cuda_device():
     model = own()
-    with pytest.raises(InputError, match="form = 'graph' cannot be used here: .* need a CUDA device, this is cpu"):
-        Engine(model, tables(model)[0], device=CPU, form="graph")
+    with pytest.raises(InputError, match="form = 'cuda' cannot be used here: .* need a CUDA device, this is cpu"):
+        Engine(model, tables(model)[0], device=CPU, form="cuda")
 
 
 def test_one_kernel_call_per_step_is_all_that_changes_x(cuda):

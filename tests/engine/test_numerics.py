@@ -145,7 +145,9 @@ def test_they_hold_while_a_network_runs_and_not_while_the_caller_does(fresh):
             return 0.1 * x
 
     model = Model(Looks(), make_schedule("linear", 10), image_shape=(1, 4, 4))
-    for images in Engine(model, make_table("ddim", model.schedule, 1), batch_size=2, device="cpu").stream(4):
+    for images in Engine(model, make_table("ddim", model.schedule, 1), batch_size=2, device="cpu", form="eager").stream(
+        4
+    ):
         assert torch.is_grad_enabled() and not images.requires_grad
         seen.append(cudnn.conv.fp32_precision)
     assert seen == ["ieee", "tf32"] * 2

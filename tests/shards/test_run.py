@@ -303,7 +303,7 @@ def test_the_configuration_is_restored(run):
     for option, value, before in (
         ("batch_size", 8, 4),
         ("threads", 2, 1),
-        ("form", "native", "eager"),
+        ("form", "cpu", "eager"),
         ("dtype", "float32", "bfloat16"),
         ("format", "npz", "npy"),
         ("shard_size", 4, 8),

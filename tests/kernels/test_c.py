@@ -1,22 +1,15 @@
-"""The CPU kernels in C against float64, on odd shapes, and what happens where they cannot be had."""
+"""The CPU kernels in C against float64, on odd shapes."""
 
 import itertools
 import os
 import platform
 import subprocess
 import sys
-import time
-import warnings
-from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fastdiff import AnnotatedUnet, ContextUnet, Engine, InputError, Model, make_schedule, make_table, sample
-from fastdiff.engine.forms import FORMS, choose_form
-from fastdiff.engine.native import NativeAttention, NativeConv, NativeConvNext, NativeDepthwise, NativeNorm, make_native
-from fastdiff.engine.prepared import prepare_network
 from fastdiff.kernels.attention_block import attention_block_reference
 from fastdiff.kernels.cpu import attention as native_attention
 from fastdiff.kernels.cpu import compiled
@@ -24,7 +17,6 @@ from fastdiff.kernels.cpu import operators as native
 from fastdiff.kernels.folded_attention import fold
 from fastdiff.kernels.group_norm import group_norm_reference
 
-CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(compiled.build_error() is not None, reason=str(compiled.build_error()))
 
 
@@ -225,116 +217,6 @@ def test_bits_depend_neither_on_threads_nor_on_the_place_in_a_batch():
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "make, kinds",
-    [
-        (lambda: AnnotatedUnet(28), {NativeConvNext: 13, NativeAttention: 5}),
-        (lambda: AnnotatedUnet(16, edition="mindspore"), {NativeAttention: 5}),
-        (lambda: AnnotatedUnet(32, edition="hf-2022", block="resnet"), {NativeAttention: 5, NativeConv: 26}),
-        (lambda: ContextUnet(3, 32, 5, 16, shortcut=True), {NativeConv: 18}),
-        (lambda: ContextUnet(1, 8, 3, 28), {}),
-    ],
-)
-def test_networks_in_the_form(make, kinds, randomised, rel):
-    network = randomised(make()).eval()
-    plain = prepare_network(network, CPU, torch.float64)
-    ours = make_native(prepare_network(network, CPU, torch.float32))
-    for kind, count in kinds.items():
-        assert sum(type(module) is kind for module in ours.modules()) == count, kind
-    size = 16 if isinstance(network, AnnotatedUnet) else network.height
-    x = torch.randn(3, getattr(network, "channels", None) or network.in_channels, size, size)
-    t = torch.tensor([3]) if isinstance(network, AnnotatedUnet) else torch.tensor([0.3])
-    with torch.no_grad():
-        assert rel(ours(x, t), plain(x.double(), t)) < 1e-5
-
-
-class Own(torch.nn.Module):
-    """A network of the user's own that does with its modules what one may."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.norm = torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.GroupNorm(4, 32)
-        self.tail = torch.nn.Sequential(
-            torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.BatchNorm2d(32), torch.nn.GELU()
-        )
-        self.strided = torch.nn.Conv2d(32, 32, 3, padding=1, stride=2)
-        self.bare = torch.nn.GroupNorm(2, 32)
-        self.bare.bias = None
-        self.scaled = torch.nn.utils.weight_norm(torch.nn.Conv2d(32, 32, 3, padding=1))
-        self.deep = torch.nn.Conv2d(32, 32, 5, padding=2, groups=32)
-        self.last = torch.nn.Conv2d(32, 3, 3, padding=1)
-
-    def forward(self, x, t):
-        h = self.tail(self.norm(self.first(x))) * self.tail[0].weight.mean()  # reads a weight from outside
-        h = h + self.tail[0](h) + self.bare(self.strided(h)).mean()  # calls a part of a sequence, and one twice
-        h = torch.stack([self.first(image) for image in x]) + self.deep(self.scaled(h))  # without a batch
-        with torch.enable_grad():  # an energy's gradient
-            at = h.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.norm(self.deep(self.tail[0](at))).square().sum(), at)
-        return self.last(h + slope.tanh())
-
-
-def own_model():
-    with warnings.catch_warnings(), torch.no_grad():  # else weight_norm's weight could not be copied
-        warnings.simplefilter("ignore")  # its deprecation
-        network = Own().eval()
-    with torch.no_grad():
-        network.scaled.weight_g.mul_(3)  # after the weight was made of it
-        network.tail[1].running_mean.normal_()
-        network.tail[1].running_var.uniform_(0.5, 2)
-    return Model(network, make_schedule("linear", 20), image_shape=(3, 8, 8))
-
-
-@needs_compiler
-def test_a_network_of_the_users_own_computes_what_it_did(rel):
-    seen, model = [], own_model()
-    model.network.norm.register_forward_hook(lambda *_: seen.append(1))
-    model.network.tail[0].register_forward_hook(lambda module, given, out: 2 * out)
-    model.network.tail[2].register_forward_pre_hook(lambda module, given: (given[0] + 1,))
-    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 3])
-    ours = make_native(prepare_network(model.network, CPU, torch.float32))
-    kinds = [type(module) for module in ours.modules()]
-    assert kinds.count(NativeConv) == 2 and kinds.count(NativeNorm) == kinds.count(NativeDepthwise) == 1
-    with torch.no_grad():
-        assert rel(ours(x, t), model.network(x, t)) < 1e-5 and seen == [1] * 4
-    options = dict(steps=4, device="cpu")
-    assert rel(*(sample(model, 2, form=form, **options) for form in ("native", "eager"))) < 1e-5
-
-
-@needs_compiler
-@pytest.mark.parametrize(
-    "around",
-    [
-        lambda: torch.inference_mode(),
-        lambda: torch.autocast("cpu", torch.bfloat16),
-        lambda: torch.enable_grad(),
-        lambda: default_dtype(torch.bfloat16),
-        lambda: default_dtype(torch.float64),
-        lambda: torch.device("meta"),
-    ],
-)
-@pytest.mark.parametrize("form", ["native", "eager"])
-def test_settings_of_the_callers_change_nothing(around, form, randomised):
-    model = Model(randomised(AnnotatedUnet(16, dim_mults=(1, 2))), make_schedule("linear", 20), image_shape=(1, 8, 8))
-    options = dict(sampler="ddpm", steps=3, device="cpu", form=form)
-    expected = sample(model, 2, **options)
-    engine = Engine(model, make_table("ddpm", model.schedule, 3), batch_size=2, device="cpu", form=form)
-    with around():
-        assert torch.equal(sample(model, 2, **options), expected) and torch.equal(engine.sample(2), expected)
-        made = Engine(model, make_table("ddpm", model.schedule, 3), batch_size=2, device="cpu", form=form)
-    assert torch.equal(made.sample(2), expected) and expected.dtype == torch.float32
-
-
-@contextmanager
-def default_dtype(dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@needs_compiler
-@pytest.mark.parametrize(
     "call, words",
     [
         (lambda: native.winograd(torch.zeros(1, 2, 4, 4), torch.zeros(36, 2 * 16), None, 16), "2 channels"),
@@ -364,79 +246,6 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
     )
-
-
-CHOICE = """
-import torch
-from fastdiff.engine.forms import choose_form
-from fastdiff.kernels.cpu import compiled
-print(choose_form(None, torch.device("cpu"), torch.float32).name, compiled.build_error())
-"""
-
-
-@pytest.fixture
-def compiler(tmp_path, monkeypatch):
-    """Names the compiler, as a new process would find it, with an empty cache; at the end that of before is back."""
-
-    def choose(words: str) -> None:
-        monkeypatch.setenv("CC", words)
-        monkeypatch.setenv("FASTDIFF_CACHE", str(tmp_path))
-        compiled._load.cache_clear()
-
-    yield choose
-    monkeypatch.undo()
-    compiled._load.cache_clear()
-
-
-@pytest.mark.parametrize(
-    "words, reason", [("/bin/false", "does not run"), ("nosuchcompiler", "does not run"), ("cc '", "not a command")]
-)
-def test_without_a_compiler_the_network_runs_in_torch(words, reason, compiler):
-    compiler(words)
-    with pytest.warns(UserWarning, match=f"runs in plain torch.*{reason}"):
-        assert choose_form(None, CPU, torch.float32).name == "eager"
-    assert reason in compiled.build_error()
-    with pytest.raises(InputError, match="form = 'native' cannot be used here"):
-        choose_form("native", CPU, torch.float32)
-
-
-@needs_compiler
-def test_the_library_is_kept_and_a_broken_one_is_made_anew(tmp_path):
-    assert run(CHOICE, FASTDIFF_CACHE=str(tmp_path)).stdout == "native None\n"
-    (kept,) = tmp_path.iterdir()
-    size, made = kept.stat().st_size, kept.stat().st_mtime_ns
-    assert run(CHOICE, FASTDIFF_CACHE=str(tmp_path)).stdout == "native None\n"
-    assert kept.stat().st_mtime_ns == made
-    kept.write_bytes(kept.read_bytes()[:1000])
-    assert run(CHOICE, FASTDIFF_CACHE=str(tmp_path)).stdout == "native None\n"
-    assert [p.stat().st_size for p in tmp_path.iterdir()] == [size]
-
-
-@needs_compiler
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
-    (tmp_path / "file").write_text("")
-    done = run(CHOICE, FASTDIFF_CACHE=str(tmp_path / "file" / "cache"))
-    assert done.stdout == "native None\n", done.stderr
-
-
-def test_preparing_takes_no_time_to_speak_of():
-    """The kernels are compiled; issue: under 3 s for network A on two cores."""
-    model = Model(AnnotatedUnet(28), make_schedule("linear", 200))
-    table = make_table("ddim", model.schedule, 25)
-    compiled.build_error()
-    began = time.perf_counter()
-    next(Engine(model, table, batch_size=1, device=CPU).stream(1))
-    assert time.perf_counter() - began < 3
-
-
-def test_forms_are_named():
-    with pytest.raises(InputError, match="unknown form 'nativ'; accepted: .* did you mean 'native'"):
-        choose_form("nativ", CPU, torch.float32)
-    with pytest.raises(InputError, match="'native' cannot be used here: .*bfloat16"):
-        choose_form("native", CPU, torch.bfloat16)
-    with pytest.raises(InputError, match="'graph' cannot be used here: .*cpu"):
-        choose_form("graph", CPU, torch.float32)
-    assert list(FORMS) == ["graph", "native", "eager"]
 
 
 @needs_compiler

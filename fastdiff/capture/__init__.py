@@ -1,0 +1,1 @@
+"""One evaluation of a network as operations: recorded, split by what depends on x, fused."""

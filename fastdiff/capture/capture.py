@@ -1,0 +1,42 @@
+"""From a network to the three graphs of its evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from fastdiff.capture.batch import merged
+from fastdiff.capture.passes.batch_norm import fold_batch_norm
+from fastdiff.capture.passes.simplify import simplify
+from fastdiff.capture.record import record
+from fastdiff.capture.split import Split, split
+from fastdiff.capture.tidy import fold_constants, normalise
+
+BATCHES = (2, 3)  # of the two recordings; sizes of 1 broadcast, and would hide what grows with the batch
+
+
+def capture(
+    call: Callable[..., Tensor], example: Callable[[int], Mapping[str, Tensor]], exact: Mapping[int, Tensor]
+) -> Split:
+    """Record two evaluations, and split what they have in common.
+
+    Args:
+        call: (x, t[, context]) → the prediction.
+        example: batch → its arguments by the names x, t and context.
+        exact: by the id of a tensor of the network, its value before it was rounded to the network's dtype.
+
+    Returns:
+        The graphs, which hold for every batch; their constants are folded.
+
+    Raises:
+        NotRecordableError: for what a graph cannot hold; and whatever `call` raises.
+    """
+    one, two = (record(call, example(batch)) for batch in BATCHES)
+    graph = merged(one, two, BATCHES)
+    graph.exact = {name: exact[id(value)] for name, value in graph.constants.items() if id(value) in exact}
+    normalise(graph)
+    fold_constants(graph)
+    simplify(graph)
+    fold_batch_norm(graph)
+    return split(graph)

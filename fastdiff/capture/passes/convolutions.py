@@ -1,0 +1,47 @@
+"""Convolutions with what follows: a row of the time added to each channel, an activation, a residual."""
+
+from __future__ import annotations
+
+import math
+
+from fastdiff.capture.graph import Graph
+from fastdiff.capture.passes.match import Node, activation, aten, only_user, other_operand, replace, same_shape
+from fastdiff.kernels.conv import convolution
+
+
+def fuse_convolutions(graph: Graph) -> None:
+    """aten.convolution of images becomes kernels.conv.convolution, with what follows it where nothing else reads it.
+
+    Of two convolutions that are added, the one with the larger kernel makes the addition.
+    """
+    found = [node for node in graph.nodes.nodes if node.target is aten.convolution.default]
+    for node in sorted(found, key=lambda node: -math.prod(node.args[1].meta["shape"][2:])):
+        if len(node.meta["shape"]) == 4:
+            _fuse(graph, node)
+    graph.tidy()
+
+
+def _fuse(graph: Graph, conv: Node) -> None:
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = conv.args
+    if transposed or any(output_padding):
+        return
+    shape, last = conv.meta["shape"], conv
+    added = after = residual = None
+    user = only_user(last)
+    other = other_operand(user, last, aten.add.Tensor)
+    if other is not None and _per_channel(other, shape):
+        added, last, user = other, user, only_user(user)
+    if activation(user):
+        after, last, user = activation(user), user, only_user(user)
+    other = other_operand(user, last, aten.add.Tensor)
+    if other is not None and same_shape(other, last) and same_shape(other, user):
+        residual, last = other, user
+    replace(graph, last, convolution, (x, weight, bias, stride, padding, dilation, groups, added, after, residual))
+
+
+def _per_channel(other: Node, shape: tuple) -> bool:
+    """Whether it is (B, C, 1, 1) or (1, C, 1, 1)."""
+    theirs = other.meta.get("shape")
+    return (
+        theirs is not None and len(theirs) == 4 and theirs[0] in (1, shape[0]) and tuple(theirs[1:]) == (shape[1], 1, 1)
+    )

@@ -1,0 +1,75 @@
+"""What passes ask of a graph's nodes. A node is known by what it computes, never by a module's class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fastdiff.capture.graph import Graph, described
+from fastdiff.kernels import bias_add, channel_norm, depthwise_conv, group_norm, linear_attention  # noqa: F401
+
+aten = torch.ops.aten
+ours = torch.ops.fastdiff  # what the modules above register
+Node = Any  # an fx.Node: torch types its arguments as a union of twenty kinds
+
+
+def activation(node: Node | None) -> str | None:
+    """The activation that a node is, by its name in fastdiff.kernels, or None."""
+    if node is None:
+        return None
+    if node.target is aten.gelu.default:
+        return "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"
+    return {aten.silu.default: "silu", aten.relu.default: "relu"}.get(node.target)
+
+
+def only_user(node: Node) -> Node:
+    """The one node that uses a result, if it is one and is not the output; else None."""
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    return None if user.op == "output" else user
+
+
+def other_operand(user: Node, node: Node, target: Any) -> Node:
+    """The other tensor of a binary operation, if `user` is that and takes both as they are."""
+    if user is None or user.target is not target or user.kwargs.get("alpha", 1) != 1:
+        return None
+    a, b = user.args
+    other = b if a is node else a
+    return other if isinstance(other, fx.Node) and other is not node else None
+
+
+def same_shape(a: Node, b: Node) -> bool:
+    """Whether both are tensors of one shape."""
+    return a.meta.get("shape") is not None and a.meta["shape"] == b.meta.get("shape")
+
+
+def constant(graph: Graph, value: Any) -> Any:
+    """The tensor of a constant's node, as precise as it is known; None for anything else."""
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        return None
+    name = str(value.target)
+    return graph.exact.get(name, graph.constants[name])
+
+
+def insert(graph: Graph, before: Node, target: Any, args: tuple, like: Node, **kwargs: Any) -> Node:
+    """A call before a node, with the shape and the dtype of another."""
+    with graph.nodes.inserting_before(before):
+        return described(
+            graph.nodes.call_function(target, args, kwargs), like.meta.get("shape"), like.meta.get("dtype")
+        )
+
+
+def replace(graph: Graph, old: Node, target: Any, args: tuple, **kwargs: Any) -> Node:
+    """A call in the place of a node, with the same shape and dtype."""
+    new = insert(graph, old, target, args, old, **kwargs)
+    supersede(graph, old, new)
+    return new
+
+
+def supersede(graph: Graph, old: Node, new: Node) -> None:
+    """Have a node's users use another; the node goes."""
+    old.replace_all_uses_with(new)
+    graph.nodes.erase_node(old)

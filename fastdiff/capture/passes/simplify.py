@@ -1,0 +1,81 @@
+"""One way to say each thing, so that the other passes look for one: our own operators as the operations that they are
+made of, and operations that change nothing gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from fastdiff.capture.graph import Graph
+from fastdiff.capture.passes.match import Node, aten, insert, ours, replace, supersede
+
+_ACTIVATIONS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "gelu": (aten.gelu.default, {}),
+    "gelu_tanh": (aten.gelu.default, {"approximate": "tanh"}),
+    "silu": (aten.silu.default, {}),
+    "relu": (aten.relu.default, {}),
+}
+
+
+def simplify(graph: Graph) -> None:
+    """x sigmoid(x) becomes SiLU, multiplication by one goes, and fused operators are taken apart."""
+    for node in list(graph.nodes.nodes):
+        if node.target in (aten.mul.Tensor, aten.div.Tensor) and node.args[1] == 1 and _keeps_dtype(node):
+            supersede(graph, node, node.args[0])
+        elif node.target is aten.mul.Tensor and _sigmoid_of(node) is not None:
+            replace(graph, node, aten.silu.default, (_sigmoid_of(node),))
+        elif node.target is ours.group_norm.default:
+            _open_norm(graph, node)
+        elif node.target is ours.depthwise_conv.default:
+            _open_depthwise(graph, node)
+    graph.tidy()
+
+
+def _keeps_dtype(node: Node) -> bool:
+    return node.args[0].meta.get("dtype") == node.meta["dtype"]
+
+
+def _sigmoid_of(node: Node) -> Node | None:
+    """x, if the product is x sigmoid(x)."""
+    for x, factor in (node.args[:2], node.args[1::-1]):
+        if isinstance(factor, fx.Node) and factor.target is aten.sigmoid.default and factor.args[0] is x:
+            return x
+    return None
+
+
+def _open_norm(graph: Graph, node: Node) -> None:
+    """The activations as nodes of their own; what else is fused stays."""
+    x, groups, weight, bias, eps, input_bias, scale, shift, before, after = arguments(node)
+    if before is not None and input_bias is None:
+        function, options = _ACTIVATIONS[before]
+        x, before = insert(graph, node, function, (x,), x, **options), None
+    node.args = (x, groups, weight, bias, eps, input_bias, scale, shift, before, None)
+    if after is not None:
+        function, options = _ACTIVATIONS[after]
+        with graph.nodes.inserting_after(node):
+            made = graph.nodes.call_function(function, (node,), options)
+        made.meta.update(node.meta)
+        node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+
+
+def _open_depthwise(graph: Graph, node: Node) -> None:
+    x, weight, bias, added = arguments(node)
+    channels, size = x.meta["shape"][1], weight.meta["shape"][-1]
+    padding = [size // 2, size // 2]
+    conv = (x, weight, bias, [1, 1], padding, [1, 1], False, [0, 0], channels)
+    if added is None:
+        replace(graph, node, aten.convolution.default, conv)
+        return
+    made = insert(graph, node, aten.convolution.default, conv, node)
+    shape = (added.meta["shape"][0], channels, 1, 1)
+    if added.meta["shape"] != shape:
+        added = insert(graph, node, aten.reshape.default, (added, list(shape)), added)
+        added.meta["shape"] = shape
+    replace(graph, node, aten.add.Tensor, (made, added))
+
+
+def arguments(node: Node) -> list:
+    """All arguments of an operator's call in order, defaults included."""
+    given = dict(zip((one.name for one in node.target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    return [given.get(one.name, one.default_value) for one in node.target._schema.arguments]

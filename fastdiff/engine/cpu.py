@@ -1,0 +1,100 @@
+"""The CPU form: a graph's operations by the C kernels of kernels.cpu, where those take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.capture.graph import Graph
+from fastdiff.capture.passes.match import Node, constant, only_user, ours
+from fastdiff.kernels.attention_block import attention_of
+from fastdiff.kernels.conv import convolution
+from fastdiff.kernels.cpu import attention, compiled, operators
+from fastdiff.kernels.folded_attention import FoldedAttention
+
+Call = tuple[Callable[..., Any], tuple]
+
+
+def lowered(graph: Graph) -> dict[Node, Call]:
+    """For each node that a C kernel computes, what is called in its place and on which arguments.
+
+    Args:
+        graph: of one batch, after the passes.
+    """
+    ways = {ours.group_norm.default: _norm, convolution: _convolution, attention_of: _attention}
+    found: dict[Node, Call] = {}
+    for node in graph.nodes.nodes:
+        way = ways.get(node.target)
+        call = None if way is None or node.meta["dtype"] != torch.float32 else way(graph, node)
+        if call is not None:
+            found[node] = call
+    return found
+
+
+def _norm(graph: Graph, node: Node) -> Call | None:
+    x, groups, weight, bias, eps, input_bias, scale, _, before, after = node.args
+    plain = input_bias is None and scale is None and before is None and weight is not None
+    if not plain or x.meta["shape"][1] < compiled.vector_width():
+        return None
+    return operators.group_norm, (x, groups, weight, bias, eps, after)
+
+
+def _convolution(graph: Graph, node: Node) -> Call | None:
+    x, weight, bias, stride, padding, dilation, groups, added, after, residual = node.args
+    kernel = graph.constants.get(weight.target) if weight.op == "get_attr" else None
+    if kernel is None or any(one != 1 for one in (*stride, *dilation)):
+        return None
+    out, _, *size = kernel.shape
+    channels = x.meta["shape"][1]
+    kept = size[0] == size[1] and size[0] % 2 == 1 and all(one == size[0] // 2 for one in padding)
+    per_sample = added is not None and added.meta["shape"][0] != 1
+    if not kept or per_sample or min(channels, out) < compiled.vector_width():
+        return None
+    if groups == 1 and size == [3, 3]:
+        return _winograd(graph, node, kernel)
+    if groups == channels == out and after is None and residual is None:
+        packed = operators.depthwise_weight(kernel)
+        return lambda x, bias, added: operators.depthwise(x, packed, _sum(bias, added)), (x, bias, added)
+    return None
+
+
+def _winograd(graph: Graph, node: Node, kernel: Tensor) -> Call:
+    """A 3x3 convolution; a norm before it that nothing else reads is applied as the convolution reads."""
+    x, _, bias, *_, added, after, residual = node.args
+    batch, _, height, width = x.meta["shape"]
+    channels = len(kernel)
+    packed = operators.winograd_weight(kernel, operators.winograd_tile(batch, height, width))
+    norm = _norm(graph, x) if x.target is ours.group_norm.default and only_user(x) is node else None
+    if norm is None or norm[1][-1] is not None:
+        return (
+            lambda x, bias, added, residual: operators.winograd(
+                x, packed, _sum(bias, added), channels, after, residual
+            ),
+            (x, bias, added, residual),
+        )
+    x, *numbers, _ = norm[1]
+    return (
+        lambda x, bias, added, residual, norm: operators.winograd(
+            x, packed, _sum(bias, added), channels, after, residual, norm
+        ),
+        (x, bias, added, residual, tuple(numbers)),
+    )
+
+
+def _sum(bias: Tensor | None, added: Tensor | None) -> Tensor | None:
+    """A convolution's bias with a row that is added for the whole batch, (1, C, 1, 1)."""
+    if added is None:
+        return bias
+    row = added.flatten()
+    return row if bias is None else bias + row
+
+
+def _attention(graph: Graph, node: Node) -> Call:
+    x, w_q, w_k, q_bias, values, bias, shift, gain, *rest = node.args
+    tensors: list[Any] = [constant(graph, one) for one in (w_q, w_k, q_bias, *values, bias, shift, gain)]
+    w_q, w_k, q_bias, *parts = tensors[:-3]
+    packed = attention.pack(FoldedAttention(w_q, w_k, q_bias, tuple(parts), *tensors[-3:], *rest))
+    return lambda x: attention.attention_block(x, packed), (x,)

@@ -1,0 +1,73 @@
+"""The CUDA form: what the Triton kernels compute together, written into a graph.
+
+cuDNN's convolutions run without their biases, which the kernel that reads the result adds: torch would add them in a
+kernel of its own.
+"""
+
+from __future__ import annotations
+
+from fastdiff.capture.graph import Graph
+from fastdiff.capture.passes.match import Node, activation, insert, only_user, ours, replace
+from fastdiff.kernels.conv import convolution
+from fastdiff.kernels.depthwise_conv import depthwise_conv, taps_first
+
+
+def activations_before_norms(graph: Graph) -> None:
+    """group_norm(activation(x)) → group_norm with that activation before it."""
+    for node in list(graph.nodes.nodes):
+        user = only_user(node)
+        if activation(node) and user is not None and user.target is ours.group_norm.default:
+            x, groups, weight, bias, eps, input_bias, scale, shift, before, after = user.args
+            if x is node and before is None and input_bias is None:
+                new = (node.args[0], groups, weight, bias, eps, None, scale, shift, activation(node), after)
+                replace(graph, user, ours.group_norm.default, new)
+    graph.tidy()
+
+
+def biases_into_readers(graph: Graph) -> None:
+    """The bias of a convolution that a norm or an addition reads, on either side; and the depthwise kernel."""
+    for node in list(graph.nodes.nodes):
+        if node.target is ours.group_norm.default:
+            x, *options = node.args
+            if options[4] is None and _bare(x, node):
+                node.args = (x, *options[:4], _taken(x), *options[5:])
+        elif node.target is convolution:
+            if node.args[7:9] == (None, None) and node.args[9] is not None:
+                _addition(graph, node)
+            else:
+                _depthwise(graph, node)
+    graph.tidy()
+
+
+def _addition(graph: Graph, node: Node) -> None:
+    """convolution(...) + residual → bias_add, which adds the biases of both."""
+    *conv, residual = node.args
+    bias, conv[2] = conv[2], None
+    x = insert(graph, node, convolution, (*conv, None), node)
+    theirs = _taken(residual) if _bare(residual, node) else None
+    replace(graph, node, ours.bias_add.default, (x, residual, bias, theirs))
+
+
+def _bare(node: Node, reader: Node) -> bool:
+    """Whether it is a convolution with a bias and nothing after it, which nothing else reads."""
+    if node.target is not convolution or node.args[2] is None:
+        return False
+    return node.args[7:] == (None, None, None) and only_user(node) is reader
+
+
+def _taken(node: Node) -> Node:
+    """A convolution's bias, which it no longer has."""
+    bias, node.args = node.args[2], (*node.args[:2], None, *node.args[3:])
+    return bias
+
+
+def _depthwise(graph: Graph, node: Node) -> None:
+    x, weight, bias, stride, padding, dilation, groups, added, after, residual = node.args
+    kernel = graph.constants.get(weight.target) if weight.op == "get_attr" else None
+    if kernel is None or after is not None or residual is not None or any(one != 1 for one in (*stride, *dilation)):
+        return
+    out, _, height, width = kernel.shape
+    same = height == width and height % 2 == 1 and all(one == height // 2 for one in padding)
+    if same and groups == out == x.meta["shape"][1]:
+        taps = graph.constant(taps_first(kernel), node)
+        replace(graph, node, depthwise_conv, (x, taps, bias, added))

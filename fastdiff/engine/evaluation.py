@@ -1,0 +1,222 @@
+"""One evaluation of a network in parts: what depends on the time alone, on the context alone, and the rest.
+
+The eager parts call the network as it is. The captured ones are programs made from the network's graph: see
+fastdiff.capture.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from fastdiff.capture.batch import at_batch
+from fastdiff.capture.capture import capture
+from fastdiff.capture.graph import Graph
+from fastdiff.capture.outputs import first_output
+from fastdiff.capture.passes.attention import fold_linear_attention
+from fastdiff.capture.passes.convolutions import fuse_convolutions
+from fastdiff.capture.passes.norms import fuse_norms
+from fastdiff.capture.program import program
+from fastdiff.capture.refusal import NotRecordableError
+from fastdiff.capture.split import Split
+from fastdiff.engine import cpu, cuda
+from fastdiff.engine.placement import out_of_memory
+from fastdiff.kernels import dispatch
+from fastdiff.kernels.attention_block import fits as fits_triton
+from fastdiff.kernels.cpu import attention
+
+ROWS = 32  # times whose embeddings are computed together; with another number a Linear may give other bits
+# The largest distance of a captured evaluation from the network's own, relative to the norm of that.
+BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+
+
+class NotCapturedError(Exception):
+    """Why a network runs as it is."""
+
+
+class Parts(NamedTuple):
+    """The parts of an evaluation.
+
+    Attributes:
+        time: (ROWS,) times → tensors whose first dimension is ROWS.
+        context: the contexts of a batch, (B, K), or None → any tensors.
+        step: x (B, C, H, W), a row (1, ...) of each tensor from time, and those from context → the prediction.
+    """
+
+    time: Callable[[Tensor], tuple[Tensor, ...]]
+    context: Callable[[Tensor | None], tuple[Tensor, ...]]
+    step: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a network is evaluated on.
+
+    Attributes:
+        batch: B.
+        image_shape: (C, H, W).
+        width: K of the contexts, or None without any.
+        times: (R,) int64 or float32, some that the network may be given.
+        device: of everything.
+        dtype: of x.
+    """
+
+    batch: int
+    image_shape: tuple[int, int, int]
+    width: int | None
+    times: Tensor
+    device: torch.device
+    dtype: torch.dtype
+
+    def example(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
+        """Random arguments by name; all times are one."""
+        dice = torch.Generator().manual_seed(seed)
+        plain: dict[str, Any] = {
+            "generator": dice,
+            "device": "cpu",
+            "dtype": torch.float32,
+        }  # whatever the caller's defaults are
+        x = torch.randn(batch, *self.image_shape, **plain).to(self.device, self.dtype)
+        t = self.times[int(len(self.times) * torch.rand((), **plain))]
+        made = {"x": x.contiguous(memory_format=torch.channels_last), "t": t.to(self.device).expand(batch).clone()}
+        if self.width is not None:
+            made["context"] = torch.rand(batch, self.width, **plain).to(self.device)
+        return made
+
+
+class Network:
+    """A copy of a network for inference; the user's module is left unchanged.
+
+    Args:
+        network: the user's.
+        device: of the copy.
+        dtype: of the copy's floating-point parameters and buffers.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+        self.module = copy.deepcopy(network).eval().requires_grad_(False)
+        self.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if any(one.is_floating_point() and one.dtype != dtype for one in _tensors(self.module)):
+            self.module.to(dtype)  # not called in vain, since diffusers' networks warn of it
+        self.dtype = dtype
+        pairs = zip(_tensors(self.module), _tensors(network), strict=True)
+        self.exact = {id(ours): theirs.detach() for ours, theirs in pairs if ours.dtype != theirs.dtype}
+        self._captured: dict[int | None, Split] = {}  # by the width of the contexts
+
+    def captured(self, given: Given) -> Split:
+        """The graphs, recorded once; raises as fastdiff.capture.capture.capture."""
+        if given.width not in self._captured:
+            self._captured[given.width] = capture(self, lambda batch: given.example(batch, batch), self.exact)
+        return self._captured[given.width]
+
+    def __call__(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """The prediction, x's shape; raises InputError where the network returns something else."""
+        with nullcontext() if self.dtype == torch.float32 else _InWeightsDtype():
+            out = self.module(x, t) if context is None else self.module(x, t, context)
+        return first_output(out, x.shape[1])
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+class _InWeightsDtype(TorchFunctionMode):
+    """A product of times or contexts, which stay float32, with weights of 16 bits is computed in the weights' dtype."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if function is F.linear and len(args) > 1 and args[0].dtype != args[1].dtype:
+            args = (args[0].to(args[1].dtype), *args[1:])
+        return function(*args, **(kwargs or {}))
+
+
+def eager(network: Network) -> Parts:
+    """The network as it is."""
+
+    def step(x: Tensor, t: Tensor, *context: Tensor) -> Tensor:
+        return network(x, t.expand(len(x)), *context)
+
+    return Parts(lambda t: (t,), lambda context: () if context is None else (context,), step)
+
+
+def captured(network: Network, given: Given) -> Parts:
+    """Programs for that batch, by the C kernels on a CPU and the Triton kernels on a CUDA device.
+
+    Raises:
+        NotCapturedError: for a network that cannot be captured, or whose graph computes something else.
+    """
+    # While it is recorded nothing is launched: each kernel would be compiled for batches that nobody asked for.
+    idle = nullcontext() if given.device.type == "cpu" else dispatch.withholding(lambda *launch: None)
+    try:
+        with idle:
+            parts = network.captured(given)
+    except NotRecordableError as problem:
+        raise NotCapturedError(str(problem)) from problem
+    except Exception as problem:
+        if out_of_memory(problem):
+            raise
+        network(**given.example(given.batch))  # which raises what it raises without a recorder
+        raise NotCapturedError((str(problem).splitlines() or [type(problem).__name__])[0]) from problem
+    time, context = at_batch(parts.time, ROWS), at_batch(parts.context, given.batch)
+    step = at_batch(parts.step, given.batch)
+    for part in (context, step):
+        _fuse(part, given)
+    run = program(step, _lowered(step, given))
+    of_context = program(context, _lowered(context, given))
+    return Parts(
+        program(time),
+        lambda contexts: of_context() if contexts is None else of_context(contexts),
+        lambda *inputs: run(*inputs)[0],
+    )
+
+
+def _fuse(graph: Graph, given: Given) -> None:
+    triton = dispatch.triton_for(given.device, given.dtype)
+    if triton:
+        fold_linear_attention(graph, lambda channels, width: fits_triton(given.dtype, channels, width))
+    elif _in_c(given):
+        fold_linear_attention(graph, attention.fits)
+    fuse_norms(graph)
+    if triton:
+        cuda.activations_before_norms(graph)
+    fuse_convolutions(graph)
+    if triton:
+        cuda.biases_into_readers(graph)
+
+
+def _in_c(given: Given) -> bool:
+    return given.device.type == "cpu" and given.dtype == torch.float32
+
+
+def _lowered(graph: Graph, given: Given) -> dict[fx.Node, cpu.Call]:
+    return cpu.lowered(graph) if _in_c(given) else {}
+
+
+def evaluated(parts: Parts, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The prediction for arguments by name, all times the same."""
+    rows = [row[:1] for row in parts.time(inputs["t"][:1].expand(ROWS))]
+    return parts.step(inputs["x"], *rows, *parts.context(inputs.get("context")))
+
+
+def check(network: Network, parts: Parts, given: Given) -> None:
+    """Compare captured parts with the network on fresh inputs at the batch that will run.
+
+    Raises:
+        NotCapturedError: if they differ by more than rounding.
+    """
+    inputs = given.example(given.batch, seed=1)
+    with dispatch.using("reference"):  # else the kernels of a network that calls them are compiled for this alone
+        expected = network(**inputs).float()
+    out = evaluated(parts, inputs).float()
+    if out.shape != expected.shape or not (out - expected).norm() <= BOUNDS[given.dtype] * expected.norm():
+        raise NotCapturedError(
+            "what was recorded computes something else on other inputs; some of the network is computed outside of "
+            "torch, or depends on the values that it is given"
+        )
