@@ -8,19 +8,12 @@ import torch
 from torch import fx
 
 from fastdiff.capture.graph import Graph, grows, mapped
+from fastdiff.capture.views import RESHAPES
 
 aten = torch.ops.aten
 
-# Operations that change the shape alone, and those that change nothing in a graph without side effects.
-_RESHAPES = {
-    aten.reshape.default,
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.unsqueeze.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-}
+_RESHAPES = {aten.reshape.default, *RESHAPES}
+# Operations that change nothing in a graph without side effects.
 _NOTHING = {aten.detach.default, aten.alias.default, aten.clone.default, aten.lift_fresh.default}
 
 

@@ -53,17 +53,17 @@ def _inverse(dims: list[int]) -> tuple[list[int]]:
     return ([places.index(k) for k in range(len(places))],)
 
 
-# By the base's shape, by the same function with other arguments, or by an operation of torch's.
-_RENAMED = {
+# Operations that change the shape alone.
+RESHAPES = {
     aten.view.default,
     aten._unsafe_view.default,
     aten.unsqueeze.default,
     aten.squeeze.default,
     aten.squeeze.dim,
     aten.squeeze.dims,
-    aten.detach.default,
-    aten.alias.default,
 }
+# By the base's shape, by the same function with other arguments, or by an operation of torch's.
+_RENAMED = {*RESHAPES, aten.detach.default, aten.alias.default}
 _UNDONE: dict[Any, Callable[..., tuple]] = {
     aten.transpose.int: lambda *dims: dims,
     aten.t.default: lambda: (),

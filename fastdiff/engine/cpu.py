@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import Node, constant, only_user, ours
+from fastdiff.capture.passes.match import Node, constant, keeps_size, only_user, ours
 from fastdiff.kernels.attention_block import attention_of
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.cpu import attention, compiled, operators
@@ -43,17 +43,15 @@ def _norm(graph: Graph, node: Node) -> Call | None:
 
 
 def _convolution(graph: Graph, node: Node) -> Call | None:
-    x, weight, bias, stride, padding, dilation, groups, added, after, residual = node.args
+    x, weight, bias, *_, groups, added, after, residual = node.args
     kernel = graph.constants.get(weight.target) if weight.op == "get_attr" else None
-    if kernel is None or any(one != 1 for one in (*stride, *dilation)):
+    if kernel is None or not keeps_size(node, kernel):
         return None
-    out, _, *size = kernel.shape
-    channels = x.meta["shape"][1]
-    kept = size[0] == size[1] and size[0] % 2 == 1 and all(one == size[0] // 2 for one in padding)
+    out, channels = len(kernel), x.meta["shape"][1]
     per_sample = added is not None and added.meta["shape"][0] != 1
-    if not kept or per_sample or min(channels, out) < compiled.vector_width():
+    if per_sample or min(channels, out) < compiled.vector_width():
         return None
-    if groups == 1 and size == [3, 3]:
+    if groups == 1 and kernel.shape[2:] == (3, 3):
         return _winograd(graph, node, kernel)
     if groups == channels == out and after is None and residual is None:
         packed = operators.depthwise_weight(kernel)
@@ -67,21 +65,16 @@ def _winograd(graph: Graph, node: Node, kernel: Tensor) -> Call:
     batch, _, height, width = x.meta["shape"]
     channels = len(kernel)
     packed = operators.winograd_weight(kernel, operators.winograd_tile(batch, height, width))
-    norm = _norm(graph, x) if x.target is ours.group_norm.default and only_user(x) is node else None
-    if norm is None or norm[1][-1] is not None:
-        return (
-            lambda x, bias, added, residual: operators.winograd(
-                x, packed, _sum(bias, added), channels, after, residual
-            ),
-            (x, bias, added, residual),
-        )
-    x, *numbers, _ = norm[1]
-    return (
-        lambda x, bias, added, residual, norm: operators.winograd(
-            x, packed, _sum(bias, added), channels, after, residual, norm
-        ),
-        (x, bias, added, residual, tuple(numbers)),
-    )
+    before = _norm(graph, x) if x.target is ours.group_norm.default and only_user(x) is node else None
+    norm = None
+    if before is not None and before[1][-1] is None:  # without an activation
+        x, *numbers, _ = before[1]
+        norm = tuple(numbers)
+
+    def run(x: Tensor, bias: Tensor | None, added: Tensor | None, residual: Tensor | None, norm: Any) -> Tensor:
+        return operators.winograd(x, packed, _sum(bias, added), channels, after, residual, norm)
+
+    return run, (x, bias, added, residual, norm)
 
 
 def _sum(bias: Tensor | None, added: Tensor | None) -> Tensor | None:

@@ -7,7 +7,7 @@ kernel of its own.
 from __future__ import annotations
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import Node, activation, insert, only_user, ours, replace
+from fastdiff.capture.passes.match import Node, activation, insert, keeps_size, only_user, ours, replace
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.depthwise_conv import depthwise_conv, taps_first
 
@@ -62,12 +62,10 @@ def _taken(node: Node) -> Node:
 
 
 def _depthwise(graph: Graph, node: Node) -> None:
-    x, weight, bias, stride, padding, dilation, groups, added, after, residual = node.args
+    x, weight, bias, *_, groups, added, after, residual = node.args
     kernel = graph.constants.get(weight.target) if weight.op == "get_attr" else None
-    if kernel is None or after is not None or residual is not None or any(one != 1 for one in (*stride, *dilation)):
+    if kernel is None or after is not None or residual is not None:
         return
-    out, _, height, width = kernel.shape
-    same = height == width and height % 2 == 1 and all(one == height // 2 for one in padding)
-    if same and groups == out == x.meta["shape"][1]:
+    if keeps_size(node, kernel) and groups == len(kernel) == x.meta["shape"][1]:
         taps = graph.constant(taps_first(kernel), node)
         replace(graph, node, depthwise_conv, (x, taps, bias, added))

@@ -79,11 +79,8 @@ class Given:
     def example(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
         """Random arguments by name; all times are one."""
         dice = torch.Generator().manual_seed(seed)
-        plain: dict[str, Any] = {
-            "generator": dice,
-            "device": "cpu",
-            "dtype": torch.float32,
-        }  # whatever the caller's defaults are
+        # Said, because the caller may have other defaults.
+        plain: dict[str, Any] = dict(generator=dice, device="cpu", dtype=torch.float32)
         x = torch.randn(batch, *self.image_shape, **plain).to(self.device, self.dtype)
         t = self.times[int(len(self.times) * torch.rand((), **plain))]
         made = {"x": x.contiguous(memory_format=torch.channels_last), "t": t.to(self.device).expand(batch).clone()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fastdiff.capture.graph import Graph, described
 from fastdiff.kernels import bias_add, channel_norm, depthwise_conv, group_norm, linear_attention  # noqa: F401
@@ -15,13 +15,30 @@ ours = torch.ops.fastdiff  # what the modules above register
 Node = Any  # an fx.Node: torch types its arguments as a union of twenty kinds
 
 
+# By their names in fastdiff.kernels: the operation and its keyword arguments.
+ACTIVATIONS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "gelu": (aten.gelu.default, {}),
+    "gelu_tanh": (aten.gelu.default, {"approximate": "tanh"}),
+    "silu": (aten.silu.default, {}),
+    "relu": (aten.relu.default, {}),
+}
+
+
 def activation(node: Node | None) -> str | None:
     """The activation that a node is, by its name in fastdiff.kernels, or None."""
     if node is None:
         return None
-    if node.target is aten.gelu.default:
-        return "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"
-    return {aten.silu.default: "silu", aten.relu.default: "relu"}.get(node.target)
+    tanh = node.kwargs.get("approximate") == "tanh"
+    found = (name for name, (target, given) in ACTIVATIONS.items() if node.target is target and tanh == bool(given))
+    return next(found, None)
+
+
+def keeps_size(conv: Node, kernel: Tensor) -> bool:
+    """Whether a call of kernels.conv.convolution has an odd square kernel, no stride, and the picture's size kept."""
+    stride, padding, dilation = conv.args[3:6]
+    height, width = kernel.shape[2:]
+    odd = height == width and height % 2 == 1
+    return odd and all(one == 1 for one in (*stride, *dilation)) and all(one == height // 2 for one in padding)
 
 
 def only_user(node: Node) -> Node:

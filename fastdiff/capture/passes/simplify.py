@@ -3,19 +3,10 @@ made of, and operations that change nothing gone."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import Node, aten, insert, ours, replace, supersede
-
-_ACTIVATIONS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "gelu": (aten.gelu.default, {}),
-    "gelu_tanh": (aten.gelu.default, {"approximate": "tanh"}),
-    "silu": (aten.silu.default, {}),
-    "relu": (aten.relu.default, {}),
-}
+from fastdiff.capture.passes.match import ACTIVATIONS, Node, aten, insert, ours, replace, supersede
 
 
 def simplify(graph: Graph) -> None:
@@ -48,11 +39,11 @@ def _open_norm(graph: Graph, node: Node) -> None:
     """The activations as nodes of their own; what else is fused stays."""
     x, groups, weight, bias, eps, input_bias, scale, shift, before, after = arguments(node)
     if before is not None and input_bias is None:
-        function, options = _ACTIVATIONS[before]
+        function, options = ACTIVATIONS[before]
         x, before = insert(graph, node, function, (x,), x, **options), None
     node.args = (x, groups, weight, bias, eps, input_bias, scale, shift, before, None)
     if after is not None:
-        function, options = _ACTIVATIONS[after]
+        function, options = ACTIVATIONS[after]
         with graph.nodes.inserting_after(node):
             made = graph.nodes.call_function(function, (node,), options)
         made.meta.update(node.meta)
