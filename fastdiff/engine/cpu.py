@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import Node, constant, keeps_size, only_user, ours
+from fastdiff.capture.passes.match import Node, arguments, aten, constant, keeps_size, only_user, ours
 from fastdiff.kernels.attention_block import attention_of
 from fastdiff.kernels.conv import convolution
-from fastdiff.kernels.cpu import attention, compiled, operators
+from fastdiff.kernels.cpu import attention, compiled, linear, operators
+from fastdiff.kernels.cpu.softmax_attention import softmax_attention
 from fastdiff.kernels.folded_attention import FoldedAttention
 
 Call = tuple[Callable[..., Any], tuple]
@@ -24,7 +25,14 @@ def lowered(graph: Graph) -> dict[Node, Call]:
     Args:
         graph: of one batch, after the passes.
     """
-    ways = {ours.group_norm.default: _norm, convolution: _convolution, attention_of: _attention}
+    ways = {
+        ours.group_norm.default: _norm,
+        convolution: _convolution,
+        aten.convolution.default: _along_a_line,
+        aten.linear.default: _linear,
+        aten.scaled_dot_product_attention.default: _softmax_attention,
+        attention_of: _linear_attention,
+    }
     found: dict[Node, Call] = {}
     for node in graph.nodes.nodes:
         way = ways.get(node.target)
@@ -45,11 +53,17 @@ def _norm(graph: Graph, node: Node) -> Call | None:
 def _convolution(graph: Graph, node: Node) -> Call | None:
     x, weight, bias, *_, groups, added, after, residual = node.args
     kernel = graph.constants.get(weight.target) if weight.op == "get_attr" else None
-    if kernel is None or not keeps_size(node, kernel):
+    if kernel is None or not keeps_size(node, kernel) or (added is not None and added.meta["shape"][0] != 1):
         return None
     out, channels = len(kernel), x.meta["shape"][1]
-    per_sample = added is not None and added.meta["shape"][0] != 1
-    if per_sample or min(channels, out) < compiled.vector_width():
+    if groups == 1 and kernel.shape[2:] == (1, 1):
+        packed = linear.linear_weight(kernel)
+
+        def run(x: Tensor, bias: Tensor | None, added: Tensor | None, residual: Tensor | None) -> Tensor:
+            return linear.pointwise(x, packed, _sum(bias, added), out, after, residual)
+
+        return run, (x, bias, added, residual)
+    if min(channels, out) < compiled.vector_width():
         return None
     if groups == 1 and kernel.shape[2:] == (3, 3):
         return _winograd(graph, node, kernel)
@@ -77,6 +91,33 @@ def _winograd(graph: Graph, node: Node, kernel: Tensor) -> Call:
     return run, (x, bias, added, residual, norm)
 
 
+def _along_a_line(graph: Graph, node: Node) -> Call | None:
+    """A convolution of (B, C, N) whose kernel has one element."""
+    x, weight, bias, stride, padding, _, transposed, _, groups = node.args
+    kernel = graph.constants.get(weight.target) if weight.op == "get_attr" else None
+    if kernel is None or kernel.shape[2:] != (1,) or transposed or groups != 1 or (*stride, *padding) != (1, 0):
+        return None
+    packed, out = linear.linear_weight(kernel), len(kernel)
+    return lambda x, bias: linear.pointwise(x, packed, bias, out), (x, bias)
+
+
+def _linear(graph: Graph, node: Node) -> Call | None:
+    x, weight, bias = (*node.args, None)[:3]
+    matrix = graph.constants.get(weight.target) if weight.op == "get_attr" else None
+    if matrix is None or len(x.meta["shape"]) < 2:
+        return None
+    packed, out = linear.linear_weight(matrix), len(matrix)
+    return lambda x, bias: linear.linear(x, packed, bias, out), (x, bias)
+
+
+def _softmax_attention(graph: Graph, node: Node) -> Call | None:
+    q, k, v, mask, dropout, causal, scale, grouped = arguments(node)
+    plain = mask is None and not (dropout or causal or grouped) and (scale is None or scale > 0)
+    if not plain or any(len(one.meta["shape"]) != 4 for one in (q, k, v)):
+        return None
+    return softmax_attention, (q, k, v, scale)
+
+
 def _sum(bias: Tensor | None, added: Tensor | None) -> Tensor | None:
     """A convolution's bias with a row that is added for the whole batch, (1, C, 1, 1)."""
     if added is None:
@@ -85,7 +126,7 @@ def _sum(bias: Tensor | None, added: Tensor | None) -> Tensor | None:
     return row if bias is None else bias + row
 
 
-def _attention(graph: Graph, node: Node) -> Call:
+def _linear_attention(graph: Graph, node: Node) -> Call:
     x, w_q, w_k, q_bias, values, bias, shift, gain, *rest = node.args
     tensors: list[Any] = [constant(graph, one) for one in (w_q, w_k, q_bias, *values, bias, shift, gain)]
     w_q, w_k, q_bias, *parts = tensors[:-3]

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).parent
-FILES = ("winograd.c", "norm.c", "attention.c", "depthwise.c")
+FILES = ("winograd.c", "norm.c", "attention.c", "depthwise.c", "linear.c", "softmax_attention.c")
 # Without -ffast-math NaN and infinity keep their meaning. Multiply-adds are fused in the sources only (vectors.h).
 FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fPIC")
 
@@ -151,9 +151,12 @@ _SIGNATURES = {  # p: pointer, i: int, f: float, in the order of the C functions
     "group_norm": "ppiiiippfiip",
     "attention": "ppiiiiipppppppffip",
     "depthwise": "ppppiiiiiip",
+    "linear": "pppppiiiii",
+    "softmax_attention": "pppppiiiiiifip",
     "winograd_space": "iiiii",
     "attention_space": "iiiii",
     "depthwise_space": "iiiii",
+    "softmax_attention_space": "iiii",
     "vector_width": "",
 }
 

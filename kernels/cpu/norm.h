@@ -2,23 +2,26 @@
 #pragma once
 #include "vectors.h"
 
+/* Sums of `vectors` vectors of channels over positions, as channel_sums; `ahead` positions at a time. */
+INLINE void some_sums(const int vectors, const int ahead, const float *x, int p, int c, const float *mean, float *sums) {
+    vf m[4], s[4][4] = {{{0}}};
+    for (int j = 0; j < vectors; j++) m[j] = mean ? load(mean + j * VL) : (vf){0};
+    for (int q = 0; q < p; q += ahead)
+        for (int i = 0; i < ahead && q + i < p; i++)
+            for (int j = 0; j < vectors; j++) {
+                vf v = load(x + (long)(q + i) * c + j * VL) - m[j];
+                s[i][j] = mean ? fused(v, v, s[i][j]) : s[i][j] + v;
+            }
+    for (int j = 0; j < vectors; j++) store(sums + j * VL, (s[0][j] + s[1][j]) + (s[2][j] + s[3][j]));
+}
+
 /* sums (c): each channel's sum over positions of x, or of (x - mean)^2 where mean (c) is given. */
 INLINE void channel_sums(const float *x, int p, int c, const float *mean, float *sums) {
-    for (int i = 0; i < c; i += VL) {
+    int i = 0;
+    for (; i + 4 * VL <= c; i += 4 * VL) some_sums(4, 2, x + i, p, c, mean ? mean + i : 0, sums + i);
+    for (; i < c; i += VL) {
         int at = i + VL <= c ? i : c - VL; /* the last vector overlaps the one before */
-        vf m = mean ? load(mean + at) : (vf){0}, s[4] = {{0}};
-        const float *from = x + at;
-        int q = 0;
-        for (; q + 4 <= p; q += 4)
-            for (int j = 0; j < 4; j++) {
-                vf v = load(from + (long)(q + j) * c) - m;
-                s[j] = mean ? fused(v, v, s[j]) : s[j] + v;
-            }
-        for (; q < p; q++) {
-            vf v = load(from + (long)q * c) - m;
-            s[0] = mean ? fused(v, v, s[0]) : s[0] + v;
-        }
-        store(sums + at, (s[0] + s[1]) + (s[2] + s[3]));
+        some_sums(1, 4, x + at, p, c, mean ? mean + at : 0, sums + at);
     }
 }
 

@@ -108,13 +108,20 @@ def winograd_tile(b: int, h: int, w: int) -> int:
 def winograd_weight(weight: Tensor, m: int) -> Tensor:
     """G w G^T of (O, C, 3, 3), computed in float64: ((m + 2)^2, C times O rounded up to whole vectors), float32.
 
-    Each point's (C, O) is stored in panels of two vectors of columns, as product_panels in product.h reads it.
+    Each point's (C, O) is stored in panels of two vectors of columns.
     """
     o, c = weight.shape[:2]
-    g, width = torch.tensor(_G[m], dtype=torch.float64, device="cpu"), vector_width()
-    full = torch.zeros((m + 2) ** 2, c, -(-o // width) * width, dtype=torch.float32, device="cpu")
+    g = torch.tensor(_G[m], dtype=torch.float64, device="cpu")
     flat = weight.detach().double().permute(2, 3, 1, 0).reshape(9, c * o)
-    full[:, :, :o] = (torch.kron(g, g) @ flat).view(-1, c, o)  # G w G^T, row by row
+    return panels((torch.kron(g, g) @ flat).view(-1, c, o))  # G w G^T, row by row
+
+
+def panels(matrices: Tensor) -> Tensor:
+    """(N, C, O) → (N, C times O rounded up to whole vectors) float32, as product_panels in product.h reads them."""
+    n, c, o = matrices.shape
+    width = vector_width()
+    full = torch.zeros(n, c, -(-o // width) * width, dtype=torch.float32, device="cpu")
+    full[:, :, :o] = matrices
     return torch.cat([panel.flatten(1) for panel in full.split(2 * width, dim=2)], dim=1)
 
 

@@ -27,6 +27,17 @@ INLINE vf load(const float *p) {
     return v;
 }
 INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+/* The first n entries; the rest of the vector is 0 when loaded, and is not stored. */
+INLINE vf load_some(const float *p, int n) {
+    if (n == VL) return load(p);
+    vf v = {0};
+    for (int i = 0; i < n; i++) v[i] = p[i];
+    return v;
+}
+INLINE void store_some(float *p, vf v, int n) {
+    if (n == VL) return store(p, v);
+    for (int i = 0; i < n; i++) p[i] = v[i];
+}
 INLINE vf all(float x) { return x - (vf){0}; }
 
 /* a b + c, rounded once where the processor has that instruction. The compiler must not fuse on its own
@@ -45,7 +56,25 @@ INLINE vf fused(vf a, vf b, vf c) {
 }
 
 INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
-INLINE vf maximum(vf a, vf b) { return pick(a > b, a, b); }
+/* a > b ? a : b, and with < the minimum; b where either is NaN. */
+INLINE vf maximum(vf a, vf b) {
+#if defined(__FMA__) && VL == 16
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__FMA__) && VL == 8
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return pick(a > b, a, b);
+#endif
+}
+INLINE vf minimum(vf a, vf b) {
+#if defined(__FMA__) && VL == 16
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__FMA__) && VL == 8
+    return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return pick(a < b, a, b);
+#endif
+}
 INLINE float sum(vf v) {
     float s = 0;
     for (int i = 0; i < VL; i++) s += v[i];
@@ -54,8 +83,7 @@ INLINE float sum(vf v) {
 
 /* e^x by Cephes' expf: x = n ln 2 + r, |r| <= ln 2 / 2, e^x = 2^n e^r, a polynomial in r. x is clamped to -87 .. 88. */
 INLINE vf exponential(vf x) {
-    vf bounded = pick(x < -87.0f, all(-87.0f), x);
-    bounded = pick(bounded > 88.0f, all(88.0f), bounded);
+    vf bounded = minimum(all(88.0f), maximum(all(-87.0f), x));
     const vf magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
     vf n = fused(bounded, all(1.44269504088896341f), magic) - magic;
     vf r = fused(n, all(-0.693359375f), bounded);

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import Node, aten, constant, only_user, ours, replace
-from fastdiff.capture.passes.simplify import arguments
+from fastdiff.capture.passes.match import Node, arguments, aten, constant, only_user, ours, replace
 from fastdiff.kernels.attention_block import attention_of
 from fastdiff.kernels.folded_attention import fold
 

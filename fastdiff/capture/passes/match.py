@@ -33,6 +33,12 @@ def activation(node: Node | None) -> str | None:
     return next(found, None)
 
 
+def arguments(node: Node) -> list:
+    """All arguments of an operator's call in order, defaults included."""
+    given = dict(zip((one.name for one in node.target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    return [given.get(one.name, one.default_value) for one in node.target._schema.arguments]
+
+
 def keeps_size(conv: Node, kernel: Tensor) -> bool:
     """Whether a call of kernels.conv.convolution has an odd square kernel, no stride, and the picture's size kept."""
     stride, padding, dilation = conv.args[3:6]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import activation, aten, only_user, ours, replace, supersede
-from fastdiff.capture.passes.simplify import arguments
+from fastdiff.capture.passes.match import Node, activation, arguments, aten, insert, only_user, ours, replace, supersede
 
 
 def fuse_norms(graph: Graph) -> None:
     """Where nothing else reads the norm's result."""
     for node in list(graph.nodes.nodes):
-        if node.target is aten.group_norm.default and len(node.args[0].meta["shape"]) == 4:
-            x, groups, weight, bias, eps, _ = node.args
-            if (weight is None) == (bias is None):
-                node = replace(graph, node, ours.group_norm.default, (x, groups, weight, bias, eps))
+        if node.target is aten.group_norm.default:
+            _as_ours(graph, node)
+    for node in list(graph.nodes.nodes):
         if node.target is not ours.group_norm.default:
             continue
         node.args = tuple(arguments(node))
@@ -22,3 +22,19 @@ def fuse_norms(graph: Graph) -> None:
         if after and user is not None and node.args[-1] is None:
             node.args = (*node.args[:-1], after)
             supersede(graph, user, node)
+
+
+def _as_ours(graph: Graph, node: Node) -> None:
+    """aten.group_norm of (B, C, ...) becomes ours, of images."""
+    x, groups, weight, bias, eps, _ = node.args
+    shape = node.meta["shape"]
+    if (weight is None) != (bias is None) or len(shape) < 3:
+        return
+    if len(shape) == 4:
+        replace(graph, node, ours.group_norm.default, (x, groups, weight, bias, eps))
+        return
+    image = (*shape[:2], math.prod(shape[2:]), 1)
+    x = insert(graph, node, aten.reshape.default, (x, list(image)), node)
+    normed = insert(graph, node, ours.group_norm.default, (x, groups, weight, bias, eps), node)
+    x.meta["shape"] = normed.meta["shape"] = image
+    replace(graph, node, aten.reshape.default, (normed, list(shape)))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import fx
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import ACTIVATIONS, Node, aten, insert, ours, replace, supersede
+from fastdiff.capture.passes.match import ACTIVATIONS, Node, arguments, aten, insert, ours, replace, supersede
 
 
 def simplify(graph: Graph) -> None:
@@ -64,9 +64,3 @@ def _open_depthwise(graph: Graph, node: Node) -> None:
         added = insert(graph, node, aten.reshape.default, (added, list(shape)), added)
         added.meta["shape"] = shape
     replace(graph, node, aten.add.Tensor, (made, added))
-
-
-def arguments(node: Node) -> list:
-    """All arguments of an operator's call in order, defaults included."""
-    given = dict(zip((one.name for one in node.target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
-    return [given.get(one.name, one.default_value) for one in node.target._schema.arguments]
