@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from fastdiff.capture.batch import merged
+from fastdiff.capture.passes.affine import join_affine
 from fastdiff.capture.passes.batch_norm import fold_batch_norm
 from fastdiff.capture.passes.simplify import simplify
 from fastdiff.capture.record import record
@@ -39,4 +40,6 @@ def capture(
     fold_constants(graph)
     simplify(graph)
     fold_batch_norm(graph)
+    join_affine(graph)
+    fold_constants(graph)
     return split(graph)

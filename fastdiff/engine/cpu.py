@@ -13,8 +13,10 @@ from fastdiff.capture.passes.match import Node, arguments, aten, constant, keeps
 from fastdiff.kernels.attention_block import attention_of
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.cpu import attention, compiled, linear, operators
+from fastdiff.kernels.cpu import position_norm as of_positions
 from fastdiff.kernels.cpu.softmax_attention import softmax_attention
 from fastdiff.kernels.folded_attention import FoldedAttention
+from fastdiff.kernels.position_norm import position_norm
 
 Call = tuple[Callable[..., Any], tuple]
 
@@ -27,9 +29,11 @@ def lowered(graph: Graph) -> dict[Node, Call]:
     """
     ways = {
         ours.group_norm.default: _norm,
+        position_norm: lambda graph, node: (of_positions.position_norm, node.args),
         convolution: _convolution,
         aten.convolution.default: _along_a_line,
         aten.linear.default: _linear,
+        aten._softmax.default: lambda graph, node: (_softmax, node.args[:2]),
         aten.scaled_dot_product_attention.default: _softmax_attention,
         attention_of: _linear_attention,
     }
@@ -108,6 +112,13 @@ def _linear(graph: Graph, node: Node) -> Call | None:
         return None
     packed, out = linear.linear_weight(matrix), len(matrix)
     return lambda x, bias: linear.linear(x, packed, bias, out), (x, bias)
+
+
+def _softmax(x: Tensor, dim: int) -> Tensor:
+    """torch is fast over the last dimension alone, so one that lies last in memory is made the last."""
+    if x.stride(dim) != 1:
+        return x.softmax(dim)
+    return x.movedim(dim, -1).softmax(-1).movedim(-1, dim)
 
 
 def _softmax_attention(graph: Graph, node: Node) -> Call | None:

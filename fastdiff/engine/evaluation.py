@@ -24,6 +24,8 @@ from fastdiff.capture.outputs import first_output
 from fastdiff.capture.passes.attention import fold_linear_attention
 from fastdiff.capture.passes.convolutions import fuse_convolutions
 from fastdiff.capture.passes.norms import fuse_norms
+from fastdiff.capture.passes.position_norms import fuse_position_norms
+from fastdiff.capture.passes.softmax_attention import fuse_softmax_attention
 from fastdiff.capture.program import program
 from fastdiff.capture.refusal import NotRecordableError
 from fastdiff.capture.split import Split
@@ -180,6 +182,8 @@ def _fuse(graph: Graph, given: Given) -> None:
         fold_linear_attention(graph, lambda channels, width: fits_triton(given.dtype, channels, width))
     elif _in_c(given):
         fold_linear_attention(graph, attention.fits)
+        fuse_position_norms(graph)
+    fuse_softmax_attention(graph)
     fuse_norms(graph)
     if triton:
         cuda.activations_before_norms(graph)

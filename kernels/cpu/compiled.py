@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 SOURCES = Path(__file__).parent
-FILES = ("winograd.c", "norm.c", "attention.c", "depthwise.c", "linear.c", "softmax_attention.c")
+FILES = ("winograd.c", "norm.c", "attention.c", "depthwise.c", "linear.c", "position_norm.c", "softmax_attention.c")
 # Without -ffast-math NaN and infinity keep their meaning. Multiply-adds are fused in the sources only (vectors.h).
 FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fPIC")
 
@@ -152,6 +152,7 @@ _SIGNATURES = {  # p: pointer, i: int, f: float, in the order of the C functions
     "attention": "ppiiiiipppppppffip",
     "depthwise": "ppppiiiiiip",
     "linear": "pppppiiiii",
+    "position_norm": "pppppiiifii",
     "softmax_attention": "pppppiiiiiifip",
     "winograd_space": "iiiii",
     "attention_space": "iiiii",

@@ -28,7 +28,9 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = Non
     """
     shapes = tuple(q.shape), tuple(k.shape), tuple(v.shape)
     if q.ndim != 4 or k.shape != (*q.shape[:2], k.shape[2], q.shape[3]) or v.ndim != 4 or v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"softmax_attention: q, k, v have shapes {shapes}; accepted: (B, H, N, D), (B, H, M, D), (B, H, M, E)")
+        raise ValueError(
+            f"softmax_attention: q, k, v have shapes {shapes}; accepted: (B, H, N, D), (B, H, M, D), (B, H, M, E)"
+        )
     if any(one.dtype != torch.float32 or one.device.type != "cpu" for one in (q, k, v)):
         raise ValueError(f"softmax_attention: q is {q.dtype} on {q.device}; accepted: float32 on the CPU, as k and v")
     (b, heads, queries, d), keys, e = q.shape, k.shape[2], v.shape[3]

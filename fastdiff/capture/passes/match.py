@@ -64,6 +64,11 @@ def other_operand(user: Node, node: Node, target: Any) -> Node:
     return other if isinstance(other, fx.Node) and other is not node else None
 
 
+def is_row(node: Node, channels: int) -> bool:
+    """Whether it is a tensor (1, C, 1, 1): a number for each channel, the same for the whole batch."""
+    return node is not None and node.meta.get("shape") == (1, channels, 1, 1)
+
+
 def same_shape(a: Node, b: Node) -> bool:
     """Whether both are tensors of one shape."""
     return a.meta.get("shape") is not None and a.meta["shape"] == b.meta.get("shape")
