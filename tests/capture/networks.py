@@ -66,8 +66,8 @@ def graph_of(network: Callable[..., Tensor], example: Example, dtype: torch.dtyp
 class Captured:
     """The three graphs of a network as functions: rows of the time, then the context, then steps."""
 
-    def __init__(self, parts: Split) -> None:
-        self.parts = parts
+    def __init__(self, parts: Split, step_passes: Sequence[Pass]) -> None:
+        self.parts, self.step_passes = parts, step_passes
 
     def step(self, inputs: dict[str, Tensor], rows: Tensor, row: int) -> Tensor:
         """The prediction at one row of a table of times, for all samples."""
@@ -75,7 +75,10 @@ class Captured:
         n = len(inputs["x"])
         context = program(at_batch(self.parts.context, n))(*([inputs["context"]] if "context" in inputs else []))
         of_row = [one[row : row + 1] for one in time]
-        return program(at_batch(self.parts.step, n))(inputs["x"], *of_row, *context)[0]
+        step = at_batch(self.parts.step, n)
+        for change in self.step_passes:
+            change(step)
+        return program(step)(inputs["x"], *of_row, *context)[0]
 
 
 def captured(
@@ -85,14 +88,11 @@ def captured(
     step_passes: Sequence[Pass] = (),
     dtype: torch.dtype = torch.float32,
 ) -> Captured:
-    """The network recorded, merged, normalised, changed by the passes and split; step_passes change the step alone."""
+    """The network recorded, merged, normalised, changed by the passes and split; step_passes change a batch's step."""
     graph = graph_of(network, example, dtype)
     for change in passes:
         change(graph)
-    parts = split(graph)
-    for change in step_passes:
-        change(parts.step)
-    return Captured(parts)
+    return Captured(split(graph), step_passes)
 
 
 def largest_error(

@@ -5,11 +5,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastdiff.capture.passes.affine import join_affine
 from fastdiff.capture.passes.attention import fold_linear_attention
 from fastdiff.capture.passes.batch_norm import fold_batch_norm
 from fastdiff.capture.passes.convolutions import fuse_convolutions
 from fastdiff.capture.passes.norms import fuse_norms
+from fastdiff.capture.passes.position_norms import fuse_position_norms
 from fastdiff.capture.passes.simplify import simplify
+from fastdiff.capture.passes.softmax_attention import fuse_softmax_attention
+from fastdiff.capture.tidy import fold_constants
 from fastdiff.engine.evaluation import Given, Network, captured, evaluated
 from fastdiff.kernels.dispatch import using
 
@@ -18,9 +22,11 @@ BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 PASSES = {
-    "passes": (simplify, fold_batch_norm),
+    "passes": (simplify, fold_batch_norm, join_affine, fold_constants),
     "step_passes": (
         lambda graph: fold_linear_attention(graph, lambda channels, width: True),
+        fuse_position_norms,
+        fuse_softmax_attention,
         fuse_norms,
         fuse_convolutions,
     ),

@@ -13,9 +13,13 @@ import torch.nn.functional as F
 from fastdiff.kernels.attention_block import attention_block_reference
 from fastdiff.kernels.cpu import attention as native_attention
 from fastdiff.kernels.cpu import compiled
+from fastdiff.kernels.cpu import linear as native_linear
 from fastdiff.kernels.cpu import operators as native
+from fastdiff.kernels.cpu.position_norm import position_norm
+from fastdiff.kernels.cpu.softmax_attention import softmax_attention
 from fastdiff.kernels.folded_attention import fold
 from fastdiff.kernels.group_norm import group_norm_reference
+from fastdiff.kernels.position_norm import position_norm as position_norm_reference
 
 needs_compiler = pytest.mark.skipif(compiled.build_error() is not None, reason=str(compiled.build_error()))
 
@@ -124,6 +128,69 @@ def test_the_depthwise_convolution(b, c, h, w, size, layout, layouts, rel):
 
 
 @needs_compiler
+@pytest.mark.parametrize("m, c, o", [(2, 9, 11), (5, 3, 17), (50, 64, 100), (97, 40, 33), (200, 16, 384)])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_linear_layer(m, c, o, activation, rel):
+    x, weight, bias, residual = torch.randn(m, c), torch.randn(o, c), torch.randn(o), torch.randn(o, m).t()
+    packed = native_linear.linear_weight(weight)
+    expected = ACTIVATIONS[activation](F.linear(x.double(), weight.double(), bias.double()))
+    assert rel(native_linear.linear(x, packed, bias, o, activation), expected) < 1e-6
+    assert rel(native_linear.linear(x, packed, bias, o, activation, residual), expected + residual) < 1e-6
+    without = native_linear.linear(x.t().contiguous().t(), packed, None, o)
+    assert rel(without, F.linear(x.double(), weight.double())) < 1e-6
+
+
+@needs_compiler
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "crop", "half of a concatenation"])
+def test_the_1x1_convolution(layout, layouts, rel):
+    x, weight, residual = torch.randn(2, 20, 5, 7), torch.randn(19, 20, 1, 1), torch.randn(2, 19, 5, 7)
+    packed = native_linear.linear_weight(weight)
+    ours = native_linear.pointwise(layouts(x)[layout], packed, None, 19, "silu", residual)
+    assert rel(ours, F.silu(F.conv2d(x.double(), weight.double())) + residual) < 1e-6
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    line = native_linear.pointwise(x.flatten(2), packed, None, 19)
+    assert rel(line, F.conv1d(x.flatten(2).double(), weight.flatten(2).double())) < 1e-6
+
+
+ATTENTIONS = [
+    # batch, heads, queries, keys, width of a key, width of a value
+    (1, 1, 1, 1, 1, 1),
+    (2, 3, 5, 7, 3, 17),
+    (2, 2, 49, 49, 32, 32),
+    (1, 4, 64, 100, 8, 8),
+    (3, 1, 25, 33, 40, 24),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("b, h, n, m, d, e", ATTENTIONS)
+@pytest.mark.parametrize("scale", [None, 0.3, 20.0])
+def test_softmax_attention(b, h, n, m, d, e, scale, rel):
+    """At a scale of 20 the largest weight is nearly 1, and exponents of the others are down to e^-100."""
+    q, k, v = torch.randn(b, n, h, d).transpose(1, 2), torch.randn(b, h, d, m).transpose(2, 3), torch.randn(b, h, m, e)
+    expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=scale)
+    ours = softmax_attention(q, k, v, scale)
+    assert ours.transpose(1, 2).is_contiguous()
+    assert rel(ours, expected) < (1e-6 if scale is None else 1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("b, c, h, w", [(1, 1, 1, 1), (2, 5, 3, 4), (3, 16, 7, 5), (2, 43, 2, 3)])
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("after", ACTIVATIONS)
+def test_the_norm_over_channels(b, c, h, w, centred, after, layouts, rel):
+    x, residual = 3 + torch.randn(b, c, h, w), torch.randn(b, c, h, w)
+    weight, bias = torch.randn(1, c, 1, 1), torch.randn(1, c, 1, 1)
+    args = [one.double() for one in (x, weight, bias)]
+    expected = position_norm_reference(*args, 1e-3, centred, after, residual.double())
+    for given in layouts(x).values():
+        assert rel(position_norm(given, weight, bias, 1e-3, centred, after, residual), expected) < 5e-6
+    assert rel(position_norm(x * 1e-5, None, None, 1e-3, False), x.double() * 1e-5 / 1e-3) < 1e-6 or c > 16
+    bare = position_norm_reference(x.double(), None, None, 1e-5, centred)
+    assert c == 1 or rel(position_norm(x, None, None, 1e-5, centred), bare) < 5e-6
+
+
+@needs_compiler
 def test_the_tile_is_small_where_reading_the_weights_takes_the_time():
     assert native.winograd_tile(1, 7, 7) == 2 and native.winograd_tile(16, 7, 7) == 4
     assert native.winograd_tile(1, 28, 28) == native.winograd_tile(64, 14, 14) == 4
@@ -178,6 +245,13 @@ def test_what_is_not_finite_stays_visible(value):
         assert torch.isfinite(out[0]).all() and not torch.isfinite(out[1]).all()
     out = native.group_norm(x, 1, torch.ones(c), torch.zeros(c))
     assert torch.isfinite(out[0]).all() and not torch.isfinite(out[1]).any()
+    pointwise = native_linear.pointwise(x, native_linear.linear_weight(torch.randn(c, c)), None, c, "silu")
+    for out in (pointwise, position_norm(x, None, None, 1e-5, True), position_norm(x, None, None, 1e-5, False)):
+        assert (torch.isfinite(out).all(dim=1) == torch.isfinite(x).all(dim=1)).all()
+    q = x.flatten(2)[:, None]  # as keys a bad one spoils every query
+    assert (
+        torch.isfinite(softmax_attention(q, q, q)[0]).all() and not torch.isfinite(softmax_attention(q, q, q)[1]).all()
+    )
 
 
 @needs_compiler
@@ -197,7 +271,7 @@ def test_bits_depend_neither_on_threads_nor_on_the_place_in_a_batch():
             True,
         )
     )
-    gain, shift = torch.randn(2, c)
+    matrix, (gain, shift) = native_linear.linear_weight(torch.randn(o, c)), torch.randn(2, c)
 
     def outputs(x):
         norm = (4, gain, shift, 1e-5)
@@ -206,6 +280,9 @@ def test_bits_depend_neither_on_threads_nor_on_the_place_in_a_batch():
             native.group_norm(x, 4, gain, shift),
             native.depthwise(x, deep, shift),
             native_attention.attention_block(x, folded),
+            native_linear.pointwise(x, matrix, bias, o, "silu"),
+            position_norm(x, gain, shift, 1e-5, True, "gelu"),
+            softmax_attention(*x.unflatten(1, (3, 2, 4)).flatten(4).transpose(-1, -2).unbind(1)),
         )
 
     whole = outputs(x)
@@ -235,6 +312,13 @@ def test_bits_depend_neither_on_threads_nor_on_the_place_in_a_batch():
         (lambda: native.group_norm(torch.zeros(1, 16, 4, 4), 1, torch.ones(32)[::2], torch.ones(16)), "contiguous"),
         (lambda: native.depthwise(torch.zeros(1, 16, 4, 4), torch.zeros(2, 2, 16), None), "odd size"),
         (lambda: native.depthwise(torch.zeros(1, 16, 4, 4), torch.zeros(3, 3, 17), None), "weight has shape"),
+        (lambda: native_linear.linear(torch.zeros(3, 16), torch.zeros(16 * 15), None, 16), "weight has shape"),
+        (lambda: native_linear.linear(torch.zeros(3, 16).half(), torch.zeros(256), None, 16), "float16"),
+        (lambda: position_norm(torch.zeros(1, 16, 4, 4), torch.ones(17), None, 1e-5, True), "17"),
+        (lambda: position_norm(torch.zeros(1, 16, 4, 4), None, None, 1e-5, True, "tanh"), "'tanh'"),
+        (lambda: softmax_attention(*[torch.zeros(1, 2, 3, 4)] * 2, torch.zeros(1, 2, 4, 4)), "have shapes"),
+        (lambda: softmax_attention(*[torch.zeros(1, 2, 3, 4).double()] * 3), "float64"),
+        (lambda: softmax_attention(*[torch.zeros(1, 2, 3, 4)] * 3, scale=-1.0), "scale = -1.0"),
     ],
 )
 def test_bad_input_is_named(call, words):
@@ -255,7 +339,7 @@ def test_narrower_vectors(without, width):
     """What other processors run, here: its own copies of every loop, with tails of their own."""
     if width >= compiled.vector_width():
         pytest.skip("this processor's own width")
-    chosen = "bits_depend or takes_along or the_norm or the_depthwise or (the_convolution and crop)"
+    chosen = "bits_depend or takes_along or the_norm or the_depthwise or (the_convolution and crop) or linear or softmax"
     code = (
         "import sys, pytest; from fastdiff.kernels.cpu.compiled import vector_width; "
         f"assert vector_width() == {width}; sys.exit(pytest.main({['-q', '-p', 'no:xdist', __file__, '-k', chosen]}))"

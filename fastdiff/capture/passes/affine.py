@@ -73,10 +73,9 @@ def _join(graph: Graph, root: Node, images: set[fx.Node]) -> None:
     weight, bias = _own(root)
     chain = _Chain(graph, root)
     operations = list(_operations(root, images, additions=root.target is aten.convolution.default))
-    if not operations:
-        return
-    if weight is not None and operations[0][1] is aten.add.Tensor:
-        return  # a norm with another bias: nothing would be saved
+    is_norm = root.target is aten.group_norm.default
+    if not operations or (is_norm and operations[0][1] is aten.add.Tensor):
+        return  # nothing would be saved
     chain.last = operations[-1][0]
     channels = root.meta["shape"][1]
     if weight is not None:
@@ -87,8 +86,8 @@ def _join(graph: Graph, root: Node, images: set[fx.Node]) -> None:
     for _, target, other in operations:
         chain.multiply(other) if target is aten.mul.Tensor else chain.add(other)
     needed = (chain.scale is not None) + (chain.shift is not None)
-    if weight is None and bias is None and needed >= len(ends):
-        return
+    if not is_norm and bias is None and needed >= len(ends):
+        return  # a norm takes what follows it along
     if weight is not None:
         root.args = (*root.args[:2], None, None, *root.args[4:])
     elif bias is not None:

@@ -35,6 +35,7 @@ def fuse_norms(graph: Graph) -> None:
         if after and user is not None and node.args[-1] is None:
             node.args = (*node.args[:-1], after)
             supersede(graph, user, node)
+    graph.tidy()
 
 
 def _with_affine(graph: Graph, norm: Node) -> Node:

@@ -10,12 +10,14 @@ from fastdiff.capture.passes.match import ACTIVATIONS, Node, arguments, aten, in
 
 
 def simplify(graph: Graph) -> None:
-    """x sigmoid(x) becomes SiLU, multiplication by one goes, and fused operators are taken apart."""
+    """x sigmoid(x) becomes SiLU; a factor of one, and a softmax's maximum, go; fused operators are taken apart."""
     for node in list(graph.nodes.nodes):
         if node.target in (aten.mul.Tensor, aten.div.Tensor) and node.args[1] == 1 and _keeps_dtype(node):
             supersede(graph, node, node.args[0])
         elif node.target is aten.mul.Tensor and _sigmoid_of(node) is not None:
             replace(graph, node, aten.silu.default, (_sigmoid_of(node),))
+        elif node.target is aten._softmax.default and _less_its_maximum(node.args[0], node.args[1]):
+            node.args = (node.args[0].args[0], *node.args[1:])  # which softmax subtracts itself
         elif node.target is ours.group_norm.default:
             _open_norm(graph, node)
         elif node.target is ours.depthwise_conv.default:
@@ -33,6 +35,18 @@ def _sigmoid_of(node: Node) -> Node | None:
         if isinstance(factor, fx.Node) and factor.target is aten.sigmoid.default and factor.args[0] is x:
             return x
     return None
+
+
+def _less_its_maximum(node: Node, dim: int) -> bool:
+    """Whether it is x - max(x) over a dimension."""
+    if node.target is not aten.sub.Tensor or node.kwargs:
+        return False
+    x, top = node.args
+    if not isinstance(top, fx.Node) or top.target is not aten.amax.default:
+        return False
+    ndim = len(node.meta["shape"])
+    of, dims, keepdim = arguments(top)
+    return of is x and [one % ndim for one in dims] == [dim % ndim] and keepdim
 
 
 def _open_norm(graph: Graph, node: Node) -> None:

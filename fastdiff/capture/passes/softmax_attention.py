@@ -48,8 +48,7 @@ def _fuse(graph: Graph, softmax: Node) -> None:
     if user is None or user.target is not aten.bmm.default or user.args[0] is user.args[1]:
         return
     first = user.args[0] is node
-    turned = _turned(moved, softmax.meta["shape"][-2:])
-    if turned is None or turned is first:  # as the first factor it is (N, P, K), as the second (N, K, P)
+    if not _ended(moved, softmax.meta["shape"][-2:], turned=not first):
         return
     left, right = scores.product.args
     q, k = (_transposed(graph, user, right), left) if scores.turned else (left, _transposed(graph, user, right))
@@ -81,8 +80,8 @@ def _scores(softmax: Node) -> _Scores | None:
     moved: Tensor | None = torch.empty(node.meta["shape"], device="meta")
     for move in reversed(moves):
         moved = _moved(moved, move)
-    turned = _turned(moved, node.meta["shape"][-2:])
-    return None if turned is None else _Scores(node, scale, turned)
+    fits = [turned for turned in (False, True) if _ended(moved, node.meta["shape"][-2:], turned)]
+    return _Scores(node, scale, fits[0]) if fits else None
 
 
 def _moved(x: Tensor | None, node: Node) -> Tensor | None:
@@ -97,13 +96,11 @@ def _is_cast(node: Node) -> bool:
     return node.target is aten._to_copy.default and set(node.kwargs) == {"dtype"}
 
 
-def _turned(moved: Tensor | None, matrix: tuple[int, int]) -> bool | None:
-    """Whether axes of N matrices (I, J) that were moved ended as (N, J, I); None if not as (N, I, J) either."""
+def _ended(moved: Tensor | None, matrix: tuple[int, int], turned: bool) -> bool:
+    """Whether axes of N matrices (I, J) that were moved ended as (N, I, J), or, turned, as (N, J, I)."""
     rows, columns = matrix
-    for turned, sizes, strides in ((False, (rows, columns), (columns, 1)), (True, (columns, rows), (1, columns))):
-        if moved is not None and tuple(moved.shape[-2:]) == sizes and _in_order(moved, strides):
-            return turned
-    return None
+    sizes, strides = ((columns, rows), (1, columns)) if turned else ((rows, columns), (columns, 1))
+    return moved is not None and tuple(moved.shape[-2:]) == sizes and _in_order(moved, strides)
 
 
 def _in_order(moved: Tensor, strides: tuple[int, int]) -> bool:
