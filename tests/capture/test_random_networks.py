@@ -1,5 +1,8 @@
 """Random networks: what is captured is the same function, at batches that were not recorded."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +18,7 @@ from fastdiff.capture.passes.simplify import simplify
 from fastdiff.capture.passes.softmax_attention import fuse_softmax_attention
 from fastdiff.capture.tidy import fold_constants
 from fastdiff.engine.evaluation import Given, Network, captured, evaluated
+from fastdiff.engine.prediction import Prediction
 from fastdiff.kernels.dispatch import using
 
 # The same operations on the same numbers; a convolution of torch's takes another path at another memory layout.
@@ -55,6 +59,24 @@ def check_form(networks, randomised, data, batches, device="cpu"):
             with using("reference"):
                 expected = network(**inputs)
         assert float((ours - expected).norm()) < BOUNDS[torch.float32] * float(expected.norm())
+        if example.context is not None:
+            check_guidance(network, example, given)
+
+
+def check_guidance(network, example, given):
+    """As a guided step runs it: both halves in one batch, the zero contexts first; any row of the table."""
+    n = given.batch
+    inputs = {name: value.to(given.device) for name, value in example.inputs(n).items()}
+    with torch.no_grad():
+        parts = captured(network, replace(given, batch=2 * n))
+        prediction = Prediction(parts, given.device, given.dtype, example.integer, guided=True)
+        prediction.load_table(SimpleNamespace(time=given.times.tolist()), 5)
+        prediction.load_context(inputs["context"])
+        ours = prediction(inputs["x"], torch.tensor(3, device=given.device))
+        contexts = torch.cat((torch.zeros_like(inputs["context"]), inputs["context"]))
+        with using("reference"):
+            expected = network(inputs["x"].repeat(2, 1, 1, 1), given.times[3].to(given.device).expand(2 * n), contexts)
+    assert float((ours - expected).norm()) < BOUNDS[torch.float32] * float(expected.norm())
 
 
 @settings(max_examples=40)

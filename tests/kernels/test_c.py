@@ -339,7 +339,7 @@ def test_narrower_vectors(without, width):
     """What other processors run, here: its own copies of every loop, with tails of their own."""
     if width >= compiled.vector_width():
         pytest.skip("this processor's own width")
-    chosen = "bits_depend or takes_along or the_norm or the_depthwise or (the_convolution and crop) or linear or softmax"
+    chosen = "bits_depend or takes_along or the_norm or depthwise or (the_convolution and crop) or linear or softmax"
     code = (
         "import sys, pytest; from fastdiff.kernels.cpu.compiled import vector_width; "
         f"assert vector_width() == {width}; sys.exit(pytest.main({['-q', '-p', 'no:xdist', __file__, '-k', chosen]}))"
