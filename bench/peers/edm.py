@@ -28,42 +28,29 @@ class Linear(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """A convolution, after resampling by a filter where `up` or `down`."""
+    """A convolution, after resampling by the filter [1, 1] where `up` or `down`."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        up: bool = False,
-        down: bool = False,
-        resample_filter: Sequence[int] = (1, 1),
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, up: bool = False, down: bool = False) -> None:
         super().__init__()
-        self.in_channels, self.out_channels, self.up, self.down = in_channels, out_channels, up, down
+        self.in_channels, self.up, self.down = in_channels, up, down
         self.weight = weight(out_channels, in_channels, kernel, kernel)
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        f = torch.as_tensor(resample_filter, dtype=torch.float32)
-        f = f.ger(f).unsqueeze(0).unsqueeze(1) / f.sum().square()
-        self.register_buffer("resample_filter", f if up or down else None)
+        f = torch.tensor([1.0, 1.0])
+        self.register_buffer("resample_filter", (f.ger(f) / f.sum().square())[None, None] if up or down else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        w, b = self.weight.to(x.dtype), self.bias.to(x.dtype)
         if self.resample_filter is not None:
-            f, n = self.resample_filter.to(x.dtype), self.in_channels
-            f_pad = (f.shape[-1] - 1) // 2
-            if self.up:
-                x = F.conv_transpose2d(x, f.mul(4).tile([n, 1, 1, 1]), groups=n, stride=2, padding=f_pad)
-            if self.down:
-                x = F.conv2d(x, f.tile([n, 1, 1, 1]), groups=n, stride=2, padding=f_pad)
-        x = F.conv2d(x, w, padding=w.shape[-1] // 2)
-        return x.add_(b.reshape(1, -1, 1, 1))
+            n = self.in_channels
+            f = self.resample_filter.to(x.dtype).tile([n, 1, 1, 1])
+            x = F.conv_transpose2d(x, f.mul(4), groups=n, stride=2) if self.up else F.conv2d(x, f, groups=n, stride=2)
+        x = F.conv2d(x, self.weight.to(x.dtype), padding=self.weight.shape[-1] // 2)
+        return x.add_(self.bias.to(x.dtype).reshape(1, -1, 1, 1))
 
 
 class GroupNorm(nn.Module):
-    def __init__(self, num_channels: int, num_groups: int = 32, min_channels_per_group: int = 4) -> None:
+    def __init__(self, num_channels: int) -> None:
         super().__init__()
-        self.num_groups = min(num_groups, num_channels // min_channels_per_group)
+        self.num_groups = min(32, num_channels // 4)
         self.weight, self.bias = nn.Parameter(torch.ones(num_channels)), nn.Parameter(torch.zeros(num_channels))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,14 +76,13 @@ class AttentionOp(torch.autograd.Function):
 
 
 class PositionalEmbedding(nn.Module):
-    def __init__(self, num_channels: int, max_positions: int = 10000) -> None:
+    def __init__(self, num_channels: int) -> None:
         super().__init__()
-        self.num_channels, self.max_positions = num_channels, max_positions
+        self.num_channels = num_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        half = self.num_channels // 2
-        freqs = torch.arange(0, half, dtype=torch.float32, device=x.device) / (half - 1)
-        x = x.ger(((1 / self.max_positions) ** freqs).to(x.dtype))
+        freqs = torch.arange(start=0, end=self.num_channels // 2, dtype=torch.float32, device=x.device)
+        x = x.ger(((1 / 10000) ** (freqs / (self.num_channels // 2))).to(x.dtype))
         return torch.cat([x.cos(), x.sin()], dim=1)
 
 
@@ -104,29 +90,17 @@ class UNetBlock(nn.Module):
     """adaptive_scale: the embedding scales and shifts the second norm's result; else it is added before it."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        emb_channels: int,
-        adaptive_scale: bool,
-        up: bool = False,
-        down: bool = False,
-        attention: bool = False,
-        skip_scale: float = 0.5**0.5,
+        self, cin: int, cout: int, emb: int, adaptive_scale: bool, attention: bool = False, **resampling: bool
     ) -> None:
         super().__init__()
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.adaptive_scale, self.skip_scale = adaptive_scale, skip_scale
-        self.norm0 = GroupNorm(in_channels)
-        self.conv0 = Conv2d(in_channels, out_channels, 3, up=up, down=down)
-        self.affine = Linear(emb_channels, out_channels * (2 if adaptive_scale else 1))
-        self.norm1, self.conv1 = GroupNorm(out_channels), Conv2d(out_channels, out_channels, 3)
-        changed = out_channels != in_channels or up or down
-        self.skip = Conv2d(in_channels, out_channels, 1, up=up, down=down) if changed else None
-        self.num_heads = 1 if attention else 0
+        self.in_channels, self.out_channels = cin, cout
+        self.adaptive_scale, self.attention, self.skip_scale = adaptive_scale, attention, 0.5**0.5
+        self.norm0, self.conv0 = GroupNorm(cin), Conv2d(cin, cout, 3, **resampling)
+        self.affine = Linear(emb, cout * (2 if adaptive_scale else 1))
+        self.norm1, self.conv1 = GroupNorm(cout), Conv2d(cout, cout, 3)
+        self.skip = Conv2d(cin, cout, 1, **resampling) if cout != cin or resampling else None
         if attention:
-            self.norm2 = GroupNorm(out_channels)
-            self.qkv, self.proj = Conv2d(out_channels, out_channels * 3, 1), Conv2d(out_channels, out_channels, 1)
+            self.norm2, self.qkv, self.proj = GroupNorm(cout), Conv2d(cout, cout * 3, 1), Conv2d(cout, cout, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         orig = x
@@ -139,9 +113,8 @@ class UNetBlock(nn.Module):
             x = F.silu(self.norm1(x.add_(params)))
         x = self.conv1(x)
         x = x.add_(self.skip(orig) if self.skip is not None else orig) * self.skip_scale
-        if self.num_heads:
-            heads = (x.shape[0] * self.num_heads, x.shape[1] // self.num_heads, 3, -1)
-            q, k, v = self.qkv(self.norm2(x)).reshape(*heads).unbind(2)
+        if self.attention:
+            q, k, v = self.qkv(self.norm2(x)).reshape(x.shape[0], x.shape[1], 3, -1).unbind(2)
             a = torch.einsum("nqk,nck->ncq", AttentionOp.apply(q, k), v)
             x = self.proj(a.reshape(*x.shape)).add_(x) * self.skip_scale
         return x
@@ -170,29 +143,29 @@ class SongUNet(nn.Module):
         self.map_noise = PositionalEmbedding(model_channels)
         self.map_layer0, self.map_layer1 = Linear(model_channels, emb), Linear(emb, emb)
 
-        def block(before: int, after: int, **options: bool) -> UNetBlock:
-            return UNetBlock(before, after, emb, adaptive_scale, **options)
+        def block(cin: int, cout: int, **options: bool) -> UNetBlock:
+            return UNetBlock(cin, cout, emb, adaptive_scale, **options)
 
-        cout = model_channels
+        cout, levels = model_channels, len(channel_mult)
+        sizes = [img_resolution >> level for level in range(levels)]
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        self.enc["conv"] = Conv2d(in_channels, cout, 3)
-        for level, mult in enumerate(channel_mult):
-            res = img_resolution >> level
+        self.enc["conv"], skips = Conv2d(in_channels, cout, 3), [cout]
+        for level, res in enumerate(sizes):
             if level:
                 self.enc[f"{res}x{res}_down"] = block(cout, cout, down=True)
+                skips.append(cout)
             for idx in range(num_blocks):
-                cin, cout = cout, model_channels * mult
+                cin, cout = cout, model_channels * channel_mult[level]
                 self.enc[f"{res}x{res}_block{idx}"] = block(cin, cout, attention=res in attn_resolutions)
-        skips: list[Any] = [one.out_channels for one in self.enc.values()]
-        for level, mult in reversed(list(enumerate(channel_mult))):
-            res = img_resolution >> level
-            if level == len(channel_mult) - 1:
+                skips.append(cout)
+        for level, res in reversed(list(enumerate(sizes))):
+            if level == levels - 1:
                 self.dec[f"{res}x{res}_in0"] = block(cout, cout, attention=True)
                 self.dec[f"{res}x{res}_in1"] = block(cout, cout)
             else:
                 self.dec[f"{res}x{res}_up"] = block(cout, cout, up=True)
             for idx in range(num_blocks + 1):
-                cin, cout = cout + skips.pop(), model_channels * mult
+                cin, cout = cout + skips.pop(), model_channels * channel_mult[level]
                 attention = idx == num_blocks and res in attn_resolutions
                 self.dec[f"{res}x{res}_block{idx}"] = block(cin, cout, attention=attention)
         self.aux_norm, self.aux_conv = GroupNorm(cout), Conv2d(cout, in_channels, 3)
