@@ -46,7 +46,7 @@ class _AsOnAGpu(TorchFunctionMode):
             if args[0].element_size() == 2:
                 return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
             return torch.ops.aten._scaled_dot_product_efficient_attention(*args[:3], None, False)[0]
-        if func not in _CONVOLUTIONS:
+        if func not in _CONVOLUTIONS or args[0].ndim != 4:
             return func(*args, **(kwargs or {}))
         return _ChannelsLast.apply(func(_ChannelsLast.apply(args[0]), *args[1:], **(kwargs or {})))
 
@@ -55,7 +55,7 @@ def on_meta(network: Network, dtype: torch.dtype) -> nn.Module:
     """The module on meta tensors, as it is."""
     with torch.device(META):
         module: Any = network.make()
-    return module.to(dtype=dtype, memory_format=torch.channels_last)
+    return nn.Module.to(module, dtype=dtype, memory_format=torch.channels_last)  # diffusers' own `to` warns
 
 
 def evaluate(module: nn.Module, shape: tuple[int, ...], batch: int, dtype: torch.dtype, train: bool = False) -> None:
