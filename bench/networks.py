@@ -15,7 +15,6 @@ from fastdiff.bench.peers import edm, guided, others
 from fastdiff.bench.peers.reference import AnnotatedReference, ContextReference
 from fastdiff.errors import InputError
 
-
 # What google/ddpm-cifar10-32 sets.
 DDPM_CIFAR10: dict[str, Any] = dict(
     attention_head_dim=None, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6
