@@ -30,6 +30,8 @@ class Linear(nn.Module):
 class Conv2d(nn.Module):
     """A convolution, after resampling by the filter [1, 1] where `up` or `down`."""
 
+    resample_filter: Tensor | None
+
     def __init__(self, in_channels: int, out_channels: int, kernel: int, up: bool = False, down: bool = False) -> None:
         super().__init__()
         self.in_channels, self.up, self.down = in_channels, up, down

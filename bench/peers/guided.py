@@ -62,7 +62,7 @@ class ResBlock(nn.Module):
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
             x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
         return x

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,8 +53,9 @@ class _AsOnAGpu(TorchFunctionMode):
 def on_meta(network: Network, dtype: torch.dtype) -> nn.Module:
     """The module on meta tensors, as it is."""
     with torch.device(META):
-        module: Any = network.make()
-    return nn.Module.to(module, dtype=dtype, memory_format=torch.channels_last)  # diffusers' own `to` warns
+        module = network.make()
+    # Not the module's own `to`: diffusers' networks warn in it.
+    return nn.Module.to(module, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def evaluate(module: nn.Module, shape: tuple[int, ...], batch: int, dtype: torch.dtype, train: bool = False) -> None:
