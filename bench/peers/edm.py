@@ -1,6 +1,6 @@
 """A U-Net in the style of EDM's code (Karras et al. 2022): its SongUNet, with its own layers over functional torch.
 
-Written for the benchmarks from how that code works. Its last convolutions are not nearly zero at first, as there: a
+Written for the benchmarks from how that code works. There the last convolutions start near zero, here they do not: a
 network that was never trained would return nothing.
 """
 

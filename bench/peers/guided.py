@@ -1,7 +1,7 @@
 """A U-Net in the style of guided-diffusion (Dhariwal and Nichol 2021): its UNetModel's blocks, norms and attention.
 
-Written for the benchmarks from how that code works. Its last convolutions are not zero at first, as there: a network
-that was never trained would return nothing.
+Written for the benchmarks from how that code works. There the last convolutions start at zero, here they do not: a
+network that was never trained would return nothing.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ class UNetModel(nn.Module):
                 self.input_blocks.append(TimestepEmbedSequential(*block(ch, mult * model_channels, ds)))
                 ch = mult * model_channels
                 chans.append(ch)
-        last = ResBlock(ch, embed, ch, use_scale_shift_norm)
-        self.middle_block = TimestepEmbedSequential(*block(ch, ch, attention_resolutions[-1]), last)
+        first, last = (ResBlock(ch, embed, ch, use_scale_shift_norm) for _ in range(2))
+        self.middle_block = TimestepEmbedSequential(first, AttentionBlock(ch, num_head_channels), last)
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mult))):
             for i in range(num_res_blocks + 1):
