@@ -23,7 +23,7 @@ SOURCES := $(shell find $(addprefix $(ROOT)/,fastdiff kernels export) -type f -n
 QUICK := tests/samplers tests/checkpoints tests/data tests/test_layers.py tests/test_images.py tests/engine/test_noise.py \
 	tests/engine/test_graphs.py tests/engine/test_numerics.py tests/kernels/test_dispatch.py tests/networks
 
-.PHONY: help sample test quick slow lint bench quality readme suites kernels traffic onnx gpu gpu-install $(GPU_SLICES) clean
+.PHONY: help sample test quick slow lint bench quality readme suites kernels traffic onnx networks gpu gpu-install $(GPU_SLICES) clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9 -]+:.*## ' $(ROOT)/Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,9 @@ suites: $(VENV)/.test ## pytest-benchmark over operators and single evaluations,
 
 onnx: $(VENV)/.test ## measure the exported sampling loop against its network in ONNX Runtime; updates bench/results
 	cd $(ROOT) && OMP_NUM_THREADS=1 $(BIN)/fastdiff bench --device cpu --only "exported loop" -o bench/results/onnx-cpu
+
+networks: $(VENV)/.test ## measure foreign networks, and the shipped ones, against their own eager loop; updates bench/results
+	cd $(ROOT) && OMP_NUM_THREADS=1 $(BIN)/fastdiff bench --device cpu --only "against eager" -o bench/results/networks-cpu
 
 kernels: $(VENV)/.test ## compile every kernel for sm_80, sm_90 and sm_100, no GPU needed; writes bench/results/kernels.md
 	cd $(ROOT) && $(BIN)/fastdiff bench kernels -o $(ROOT)/bench/results/kernels.md

@@ -26,6 +26,7 @@ class Kind(StrEnum):
     OPERATOR = "operator"
     PROFILE = "profile"
     LOOP = "exported loop"
+    EAGER = "against eager"
 
 
 IDENTITY = ("kind", "network", "what", "batch", "dtype", "device", "threads")
@@ -37,8 +38,7 @@ class Case:
 
     Attributes:
         network: Its name in bench.networks; of an operator, the network that has it at this shape.
-        what: Of denoise steps the sampler; of sampling, cold starts and exported loops "sampler steps"; of operators,
-            which one.
+        what: Of denoise steps the sampler; of operators which one; of whole loops and cold starts "sampler steps".
         others: Whether whole loops of other libraries' networks are among sampling's contenders.
     """
 

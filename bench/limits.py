@@ -9,6 +9,7 @@ evaluations; a sampler's update reads x and the prediction and writes x. Contend
 
 from __future__ import annotations
 
+import copy
 import statistics
 from functools import cache
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from fastdiff.engine.placement import out_of_memory
 SIZES = {"cpu": (1024, 2**22), "cuda": (8192, 2**29)}  # of the product; floats that are copied
 EVERY = 3  # rounds between two looks at the rates
 WITHOUT = (Kind.EXPORT, Kind.COLD)  # have no limit
-LOOPS = (Kind.SAMPLING, Kind.LOOP)
+LOOPS = (Kind.SAMPLING, Kind.LOOP, Kind.EAGER)
 
 
 class Rates:
@@ -70,7 +71,7 @@ def _operands(device: str, dtype: str, size: int, count: int) -> tuple[torch.Ten
 def counted(name: str, batch: int, dtype: str, fused: bool = True) -> tuple[int, int]:
     """(operations, bytes) of one evaluation of the network, from its shapes."""
     model = networks.load(name)
-    network = Network(lambda: type(model.network)(**networks.options_of(model)), model.image_shape)
+    network = Network(lambda: copy.deepcopy(model.network).to("meta"), model.image_shape)
     return network_flop(network, batch), network_traffic(network, getattr(torch, dtype), fused, batch).total
 
 

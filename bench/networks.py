@@ -11,8 +11,14 @@ import torch
 from torch import nn
 
 import fastdiff
+from fastdiff.bench.peers import edm, guided, others
 from fastdiff.bench.peers.reference import AnnotatedReference, ContextReference
 from fastdiff.errors import InputError
+
+# What google/ddpm-cifar10-32 sets.
+DDPM_CIFAR10: dict[str, Any] = dict(
+    attention_head_dim=None, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Network:
         ships_as: The shipped model whose weights it has.
         batches: Those at which its kernels' launches differ.
         published_loop: The sampler and steps of its publication, as Case.what has them.
+        needs: Packages without which it cannot be made.
     """
 
     make: Callable[[], nn.Module]
@@ -34,6 +41,7 @@ class Network:
     ships_as: str | None = None
     batches: tuple[int, ...] = (64, 1024)
     published_loop: str = "ddpm 200"
+    needs: tuple[str, ...] = ()
 
 
 def _annotated(dim: int, size: int, title: str = "") -> Network:
@@ -42,6 +50,32 @@ def _annotated(dim: int, size: int, title: str = "") -> Network:
     return Network(partial(fastdiff.AnnotatedUnet, dim, channels=channels), (channels, size, size), title)
 
 
+def _unet2d(widths: tuple[int, ...], **options: Any) -> nn.Module:
+    """diffusers' UNet2DModel with attention at its second level alone."""
+    kinds = ["", "Attn", *[""] * (len(widths) - 2)]
+    return others.diffusers().UNet2DModel(
+        sample_size=32,
+        block_out_channels=widths,
+        down_block_types=[f"{kind}DownBlock2D" for kind in kinds],
+        up_block_types=[f"{kind}UpBlock2D" for kind in reversed(kinds)],
+        **options,
+    )
+
+
+# What others sample from: their libraries' networks, or networks written like them.
+FOREIGN = {
+    "unet2d@32": Network(partial(_unet2d, (64, 128, 128)), (3, 32, 32), needs=("diffusers",)),
+    "ddpm-cifar10@32": Network(
+        partial(_unet2d, (128, 256, 256, 256), **DDPM_CIFAR10), (3, 32, 32), needs=("diffusers",)
+    ),
+    "lucidrains@32": Network(
+        lambda: others.lucidrains().Unet(64, dim_mults=(1, 2, 4)),
+        (3, 32, 32),
+        needs=("denoising_diffusion_pytorch", "einops"),
+    ),
+    "guided@32": Network(guided.UNetModel, (3, 32, 32)),
+    "edm@32": Network(edm.SongUNet, (3, 32, 32)),
+}
 # A28@32 is the Annotated U-Net of dim 28 on 32x32 pictures; B is the course's ContextUnet.
 NETWORKS = {
     "A28@28": Network(
@@ -59,6 +93,7 @@ NETWORKS = {
         "sprites",
         published_loop="ddpm_large 500",
     ),
+    **FOREIGN,
 }
 _EDITIONS = (
     Network(partial(fastdiff.AnnotatedUnet, 28, edition="mindspore"), (1, 28, 28), "A, mindspore"),

@@ -8,18 +8,18 @@ from dataclasses import replace
 from typing import Any
 
 from fastdiff.bench.case import Case, Key, Kind
-from fastdiff.bench.networks import NETWORKS, SHIPPED
+from fastdiff.bench.networks import FOREIGN, NETWORKS, SHIPPED
 from fastdiff.bench.operators.catalogue import catalogue, find
 from fastdiff.engine.placement import DTYPES
 from fastdiff.errors import InputError
 
 # Where not all dtypes mean something: x is float32 in a sampler's update, and these files and processes compute in it.
 COMPUTED_IN = {
-    **dict.fromkeys((Kind.STEP, Kind.EXPORT, Kind.COLD, Kind.LOOP), ("float32",)),
+    **dict.fromkeys((Kind.STEP, Kind.EXPORT, Kind.COLD, Kind.LOOP, Kind.EAGER), ("float32",)),
     Kind.TRAINING: ("float32", "bfloat16"),
 }
 # Measured only where --only names their kind.
-ON_REQUEST = (Kind.OPERATOR, Kind.PROFILE, Kind.LOOP)
+ON_REQUEST = (Kind.OPERATOR, Kind.PROFILE, Kind.LOOP, Kind.EAGER)
 
 
 def _cases(networks: Iterable[str], batches: Iterable[int], **more: Any) -> Iterator[Case]:
@@ -64,6 +64,13 @@ def on_request(networks: Iterable[str], cuda: bool) -> Iterator[Case]:
         yield from _cases(networks, (16,), kind=Kind.LOOP, what=what)
 
 
+def against_eager(networks: Iterable[str]) -> Iterator[Case]:
+    """The one kind of case that measures foreign networks; of others the batches of the standard plan on a CPU."""
+    for name in networks:
+        batches = (1, 8) if name in FOREIGN else (1, 4, 16)
+        yield from _cases((name,), batches, kind=Kind.EAGER, what="ddim 10", rounds=9)
+
+
 def plan(
     name: str,
     device: str,
@@ -77,7 +84,7 @@ def plan(
     """The cases of the plan "quick" or "standard", narrowed.
 
     Args:
-        networks: In place of the shipped ones.
+        networks: In place of the shipped ones, and of the foreign ones where those are measured.
         threads, dtypes: The plan's cases with each of these.
         batches: Keep the cases that have one of these.
         only: Parts of a case's label, such as "evaluation" or "B@16"; a case is kept where each word of one of them
@@ -94,10 +101,11 @@ def plan(
         for number in numbers:
             if number < 1:
                 raise InputError(f"{what} = {number}; accepted: 1 or more")
-    cuda, measured = device == "cuda", networks or tuple(SHIPPED)
+    cuda = device == "cuda"
+    measured = [name for name in networks or SHIPPED if name not in FOREIGN]
     cases = list(quick(measured) if name == "quick" else standard(measured, cuda))
     if only:
-        cases += on_request(measured, cuda)
+        cases += [*on_request(measured, cuda), *against_eager(networks or (*SHIPPED, *FOREIGN))]
     unique: dict[Key, Case] = {}
     default = ("bfloat16", "float32") if cuda else ("float32",)
     for dtype, count, case in itertools.product(dtypes or default, threads or (1,), cases):
@@ -115,7 +123,7 @@ def plan(
         asked = ", ".join(map(repr, (*networks, *batches, *only, *dtypes)))
         there = ", ".join(dict.fromkeys(case.kind for case in unique.values() if case.kind not in ON_REQUEST))
         raise InputError(
-            f"the {name} plan has no case for {asked}; its kinds: {there or 'none in that dtype'}; on request: "
+            f"the {name} plan has no case for {asked}; its kinds: {there or 'none'}; on request: "
             f"{', '.join(ON_REQUEST)}; --list without these options prints the cases"
         )
     return kept

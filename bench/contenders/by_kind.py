@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from fastdiff.bench.case import Case, Kind
 from fastdiff.bench.contender import Contender
 from fastdiff.bench.contenders import (
+    against_eager,
     cold_starts,
     denoise_steps,
     evaluations,
@@ -26,4 +27,5 @@ CONTENDERS: dict[Kind, Callable[[Case, bool], Iterable[Contender]]] = {
     Kind.OPERATOR: operators.contenders,
     Kind.PROFILE: profiles.contenders,
     Kind.LOOP: exported_loops.contenders,
+    Kind.EAGER: against_eager.contenders,
 }

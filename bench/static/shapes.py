@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +45,7 @@ class _AsOnAGpu(TorchFunctionMode):
             if args[0].element_size() == 2:
                 return torch.ops.aten._scaled_dot_product_flash_attention(*args[:3])[0]
             return torch.ops.aten._scaled_dot_product_efficient_attention(*args[:3], None, False)[0]
-        if func not in _CONVOLUTIONS:
+        if func not in _CONVOLUTIONS or args[0].ndim != 4:
             return func(*args, **(kwargs or {}))
         return _ChannelsLast.apply(func(_ChannelsLast.apply(args[0]), *args[1:], **(kwargs or {})))
 
@@ -54,8 +53,9 @@ class _AsOnAGpu(TorchFunctionMode):
 def on_meta(network: Network, dtype: torch.dtype) -> nn.Module:
     """The module on meta tensors, as it is."""
     with torch.device(META):
-        module: Any = network.make()
-    return module.to(dtype=dtype, memory_format=torch.channels_last)
+        module = network.make()
+    # Not the module's own `to`: diffusers' networks warn in it.
+    return nn.Module.to(module, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def evaluate(module: nn.Module, shape: tuple[int, ...], batch: int, dtype: torch.dtype, train: bool = False) -> None:

@@ -55,7 +55,9 @@ class Bench(Group):
     multiple=True,
     metavar="NAME",
     help="A28@28, the Annotated U-Net of dim 28 on 28x28 pixels (fashion-mnist), and B@16, the course's ContextUnet on "
-    "16x16 (sprites), are measured unless others are named: A28@32, A28@64, A64@28, A64@32, A64@64; repeatable.",
+    "16x16 (sprites), are measured unless others are named: A28@32, A28@64, A64@28, A64@32, A64@64; and, against eager "
+    "alone, unet2d@32, ddpm-cifar10@32 (diffusers), lucidrains@32 (denoising-diffusion-pytorch), guided@32 and edm@32 "
+    "(in the style of guided-diffusion and EDM); repeatable.",
 )
 @click.option("--batch", multiple=True, type=int, help="Only cases of this batch; repeatable.")
 @click.option("--dtype", multiple=True, help=f"{', '.join(DTYPES)}.  [default: float32; CUDA: bfloat16 too]")
@@ -100,6 +102,7 @@ def bench(
     fastdiff bench --only operator                  each operator alone
     fastdiff bench --only profile                   an evaluation's kernels by time
     fastdiff bench --only "exported loop"           sampler.onnx against its network
+    fastdiff bench --only "against eager"           foreign networks too, against plain PyTorch
 
     \b
     reference              the published network and loop, eager float32, as the tutorials run them

@@ -17,6 +17,8 @@ from fastdiff.bench.contender import Role, Status
 from fastdiff.bench.contenders import evaluations, exports, samplings
 from fastdiff.bench.contenders.by_kind import CONTENDERS
 from fastdiff.bench.peers import others, predictors
+from fastdiff.bench.peers.edm import SongUNet
+from fastdiff.bench.peers.guided import UNetModel
 from fastdiff.bench.peers.reference import CourseLoop
 from fastdiff.engine.forms import FORMS
 
@@ -66,6 +68,7 @@ EXPECTED = {
     Kind.EVALUATION: [*PLAIN, *ours(), *OTHERS],
     Kind.SAMPLING: [*PLAIN, DIFFUSERS, *ours(), *OTHERS],
     Kind.TRAINING: ["reference", "eager, tuned", "torch.compile", "fastdiff"],
+    Kind.EAGER: ["fastdiff, eager", "fastdiff"],
 }
 CASES = [
     *(case(Kind.STEP, network, what) for network in ("A28@28", "B@16") for what in ("ddim", "ddpm")),
@@ -75,6 +78,7 @@ CASES = [
     case(Kind.SAMPLING, "B@16", "ddpm_large 25"),
     case(Kind.TRAINING, "A28@28", batch=3),
     case(Kind.TRAINING, "B@16", batch=6),
+    *(case(Kind.EAGER, network, "ddim 5") for network in ("A28@28", "B@16")),
 ]
 
 
@@ -95,7 +99,7 @@ def test_every_contender_agrees_with_the_reference(case, stubbed, keep_only):
             assert "parity" not in row and row["parameters"] == 1000 and row["gflop_of_an_image"] == 0
             continue
         assert row["parity"] <= row["bound"] == parity.BOUNDS[case.kind] and row["share_of_limit"] > 0
-        assert ("images_per_second" in row) == (case.kind in (Kind.SAMPLING, Kind.TRAINING))
+        assert ("images_per_second" in row) == (case.kind in (Kind.SAMPLING, Kind.TRAINING, Kind.EAGER))
     assert rows[0]["parity"] == 0 and rows[0]["ratio"] == [1, 1, 1]
     # The others compute by another path: equality to the bit would mean that the reference was compared with itself.
     assert case.kind == Kind.TRAINING or 0 < by_name(rows)["fastdiff"]["parity"]
@@ -186,6 +190,23 @@ def test_what_is_missing_says_how_to_install_it(stubbed, monkeypatch):
     assert notes(rows) == {name: text for name, text in install.items() if name != DIFFUSERS}
     assert notes(measured(case(Kind.SAMPLING, what="ddim 5"))) == install
     assert notes(measured(case(Kind.STEP, what="ddim"))) == {DIFFUSERS: install[DIFFUSERS]}
+
+
+@pytest.mark.parametrize(
+    "network, package, said",
+    [
+        ("unet2d@32", "diffusers", "diffusers is not installed; pip install diffusers"),
+        ("lucidrains@32", "denoising_diffusion_pytorch", others.LUCIDRAINS),
+    ],
+)
+def test_a_foreign_network_without_its_package_is_a_row_that_says_so(network, package, said, monkeypatch):
+    for loaded in [loaded for loaded in sys.modules if loaded.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(networks, "load", networks.load.__wrapped__)  # one that was made before would do
+    rows = measured(case(Kind.EAGER, network, "ddim 5"))
+    assert [(row["status"], row["reason"]) for row in rows] == [(Status.MISSING, said[:120])] * 2
+    assert session.refused({"rows": rows}) == []
 
 
 def test_an_export_without_onnxruntime_says_how_to_install_it(stubbed, monkeypatch):
@@ -303,6 +324,7 @@ def test_the_networks_by_name():
     again = networks.load.__wrapped__("A28@32")
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(made.network.parameters(), again.network.parameters(), strict=True))
+    assert {type(networks.load(name).network) for name in ("guided@32", "edm@32")} == {UNetModel, SongUNet}
     for name in ("A28", "A28@29", "C@16", "", "A28@28 "):
         with pytest.raises(InputError, match="accepted: A28@28, .*B@16"):
             networks.load(name)

@@ -1,5 +1,6 @@
 """Operations, bytes and launches counted from shapes, against hand counts."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastdiff.bench.networks import NETWORKS, Network
+from fastdiff.bench.networks import FOREIGN, NETWORKS, Network
+from fastdiff.bench.peers import others
+from fastdiff.bench.peers.guided import UNetModel
+from fastdiff.bench.static.shapes import on_meta
 from fastdiff.bench.static.traffic import (
     count_flop,
     launches_table,
@@ -140,3 +144,21 @@ def test_the_committed_cost_of_noise_follows_from_the_committed_table():
     ]
     assert rows and f"too much shared memory.{noise_cost(rows)}\n" in text
     assert "noise in denoise_step: sm_80 49 to 54" in noise_cost(rows)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_networks_are_counted_on_meta_tensors(name):
+    """More than the last convolution, 3x3 from 64 channels or more to 3, less than every weight on every pixel."""
+    network = FOREIGN[name]
+    for package in network.needs:  # which may not be importable as it is
+        if find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+    parameters = others.count(on_meta(network, torch.float32))
+    assert 2 * 9 * 64 * 3 * 32 * 32 < network_flop(network, batch=2) / 2 < 2 * parameters * 32 * 32
+    assert 6_000_000 < parameters < 10_000_000 or (name, parameters) == ("ddpm-cifar10@32", 35_746_307)  # as published
+
+
+def test_a_network_with_convolutions_over_sequences_is_recorded_on_meta_tensors():
+    network = Network(lambda: UNetModel(3, 8, 1, (2,), (1, 2), num_head_channels=4), (3, 16, 16))
+    plain, fused = (network_traffic(network, torch.bfloat16, fused, batch=2) for fused in (False, True))
+    assert 0 < fused.total < plain.total

@@ -3,7 +3,9 @@
 import pytest
 
 from fastdiff.bench.case import Kind
+from fastdiff.bench.networks import FOREIGN
 from fastdiff.bench.plans import ON_REQUEST, plan
+from fastdiff.errors import InputError
 
 
 def test_the_quick_plan():
@@ -53,6 +55,21 @@ def test_networks_that_are_named_are_measured_in_place_of_the_shipped_ones():
     assert {case.network for case in cases} == {"A64@64", "B@16"}
     mine = [case for case in cases if case.network == "A64@64"]
     assert {case.kind for case in mine} == set(Kind) - {*ON_REQUEST, Kind.COLD}  # it does not ship
+
+
+def test_foreign_networks_are_measured_against_eager_alone():
+    cases = plan("standard", "cpu", only=("against eager",))
+    assert {case.kind for case in cases} == {Kind.EAGER} and {case.dtype for case in cases} == {"float32"}
+    found = {name: [case.batch for case in cases if case.network == name] for name in ("A28@28", "B@16", *FOREIGN)}
+    assert found == {name: [1, 8] if name in FOREIGN else [1, 4, 16] for name in found}
+    assert len(cases) == sum(map(len, found.values()))
+    some = plan("standard", "cpu", networks=("edm@32", "A64@28"), only=("against eager",))
+    assert {case.network for case in some} == {"edm@32", "A64@28"}
+    whole = plan("standard", "cpu", networks=("edm@32", "A64@28"), only=("evaluation", "operator", "profile"))
+    assert {case.network for case in whole} == {"A64@28"}
+    for name in ("quick", "standard"):
+        with pytest.raises(InputError, match="no case for 'edm@32'; its kinds: none; on request: .*against eager"):
+            plan(name, "cpu", networks=("edm@32",))
 
 
 def test_batches_narrow_threads_and_dtypes_multiply():
