@@ -1,15 +1,19 @@
 """Networks in the code of others: captured without a warning, their images are those of the network as it is."""
 
+import dataclasses
 import warnings
 from importlib.util import find_spec
 
 import pytest
 import torch
 
-from fastdiff import Model, make_schedule, sample
+from fastdiff import Engine, Model, make_schedule, sample
 from fastdiff.bench.peers import others
 from fastdiff.bench.peers.edm import AttentionOp, SongUNet
 from fastdiff.bench.peers.guided import UNetModel
+from fastdiff.engine import engine as engine_module
+from fastdiff.engine import evaluation
+from fastdiff.engine.forms import FORMS
 from fastdiff.kernels.cpu import compiled
 
 needs_compiler = pytest.mark.skipif(compiled.build_error() is not None, reason=str(compiled.build_error()))
@@ -65,6 +69,19 @@ def test_the_captured_form_makes_the_networks_own_images(name, time, randomised,
     assert images.shape == (3, 3, 16, 16) and not torch.equal(images, own)  # else both were the same path
     assert rel(images, own) < 1e-5  # float32 roundings, over four evaluations
     assert all(torch.equal(value, before[key]) for key, value in model.network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_captured_step_makes_the_networks_own_images(pool, cuda, name, randomised, rel, monkeypatch):
+    """The rewritten graph, by the stand-in for CUDA graphs, which sees no work in C; noise and the last x0 are used."""
+    form = dataclasses.replace(FORMS["cpu"], captured=True)
+    monkeypatch.setattr(engine_module, "choose_form", lambda name, *more: FORMS[name] if name else form)
+    monkeypatch.setattr(evaluation, "_in_c", lambda given: False)
+    model = Model(randomised(NETWORKS[name]()), make_schedule("linear", 50), image_shape=(3, 16, 16))
+    engine = Engine(model, model.table("dpmpp_2m_sde", 4), batch_size=2, device="cpu")
+    images = engine.sample(3, seed=1)
+    own = sample(model, 3, "dpmpp_2m_sde", steps=4, seed=1, device="cpu", form="eager")
+    assert cuda.captures == 1 and cuda.replays >= 8 and rel(images, own) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["guided", "edm"])
