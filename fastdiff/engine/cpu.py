@@ -29,6 +29,7 @@ def lowered(graph: Graph) -> dict[Node, Call]:
     """
     ways = {
         ours.group_norm.default: _norm,
+        ours.channel_norm.default: _channel_norm,
         position_norm: lambda graph, node: (of_positions.position_norm, node.args),
         convolution: _convolution,
         aten.convolution.default: _along_a_line,
@@ -52,6 +53,11 @@ def _norm(graph: Graph, node: Node) -> Call | None:
     if not plain or x.meta["shape"][1] < compiled.vector_width():
         return None
     return operators.group_norm, (x, groups, weight, bias, eps, after)
+
+
+def _channel_norm(graph: Graph, node: Node) -> Call:
+    x, gain, residual, eps = arguments(node)
+    return of_positions.position_norm, (x, gain, None, eps, True, None, residual)
 
 
 def _convolution(graph: Graph, node: Node) -> Call | None:

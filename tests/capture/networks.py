@@ -66,7 +66,7 @@ def graph_of(network: Callable[..., Tensor], example: Example, dtype: torch.dtyp
 class Captured:
     """The three graphs of a network as functions: rows of the time, then the context, then steps."""
 
-    def __init__(self, parts: Split, step_passes: Sequence[Pass]) -> None:
+    def __init__(self, parts: Split, step_passes: Sequence[Pass] = ()) -> None:
         self.parts, self.step_passes = parts, step_passes
 
     def step(self, inputs: dict[str, Tensor], rows: Tensor, row: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 
 from fastdiff.capture.batch import at_batch
 from fastdiff.capture.passes.affine import join_affine
+from fastdiff.capture.passes.linear_attention import fuse_linear_attention
 from fastdiff.capture.passes.norms import fuse_norms
 from fastdiff.capture.passes.position_norms import fuse_position_norms
 from fastdiff.capture.passes.simplify import simplify
@@ -173,6 +174,52 @@ def test_what_only_looks_like_attention_stays(networks, kind):
     assert aten.scaled_dot_product_attention.default not in case.targets() and case.error() < 1e-6
 
 
+def linear(q, k, v, kind):
+    """Linear attention of (B, H, D, N), as networks write it → (B, H, D, N)."""
+    d, n = q.shape[-2:]
+    if kind == "the context scaled":
+        context = (k.softmax(dim=-1) @ v.transpose(-1, -2)) * d**-0.5
+        return context.transpose(-1, -2) @ q.softmax(dim=-2)
+    q, k = q.softmax(dim=-2) * d**-0.5, k.softmax(dim=-1)
+    v = v / n if kind == "divided" else v
+    if kind == "values first":
+        return torch.einsum("bhen,bhdn->bhed", v, k) @ q
+    return torch.einsum("bhde,bhdn->bhen", torch.einsum("bhdn,bhen->bhde", k, v), q)
+
+
+def thirds(function):
+    """A network of a picture of 24 channels, q, k and v of two heads → (B, 8, H, W)."""
+
+    def call(x, t):
+        q, k, v = (one.reshape(len(x), 2, 4, -1) for one in torch.cat((x, x.sin(), x * 2), dim=1).chunk(3, dim=1))
+        return function(q, k, v).reshape(x.shape)
+
+    return call
+
+
+@pytest.mark.parametrize("kind", ["plain", "divided", "the context scaled", "values first"])
+def test_linear_attention_in_two_products_is_one_operator(networks, kind):
+    case = Case(networks, thirds(lambda *qkv: linear(*qkv, kind)), (8, 3, 5), fuse_linear_attention)
+    assert ours.linear_attention.default in case.targets() and aten.bmm.default not in case.targets()
+    assert case.error() < 1e-6
+
+
+NOT_LINEAR = {
+    "another scale": lambda q, k, v: linear(q, k, v * 1.5, "plain"),
+    "keys over channels": lambda q, k, v: (k.softmax(-2) @ v.mT).mT @ q.softmax(-2) / 2,
+    "the context not transposed": lambda q, k, v: (k.softmax(-1) @ v.mT) @ q.softmax(-2) / 2,
+    "values as keys": lambda q, k, v: (v.softmax(-1) @ k.mT).mT @ q.softmax(-2) / 2,
+    "the queries twice": lambda q, k, v: linear(q, k, v, "plain") + q,
+    "heads exchanged": lambda q, k, v: linear(q, k, v, "plain").flip(1),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_LINEAR)
+def test_what_only_looks_like_linear_attention_stays(networks, kind):
+    case = Case(networks, thirds(NOT_LINEAR[kind]), (8, 3, 5), fuse_linear_attention)
+    assert ours.linear_attention.default not in case.targets() and case.error() < 1e-6
+
+
 def variance(x):
     return x.var(dim=1, unbiased=False, keepdim=True)
 
@@ -183,6 +230,10 @@ NORMS = {
     "rsqrt": lambda x: (x - x.mean(dim=1, keepdim=True)) * (variance(x) + 1e-5).rsqrt(),
     "rsqrt first": lambda x: torch.rsqrt(variance(x) + 1e-5) * (x - x.mean(1, keepdim=True)),
     "sqrt": lambda x: (x - x.mean(dim=1, keepdim=True)) / (variance(x) + 1e-4).sqrt(),
+    "mean of squares": lambda x: (
+        (x - x.mean(1, keepdim=True)) / (((x - x.mean(1, True)) ** 2).mean(1, True) + 1e-5).sqrt()
+    ),
+    "mean of products": lambda x: (x - x.mean(1, True)) / ((x - x.mean(1, True)).square().mean(1, True) + 1e-5).sqrt(),
     "var_mean": lambda x: (x - torch.var_mean(x, 1, correction=0, keepdim=True)[1]) / torch.sqrt(variance(x) + 1e-5),
     "of ours": lambda x: channel_norm.channel_norm(x, torch.ones(1, x.shape[1], 1, 1, dtype=x.dtype)),
 }
@@ -198,10 +249,13 @@ def test_a_norm_over_channels_that_is_written_out_is_one_operator(networks, kind
         y = y * row(t, 8).to(x.dtype) + row(t, 8, 3.0).to(x.dtype) if modulated else y
         return F.silu(y) + x if modulated else y
 
-    case = Case(networks, call, (8, 3, 4), fuse_position_norms)
-    assert case.targets().count(position_norm) == 1 and case.error() < 2e-6
+    case = Case(networks, call, (8, 3, 4), lambda graph: fuse_position_norms(graph, any_norm=True))
+    assert case.error() < 2e-6
     if kind != "of ours":
-        assert case.targets() == [position_norm]
+        one = ours.channel_norm.default if "normalize" not in kind and not modulated else position_norm
+        assert case.targets() == [one]
+    without = Case(networks, call, (8, 3, 4), lambda graph: fuse_position_norms(graph, any_norm=False))
+    assert position_norm not in without.targets() and without.error() < 2e-6
 
 
 NOT_NORMS = {
@@ -209,11 +263,14 @@ NOT_NORMS = {
     "unbiased": lambda x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt(),
     "another's mean": lambda x: (x - x.sin().mean(1, keepdim=True)) / (variance(x) + 1e-5).sqrt(),
     "another's length": lambda x: x / x.sin().norm(dim=1, keepdim=True).clamp_min(1e-5),
+    "another's squares": lambda x: (
+        (x - x.mean(1, True)) / ((x.sin() - x.mean(1, True)).square().mean(1, True) + 1).sqrt()
+    ),
     "another norm": lambda x: F.normalize(x, p=1, dim=1),
 }
 
 
 @pytest.mark.parametrize("kind", NOT_NORMS)
 def test_what_only_looks_like_a_norm_over_channels_stays(networks, kind):
-    case = Case(networks, lambda x, t: NOT_NORMS[kind](x), (8, 3, 4), fuse_position_norms)
-    assert position_norm not in case.targets() and case.error() < 1e-6
+    case = Case(networks, lambda x, t: NOT_NORMS[kind](x), (8, 3, 4), lambda g: fuse_position_norms(g, any_norm=True))
+    assert not {position_norm, ours.channel_norm.default} & set(case.targets()) and case.error() < 1e-6

@@ -12,6 +12,7 @@ from fastdiff.capture.passes.affine import join_affine
 from fastdiff.capture.passes.attention import fold_linear_attention
 from fastdiff.capture.passes.batch_norm import fold_batch_norm
 from fastdiff.capture.passes.convolutions import fuse_convolutions
+from fastdiff.capture.passes.linear_attention import fuse_linear_attention
 from fastdiff.capture.passes.norms import fuse_norms
 from fastdiff.capture.passes.position_norms import fuse_position_norms
 from fastdiff.capture.passes.simplify import simplify
@@ -28,8 +29,9 @@ BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
 PASSES = {
     "passes": (simplify, fold_batch_norm, join_affine, fold_constants),
     "step_passes": (
+        fuse_linear_attention,
         lambda graph: fold_linear_attention(graph, lambda channels, width: True),
-        fuse_position_norms,
+        lambda graph: fuse_position_norms(graph, any_norm=True),
         fuse_softmax_attention,
         fuse_norms,
         fuse_convolutions,
