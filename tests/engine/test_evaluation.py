@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastdiff import AnnotatedUnet, ContextUnet, Model, make_schedule, sample
+from fastdiff.bench.peers.reference import AnnotatedReference, ContextReference
 from fastdiff.engine import cpu, evaluation
 from fastdiff.engine.evaluation import Given, Network, captured, evaluated
 from fastdiff.kernels.cpu import compiled
@@ -20,25 +21,30 @@ def given(shape, batch=3, width=None, dtype=torch.float32, integer=True):
     return Given(batch, shape, width, times, CPU, dtype)
 
 
+OF_A = {"winograd": 26, "depthwise": 13, "attention_block": 5, "group_norm": 1}
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     "make, expected",
     [
-        (lambda: AnnotatedUnet(28), {"winograd": 26, "depthwise": 13, "attention_block": 5, "group_norm": 1}),
+        (lambda: AnnotatedUnet(28), OF_A),
+        (lambda: AnnotatedReference(28), OF_A),
         (lambda: AnnotatedUnet(16, edition="mindspore"), {"attention_block": 5}),
         (
             lambda: AnnotatedUnet(32, edition="hf-2022", block="resnet"),
             {"winograd": 26, "attention_block": 5, "group_norm": 32},
         ),
         (lambda: ContextUnet(3, 32, 5, 16, shortcut=True), {"winograd": 18, "group_norm": 2}),
+        (lambda: ContextReference(3, 32, 5, 16, shortcut="trained"), {"winograd": 18, "group_norm": 2}),
         (lambda: ContextUnet(1, 8, 3, 28), {}),
     ],
 )
-def test_networks_of_ours_run_by_the_c_kernels(make, expected, randomised, rel, monkeypatch):
+def test_our_networks_and_those_that_were_published_run_by_the_c_kernels(make, expected, randomised, rel, monkeypatch):
     network = randomised(make()).eval()
-    size = 16 if isinstance(network, AnnotatedUnet) else network.height
-    shape = (getattr(network, "channels", None) or network.in_channels, size, size)
-    integer = isinstance(network, AnnotatedUnet)
+    integer = isinstance(network, (AnnotatedUnet, AnnotatedReference))
+    size = getattr(network, "height", 16)
+    shape = (1 if integer else getattr(network, "in_channels", 3), size, size)
     calls = Counter()
     for module, names in (
         (cpu.operators, ("winograd", "depthwise", "group_norm")),
