@@ -30,13 +30,21 @@ INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 /* The first n entries; the rest of the vector is 0 when loaded, and is not stored. */
 INLINE vf load_some(const float *p, int n) {
     if (n == VL) return load(p);
+#if defined(__AVX512F__)
+    return (vf)_mm512_maskz_loadu_ps((__mmask16)((1 << n) - 1), p);
+#else
     vf v = {0};
     for (int i = 0; i < n; i++) v[i] = p[i];
     return v;
+#endif
 }
 INLINE void store_some(float *p, vf v, int n) {
     if (n == VL) return store(p, v);
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(p, (__mmask16)((1 << n) - 1), (__m512)v);
+#else
     for (int i = 0; i < n; i++) p[i] = v[i];
+#endif
 }
 INLINE vf all(float x) { return x - (vf){0}; }
 
