@@ -217,4 +217,4 @@ def _is_built_in(value: Any) -> bool:
 def _adds_no_state(kind: type, base: type) -> bool:
     """Whether all that an object of a class has besides what it has of a base is in its __dict__."""
     slots = any(vars(one).get("__slots__") for one in kind.__mro__ if one is not base)
-    return not slots and kind.__basicsize__ - base.__basicsize__ <= _POINTERS
+    return not slots and kind.__basicsize__ - base.__basicsize__ <= (_POINTERS if kind.__dictoffset__ else 0)

@@ -47,7 +47,7 @@ class Kept:
                 self._last.popitem(last=False)
 
     def own(self, network: Network) -> Network:
-        """The network, which is then never kept, or a copy if others may have it: for evaluations that may leave state."""
+        """The network, never to be kept, or a copy of a kept one: to run the code of, which may leave a state."""
         with self._lock:
             if network.key is not None and self._used.get(network.key) is network:
                 return Network(network.module, network.device, network.dtype)
