@@ -36,8 +36,8 @@ def content_of(network: nn.Module) -> Content | None:
 
     Content is what the network and its modules hold (tensors, numbers, names, hooks, modes, and lists, dicts and
     objects of such; which of them are one and the same), their classes' functions, and what those name outside of
-    themselves, such as a function or a number of their file. There is no key where something has state that Python
-    does not show, such as a generator of random numbers.
+    themselves: a function or a number of their file, `settings.gain`. It cannot be told where something has state that
+    Python does not show, such as a generator of random numbers.
     """
     walk = _Walk()
     try:
@@ -186,7 +186,7 @@ class _Walk:
 
     def _function(self, value: types.FunctionType, each: Callable[[Any], None]) -> None:
         self._itself(value.__code__)
-        if value.__module__ is not None and value.__module__.split(".")[0] in ("torch", "numpy"):
+        if _of_torch(value):
             return
         each((value.__defaults__, value.__kwdefaults__))
         for cell in value.__closure__ or ():
@@ -194,10 +194,20 @@ class _Walk:
                 each(cell.cell_contents)
             except ValueError:
                 continue  # an empty cell has no contents
-        for name in _names(value.__code__):
+        names = _names(value.__code__)
+        for name in names:
             if name in value.__globals__:
                 self.words.append(name)
                 self.name(value.__globals__[name])
+                self._reached(value.__globals__[name], names)
+
+    def _reached(self, owner: Any, names: tuple[str, ...]) -> None:
+        """What a function may read of a module, a class or an object that it names: settings.gain, helpers.embed."""
+        if not _of_torch(owner):
+            for name in names:
+                if name in getattr(owner, "__dict__", ()):
+                    self.words.append(name)
+                    self.name(vars(owner)[name])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -205,6 +215,12 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
     """What a function and the functions in it look up by name."""
     inner = (one for one in code.co_consts if isinstance(one, types.CodeType))
     return tuple(dict.fromkeys((*code.co_names, *(name for one in inner for name in _names(one)))))
+
+
+def _of_torch(value: Any) -> bool:
+    """Whether it is, or comes from, a module of torch or NumPy, which stay as they are."""
+    place = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+    return str(place).partition(".")[0] in ("torch", "numpy")
 
 
 def _is_built_in(value: Any) -> bool:

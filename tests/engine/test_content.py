@@ -24,8 +24,16 @@ from fastdiff.engine.content import content_of
 GAIN = 2.0
 
 
+class Shared:
+    gain = 1.0
+
+
+SETTINGS, MODULE = types.SimpleNamespace(gain=1.0), types.ModuleType("settings")
+MODULE.gain = 1.0
+
+
 def helper(x):
-    return GAIN * x
+    return GAIN * x * SETTINGS.gain * Shared.gain * MODULE.gain
 
 
 class Mode(enum.Enum):
@@ -183,6 +191,14 @@ def test_a_change_of_what_functions_name_is_seen(name, value, monkeypatch):
     net = made()
     before = content_of(net)
     monkeypatch.setitem(globals(), name, value)
+    assert content_of(net) != before
+
+
+@pytest.mark.parametrize("owner", [SETTINGS, Shared, MODULE], ids=["object", "class", "module"])
+def test_a_change_of_what_functions_read_elsewhere_is_seen(owner, monkeypatch):
+    net = made()
+    before = content_of(net)
+    monkeypatch.setattr(owner, "gain", 3.0)
     assert content_of(net) != before
 
 
