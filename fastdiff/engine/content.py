@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import sys
 import types
 import weakref
 from collections import OrderedDict
@@ -76,6 +77,7 @@ _TENSORS = {Tensor, nn.Parameter, nn.Buffer}
 _NAMED = (type, enum.Enum, types.ModuleType, torch._ops.OpOverload, torch._ops.OpOverloadPacket, np.ufunc)
 _HOOKS = {name for name, value in vars(nn.Module()).items() if isinstance(value, dict)}
 _CALLS = {"__call__", "__getattr__", "__getattribute__"}
+_LIBRARIES = {"torch", "numpy", *sys.stdlib_module_names}
 _POINTERS = nn.Module.__basicsize__ - object.__basicsize__  # what a class in Python adds, for __dict__ and weakrefs
 
 
@@ -186,7 +188,7 @@ class _Walk:
 
     def _function(self, value: types.FunctionType, each: Callable[[Any], None]) -> None:
         self._itself(value.__code__)
-        if _of_torch(value):
+        if _of_a_library(value):
             return
         each((value.__defaults__, value.__kwdefaults__))
         for cell in value.__closure__ or ():
@@ -203,7 +205,7 @@ class _Walk:
 
     def _reached(self, owner: Any, names: tuple[str, ...]) -> None:
         """What a function may read of a module, a class or an object that it names: settings.gain, helpers.embed."""
-        if not _of_torch(owner):
+        if not _of_a_library(owner):
             for name in names:
                 if name in getattr(owner, "__dict__", ()):
                     self.words.append(name)
@@ -217,10 +219,10 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*code.co_names, *(name for one in inner for name in _names(one)))))
 
 
-def _of_torch(value: Any) -> bool:
-    """Whether it is, or comes from, a module of torch or NumPy, which stay as they are."""
+def _of_a_library(value: Any) -> bool:
+    """Whether it is, or comes from, a module of torch, NumPy or Python, which are taken to stay as they are."""
     place = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-    return str(place).partition(".")[0] in ("torch", "numpy")
+    return str(place).partition(".")[0] in _LIBRARIES
 
 
 def _is_built_in(value: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.kernels.cpu.compiled import library, vector_width
@@ -112,10 +113,10 @@ def winograd_weight(weight: Tensor, m: int) -> Tensor:
     """
     o, c = weight.shape[:2]
     g, width = torch.tensor(_G[m], dtype=torch.float64, device="cpu"), vector_width()
-    full = torch.zeros((m + 2) ** 2, c, -(-o // width) * width, dtype=torch.float32, device="cpu")
-    flat = weight.detach().double().permute(2, 3, 1, 0).reshape(9, c * o)
-    full[:, :, :o] = (torch.kron(g, g) @ flat).view(-1, c, o)  # G w G^T, row by row
-    return torch.cat([panel.flatten(1) for panel in full.split(2 * width, dim=2)], dim=1)
+    square = torch.kron(g, g)  # times w's nine numbers: G w G^T, row by row
+    panels = weight.detach().permute(2, 3, 1, 0).reshape(9, c, o).split(2 * width, dim=2)
+    whole = (F.pad(panel, (0, -panel.shape[2] % width)).flatten(1) for panel in panels)
+    return torch.cat([(square @ panel.double()).float() for panel in whole], dim=1)
 
 
 def winograd(
