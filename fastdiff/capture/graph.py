@@ -95,7 +95,7 @@ def described(node: fx.Node, shape: Any, dtype: Any) -> fx.Node:
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     """A node's argument with the function applied to everything in its lists, tuples and dicts."""
     if isinstance(value, (list, tuple)):
-        return type(value)(mapped(one, function) for one in value)
+        return type(value)([mapped(one, function) for one in value])
     if isinstance(value, dict):
         return {name: mapped(one, function) for name, one in value.items()}
     return function(value)
