@@ -36,6 +36,7 @@ _NAMES = {
     "load_data": "data.load",
     "make_schedule": "samplers.schedule",
     "make_table": "samplers.samplers",
+    "release": "engine.kept",
     "sample": "sampling",
     "save": "checkpoints.save",
     "save_gif": "images",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from fastdiff.checkpoints.save import save as save
     from fastdiff.data.load import load_data as load_data
     from fastdiff.engine.engine import Engine as Engine
+    from fastdiff.engine.kept import release as release
     from fastdiff.engine.noise import PhiloxNoise as PhiloxNoise
     from fastdiff.errors import InputError as InputError
     from fastdiff.images import grid as grid

@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
 
 from fastdiff.engine import engine, graphs
 from fastdiff.engine.forms import FORMS
+from fastdiff.engine.kept import release
 from fastdiff.engine.numerics import fixed_numerics
 from fastdiff.kernels.dispatch import recording, using
 
@@ -27,6 +28,14 @@ settings.load_profile("fastdiff")
 def _seed():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept():
+    """A test may replace what prepares networks, so it finds none prepared, and leaves none."""
+    release()
+    yield
+    release()
 
 
 def relative_error(value, reference) -> float:

@@ -56,7 +56,9 @@ class Graph:
 
     def tidy(self) -> None:
         """Drop what is not used."""
-        self.nodes.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        for node in reversed(self.nodes.nodes):  # fx's own way checks the whole graph first
+            if not node.users and node.op not in ("placeholder", "output"):
+                self.nodes.erase_node(node)
         used = {node.target for node in self.nodes.nodes if node.op == "get_attr"}
         self.constants = {name: value for name, value in self.constants.items() if name in used}
         self.exact = {name: value for name, value in self.exact.items() if name in used}
@@ -93,7 +95,7 @@ def described(node: fx.Node, shape: Any, dtype: Any) -> fx.Node:
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     """A node's argument with the function applied to everything in its lists, tuples and dicts."""
     if isinstance(value, (list, tuple)):
-        return type(value)(mapped(one, function) for one in value)
+        return type(value)([mapped(one, function) for one in value])
     if isinstance(value, dict):
         return {name: mapped(one, function) for name, one in value.items()}
     return function(value)

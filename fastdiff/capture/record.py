@@ -10,6 +10,7 @@ than sampling an image.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
-from fastdiff.capture.graph import Graph, described
+from fastdiff.capture.graph import Graph, described, mapped
 from fastdiff.capture.refusal import NotRecordableError, users_line
 from fastdiff.capture.views import VIEWS_IN_PLACE, View, scattered
 
@@ -111,9 +111,10 @@ class _Recorder(TorchDispatchMode):
             with self:
                 return function._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         self._check(function, args)
-        if any(one.alias_info and one.alias_info.is_write for one in function._schema.arguments):
+        if _writes(function):
             return self._write(function, args, kwargs)
-        out = function(*args, **kwargs)
+        sizes_alone = function is aten.convolution.default and self._is_input(args[0])
+        out = _repeated(*args) if sizes_alone else function(*args, **kwargs)
         if function is aten.lift_fresh.default:  # torch.tensor(...): what it returns is a tensor of its own, which may
             self._learn(out, self._call(aten.clone.default, (self._constant(out, out.clone()),), {}))  # be written to
         else:
@@ -169,8 +170,7 @@ class _Recorder(TorchDispatchMode):
             raise self._refusal(f"{function} returns lists of tensors")
         if _from_inputs(node) and not any(isinstance(part, Tensor) for part in parts):
             raise self._read(function)
-        aliased = [one.alias_info is not None for one in function._schema.arguments]
-        viewed = next((arg for arg, alias in zip(args, aliased, strict=False) if alias), None)
+        viewed = next((arg for arg, alias in zip(args, _aliased(function), strict=False) if alias), None)
         for place, part in enumerate(parts):
             if isinstance(part, Tensor):
                 self._learn(part, self._getitem(node, place) if several else node)
@@ -178,7 +178,7 @@ class _Recorder(TorchDispatchMode):
                     self.views[id(part)] = View(viewed, function, args, kwargs, place if several else None)
 
     def _call(self, function: Any, args: tuple, kwargs: dict) -> fx.Node:
-        node = self.nodes.call_function(function, tree_map(self.node_of, args), tree_map(self.node_of, kwargs))
+        node = self.nodes.call_function(function, mapped(args, self.node_of), mapped(kwargs, self.node_of))
         node.meta.update(inputs=any(map(_from_inputs, node.all_input_nodes)), line=users_line())
         return node
 
@@ -271,11 +271,28 @@ class _Recorder(TorchDispatchMode):
         return error
 
 
+@functools.cache
 def _is_composite(function: Any) -> bool:
     """Whether an ATen operation is composed of others. Another library's is one node however it is composed."""
     return function.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
         function.name(), "CompositeImplicitAutograd"
     )
+
+
+def _repeated(x: Tensor, *args: Any) -> Tensor:
+    """The first sample's convolution for each sample: a recording has no values of results, and those take the time."""
+    return torch.cat([aten.convolution.default(x[:1], *args)] * len(x))
+
+
+@functools.cache
+def _writes(function: Any) -> bool:
+    return any(one.alias_info and one.alias_info.is_write for one in function._schema.arguments)
+
+
+@functools.cache
+def _aliased(function: Any) -> tuple[bool, ...]:
+    """For each argument whether results share its memory."""
+    return tuple(one.alias_info is not None for one in function._schema.arguments)
 
 
 def _in_full(function: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

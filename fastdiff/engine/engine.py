@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdiff.engine import graphs
 from fastdiff.engine.ahead import compile_kernels
-from fastdiff.engine.evaluation import Given, Network
+from fastdiff.engine.evaluation import Given
 from fastdiff.engine.forms import Form, choose_form
 from fastdiff.engine.graphs import CapturedStep
 from fastdiff.engine.noise import NoiseSource, draw
@@ -89,7 +89,7 @@ class Engine:
         self.form: Form = choose_form(form, self.device, self.dtype)
         self.notes: list[str] = []  # events for a manifest, such as a smaller batch
         with self._settings():
-            self.network = Network(model.network, self.device, self.dtype)
+            self.network = self.form.network(model.network, self.device, self.dtype)
             # The copy in the model's place, so that an engine does not keep the user's own network alive.
             self.model = dataclasses.replace(model, network=self.network.module)
             try:

@@ -7,10 +7,12 @@ fastdiff.capture.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +38,9 @@ from fastdiff.kernels import dispatch
 from fastdiff.kernels.attention_block import fits as fits_triton
 from fastdiff.kernels.cpu import attention
 
+Made = TypeVar("Made")
+
+PREPARED = 4  # batches, or kinds of recording, for which a network stays prepared, besides those that engines use
 ROWS = 32  # times whose embeddings are computed together; with another number a Linear may give other bits
 # The largest distance of a captured evaluation from the network's own, relative to the norm of that.
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
@@ -91,31 +96,60 @@ class Given:
             made["context"] = torch.rand(batch, self.width, **plain).to(self.device)
         return made
 
+    def recording(self) -> Hashable:
+        """What a recording depends on besides the network, its device and its dtype."""
+        defaults = torch.get_default_dtype(), torch.get_default_device()  # of tensors that the network makes
+        return self.image_shape, self.width, self.times.dtype, defaults, dispatch.backend()
+
 
 class Network:
-    """A copy of a network for inference; the user's module is left unchanged.
+    """A copy of a network for inference, and what was prepared of it; the user's module is left unchanged.
+
+    Engines may share one, each in a thread of its own: what is prepared has no state.
 
     Args:
         network: the user's.
         device: of the copy.
         dtype: of the copy's floating-point parameters and buffers.
+        key: what other networks of the same content have as well; None for none.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, network: nn.Module, device: torch.device, dtype: torch.dtype, key: Hashable | None = None
+    ) -> None:
         self.module = copy.deepcopy(network).eval().requires_grad_(False)
         self.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if any(one.is_floating_point() and one.dtype != dtype for one in _tensors(self.module)):
             self.module.to(dtype)  # not called in vain, since diffusers' networks warn of it
-        self.dtype = dtype
+        self.device, self.dtype, self.key = device, dtype, key
         pairs = zip(_tensors(self.module), _tensors(network), strict=True)
-        self.exact = {id(ours): theirs.detach() for ours, theirs in pairs if ours.dtype != theirs.dtype}
-        self._captured: dict[int | None, Split] = {}  # by the width of the contexts
+        # Copies, since the user's may have changed when they are asked for.
+        self.exact = {id(ours): theirs.detach().clone() for ours, theirs in pairs if ours.dtype != theirs.dtype}
+        self.bytes = sum(one.numel() * one.element_size() for one in (*_tensors(self.module), *self.exact.values()))
+        self._lock = threading.RLock()
+        self._captured: OrderedDict[Hashable, Split] = OrderedDict()
+        self._parts: OrderedDict[Hashable, Parts] = OrderedDict()
 
     def captured(self, given: Given) -> Split:
         """The graphs, recorded once; raises as fastdiff.capture.capture.capture."""
-        if given.width not in self._captured:
-            self._captured[given.width] = capture(self, lambda batch: given.example(batch, batch), self.exact)
-        return self._captured[given.width]
+        return self._once(
+            self._captured,
+            given.recording(),
+            lambda: capture(self, lambda batch: given.example(batch, batch), self.exact),
+        )
+
+    def prepared(self, given: Given, prepare: Callable[[Network, Given], Parts]) -> Parts:
+        """The parts of an evaluation, prepared once for each batch; raises what `prepare` raises."""
+        return self._once(self._parts, (given.batch, given.recording()), lambda: prepare(self, given))
+
+    def _once(self, made: OrderedDict[Hashable, Made], key: Hashable, make: Callable[[], Made]) -> Made:
+        with self._lock:
+            if key not in made:
+                made[key] = make()
+            made.move_to_end(key)
+            while len(made) > PREPARED:
+                made.popitem(last=False)
+            return made[key]
 
     def __call__(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """The prediction, x's shape; raises InputError where the network returns something else."""

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from fastdiff.engine.ahead import compile_kernels
 from fastdiff.engine.evaluation import Given, Network, NotCapturedError, Parts, captured, check, eager, evaluated
+from fastdiff.engine.kept import KEPT
 from fastdiff.errors import InputError, unknown_name, warn_caller
 from fastdiff.kernels.cpu import compiled
 from fastdiff.kernels.dispatch import triton_for
@@ -22,6 +24,7 @@ class Form:
 
     Attributes:
         name: as users give it.
+        network: (the user's module, device, dtype) → the network that the parts are made of.
         parts: (network, what it is evaluated on) → the parts that run.
         build_error: (device, dtype) → why the form cannot run there, or None.
         captured: whether a step becomes a CUDA graph.
@@ -29,6 +32,7 @@ class Form:
     """
 
     name: str
+    network: Callable[[nn.Module, torch.device, torch.dtype], Network]
     parts: Callable[[Network, Given], Parts]
     build_error: Callable[[torch.device, torch.dtype], Reason]
     captured: bool = False
@@ -51,24 +55,31 @@ def _on_cpu(device: torch.device, dtype: torch.dtype) -> Reason:
 
 def _rewritten(network: Network, given: Given) -> Parts:
     """The network's graph, rewritten; or the network as it is, with a warning, where it has no graph."""
+    shared = KEPT.shared(network)
     try:
-        parts = captured(network, given)
-        if triton_for(given.device, given.dtype):
-            compile_kernels(lambda: evaluated(parts, given.example(given.batch)), given.device)
-        check(network, parts, given)
-        return parts
+        parts = shared.prepared(given, _checked)
     except NotCapturedError as problem:
         warn_caller(f"the network runs as it is, which is slower: it cannot be captured ({problem})")
-        return eager(network)
+        return eager(KEPT.own(network))
+    KEPT.keep(shared)
+    return parts
+
+
+def _checked(network: Network, given: Given) -> Parts:
+    parts = captured(network, given)
+    if triton_for(given.device, given.dtype):
+        compile_kernels(lambda: evaluated(parts, given.example(given.batch)), given.device)
+    check(network, parts, given)
+    return parts
 
 
 # In the order of preference.
 FORMS = {
     form.name: form
     for form in (
-        Form("cuda", _rewritten, _on_cuda, captured=True),
-        Form("cpu", _rewritten, _on_cpu, kernels=compiled.identity),
-        Form("eager", lambda network, given: eager(network), _anywhere),
+        Form("cuda", KEPT.network, _rewritten, _on_cuda, captured=True),
+        Form("cpu", KEPT.network, _rewritten, _on_cpu, kernels=compiled.identity),
+        Form("eager", Network, lambda network, given: eager(network), _anywhere),
     )
 }
 

@@ -87,15 +87,14 @@ def _load() -> ctypes.CDLL | str:
         return f"CC = {compiler!r} is not a command: {error}"
     machine = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     try:
-        about = _run([*words, "--version"])
-        # Machines that share a home folder may differ in what "native" means.
+        # The compiler's version is in it; and machines that share a home folder may differ in what "native" means.
         native = _run([*words, machine, "-dM", "-E", "-x", "c", os.devnull])
     except (OSError, subprocess.CalledProcessError) as error:
         return f"the C compiler {compiler!r} does not run: {error}"
     problem = ""
     for threads in (_openmp(), ()):  # without OpenMP where the compiler has none
         command = [*words, *FLAGS, machine, *threads]
-        parts = [_sources_digest(), about, native, shlex.join(command)]
+        parts = [_sources_digest(), native, shlex.join(command)]
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
         try:
             return _opened(command, f"kernels-{key}")

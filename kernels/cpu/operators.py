@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.kernels.cpu.compiled import library, vector_width
@@ -111,18 +112,19 @@ def winograd_weight(weight: Tensor, m: int) -> Tensor:
     Each point's (C, O) is stored in panels of two vectors of columns.
     """
     o, c = weight.shape[:2]
-    g = torch.tensor(_G[m], dtype=torch.float64, device="cpu")
-    flat = weight.detach().double().permute(2, 3, 1, 0).reshape(9, c * o)
-    return panels((torch.kron(g, g) @ flat).view(-1, c, o))  # G w G^T, row by row
+    o, c = weight.shape[:2]
+    g, columns = torch.tensor(_G[m], dtype=torch.float64, device="cpu"), 2 * vector_width()
+    square = torch.kron(g, g)  # times w's nine numbers: G w G^T, row by row
+    flat = weight.detach().permute(2, 3, 1, 0).reshape(9, c, o)
+    made = ((square @ part.flatten(1).double()).view(-1, c, part.shape[2]) for part in flat.split(columns, dim=2))
+    return torch.cat([panels(part) for part in made], dim=1)
 
 
 def panels(matrices: Tensor) -> Tensor:
     """(N, C, O) → (N, C times O rounded up to whole vectors) float32, as product_panels in product.h reads them."""
-    n, c, o = matrices.shape
     width = vector_width()
-    full = torch.zeros(n, c, -(-o // width) * width, dtype=torch.float32, device="cpu")
-    full[:, :, :o] = matrices
-    return torch.cat([panel.flatten(1) for panel in full.split(2 * width, dim=2)], dim=1)
+    parts = matrices.float().split(2 * width, dim=2)
+    return torch.cat([F.pad(part, (0, -part.shape[2] % width)).flatten(1) for part in parts], dim=1)
 
 
 def winograd(
