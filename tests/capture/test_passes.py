@@ -40,6 +40,7 @@ class Case:
     def targets(self):
         return [node.target for node in self.step.nodes.nodes if node.op == "call_function"]
 
+    @torch.no_grad()
     def error(self):
         times = self.example.times(3)
         inputs = self.example.inputs(BATCH, t=times[1].repeat(BATCH))
