@@ -22,8 +22,8 @@ class Kernels(NamedTuple):
 
     Attributes:
         take: whether these kernels run, here and for these arguments.
-        launch: the result. Not differentiable.
-        empty: an uninitialised tensor of the shape, dtype and strides of launch's result.
+        launch: the result, or None of an operator that writes to its arguments. Not differentiable.
+        empty: an uninitialised tensor of the shape, dtype and strides of launch's result, or None likewise.
         differentiable: the result, differentiable: the `apply` of an autograd.Function; with None the reference runs
             where gradients are needed.
     """
@@ -46,30 +46,30 @@ def register(schema: str, reference: Callable[..., Any], kernels: Kernels) -> Ca
         The operator as a function of the schema's arguments, all of them, by position. It calls the reference itself,
         not the registered operator, in `using("reference")`; in TorchScript, which is read where nothing is
         registered; and where Triton does not run, under autocast, which casts the operations inside, and where no
-        recorder would see the difference, which saves the dispatcher's 7 us.
+        recorder would see the difference, which saves the dispatcher's 7 µs.
     """
     name = LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
     operator = getattr(torch.ops.fastdiff, name).default
     defaults = tuple(argument.default_value for argument in operator._schema.arguments)
 
-    def choose(args: tuple[Any, ...], by_triton: Callable[..., Tensor]) -> Tensor:
+    def choose(args: tuple[Any, ...], by_triton: Callable[..., Any]) -> Any:
         return (by_triton if kernels.take(*args) else reference)(*args)
 
-    def run(*args: Any) -> Tensor:
+    def run(*args: Any) -> Any:
         return choose(args, kernels.launch)
 
-    def fake(*args: Any) -> Tensor:
+    def fake(*args: Any) -> Any:
         # On meta tensors a launch that is withheld is told; under a trace the operator only states a shape.
         told = dispatch.withheld() and not _traced(args[0])
         return choose(args, kernels.launch if told else kernels.empty)
 
-    def with_gradient(*args: Any) -> Tensor:
+    def with_gradient(*args: Any) -> Any:
         if not _needs_gradient(args):
             with torch._C._AutoDispatchBelowAutograd():
                 return operator(*args)
         return reference(*args) if _traced(args[0]) else choose(args, kernels.differentiable or reference)
 
-    def whole(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def whole(function: Callable[..., Any]) -> Callable[..., Any]:
         # torch's dispatcher leaves out arguments at the end that are equal to their defaults.
         return lambda *given: function(*given, *defaults[len(given) :])
 
@@ -77,7 +77,7 @@ def register(schema: str, reference: Callable[..., Any], kernels: Kernels) -> Ca
     LIBRARY.impl(name, whole(with_gradient), "Autograd")
     torch.library.register_fake(f"fastdiff::{name}", whole(fake), lib=LIBRARY)
 
-    def call(*args: Any) -> Tensor:
+    def call(*args: Any) -> Any:
         if _plain(args, kernels.take):
             return reference(*args)
         return operator(*args)
