@@ -12,7 +12,7 @@ import torch
 from fastdiff.capture.outputs import first_output
 from fastdiff.images import to_uint8
 from fastdiff.kernels.denoise_step import denoise_step_reference, x0_bound
-from fastdiff.kernels.philox import normals_reference
+from fastdiff.kernels.philox import key_of, normals_reference
 from fastdiff.model import Model
 from fastdiff.samplers.prediction import Clip
 from fastdiff.samplers.table import StepTable
@@ -89,10 +89,10 @@ class Run:
         guided = self.guidance_scale not in (None, 1)
         scale = torch.tensor(self.guidance_scale, dtype=torch.float64) if guided else None
         contexts = [] if self.context is None else [self.context.double()]
-        shape = (self.n, *self.model.image_shape)
+        shape, key = (self.n, *self.model.image_shape), key_of(self.seed, self.first, torch.device("cpu"))
 
         def normals(draw: int) -> torch.Tensor:
-            return normals_reference(self.seed, draw, self.first, shape, torch.device("cpu")).double()
+            return normals_reference(key, draw, shape).double()
 
         x, x0 = normals(0), None
         for i in range(len(rows)):

@@ -35,6 +35,18 @@ def shape(operator: str, name: str, tensor: Tensor | None, *accepted: tuple[int,
         raise ValueError(f"{operator}: {name} has shape {tuple(tensor.shape)}; accepted: {wanted}")
 
 
+def integers(
+    operator: str, name: str, tensor: Tensor | None, dtypes: tuple[torch.dtype, ...], *accepted: tuple[int, ...]
+) -> None:
+    """The tensor has one of these integer types and one of the accepted shapes; None is skipped."""
+    if tensor is None:
+        return
+    if tensor.dtype not in dtypes:
+        wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{operator}: {name} is {tensor.dtype}; accepted: {wanted}")
+    shape(operator, name, tensor, *accepted)
+
+
 def per_sample(operator: str, name: str, tensor: Tensor | None, batch: int, channels: int) -> None:
     """The tensor is (B, C), (1, C), (B, C, 1, 1) or (1, C, 1, 1); None is skipped."""
     sizes = [(n, channels) for n in (batch, 1)]

@@ -7,7 +7,7 @@ after another, so that it uses every element of the cache lines it reads.
     E, C: elements and channels of a sample
     out_b, out_c, out_p: strides of batch, channel and position of the predictions, in elements
     CHANNELS_FIRST, OUT_FIRST: whether x and the predictions are in row-major order (else channels_last, any strides)
-    GUIDED, READ_PREV, KEEP: whether there are two predictions, an x0_prev, an x0 to write
+    GUIDED, HISTORY: whether there are two predictions, an x0
     CLIP: "off", "limit" or "sample" (a bound for each sample); NOISE: "off", "given" or "philox"
 """
 
@@ -31,12 +31,10 @@ def _clamp(x, bound):
 
 @triton.jit(do_not_specialize_on_alignment=["index"])  # index may be any element of a vector
 def denoise_step_forward(
-    x,  # (n, C, H, W) float32
-    following,  # x's shape and strides, float32, written: the next x
+    x,  # (n, C, H, W) float32, overwritten
     out,  # (n, C, H W) any float dtype; if GUIDED without the context
     conditional,  # likewise with the context, or None
-    x0_prev,  # x's shape and strides, float32, or None
-    x0_kept,  # x's shape and strides, float32, written: x0; or None
+    x0_kept,  # x's shape and strides, float32, overwritten: the previous x0, then this one; or None
     noise,  # x's shape and strides, float32, or None
     rows,  # (R, 6) float32: p, q, a, b, c, s
     index,  # one int32 or int64
@@ -56,8 +54,7 @@ def denoise_step_forward(
     OUT_FIRST: tl.constexpr,
     GUIDED: tl.constexpr,
     CLIP: tl.constexpr,
-    READ_PREV: tl.constexpr,
-    KEEP: tl.constexpr,
+    HISTORY: tl.constexpr,
     NOISE: tl.constexpr,
 ):
     """The update of row `index` for BLOCK groups."""
@@ -93,10 +90,10 @@ def denoise_step_forward(
         s_bound = tl.load(bound + sample, sample < samples, 1.0)
         x0 = _clamp(x0, s_bound) / s_bound
     v = v * tl.load(row + 2) + x0 * tl.load(row + 3)
-    if READ_PREV:
+    if HISTORY:
         weight = tl.load(row + 4)
-        if weight != 0:  # while c is 0, x0_prev may be uninitialised memory
-            v += tl.load(x0_prev + at, mask, 0.0) * weight
+        if weight != 0:  # while c is 0, x0_kept may be uninitialised memory
+            v += tl.load(x0_kept + at, mask, 0.0) * weight
     if NOISE == "given":
         v += tl.load(noise + at, mask, 0.0) * tl.load(row + 5)
     elif NOISE == "philox":
@@ -105,8 +102,8 @@ def denoise_step_forward(
             block = start // 4 + tl.arange(0, LANES // 4)[None, :]
             z = four_normals(tl.load(key), tl.load(key + 1) + sample, (i + 1).to(tl.int32), block)
             v += tl.reshape(z, (BLOCK, LANES)) * deviation
-    tl.store(following + at, v, mask)
-    if KEEP:
+    tl.store(x + at, v, mask)
+    if HISTORY:
         tl.store(x0_kept + at, x0, mask)
 
 
@@ -116,9 +113,7 @@ def _dense(x: Tensor, like: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.contiguous_format if first else torch.channels_last)
 
 
-def forward(
-    x, out, rows, index, x0_prev, noise, key, clip, guidance_scale, keep_x0, inplace
-) -> tuple[Tensor, Tensor | None]:
+def forward(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale) -> None:
     """denoise_step of the same arguments."""
     n, c, h, w = x.shape
     state = x if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
@@ -131,22 +126,17 @@ def forward(
     groups = n * -(-elements // lanes)
     if groups >= 2**31:
         raise ValueError(f"denoise_step: x has {n * elements} elements; accepted: fewer than {2**31 * lanes}")
-    previous = None if x0_prev is None else _dense(x0_prev, state)
-    following = state if inplace else torch.empty_like(state)
-    kept = None
-    if keep_x0:
-        kept = previous if inplace and previous is not None else torch.empty_like(state)
+    kept = None if x0 is None else _dense(x0, state)
     block = 1024 // lanes
-    per_sample = clip if isinstance(clip, Tensor) else None
     launch(
         denoise_step_forward,
         (-(-groups // block),),
         x.device,
-        *(state, following, flat, None if guidance_scale is None else flat[n:], previous, kept),
+        *(state, flat, None if guidance_scale is None else flat[n:], kept),
         None if noise is None else _dense(noise, state),
-        *(rows.contiguous(), index, guidance_scale, contiguous(per_sample), contiguous(key)),
+        *(rows.contiguous(), index, guidance_scale, contiguous(bound), contiguous(key)),
         n,
-        0.0 if clip is None or per_sample is not None else float(clip),
+        0.0 if limit is None else limit,
         *flat.stride(),
         E=elements,
         C=c,
@@ -155,14 +145,11 @@ def forward(
         CHANNELS_FIRST=first,
         OUT_FIRST=out_first,
         GUIDED=guidance_scale is not None,
-        CLIP="off" if clip is None else "limit" if per_sample is None else "sample",
-        READ_PREV=previous is not None,
-        KEEP=keep_x0,
+        CLIP="limit" if limit is not None else "sample" if bound is not None else "off",
+        HISTORY=kept is not None,
         NOISE="given" if noise is not None else "philox" if key is not None else "off",
         num_warps=4,
     )
-    if inplace:
-        following = x if following.data_ptr() == x.data_ptr() else x.copy_(following)
-        if kept is not None and x0_prev is not None and kept.data_ptr() != x0_prev.data_ptr():
-            kept = x0_prev.copy_(kept)
-    return following, kept
+    for given, written in ((x, state), (x0, kept)):
+        if written is not given:
+            given.copy_(written)

@@ -8,11 +8,14 @@ so in eager torch they too are the same bits for every batch, thread count and v
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fastdiff.kernels.dispatch import use_triton
+from fastdiff.kernels import checks
+from fastdiff.kernels.dispatch import triton_for
+from fastdiff.kernels.library import Kernels, register
 
 MASK = 0xFFFFFFFF
 MULTIPLIERS = _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -144,33 +147,57 @@ def words(
     return philox4x32(counter, (seed & MASK, seed >> 32))
 
 
-def normals(seed: int, draw: int, first: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Standard normals, float32; row r is a function of (seed, draw, first + r) alone.
+def key_of(seed: int, first: int, device: torch.device) -> Tensor:
+    """The key of `normals` and of denoise_step: (2,) int64 on the device.
 
     Args:
         seed: 0 <= seed < 2^63.
-        draw: 0 <= draw < 2^32.
         first: the first sample's index; first + samples < 2^63.
-        shape: (samples, ...); elements are counted in row-major order.
         device: of the result.
+    """
+    return torch.tensor([seed, first], dtype=torch.int64, device=device)
+
+
+def normals(key: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normals; row r is a function of (seed, draw, first + r) alone.
+
+    Args:
+        key: (2,) int64, the seed and the first sample, see `key_of`; the host never reads it.
+        draw: 0 <= draw < 2^32.
+        shape: (samples, ...); elements are counted in row-major order.
+
+    Returns:
+        The shape, contiguous, float32, on the key's device.
 
     Raises:
-        ValueError: where Triton runs, for 2^33 elements or more.
+        ValueError: for another key; where Triton runs, for 2^33 elements or more.
     """
-    out = torch.empty(shape, dtype=torch.float32, device=device)
-    if out.numel() and use_triton(out):
-        from fastdiff.kernels import philox_triton
-
-        key = torch.tensor([seed, first], dtype=torch.int64, device=device)
-        philox_triton.normals(out.view(shape[0], -1), key, draw)
-        return out
-    return normals_reference(seed, draw, first, shape, device)
+    checks.integers("normals", "key", key, (torch.int64,), (2,))
+    return _normals(key, draw, shape)
 
 
-def normals_reference(
-    seed: int | Tensor, draw: int | Tensor, first: int | Tensor, shape: tuple[int, ...], device: torch.device
-) -> Tensor:
-    """`normals` in plain torch; seed, draw and first as in `words`."""
+def normals_reference(key: Tensor, draw: int | Tensor, shape: Sequence[int]) -> Tensor:
+    """`normals` in plain torch; the draw as in `words`."""
     samples, elements = shape[0], math.prod(shape[1:])
-    z = box_muller(words(seed, draw, first, samples, elements, device))
-    return torch.stack(z, dim=-1).reshape(samples, -1)[:, :elements].reshape(shape)
+    z = box_muller(words(key[0], draw, key[1], samples, elements, key.device))
+    return torch.stack(z, dim=-1).flatten(1)[:, :elements].reshape(shape)
+
+
+def _empty(key: Tensor, draw: int, shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=key.device)
+
+
+def _launch(key: Tensor, draw: int, shape: Sequence[int]) -> Tensor:
+    from fastdiff.kernels import philox_triton
+
+    out = _empty(key, draw, shape)
+    if out.numel():
+        philox_triton.normals(out.view(shape[0], -1), key.contiguous(), draw)
+    return out
+
+
+_normals = register(
+    "normals(Tensor key, SymInt draw, SymInt[] shape) -> Tensor",
+    normals_reference,
+    Kernels(take=lambda key, *_: triton_for(key.device, torch.float32), launch=_launch, empty=_empty),
+)

@@ -75,9 +75,13 @@ def _shared(case: Case, operator: Operator) -> Shared:
     return Shared(call, sets, {"operations": flop, "bytes_moved": moved})
 
 
+def _copies(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(t.clone() for t in tensors)
+
+
 def _ready(case: Case, call: Callable[..., Tensor], shared: Shared) -> Ready:
-    sets = shared.sets
-    outputs = fixed_numerics()(lambda: call(*sets[0]))
+    sets = [_copies(inputs) for inputs in shared.sets]  # a sampler's step writes to its own
+    outputs = fixed_numerics()(lambda: call(*_copies(shared.sets[0])))
     with fixed_numerics(), torch.no_grad():
         run = captured(lambda: [call(*inputs) for inputs in sets], case.place)
     return Ready(run, outputs, end=end_of(case.place), calls=len(sets), facts={**shared.facts})

@@ -14,7 +14,7 @@ from fastdiff.kernels.attention_block import attention_block
 from fastdiff.kernels.bias_add import bias_add
 from fastdiff.kernels.channel_norm import channel_norm
 from fastdiff.kernels.conv import conv_add, conv_norm
-from fastdiff.kernels.denoise_step import denoise_step
+from fastdiff.kernels.denoise_step import denoise_step, denoise_step_reference
 from fastdiff.kernels.depthwise_conv import depthwise_conv
 from fastdiff.kernels.group_norm import group_norm
 from fastdiff.kernels.linear_attention import linear_attention
@@ -84,11 +84,18 @@ def steps(network: str, c: int, size: int) -> Iterator[Operator]:
                 x, prev = (torch.randn(b, c, size, size, device=draw.device) for _ in range(2))
                 return (x, draw.image((2 if guided else 1) * b, c, size), *([prev] if history else []))
 
-            def call(x: Tensor, out: Tensor, prev: Tensor | None = None) -> Tensor:
-                more: dict[str, Any] = {"guidance_scale": scale.to(x.dtype), "clip": 1.0} if guided else {}
-                return denoise_step(x, out, rows.to(x.dtype), index, prev, key=key, **more)[0]
+            def more(x: Tensor) -> dict[str, Any]:
+                guidance = {"guidance_scale": scale.to(x.dtype), "clip": 1.0} if guided else {}
+                return {"rows": rows.to(x.dtype), "index": index, "key": key, **guidance}
 
-            return Call(inputs, call)
+            def call(x: Tensor, out: Tensor, x0: Tensor | None = None) -> Tensor:
+                denoise_step(x, out, x0=x0, **more(x))
+                return x
+
+            def plain(x: Tensor, out: Tensor, x0: Tensor | None = None) -> Tensor:
+                return denoise_step_reference(x, out, x0_prev=x0, **more(x))[0]
+
+            return Call(inputs, call, plain)
 
         return Operator(network, "denoise_step", f"{c}x{size}x{size}, {label}", make, wide=True, is_step=True)
 

@@ -104,7 +104,7 @@ def sampler_steps() -> None:
     key, guidance = empty(2, dtype=torch.int64), empty()
     for shape in ((1, 28, 28), (3, 16, 16)):
         n = 64
-        normals(0, 0, 0, (n, *shape), META)
+        normals(key, 0, (n, *shape))
         x = empty(n, *shape)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             out = empty(n, *shape, dtype=dtype).to(memory_format=torch.channels_last)
@@ -112,7 +112,7 @@ def sampler_steps() -> None:
             for options in (
                 dict(out=out),  # ddim
                 dict(out=out, key=key),  # ddpm
-                dict(out=out, x0_prev=empty(n, *shape), keep_x0=True),  # dpmpp_2m
+                dict(out=out, x0=empty(n, *shape)),  # dpmpp_2m
                 dict(out=both, guidance_scale=guidance, key=key, clip=1.0),
                 dict(out=both, guidance_scale=guidance, clip=empty(n), noise=empty(n, *shape)),
             ):

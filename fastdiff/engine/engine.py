@@ -115,7 +115,7 @@ class Engine:
         prediction.load_context(torch.zeros(self.batch_size, width, device="cpu") if width else None)
 
         def begin_and_step() -> None:
-            philox.normals(0, 0, 0, tuple(self.x.shape), self.device)
+            philox.normals(self.key, 0, self.x.shape)
             step()
 
         compile_kernels(begin_and_step, self.device)
@@ -276,7 +276,7 @@ class Engine:
             self.guidance_scale.fill_(request.guidance_scale)
         if request.noise is None:
             self.key.copy_(torch.tensor([request.seed, start], device="cpu"))
-            self.x.copy_(philox.normals(request.seed, 0, start, tuple(self.x.shape), self.device))
+            self.x.copy_(philox.normals(self.key, 0, self.x.shape))
         else:
             self.x.zero_()
             self.x[self._used] = self._drawn(request.noise, 0, at, upto)

@@ -42,7 +42,7 @@ class PhiloxNoise:
         object.__setattr__(self, "seed", check_int("seed", self.seed, 0, LIMIT - 1))
 
     def __call__(self, draw: int, first: int, shape: tuple[int, ...]) -> Tensor:
-        return philox.normals(self.seed, draw, first, tuple(shape), self.device)
+        return philox.normals(philox.key_of(self.seed, first, self.device), draw, tuple(shape))
 
 
 def draw(source: NoiseSource, number: int, first: int, shape: tuple[int, ...]) -> Tensor:

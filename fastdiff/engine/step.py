@@ -59,7 +59,5 @@ def advance(state: State, network: Callable[[Tensor, Tensor], Tensor]) -> None:
         key=state.key,
         clip=clip,
         guidance_scale=state.guidance_scale,
-        keep_x0=state.x0_prev is not None,
-        inplace=True,
     )
     state.index.add_(1)

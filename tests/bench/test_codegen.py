@@ -81,8 +81,8 @@ def run():
     attention_block(half(1, 1, 1, 1), folded)
     out = half(2, 1, 1, 1)
     denoise_step(x.detach(), out, one(1, 6), one(dtype=torch.int64), x.detach(), key=one(2, dtype=torch.int64),
-                 guidance_scale=one(), clip=one(1), keep_x0=True)
-    philox.normals(1, 1, 1, (1, 1), torch.device("meta"))
+                 guidance_scale=one(), clip=one(1))
+    philox.normals(one(2, dtype=torch.int64), 1, (1, 1))
 
 found = recorded(run)
 for launch in found:
