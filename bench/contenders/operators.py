@@ -46,8 +46,10 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
         return ready
 
     def by_compiler() -> Ready:
-        call = shared().call.plain or shared().call.call  # under torch.compile an operator is plain torch by itself
-        return _ready(case, compiling.compiled(call, ("operator", *case.key), None, cold, fullgraph=True), shared())
+        # The operator itself would be one node to it, and run as it is.
+        return _ready(
+            case, compiling.compiled(shared().call.plain, ("operator", *case.key), None, cold, fullgraph=True), shared()
+        )
 
     yield Contender(PUBLISHED, reference, Role.REFERENCE, wide)
     yield Contender(COMPILED, by_compiler, Role.COMPILED, wide)
@@ -55,7 +57,7 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
 
 
 def _plain(call: Call) -> Callable[..., Tensor]:
-    return using("reference")(call.plain or call.call)
+    return using("reference")(call.plain)
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:

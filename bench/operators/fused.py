@@ -7,33 +7,35 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.bench.operators.operator import IN_16_BITS, A, B, Call, Draw, Operator, attention, in_its_dtype
 from fastdiff.kernels.attention_block import attention_block
-from fastdiff.kernels.bias_add import bias_add
-from fastdiff.kernels.channel_norm import channel_norm
+from fastdiff.kernels.bias_add import bias_add, bias_add_reference
+from fastdiff.kernels.channel_norm import channel_norm, channel_norm_reference
 from fastdiff.kernels.conv import conv_add, conv_norm
 from fastdiff.kernels.denoise_step import denoise_step, denoise_step_reference
-from fastdiff.kernels.depthwise_conv import depthwise_conv
-from fastdiff.kernels.group_norm import group_norm
-from fastdiff.kernels.linear_attention import linear_attention
+from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_reference
+from fastdiff.kernels.group_norm import group_norm, group_norm_reference
+from fastdiff.kernels.linear_attention import linear_attention, linear_attention_reference
 from fastdiff.networks.folded import fold_block
 
 Shape = tuple[int, ...]
 
 
 def _of_images(
-    network: str, size: int, name: str, label: str, images: Shape, weights: tuple[Shape, ...], call: Any
+    network: str, size: int, name: str, label: str, images: Shape, weights: tuple[Shape, ...], call: Any, plain: Any
 ) -> Operator:
-    """Of images with so many channels and weights of these shapes; call: (*images, *weights), of one dtype."""
+    """Of images with so many channels and weights of these shapes; call, plain: (*images, *weights), of one dtype."""
 
     def make(draw: Draw) -> Call:
         drawn = [draw.weight(*shape) for shape in weights]
-        return Call(
-            lambda b: tuple(draw.image(b, c, size) for c in images),
-            lambda *given: call(*given, *(weight.to(given[0].dtype) for weight in drawn)),
-        )
+
+        def weighted(function: Any) -> Any:
+            return lambda *given: function(*given, *(weight.to(given[0].dtype) for weight in drawn))
+
+        return Call(lambda b: tuple(draw.image(b, c, size) for c in images), weighted(call), weighted(plain))
 
     return Operator(network, name, label, make)
 
@@ -52,21 +54,49 @@ def _block(c: int, size: int) -> Operator:
 def _of_a(c: int, size: int) -> Iterator[Operator]:
     made, where, one = partial(_of_images, A, size), f"{c} channels, {size}x{size}", (c,)
     taps, narrow, wide = (c, 1, 7, 7), (c, 2 * c, 3, 3), (2 * c, c, 3, 3)
-    yield made("depthwise_conv", f"{where}, bias and time bias", one, (taps, one, (1, c)), depthwise_conv)
-    yield made("group_norm", f"{where}, one group", one, (one, one), lambda x, w, o: group_norm(x, 1, w, o))
-    yield made("channel_norm", f"{where}, residual", (c, c), ((1, c, 1, 1),), lambda x, r, w: channel_norm(x, w, r))
+    label = f"{where}, bias and time bias"
+    yield made("depthwise_conv", label, one, (taps, one, (1, c)), depthwise_conv, depthwise_conv_reference)
+    yield made(
+        "group_norm",
+        f"{where}, one group",
+        one,
+        (one, one),
+        lambda x, w, o: group_norm(x, 1, w, o),
+        lambda x, w, o: group_norm_reference(x, 1, w, o),
+    )
+    yield made(
+        "channel_norm",
+        f"{where}, residual",
+        (c, c),
+        ((1, c, 1, 1),),
+        lambda x, r, w: channel_norm(x, w, r),
+        lambda x, r, w: channel_norm_reference(x, w, r),
+    )
     yield made(
         "conv_norm",
         f"3x3, {c} to {2 * c}, {size}x{size}, GELU, one group",
         one,
         (wide, (2 * c,), (2 * c,), (2 * c,)),
         lambda x, k, bias, w, o: conv_norm(x, k, bias, 1, w, o, before="gelu"),
+        lambda x, k, bias, w, o: group_norm_reference(F.conv2d(x, k, bias, padding=1), 1, w, o, before="gelu"),
     )
-    label = f"3x3, {2 * c} to {c}, {size}x{size}"
-    yield made("conv_add", label, (2 * c, c), (narrow, one), lambda x, r, k, bias: conv_add(x, k, bias, r))
-    yield made("bias_add", where, (c, c), (one,), bias_add)
-    label = f"4 heads of 32, {size}x{size}"
-    yield made("linear_attention", label, (384,), (), lambda qkv: linear_attention(qkv, 4, True))
+    yield made(
+        "conv_add",
+        f"3x3, {2 * c} to {c}, {size}x{size}",
+        (2 * c, c),
+        (narrow, one),
+        lambda x, r, k, bias: conv_add(x, k, bias, r),
+        lambda x, r, k, bias: F.conv2d(x, k, bias, padding=1) + r,
+    )
+    yield made("bias_add", where, (c, c), (one,), bias_add, bias_add_reference)
+    yield made(
+        "linear_attention",
+        f"4 heads of 32, {size}x{size}",
+        (384,),
+        (),
+        lambda qkv: linear_attention(qkv, 4, True),
+        lambda qkv: linear_attention_reference(qkv, 4, True),
+    )
     yield _block(c, size)
 
 
@@ -109,6 +139,7 @@ def of_networks(levels: Sequence[tuple[int, int]], course: tuple[int, int]) -> I
     """Args: levels: A's (channels, pixels); course: B's."""
     c, size = course
     label = f"{c} channels, {size}x{size}, 8 groups, ReLU"
-    yield _of_images(B, size, "group_norm", label, (c,), (), lambda x: group_norm(x, 8, after="relu"))
+    calls = [partial(function, groups=8, after="relu") for function in (group_norm, group_norm_reference)]
+    yield _of_images(B, size, "group_norm", label, (c,), (), *calls)
     for level in levels:
         yield from _of_a(*level)

@@ -42,12 +42,12 @@ class Call:
     Attributes:
         inputs: batch → tensors, the first of them with a dimension of samples.
         call: inputs → the result.
-        plain: The same in plain torch and in the inputs' dtype, where it is not `call` through the references.
+        plain: The same in plain torch and in the inputs' dtype.
     """
 
     inputs: Callable[[int], tuple[Tensor, ...]]
     call: Callable[..., Tensor]
-    plain: Callable[..., Tensor] | None = None
+    plain: Callable[..., Tensor]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastdiff
 from fastdiff.bench import compiling, networks
@@ -45,23 +45,28 @@ def published(name: str, device: torch.device) -> Predict:
     return networks.published(networks.load(name)).to(device)
 
 
-def in_layout(name: str, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
+def tuned(name: str, device: torch.device, dtype: torch.dtype) -> Predict:
     """The same network from fastdiff.networks, in channels_last and that dtype, prepared in no other way."""
     network: Any = copy.deepcopy(networks.load(name).network).eval().requires_grad_(False)
     network = network.to(device, dtype, memory_format=torch.channels_last)
 
     def predict(x: Tensor, time: Tensor) -> Tensor:
-        return network(x.to(dtype, memory_format=torch.channels_last), time.flatten()).float()
+        with using("reference"):  # plain torch: its operators would be fastdiff's Triton kernels on a GPU
+            return network(x.to(dtype, memory_format=torch.channels_last), time.flatten()).float()
 
     return predict
 
 
-def tuned(name: str, device: torch.device, dtype: torch.dtype) -> Predict:
-    call = in_layout(name, device, dtype)
+def in_layout(name: str, device: torch.device, dtype: torch.dtype) -> Predict:
+    """The published network in channels_last and that dtype, for torch.compile, which would take the operators of
+    fastdiff.networks as they are."""
+    network = networks.published(networks.load(name)).to(device, dtype, memory_format=torch.channels_last)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):  # the time's embedding is float32
+            module.register_forward_pre_hook(lambda module, given: (given[0].to(dtype),))
 
     def predict(x: Tensor, time: Tensor) -> Tensor:
-        with using("reference"):  # plain torch: its operators would be fastdiff's Triton kernels on a GPU
-            return call(x, time)
+        return network(x.to(dtype, memory_format=torch.channels_last), time).float()
 
     return predict
 
