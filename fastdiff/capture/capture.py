@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from fastdiff.capture.batch import merged
-from fastdiff.capture.passes.batch_norm import fold_batch_norm
 from fastdiff.capture.passes.simplify import simplify
 from fastdiff.capture.record import record
 from fastdiff.capture.split import Split, split
@@ -38,5 +37,4 @@ def capture(
     normalise(graph)
     fold_constants(graph)
     simplify(graph)
-    fold_batch_norm(graph)
     return split(graph)

@@ -20,7 +20,7 @@ BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
 PASSES = {
     "passes": (simplify, fold_batch_norm),
     "step_passes": (
-        lambda graph: fold_linear_attention(graph, lambda channels, width: True),
+        lambda graph: fold_linear_attention(graph, lambda *sizes: True),
         fuse_norms,
         fuse_convolutions,
     ),
