@@ -35,13 +35,9 @@ _ONE = {
 }
 _TWO = {
     "add.Tensor": "Add",
-    "add.Scalar": "Add",
     "sub.Tensor": "Sub",
-    "sub.Scalar": "Sub",
     "mul.Tensor": "Mul",
-    "mul.Scalar": "Mul",
     "div.Tensor": "Div",
-    "div.Scalar": "Div",
     "pow.Tensor_Tensor": "Pow",
     "pow.Scalar": "Pow",
     "maximum.default": "Max",
@@ -128,6 +124,14 @@ def _divided(w: Writer, a: Any, b: Any, rounding_mode: str | None) -> str:
     return quotient if wide == w.dtype else w.cast(quotient, w.dtype)
 
 
+def _remainder(w: Writer, a: Any, b: Any) -> str:
+    """With the divisor's sign."""
+    a, b = w.of(a), w.of(b)
+    if not w.dtype.is_floating_point:
+        return w("Mod", a, b)
+    return w("Sub", a, w("Mul", w("Floor", w("Div", a, b)), b))
+
+
 def activated(w: Writer, x: Any, name: str | None) -> Any:
     """A value through an activation, by its name in fastdiff.kernels."""
     if name is None:
@@ -154,8 +158,9 @@ TABLE: dict[Any, Translation] = {
     aten.rsqrt.default: lambda w, x: w("Reciprocal", w("Sqrt", w.of(x))),
     aten.pow.Tensor_Scalar: _power,
     aten.div.Tensor_mode: _divided,
-    aten.div.Scalar_mode: _divided,
     aten.floor_divide.default: lambda w, a, b: _divided(w, a, b, "floor"),
+    aten.remainder.Scalar: _remainder,
+    aten.remainder.Tensor: _remainder,
     aten.clamp.default: _clamp,
     aten.clamp_min.default: _clamp,
     aten.clamp_max.default: lambda w, x, high: _clamp(w, x, None, high),

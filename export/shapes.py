@@ -87,6 +87,12 @@ def _flip(w: Writer, x: Any, dims: list[int]) -> str:
     return w("Slice", x, backwards, w.g.constant([-END] * len(dims)), w.g.constant(dims), backwards)
 
 
+def _unshuffled(w: Writer, x: Any, factor: int) -> str:
+    batch, channels, height, width = x.meta["shape"]
+    parts = w.reshape(x, (batch, channels, height // factor, factor, width // factor, factor))
+    return w.reshape(w("Transpose", parts, perm=[0, 1, 3, 5, 2, 4]), w.shape)
+
+
 def _roll(w: Writer, x: Any, shifts: list[int], dims: list[int]) -> str:
     if not dims:
         raise w.refusal("without dims, which has no translation to ONNX")
@@ -190,15 +196,11 @@ def _norm(w: Writer, x: Any, order: Any, dims: Any, keepdim: bool, *_: Any) -> s
     return _reduced(f"ReduceL{int(order)}")(w, x, dims, keepdim)
 
 
-def _same(w: Writer, x: Any, *_: Any) -> str:
-    return w.name(x)
-
-
 TABLE: dict[Any, Translation] = {
     operator.getitem: _item,
-    aten.clone.default: _same,
     aten.reshape.default: lambda w, x, shape: w.reshape(x, w.shape),
     aten.pixel_shuffle.default: lambda w, x, factor: w("DepthToSpace", x, blocksize=factor, mode="CRD"),
+    aten.pixel_unshuffle.default: _unshuffled,
     aten.expand.default: _expanded,
     aten.copy.default: _copied,
     aten.permute.default: lambda w, x, dims: w("Transpose", x, perm=[dim % len(dims) for dim in dims]),
@@ -231,7 +233,6 @@ TABLE: dict[Any, Translation] = {
     aten.new_full.default: lambda w, x, shape, value, *_: _full(w, value),
     aten.fill.Scalar: lambda w, x, value: _full(w, value),
     aten.fill.Tensor: lambda w, x, value: _full(w, value),
-    aten.scalar_tensor.default: lambda w, value, *_: w.of(value),
     **{one: lambda w, *_: _full(w, 1) for one in (aten.ones.default, aten.ones_like.default, aten.new_ones.default)},
     **{
         one: lambda w, *_: _full(w, 0)

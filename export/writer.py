@@ -84,8 +84,10 @@ class Writer:
         return self.node.meta["dtype"]
 
     def of(self, value: Any, dtype: torch.dtype | None = None) -> str:
-        """A node or a number in a dtype, unless given that of the result that is being written."""
+        """A node or a number in a dtype, unless given that of the result that is being written, which names are in."""
         dtype = self.dtype if dtype is None else dtype
+        if isinstance(value, str):
+            return value
         if isinstance(value, fx.Node):
             return self.name(value) if value.meta["dtype"] == dtype else self.cast(value, dtype)
         if isinstance(value, Batch):
