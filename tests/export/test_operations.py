@@ -24,19 +24,7 @@ KERNEL, UP, POSITIVE = torch.randn(6, 2, 3, 3), torch.randn(C, 3, 2, 2), torch.r
 GAIN = torch.randn(1, C, 1, 1)
 
 ONE_BY_ONE = [torch.abs, torch.neg, torch.exp, torch.sin, torch.cos, torch.tanh, torch.sigmoid, torch.erf, torch.sign]
-ONE_BY_ONE += [
-    torch.floor,
-    torch.ceil,
-    torch.round,
-    torch.isnan,
-    F.relu,
-    F.gelu,
-    F.silu,
-    F.mish,
-    F.elu,
-    F.selu,
-    F.relu6,
-]
+ONE_BY_ONE += [torch.floor, torch.ceil, torch.round, F.relu, F.gelu, F.silu, F.mish, F.elu, F.selu, F.relu6]
 ONE_BY_ONE += [F.leaky_relu, F.softplus, F.hardswish, F.hardsigmoid]
 OF_POSITIVE = [torch.log, torch.log2, torch.sqrt, torch.rsqrt, torch.reciprocal]
 
