@@ -88,6 +88,7 @@ def test_the_whole_loop_of_diffusers_network(randomised, tmp_path, apart):
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )
+    network.n_cfeat = 0  # else a warning that its class_labels are left out
     model = model_of(randomised(network), (3, 8, 8))
     path, table = tmp_path / "unet.onnx", model.table("dpmpp_2m_sde", 8)
     assert export_sampler(model, path, table)[1].distance < 1e-5
@@ -97,8 +98,7 @@ def test_the_whole_loop_of_diffusers_network(randomised, tmp_path, apart):
 
 def check_random(networks, randomised, data):
     network, example = data.draw(networks.random_networks(randomised))
-    if example.context is not None:
-        network.n_cfeat = example.context
+    network.n_cfeat = example.context or 0
     time = "index" if example.integer else "fraction"
     model = Model(network, make_schedule("linear", 1000), image_shape=example.shape, time=time)
     for out, expected in outputs(model, [tuple(example.inputs(n).values()) for n in (1, 3, 6)]):

@@ -71,27 +71,24 @@ CASES = {
     "prelu": lambda x: F.prelu(x, VECTOR),
     "powers": lambda x: 2**x + (x.abs() + 1) ** x + x**3 + x**2 + x.abs() ** 0.5,
     "extrema": lambda x: torch.maximum(x, x * 2 + 1) + torch.minimum(x, 1 - x),
-    "sums": lambda x: (
-        torch.add(x, x, alpha=3) - 0.5 * x + torch.rsub(x, x.flip(0), alpha=2) + torch.sub(x, 2, alpha=0.5)
-    ),
+    "sums": lambda x: torch.add(x, x, alpha=3) - 0.5 * x + torch.rsub(x, x.flip(0), alpha=2),
+    "differences": lambda x: (1 - x) * torch.sub(x, 2, alpha=0.5),
     "quotients": lambda x: x / x.exp() + x / 3 + 1 / (x.abs() + 1),
+    "no numbers": lambda x: (x.relu() / x.relu()).isnan(),
     "of three": lambda x: torch.addcmul(x, x, x, value=0.5) + torch.lerp(x, x * 2, 0.3) + torch.lerp(x, x * x, x.abs()),
     "bounds": lambda x: x.clamp(-0.5, 0.5) + x.clamp_min(0) + x.clamp_max(0.25) + x.clamp(max=0.1),
     "compared with numbers": lambda x: (x > 0) & (x <= 1) | (x < -1) | ~(x >= -0.5) | (x == 0) & (x != 1),
     "compared": lambda x: (x == x.round()) | (x != x.abs()) & (x >= x.flip(1)) | (x < x.flip(2)) | (x <= x * x),
     "compared with integers": lambda x, t: x[:, 0] > t[:, None, None] / 500 - 1,
     "logic": lambda x: torch.logical_and(x > -1, torch.logical_or(x.gt(1), x.lt(-0.5)).logical_not()),
-    "chosen": lambda x: (
-        torch.where(x > 0, x, 0.5) + x.masked_fill(x > 1, -2) + x.masked_fill(x < -1, torch.tensor(7.0))
-    ),
+    "chosen": lambda x: torch.where(x > 0, x, 0.5) + x.masked_fill(x > 1, -2),
+    "masked": lambda x: x.masked_fill(x < -1, torch.tensor(7.0)),
     "integer division": lambda x, t: t // 3 + torch.div(whole(x)[:, 0, 0, 0], 2, rounding_mode="trunc"),
     "floors": lambda x, t: torch.div(x, 0.3, rounding_mode="floor") + torch.div(whole(x), 2, rounding_mode="floor"),
     "remainders": lambda x: x % 0.7 + whole(x) % 3 + whole(x) % whole(x.flip(1)),
     "wider dtypes": lambda x, t: t.to(x.dtype).view(-1, 1, 1, 1) * x.to(torch.float64) + whole(x) * 0.5,
     "reshaped": lambda x: x.reshape(len(x), -1).t().reshape(C, 48, len(x)).permute(2, 0, 1).transpose(0, -1),
-    "batch in two sizes": lambda x: (
-        x[:, None].expand(-1, 3, -1, -1, -1).reshape(-1, C, 6, 8).view(len(x), 3, -1) * len(x)
-    ),
+    "batch in two sizes": lambda x: x[:, None].expand(-1, 3, -1, -1, -1).reshape(-1, C, 6, 8) * len(x),
     "batch twice": lambda x: x[:, None, :, :1, :1].expand(len(x), len(x), C, 1, 1),
     "ranges": ranges,
     "joined": lambda x: torch.cat((x, torch.stack((x[:, 0], x[:, -1]), dim=1), torch.cat((x, x))[: len(x)]), dim=1),
@@ -134,14 +131,11 @@ CASES = {
     "layer norm": lambda x: F.layer_norm(x + 2, (8,), LONGER, LONGER) + F.layer_norm(x, (6, 8)),
     "rms norm": lambda x: F.rms_norm(x, (8,), LONGER) + F.rms_norm(x, (6, 8), eps=1e-3),
     "batch norm": lambda x: F.batch_norm(x, VECTOR, POSITIVE, VECTOR, VECTOR) + F.batch_norm(x, VECTOR, POSITIVE),
-    "our group norm": lambda x: group_norm(
-        x, 2, VECTOR, POSITIVE, scale=x.mean((2, 3)), shift=x.amax((2, 3)), after="relu"
-    ),
+    "our group norm": lambda x: group_norm(x, 2, VECTOR, POSITIVE, scale=x.mean((2, 3)), shift=x.amax((2, 3))),
     "our group norm, more of it": lambda x: group_norm(x, 1, input_bias=VECTOR, before="silu", after="gelu"),
     "our channel norm": lambda x: channel_norm(x, GAIN, x * 2) + channel_norm(x, GAIN),
-    "largest of a window": lambda x: (
-        F.max_pool2d(x, 2)[:, :, :2] + F.max_pool2d(x[..., :7], 3, 2, 1, ceil_mode=True)[:, :, :2]
-    ),
+    "largest of a window": lambda x: F.max_pool2d(x, 2) + F.max_pool2d(x, 2, padding=1, dilation=2, stride=2),
+    "largest of a window at the edge": lambda x: F.max_pool2d(x[..., :7], 2, ceil_mode=True),
     "mean of a window": lambda x: F.avg_pool2d(x, 2) + F.adaptive_avg_pool2d(x, (3, 4)) + F.avg_pool2d(x, 3, 2, 1),
     "mean of a window at the edge": lambda x: F.avg_pool2d(x[..., :7], 2, ceil_mode=True),
     "mean of a window without the edge": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
