@@ -16,59 +16,42 @@ from fastdiff.kernels.attention_block import attention_of
 from fastdiff.kernels.linear_attention import output_scale
 
 
-def _convolution(
-    w: Writer,
-    x: Any,
-    weight: Any,
-    bias: Any,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    transposed: bool,
-    output_padding: list[int],
-    groups: int,
-) -> str:
-    options: dict[str, Any] = dict(strides=stride, pads=[*padding, *padding], dilations=dilation, group=groups)
-    given = [x, weight] if bias is None else [x, weight, bias]
-    if transposed:
-        return w("ConvTranspose", *given, **options, output_padding=output_padding)
-    return w("Conv", *given, **options)
+def _convolution(w: Writer, x: Any, weight: Any, bias: Any, *options: Any) -> str:
+    stride, padding, dilation, transposed, output_padding, groups = options
+    more = {"output_padding": output_padding} if transposed else {}
+    pads = [*padding, *padding]
+    operator = "ConvTranspose" if transposed else "Conv"
+    return w(operator, x, weight, bias, strides=stride, pads=pads, dilations=dilation, group=groups, **more)
 
 
 def _linear(w: Writer, x: Any, weight: Any, bias: Any) -> str:
     if rank(x) == 2:
-        return w("Gemm", x, weight, *([] if bias is None else [bias]), transB=1)
+        return w("Gemm", x, weight, bias, transB=1)
     product = w("MatMul", x, w.transpose(weight, 2))
     return product if bias is None else w("Add", product, bias)
 
 
-def _scaled(w: Writer, value: Any, factor: float) -> Any:
-    return value if factor == 1 else w("Mul", value, w.of(factor))
+def _product(w: Writer, a: Any, b: Any) -> str:
+    return w("MatMul", a, b)
 
 
 def _added_product(w: Writer, added: Any, a: Any, b: Any, beta: float, alpha: float) -> str:
-    return w("Add", _scaled(w, added, beta), _scaled(w, w("MatMul", a, b), alpha))
+    return w("Add", w("Mul", added, w.of(beta)), w("Mul", _product(w, a, b), w.of(alpha)))
 
 
-def _softmax(w: Writer, x: Any, dim: int, *_: Any) -> str:
-    return w("Softmax", w.of(x), axis=dim)
-
-
-def _attention(
-    w: Writer, q: Any, k: Any, v: Any, mask: Any, dropout: float, causal: bool, scale: float | None, grouped: bool
-) -> str:
+def _attention(w: Writer, q: Any, k: Any, v: Any, mask: Any, *options: Any) -> str:
+    _, causal, scale, grouped = options
     if grouped:
-        raise w.refusal("with enable_gqa, which has no translation to ONNX")
-    *_, length, width = q.meta["shape"]
-    keys = k.meta["shape"][-2]
+        raise w.refusal("with enable_gqa")
+    length, width = q.meta["shape"][-2:]
     scale = width**-0.5 if scale is None else scale
-    weights = w("MatMul", w("Mul", q, w.of(scale)), w.transpose(k, rank(k)))
+    weights = _product(w, w("Mul", q, w.of(scale)), w.transpose(k, rank(k)))
     if causal:
-        weights = w("Add", weights, w.of(np.triu(np.full((length, keys), -np.inf), 1)))
+        weights = w("Add", weights, w.of(np.triu(np.full((length, k.meta["shape"][-2]), -np.inf), 1)))
     if mask is not None:
         added = w.of(mask) if mask.meta["dtype"] != torch.bool else w("Where", mask, w.of(0.0), w.of(-math.inf))
         weights = w("Add", weights, added)
-    return w("MatMul", w("Softmax", weights, axis=-1), v)
+    return _product(w, w("Softmax", weights, axis=-1), v)
 
 
 def normed(w: Writer, x: Any, shape: Sequence[Any], eps: float) -> str:
@@ -90,41 +73,22 @@ def normed(w: Writer, x: Any, shape: Sequence[Any], eps: float) -> str:
     return w.reshape(w("Div", centred, w("Sqrt", w("Add", variance, w.of(eps)))), shape)
 
 
-def _per_channel(w: Writer, operator: str, x: Any, factor: Any) -> Any:
-    """x (B, C, ...) with each of its channels changed by one of (C,) numbers, if there are any."""
-    if factor is None:
-        return x
-    return w(operator, x, w.reshape(w.of(factor), (-1, *[1] * (len(w.shape) - 2))))
-
-
 def _group_norm(w: Writer, x: Any, groups: int, weight: Any, bias: Any, eps: float, *_: Any) -> str:
-    batch, *sizes = w.shape
-    shape = (batch, groups, math.prod(sizes) // groups)
+    batch, channels, *sizes = w.shape
+    shape = (batch, groups, channels // groups * math.prod(sizes))
     y = w.reshape(normed(w, w.reshape(x, shape), shape, eps), w.shape)
-    return _per_channel(w, "Add", _per_channel(w, "Mul", y, weight), bias)
+    for operator, factor in (("Mul", weight), ("Add", bias)):
+        if factor is not None:
+            y = w(operator, y, w.reshape(factor, (channels, *[1] * len(sizes))))
+    return y
 
 
-def _fused_group_norm(
-    w: Writer,
-    x: Any,
-    groups: int,
-    weight: Any,
-    bias: Any,
-    eps: float,
-    input_bias: Any,
-    scale: Any,
-    shift: Any,
-    before: str | None,
-    after: str | None,
-) -> str:
-    """See kernels.group_norm."""
-    x = activated(w, _per_channel(w, "Add", x, input_bias), before)
-    y = _group_norm(w, x, groups, weight, bias, eps)
-    if scale is not None and shift is not None:
-        whole = (-1, w.shape[1], 1, 1)
-        factor = w("Add", w.reshape(w.of(scale), whole), w.of(1.0))
-        y = w("Add", w("Mul", y, factor), w.reshape(w.of(shift), whole))
-    return activated(w, y, after)
+def _fused_group_norm(w: Writer, x: Any, groups: int, weight: Any, bias: Any, eps: float, *fused: Any) -> str:
+    """See kernels.group_norm, whose activations alone are fused in a captured graph."""
+    *others, before, after = fused
+    if any(one is not None for one in others):
+        raise w.refusal("with an input_bias, a scale or a shift")
+    return activated(w, _group_norm(w, activated(w, x, before), groups, weight, bias, eps), after)
 
 
 def _channel_norm(w: Writer, x: Any, gain: Any, residual: Any, eps: float) -> str:
@@ -138,8 +102,7 @@ def _channel_norm(w: Writer, x: Any, gain: Any, residual: Any, eps: float) -> st
 
 def _layer_norm(w: Writer, x: Any, over: list[int], weight: Any, bias: Any, eps: float, _: Any) -> str:
     scale = w.of(np.ones(over)) if weight is None else weight
-    given = [x, scale] if bias is None else [x, scale, bias]
-    return w("LayerNormalization", *given, axis=-len(over), epsilon=eps)
+    return w("LayerNormalization", x, scale, bias, axis=-len(over), epsilon=eps)
 
 
 def _rms_norm(w: Writer, x: Any, over: list[int], weight: Any, eps: float | None) -> str:
@@ -149,56 +112,47 @@ def _rms_norm(w: Writer, x: Any, over: list[int], weight: Any, eps: float | None
     return y if weight is None else w("Mul", y, weight)
 
 
-def _batch_norm(
-    w: Writer, x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, _: float, eps: float, *__: Any
-) -> str:
+def _batch_norm(w: Writer, x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *options: Any) -> str:
+    training, _, eps, _ = options
     if training:
-        raise w.refusal("over the statistics of the batch, which has no translation to ONNX")
-    channels = w.shape[1]
-    scale, shift = (w.of([number] * channels) if one is None else one for number, one in ((1.0, weight), (0.0, bias)))
+        raise w.refusal("over the statistics of the batch")
+    scale, shift = (w.of([number] * w.shape[1]) if one is None else one for number, one in ((1.0, weight), (0.0, bias)))
     return w("BatchNormalization", x, scale, shift, mean, variance, epsilon=eps)
 
 
-def _pooled(w: Writer, operator: str, x: Any, kernel: list[int], stride: Any, padding: Any, **more: Any) -> str:
-    pads = list(padding) if isinstance(padding, (list, tuple)) else [padding] * 2
-    kernel = kernel * 2 if len(kernel) == 1 else kernel
-    return w(operator, x, kernel_shape=kernel, strides=stride or kernel, pads=[*pads, *pads], **more)
+def _pooled(w: Writer, operator: str, x: Any, kernel: Any, stride: Any, padding: Any, **more: Any) -> str:
+    kernel, stride, padding = (one * 2 if len(one) == 1 else one for one in (kernel, stride or kernel, padding))
+    return w(operator, x, kernel_shape=kernel, strides=stride, pads=[*padding, *padding], **more)
 
 
-def _max_pool(
-    w: Writer, x: Any, kernel: list[int], stride: list[int], padding: Any, dilation: Any, ceil: bool
-) -> list[str]:
-    """The indices, which count otherwise in ONNX, are left out."""
-    dilations = list(dilation) if isinstance(dilation, (list, tuple)) else [dilation] * 2
+def _max_pool(w: Writer, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> list[str]:
+    """Without the indices, which count otherwise in ONNX."""
+    dilations = dilation * 2 if len(dilation) == 1 else dilation
     return [_pooled(w, "MaxPool", x, kernel, stride, padding, dilations=dilations, ceil_mode=int(ceil))]
 
 
-def _average_pool(
-    w: Writer, x: Any, kernel: list[int], stride: list[int], padding: Any, ceil: bool, counted: bool, divisor: Any
-) -> str:
+def _average_pool(w: Writer, x: Any, kernel: Any, stride: Any, padding: Any, *options: Any) -> str:
+    ceil, counted, divisor = options
     if divisor is not None:
-        raise w.refusal(f"with divisor_override = {divisor}; accepted: None")
+        raise w.refusal(f"with divisor_override = {divisor}")
     return _pooled(w, "AveragePool", x, kernel, stride, padding, ceil_mode=int(ceil), count_include_pad=int(counted))
 
 
 def _adaptive_pool(w: Writer, x: Any, size: list[int]) -> str:
     before = x.meta["shape"][-2:]
     if any(one % other for one, other in zip(before, size, strict=True)):
-        raise w.refusal(f"from {list(before)} to {list(size)}; accepted: sizes that divide")
-    return _pooled(w, "AveragePool", x, [one // other for one, other in zip(before, size, strict=True)], [], 0)
+        raise w.refusal(f"from {list(before)} to {list(size)}, which do not divide")
+    return _pooled(w, "AveragePool", x, [one // other for one, other in zip(before, size, strict=True)], None, [0])
 
 
-def _upsampled(mode: str, **options: Any) -> Translation:
-    """align_corners, which not all of them have, comes before the scales."""
-
+def _upsampled(mode: str, transformation: str, nearest: str = "floor") -> Translation:
     def translation(w: Writer, x: Any, size: list[int], *more: Any) -> str:
-        *corners, high, wide = more
-        how = dict(options) if not any(corners) else {"coordinate_transformation_mode": "align_corners"}
-        axes = [rank(x) - 2, rank(x) - 1]
+        *corners, high, wide = more  # align_corners, which not all of them have, and the scales
+        how: dict[str, Any] = dict(axes=[2, 3], mode=mode, nearest_mode=nearest, cubic_coeff_a=-0.75)
+        how["coordinate_transformation_mode"] = "align_corners" if any(corners) else transformation
         if high is None or wide is None or any(corners):
-            return w("Resize", x, None, None, w.g.constant(size), axes=axes, mode=mode, cubic_coeff_a=-0.75, **how)
-        scales = w.g.constant([high, wide], np.float32)
-        return w("Resize", x, None, scales, axes=axes, mode=mode, cubic_coeff_a=-0.75, **how)
+            return w("Resize", x, None, None, w.g.constant(size), **how)
+        return w("Resize", x, None, w.g.constant([high, wide], np.float32), **how)
 
     return translation
 
@@ -214,21 +168,9 @@ def _linear_attention(w: Writer, qkv: Any, heads: int, divide_by_n: bool) -> str
     return w.reshape(w("MatMul", context, w("Softmax", q, axis=-2)), w.shape)
 
 
-def _attention_block(
-    w: Writer,
-    x: Any,
-    w_q: Any,
-    w_k: Any,
-    q_bias: Any,
-    values: Sequence[Any],
-    bias: Any,
-    shift: Any,
-    gain: Any,
-    heads: int,
-    divide_by_n: bool,
-    eps: float,
-) -> str:
+def _attention_block(w: Writer, x: Any, w_q: Any, w_k: Any, q_bias: Any, values: Sequence[Any], *rest: Any) -> str:
     """See kernels.attention_block."""
+    bias, shift, gain, heads, divide_by_n, eps = rest
     batch, c, *size = w.shape
     n, width = math.prod(size), w_q.meta["shape"][0]
     d = width // heads
@@ -249,17 +191,14 @@ def _attention_block(
     return out if gain is None else _channel_norm(w, out, gain, x, 1e-5)
 
 
-_HALF = {"coordinate_transformation_mode": "half_pixel"}
 TABLE: dict[Any, Translation] = {
     aten.convolution.default: _convolution,
     aten.linear.default: _linear,
-    aten.mm.default: lambda w, a, b: w("MatMul", a, b),
-    aten.bmm.default: lambda w, a, b: w("MatMul", a, b),
-    aten.mv.default: lambda w, a, b: w("MatMul", a, b),
+    aten.mm.default: _product,
+    aten.bmm.default: _product,
     aten.addmm.default: _added_product,
     aten.baddbmm.default: _added_product,
-    aten._softmax.default: _softmax,
-    aten._log_softmax.default: lambda w, x, dim, _: w("LogSoftmax", w.of(x), axis=dim),
+    aten._softmax.default: lambda w, x, dim, _: w("Softmax", w.of(x), axis=dim),
     aten.scaled_dot_product_attention.default: _attention,
     aten.group_norm.default: _group_norm,
     aten.layer_norm.default: _layer_norm,
@@ -268,12 +207,10 @@ TABLE: dict[Any, Translation] = {
     aten.max_pool2d_with_indices.default: _max_pool,
     aten.avg_pool2d.default: _average_pool,
     aten._adaptive_avg_pool2d.default: _adaptive_pool,
-    aten.upsample_nearest2d.default: _upsampled(
-        "nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
-    ),
-    aten._upsample_nearest_exact2d.default: _upsampled("nearest", **_HALF, nearest_mode="round_prefer_ceil"),
-    aten.upsample_bilinear2d.default: _upsampled("linear", **_HALF),
-    aten.upsample_bicubic2d.default: _upsampled("cubic", **_HALF),
+    aten.upsample_nearest2d.default: _upsampled("nearest", "asymmetric"),
+    aten._upsample_nearest_exact2d.default: _upsampled("nearest", "half_pixel", "round_prefer_ceil"),
+    aten.upsample_bilinear2d.default: _upsampled("linear", "half_pixel"),
+    aten.upsample_bicubic2d.default: _upsampled("cubic", "half_pixel"),
     ours.group_norm.default: _fused_group_norm,
     ours.channel_norm.default: _channel_norm,
     ours.linear_attention.default: _linear_attention,

@@ -58,14 +58,17 @@ class Writer:
                 self.names[node] = self._constant(str(node.target))
             elif node.op == "call_function":
                 if node.target not in table:
-                    raise self.refusal("which has no translation to ONNX")
+                    raise self.refusal()
                 given = arguments(node) if hasattr(node.target, "_schema") else node.args
                 self.names[node] = table[node.target](self, *given)
         return [self.name(node) for node in self.part.results]
 
     def __call__(self, operator: str, *values: Any, **attributes: Any) -> str:
-        """An operator of one result."""
-        return self.g(operator, *map(self.name, values), **attributes)
+        """An operator of one result. An input may be None; ONNX Runtime wants none that is empty at the end."""
+        names = [self.name(value) for value in values]
+        while not names[-1]:
+            names.pop()
+        return self.g(operator, *names, **attributes)
 
     def name(self, value: Any) -> str:
         """A value's name; "" for None, an input that is left out."""
@@ -127,10 +130,10 @@ class Writer:
         """A value's last two dimensions exchanged."""
         return self("Transpose", value, perm=[*range(ndim - 2), ndim - 1, ndim - 2])
 
-    def refusal(self, what: str) -> InputError:
-        """The error for an operation that cannot be written, with the network's line."""
-        said = NotRecordableError.at(f"{self.node.target}, {what}", self.node.meta.get("line"))
-        return InputError(f"the network cannot be exported: it has {said}")
+    def refusal(self, what: str = "") -> InputError:
+        """The error for an operation that cannot be written (with what it has that others have not), and its line."""
+        said = f"there is no translation to ONNX for {self.node.target} {what}".rstrip()
+        return InputError(f"the network cannot be exported: {NotRecordableError.at(said, self.node.meta.get('line'))}")
 
     def _batches(self, size: Batch) -> str:
         """(1,) int64"""
