@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx
@@ -41,7 +41,8 @@ def _sliced(w: Writer, x: Any, dim: int, start: Any, end: Any, step: Any = 1) ->
 
 
 def _split(w: Writer, x: Any, size: Any, dim: int) -> list[str]:
-    whole, make = x.meta["shape"][dim], int
+    whole: Any = x.meta["shape"][dim]
+    make: Callable[[int], Any] = int
     if isinstance(whole, Batch) and isinstance(size, Batch):
         whole, size, make = whole.times, size.times, Batch
     elif isinstance(whole, Batch) or isinstance(size, Batch):

@@ -62,7 +62,9 @@ def checked(checks: Iterable[Check]) -> list[Check]:
 def network_checks(file: bytes, parts: Parts) -> Iterator[Check]:
     """The output of a network's file against torch's, by relative norm."""
     model, dice = parts.model, _dice()
-    session = onnxruntime().InferenceSession(file, providers=["CPUExecutionProvider"])
+    options = onnxruntime().SessionOptions()
+    options.log_severity_level = 3  # as open_file
+    session = onnxruntime().InferenceSession(file, options, providers=["CPUExecutionProvider"])
     schedule, worst = model.schedule, 0.0
     for batch in NETWORK_BATCHES:
         x = torch.randn(batch, *model.image_shape, generator=dice)
