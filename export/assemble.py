@@ -50,10 +50,10 @@ def network_model(parts: Parts) -> ModelProto:
 
 def _predicted(g: Graph, parts: Parts, x: str, rows: Sequence[str], contexts: Sequence[str]) -> str:
     """The prediction in float32 for x in float32, by the rest of the network."""
-    if parts.dtype == torch.float32:
-        return write(g, parts.graphs.step, [x, *rows, *contexts], parts.steady)[0]
-    given = g("Cast", x, to=ELEMENTS[parts.dtype])
-    return g("Cast", write(g, parts.graphs.step, [given, *rows, *contexts], parts.steady)[0], to=FLOAT)
+    step = parts.graphs.step
+    given = x if parts.dtype == torch.float32 else g("Cast", x, to=ELEMENTS[parts.dtype])
+    (out,) = write(g, step, [given, *rows, *contexts], parts.steady)
+    return out if step.results[0].meta["dtype"] == torch.float32 else g("Cast", out, to=FLOAT)
 
 
 @dataclass(frozen=True)

@@ -65,14 +65,24 @@ def test_a_network_that_says_len_of_x(rel):
         lambda out: {"variance": None, "sample": out},
         lambda out: (out, "more"),
         lambda out: torch.cat((out, out * 2), dim=1),  # a mean and a variance
+        lambda out: out.double(),
     ],
-    ids=["dict", "tuple", "2C channels"],
+    ids=["dict", "tuple", "2C channels", "float64"],
 )
 def test_a_prediction_in_other_clothes(rel, wrap):
     network = Wrapped(wrap)
     inputs = torch.randn(3, 2, 8, 8), torch.tensor([4, 9, 99])
     ((out, _),) = outputs(model_of(network, (2, 8, 8)), [inputs])
     assert out.shape == (3, 2, 8, 8) and rel(out, Patched.forward(network, *inputs).detach()) < 1e-6
+
+
+def test_a_network_without_a_time(tmp_path):
+    class Timeless(Patched):
+        def forward(self, x, t):
+            return self.inner(x)
+
+    model = model_of(Timeless(), (2, 8, 8))
+    assert export_sampler(model, tmp_path / "a.onnx", None)[1].distance < 1e-6
 
 
 def test_the_whole_loop_of_diffusers_network(randomised, tmp_path, apart):
