@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastdiff.capture.passes.attention import NORM_EPS
 from fastdiff.capture.passes.match import aten, ours
 from fastdiff.export.pointwise import activated
 from fastdiff.export.writer import Translation, Writer, rank
@@ -135,6 +136,8 @@ def _average_pool(w: Writer, x: Any, kernel: Any, stride: Any, padding: Any, *op
     ceil, counted, divisor = options
     if divisor is not None:
         raise w.refusal(f"with divisor_override = {divisor}")
+    # ONNX Runtime 1.20 would count what is beyond the edge as padding.
+    counted = counted and any(padding)
     return _pooled(w, "AveragePool", x, kernel, stride, padding, ceil_mode=int(ceil), count_include_pad=int(counted))
 
 
@@ -188,7 +191,7 @@ def _attention_block(w: Writer, x: Any, w_q: Any, w_k: Any, q_bias: Any, values:
     mixed = w.reshape(w("Transpose", w("Mul", mixed, scale), perm=[0, 2, 1, 3]), (batch, c, width))
     constant = w("Add", w.of(bias), w("Mul", w.of(shift), scale))
     out = w.reshape(w("Add", w("MatMul", mixed, q), w.reshape(constant, (-1, 1))), w.shape)
-    return out if gain is None else _channel_norm(w, out, gain, x, 1e-5)
+    return out if gain is None else _channel_norm(w, out, gain, x, NORM_EPS)
 
 
 TABLE: dict[Any, Translation] = {
