@@ -15,7 +15,7 @@ from torch import Tensor
 FASTDIFF = "fastdiff"
 PUBLISHED, TUNED, COMPILED, AUTOTUNED = "reference", "eager, tuned", "torch.compile", "torch.compile, max-autotune"
 ONNXRUNTIME, DIFFUSERS = "ONNX Runtime", "diffusers' scheduler"
-TO_EXPORT = ("onnx", "onnxscript", "onnxruntime")  # packages
+TO_EXPORT = ("onnx", "onnxruntime")  # packages
 
 
 class Role(StrEnum):

@@ -18,7 +18,7 @@ _PUBLIC = {
     "export_sampler": "write",
 }
 __all__ = list(_PUBLIC)
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
+NEEDED = ("onnx", "onnxruntime")
 
 if TYPE_CHECKING:
     from fastdiff.export.runner import OnnxSampler as OnnxSampler

@@ -1,4 +1,4 @@
-"""The files' graphs: a traced network alone, or in the body of an ONNX Loop over the step table.
+"""The files' graphs: a captured network alone, or in the body of an ONNX Loop over the step table.
 
 A step is x0 = clip(p x + q out), x <- a x + b x0 + c x0_prev + s noise (see samplers.table). The network's weights are
 initializers of the Loop's body: only there does ONNX Runtime prepack them for its convolutions. In the outer graph they
@@ -7,16 +7,20 @@ make a step 1.5 times as long.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from onnx import ModelProto, ValueInfoProto, helper
 
 from fastdiff.errors import InputError
 from fastdiff.export import metadata, philox
 from fastdiff.export.graph import BOOL, FLOAT, INT64, UINT8, Graph, either, finish_model, store_weights, value
+from fastdiff.export.network import write
+from fastdiff.export.parts import Parts
 from fastdiff.export.pixels import clipped, to_pictures
-from fastdiff.export.trace import Parts
+from fastdiff.export.writer import ELEMENTS
 from fastdiff.samplers.prediction import Clip
 from fastdiff.samplers.table import StepTable
 
@@ -28,21 +32,28 @@ INPUTS = ("x", "x0_prev", "start", "stop", "seed", "first", "n", "noise", "conte
 def network_model(parts: Parts) -> ModelProto:
     """The network: sample (batch, C, H, W) float32, timestep (batch,)[, context (batch, K)] → prediction."""
     g = Graph()
-    channels, *size = parts.model.image_shape
-    images = ("batch", channels, *(("height", "width") if parts.free_size else size))
+    images = ("batch", *parts.model.image_shape)
     inputs = [
         value("sample", FLOAT, images),
         value("timestep", INT64 if parts.model.time == "index" else FLOAT, ("batch",)),
     ]
-    given = ["sample", *g.inline(parts.time, ["timestep"])]
-    if parts.context is not None:
+    rows, contexts = write(g, parts.graphs.time, ["timestep"]), []
+    if parts.width:
         inputs.append(value("context", FLOAT, ("batch", parts.width)))
-        given += g.inline(parts.context, ["context"])
-    g.named(g.inline(parts.denoise, given)[0], "prediction")
+        contexts = write(g, parts.graphs.context, ["context"])
+    g.named(_predicted(g, parts, "sample", rows, contexts), "prediction")
     outputs = [value("prediction", FLOAT, images)]
     store_weights(g, parts.weights)
     description = metadata.describe(parts, kind="network")
     return finish_model(g.finish("network", inputs, outputs), metadata.to_properties(description))
+
+
+def _predicted(g: Graph, parts: Parts, x: str, rows: Sequence[str], contexts: Sequence[str]) -> str:
+    """The prediction in float32 for x in float32, by the rest of the network."""
+    step = parts.graphs.step
+    given = x if parts.dtype == torch.float32 else g("Cast", x, to=ELEMENTS[parts.dtype])
+    (out,) = write(g, step, [given, *rows, *contexts], parts.steady)
+    return out if step.results[0].meta["dtype"] == torch.float32 else g("Cast", out, to=FLOAT)
 
 
 @dataclass(frozen=True)
@@ -190,7 +201,7 @@ class _Sampler:
         return either(outer, begins, (made, fresh), (kept, kept("Identity", "x")), ("n", *self.shape))
 
     def _table(self) -> None:
-        """The rows' coefficients, and each row's embedded time."""
+        """The rows' coefficients, and what the network makes of each row's time."""
         outer, table = self.outer, self.face.table
         dtype = np.int64 if self.parts.model.time == "index" else np.float32
         if table is None:
@@ -199,25 +210,27 @@ class _Sampler:
         else:
             self.rows = outer.constant(table.rows, np.float32)
             times = outer.constant(table.time, dtype)
-        self.times = outer.inline(self.parts.time, [times])[0]  # (R, W)
+        self.times = write(outer, self.parts.graphs.time, [times])
 
     def _contexts(self) -> None:
-        """The embedded contexts; with a guidance scale other than 1 the batch is tiled twice, zero contexts first."""
+        """What the network makes of the contexts.
+
+        With a guidance scale other than 1 the batch is tiled twice, zero contexts first.
+        """
         outer, parts = self.outer, self.parts
-        self.batch = outer("Unsqueeze", self.n, outer.constant([0]))  # (1,): images in the network at once
-        if parts.context is None:
+        self.contexts: list[str] = []
+        if not parts.width:
             return
         context = self._input("context", FLOAT, ("contexts", parts.width))
         scale = self._input("guidance_scale", FLOAT, ())
-        n, two = self.batch, outer.constant([2])
+        n, two = outer("Unsqueeze", self.n, outer.constant([0])), outer.constant([2])
         guided = outer("Cast", outer("Not", outer("Equal", scale, outer.constant(1, np.float32))), to=INT64)
         self.tiles = outer("Add", outer("Unsqueeze", guided, outer.constant([0])), outer.constant([1]))
-        self.batch = outer("Mul", n, self.tiles)
         each = outer("Expand", context, outer("Concat", n, outer.constant([1]), axis=0))
         both = outer("Concat", outer("Mul", each, outer.constant(0, np.float32)), each, axis=0)
         begin = outer("Mul", n, outer("Sub", two, self.tiles))
         used = outer("Slice", both, begin, outer("Mul", n, two), outer.constant([0]))
-        self.context = outer.inline(parts.context, [used])[0]
+        self.contexts = write(outer, parts.graphs.context, [used])
 
     def _step(self) -> list[str]:
         """The body's outputs besides the condition: x, and x0 if a row may use it."""
@@ -236,12 +249,12 @@ class _Sampler:
 
     def _prediction(self, row: str) -> str:
         g, x = self.body, "step/x"
-        one = g("Unsqueeze", g("Gather", self.times, row, axis=0), g.constant([0]))  # (1, W)
-        time = g("Expand", one, g("Concat", self.batch, g.constant([1]), axis=0))
-        if self.parts.context is None:
-            return g.inline(self.parts.denoise, [x, time])[0]
+        row = g("Unsqueeze", row, g.constant([0]))
+        rows = [g("Gather", one, row, axis=0) for one in self.times]  # (1, ...) of each
+        if not self.parts.width:
+            return _predicted(g, self.parts, x, rows, [])
         tiled = g("Tile", x, g("Concat", self.tiles, g.constant([1, 1, 1]), axis=0))
-        out = g.inline(self.parts.denoise, [tiled, time, self.context])[0]
+        out = _predicted(g, self.parts, tiled, rows, self.contexts)
         # If the batch is not tiled, both slices are the same, and their difference is exactly zero.
         zero, end = g.constant([0]), g.constant([np.iinfo(np.int64).max])
         count = g("Unsqueeze", self.n, zero)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,30 +46,18 @@ class Graph:
         self.nodes.append(helper.make_node(operator, list(inputs), made, name=name, **attributes))
         return made
 
+    def weight(self, value: np.ndarray, name: str) -> str:
+        """An initializer of its own."""
+        self.initializers.append(numpy_helper.from_array(value, name := self._name(name)))
+        return name
+
     def constant(self, value: Any, dtype: Any = np.int64) -> str:
-        """An initializer; the same one for the same value and dtype."""
+        """An initializer, of the value's own dtype if that is None; the same one for the same value and dtype."""
         array = np.asarray(value, dtype=dtype)
         key = str(array.dtype), array.shape, array.tobytes()
         if key not in self._constants:
-            self._constants[key] = name = self._name("constant")
-            self.initializers.append(numpy_helper.from_array(array, name))
+            self._constants[key] = self.weight(array, "constant")
         return self._constants[key]
-
-    def inline(self, part: GraphProto, inputs: Sequence[str]) -> list[str]:
-        """Copy a whole graph into this one, on these inputs; returns its outputs."""
-        prefix = f"{self._name(part.name)}/"
-        names = dict(zip((given.name for given in part.input), inputs, strict=True))
-
-        def renamed(name: str) -> str:
-            return names.get(name, prefix + name) if name else name
-
-        for tensor in part.initializer:
-            copied = TensorProto()
-            copied.CopyFrom(tensor)
-            copied.name = renamed(tensor.name)
-            self.initializers.append(copied)
-        self.nodes.extend(_with_names(node, prefix, renamed) for node in part.node)
-        return [renamed(out.name) for out in part.output]
 
     def named(self, value: str, name: str) -> str:
         """The value under another name, for an output."""
@@ -79,22 +67,6 @@ class Graph:
     def finish(self, name: str, inputs: Iterable[ValueInfoProto], outputs: Iterable[ValueInfoProto]) -> GraphProto:
         """The graph."""
         return helper.make_graph(self.nodes, name, list(inputs), list(outputs), self.initializers)
-
-
-def _with_names(node: NodeProto, prefix: str, renamed: Callable[[str], str]) -> NodeProto:
-    """A copy of the node with other names, also in subgraphs."""
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    copy.name = prefix + node.name
-    copy.input[:] = map(renamed, node.input)
-    copy.output[:] = map(renamed, node.output)
-    for graph in (graph for a in copy.attribute for graph in ([a.g] if a.HasField("g") else a.graphs)):
-        inner = [_with_names(one, prefix, renamed) for one in graph.node]
-        del graph.node[:]
-        graph.node.extend(inner)
-        for named in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-            named.name = renamed(named.name)
-    return copy
 
 
 def value(name: str, dtype: int, shape: Shape) -> ValueInfoProto:

@@ -21,7 +21,7 @@ def describe(parts: Any, **more: Any) -> dict[str, Any]:
     """A file's description.
 
     Args:
-        parts: a trace.Parts.
+        parts: a parts.Parts.
         more: the file's kind, one of KINDS, and what else that kind has to say.
     """
     import torch
@@ -33,7 +33,6 @@ def describe(parts: Any, **more: Any) -> dict[str, Any]:
         "format": FORMAT,
         "made_by": f"fastdiff {source_version()}, torch {torch.__version__}",
         "image_shape": list(model.image_shape),
-        "free_size": parts.free_size,
         "range": [-1, 1],
         "prediction_type": model.prediction_type,
         "time": model.time,

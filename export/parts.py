@@ -1,111 +1,119 @@
-"""A network's three parts as modules that torch's exporter takes: time, context, and the rest.
-
-A part takes and returns float32, whatever the network computes in; embeddings are flattened and joined to (R, W).
-"""
+"""From a Model to the captured graphs of its network, from which files are assembled."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import inspect
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
 
-from fastdiff.capture.outputs import first_output
-from fastdiff.kernels.attention_block import attention_block_reference
-from fastdiff.networks.blocks import normed
-from fastdiff.networks.folded import can_fold, fold_block
-from fastdiff.networks.protocol import SeparableNetwork
-
-
-class _Part(nn.Module):
-    """One of the three parts; a network that is not a SeparableNetwork is wholly in the last."""
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype, integer: bool) -> None:
-        super().__init__()
-        self.network, self.dtype, self.integer = network, dtype, integer
-        self.separable = isinstance(network, SeparableNetwork)
-
-    def joined(self, embeddings: Sequence[Tensor]) -> Tensor:
-        """Embeddings (R, ...) → (R, W) float32."""
-        return torch.cat([e.flatten(1) for e in embeddings], dim=1).float()
+from fastdiff.capture.passes.attention import fold_linear_attention
+from fastdiff.capture.passes.linear_attention import fuse_linear_attention
+from fastdiff.capture.refusal import NotRecordableError
+from fastdiff.capture.split import Split
+from fastdiff.engine.evaluation import Given, Network
+from fastdiff.errors import InputError, unknown_name, warn_caller
+from fastdiff.export.metadata import DTYPES
+from fastdiff.model import Model
 
 
-class TimePart(_Part):
-    """(R,) times → (R, W)."""
+@dataclass(frozen=True)
+class Parts:
+    """A captured network.
 
-    def forward(self, t: Tensor) -> Tensor:
-        return self.joined(self.network.embed_time(t)) if self.separable else t[:, None].float()
+    Attributes:
+        model: with the weights as stored, in float32.
+        graphs: of its evaluation, at any batch; x and the prediction are of `dtype`.
+        dtype: of the network's arithmetic.
+        weights: "float32" or "float16", how weights are stored.
+        prepared: whether linear attention was folded.
+        width: K of the contexts, 0 without.
+        steady: whether norms are written so that they stay exact in onnxruntime-web, see layers.normed.
+    """
 
-
-class ContextPart(_Part):
-    """(B, K) → (B, V)."""
-
-    def forward(self, context: Tensor) -> Tensor:
-        if not self.separable:
-            return context.clone()
-        return self.joined(self.network.embed_context(context.to(self.dtype)))
-
-
-class DenoisePart(_Part):
-    """x (B, C, H, W), time (B, W)[, context (B, V)] → (B, C, H, W)."""
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype, integer: bool) -> None:
-        super().__init__(network, dtype, integer)
-        if self.separable:  # the shapes into which the joined embeddings are split
-            time = torch.zeros(1, dtype=torch.int64 if integer else torch.float32)
-            self.time_shapes = [e.shape[1:] for e in network.embed_time(time)]
-            self.context_shapes = [e.shape[1:] for e in network.embed_context(None)]
-
-    def forward(self, x: Tensor, time: Tensor, context: Tensor | None = None) -> Tensor:
-        x, time = x.to(self.dtype), time.to(self.dtype if self.separable or not self.integer else torch.int64)
-        contexts = () if context is None else (context.to(self.dtype),)
-        if not self.separable:
-            return first_output(self.network(x, time[:, 0], *contexts), x.shape[1]).float()
-        embedded = self.network.embed_context(None) if context is None else _split(contexts[0], self.context_shapes)
-        return self.network.denoise(x, _split(time, self.time_shapes), embedded).float()
+    model: Model
+    graphs: Split
+    dtype: torch.dtype
+    weights: str
+    prepared: bool
+    width: int
+    steady: bool
 
 
-def _split(embedding: Tensor, shapes: list[torch.Size]) -> tuple[Tensor, ...]:
-    """(R, W) → embeddings (R, ...) of these shapes."""
-    if not shapes:
-        return ()
-    parts = embedding.split([shape.numel() for shape in shapes], dim=1)
-    return tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True))
-
-
-class _FoldedAttention(nn.Module):
-    """Residual(PreNorm(LinearAttention)) by kernels.attention_block, the weights folded by operators of the graph."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, x: Tensor) -> Tensor:
-        folded = fold_block(self.block, torch.float32)
-        out = attention_block_reference(x, folded)
-        _, last = self.block.fn.fn.to_out
-        return out if folded.gain is not None else normed(last, out) + x
-
-
-def fold_attention(network: nn.Module, given: tuple[Tensor, ...]) -> None:
-    """Replace the residual linear-attention blocks in which folding saves operations at the example's size.
+def capture(
+    model: Model,
+    dtype: torch.dtype = torch.float32,
+    weights: str | None = None,
+    prepared: bool = True,
+    steady: bool = False,
+) -> Parts:
+    """Capture the model's network.
 
     Args:
-        network: is changed in place.
-        given: the example's arguments.
+        model: is left unchanged.
+        dtype: torch.float32 or torch.float16, of the network's arithmetic.
+        weights: "float32" or "float16", how weights are stored; None is as dtype. They are rounded before anything is
+            folded.
+        prepared: fold linear attention where that saves operations (see kernels.attention_block).
+        steady: see Parts.
+
+    Raises:
+        InputError: for a network that cannot be captured, with the line of code that prevents it.
     """
-    positions: dict[nn.Module, int] = {}
-    hooks = [
-        block.register_forward_pre_hook(lambda block, xs: positions.update({block: xs[0].shape[2:].numel()}))
-        for block in network.modules()
-        if can_fold(block)
-    ]
-    if not hooks:
-        return
-    network(*given)
-    for hook in hooks:
-        hook.remove()
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if child in positions and child.fn.norm.num_channels < positions[child]:
-                setattr(parent, name, _FoldedAttention(child))
+    dtypes = [getattr(torch, name) for name in DTYPES]
+    if dtype not in dtypes:
+        raise InputError(f"dtype = {dtype!r}; accepted: {', '.join(map(str, dtypes))}")
+    weights = str(dtype).removeprefix("torch.") if weights is None else weights
+    if dtype == torch.float16 and weights == "float32":
+        raise InputError("weights = 'float32' with dtype = torch.float16; accepted: float16")
+    model = _rounded(model, weights)
+    width = _context_width(model)
+    cpu = torch.device("cpu")
+    times = torch.tensor(model.table(steps=1).time, dtype=torch.int64 if model.time == "index" else torch.float32)
+    try:
+        graphs = Network(model.network, cpu, dtype).captured(
+            Given(1, model.image_shape, width or None, times, cpu, dtype)
+        )
+    except NotRecordableError as problem:
+        raise InputError(f"the network cannot be exported: {problem}") from problem
+    if prepared:
+        for graph in (graphs.context, graphs.step):
+            fuse_linear_attention(graph)
+            fold_linear_attention(graph, lambda channels, _, positions: channels < positions)
+    return Parts(model, graphs, dtype, weights, prepared, width, steady)
+
+
+def _rounded(model: Model, weights: str) -> Model:
+    """A copy for inference in float32 on the CPU, its weights rounded to halves if stored as float16."""
+    if weights not in DTYPES:
+        raise unknown_name("weights", weights, DTYPES)
+    network = copy.deepcopy(model.network).to("cpu", torch.float32).eval().requires_grad_(False)
+    if weights == "float16":
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half())
+                if not torch.isfinite(tensor).all():
+                    raise InputError(f"weights = 'float16' and {name} beyond 65504; accepted: float32")
+    return replace(model, network=network)
+
+
+def _context_width(model: Model) -> int:
+    """K; 0 if neither the model nor the network declares a context, with a warning if it may take one."""
+    width = model.context_width
+    if width is None:
+        named = [p for p in inspect.signature(model.network.forward).parameters.values() if p.kind in _BY_PLACE][2:]
+        if named and named[0].default is inspect.Parameter.empty:
+            raise InputError(
+                f"the network takes {named[0].name!r}, of which the width is not known; "
+                "give the Model class_names, or the network an attribute n_cfeat"
+            )
+        if named:
+            warn_caller(
+                f"exported without the network's {named[0].name!r}; for contexts give the Model class_names, "
+                "or the network an attribute n_cfeat"
+            )
+    return width or 0
+
+
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +13,8 @@ from onnx import ModelProto
 from fastdiff.engine.request import check_table
 from fastdiff.errors import InputError
 from fastdiff.export.assemble import Face, network_model, sampler_model
+from fastdiff.export.parts import capture
 from fastdiff.export.runner import onnxruntime
-from fastdiff.export.steady import steady_norms
-from fastdiff.export.trace import trace
 from fastdiff.export.verify import Check, checked, network_checks, sampler_checks
 from fastdiff.export.web import check_page_folder, write_page
 from fastdiff.files import check_writable, write_atomically
@@ -39,7 +37,7 @@ def export_network(
 
     Its inputs are sample (batch, C, H, W) float32 in [-1, 1]; timestep (batch,) int64, or float32 t / T if the model's
     time is "fraction"; and, if the network takes one, context (batch, K) float32. Its output is prediction, as sample.
-    The batch is free, and so are height and width if the network allows it.
+    The batch is free; height and width are the model's.
 
     Args:
         model: with the network.
@@ -56,9 +54,9 @@ def export_network(
     """
     check_model(model)
     _check(path)
-    STAGES.info("tracing the network")
-    parts = trace(model, dtype, weights, prepared, free_size=True)
-    return _write(network_model(parts), path, lambda written: network_checks(written, parts))
+    STAGES.info("capturing the network")
+    parts = capture(model, dtype, weights, prepared)
+    return _write(network_model(parts), path, lambda written: network_checks(written.read_bytes(), parts))
 
 
 def export_sampler(
@@ -91,8 +89,8 @@ def export_sampler(
     check_model(model)
     _check(path)
     face = _face(model, table, clip, stepwise or table is None, noise, pictures)
-    STAGES.info("tracing the network")
-    parts = trace(model, dtype, weights, prepared)
+    STAGES.info("capturing the network")
+    parts = capture(model, dtype, weights, prepared)
     return _write(sampler_model(parts, face), path, lambda written: sampler_checks(written, parts, face))
 
 
@@ -123,9 +121,8 @@ def export_page(
     check_page_folder(folder)
     onnxruntime()
     face = _face(model, None, "model", True, "philox", False)
-    STAGES.info("tracing the network")
-    parts = trace(model, torch.float32, weights, prepared)
-    parts = replace(parts, denoise=steady_norms(parts.denoise))
+    STAGES.info("capturing the network")
+    parts = capture(model, torch.float32, weights, prepared, steady=True)
     before, after = (one.network.state_dict().values() for one in (model, parts.model))
     rounded = any(not torch.equal(a.cpu().float(), b.float()) for a, b in zip(before, after, strict=True))
     about = {"name": Path(name).stem, "model": [name, *arguments], "rounded": rounded}
@@ -142,7 +139,7 @@ def _face(model: Model, table: StepTable | None, clip: Any, stepwise: bool, nois
 
 
 def _check(path: str | Path) -> None:
-    """Checks what it can before the network is traced, which takes seconds."""
+    """Checks what it can before the network is captured."""
     if check_writable(path).suffix.lower() != ".onnx":
         raise InputError(f"output {str(path)!r}; accepted: a name that ends in .onnx")
     onnxruntime()

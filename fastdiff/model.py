@@ -8,7 +8,6 @@ from dataclasses import KW_ONLY, dataclass
 from torch import nn
 
 from fastdiff.errors import InputError, unknown_name, wrong_type
-from fastdiff.networks.protocol import context_width
 from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
 from fastdiff.samplers.samplers import DEFAULT, make_table
 from fastdiff.samplers.schedule import Schedule
@@ -64,11 +63,7 @@ class Model:
     def context_width(self) -> int | None:
         """K of the network's contexts: 0 if it takes none, None if the network does not declare it."""
         width = context_width(self.network)
-        if width is not None:
-            return width
-        if self.class_names:
-            return len(self.class_names)
-        return 0 if hasattr(self.network, "embed_context") else None
+        return len(self.class_names) or None if width is None else width
 
     def table(
         self, sampler: str = DEFAULT, steps: int | None = None, *, eta: float = 0.0, spacing: str = "trailing"
@@ -93,6 +88,12 @@ class Model:
             f"      {self.schedule!r},\n"
             f"      predicts {self.prediction_type}, time {self.time!r}, clip {self.clip}, contexts: {contexts})"
         )
+
+
+def context_width(network: nn.Module) -> int | None:
+    """K of the contexts that a network takes, its attribute n_cfeat: 0 for none, None if it does not say."""
+    width = getattr(network, "n_cfeat", None)
+    return None if width is None else int(width)
 
 
 def check_model(model: object) -> Model:

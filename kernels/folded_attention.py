@@ -52,10 +52,9 @@ def fold(
     heads: int,
     divide_by_n: bool,
     eps: float = 1e-5,
-    precision: torch.dtype = torch.float64,
     dtype: torch.dtype | None = None,
 ) -> FoldedAttention:
-    """Fold a block's weights for attention_block.
+    """Fold a block's weights for attention_block, in float64.
 
     Args:
         norm_weight, norm_bias: (C,), of the pre-norm, a GroupNorm with one group.
@@ -65,7 +64,6 @@ def fold(
         heads: number of heads.
         divide_by_n: whether values are divided by the number of positions.
         eps: the pre-norm's.
-        precision: of the arithmetic.
         dtype: what the results are rounded to; None is w_qkv's.
 
     Raises:
@@ -84,7 +82,7 @@ def fold(
     checks.shape(OP, "w_out", w_out, (c, width // 3), (c, width // 3, 1, 1))
     dtype, d = w_qkv.dtype if dtype is None else dtype, width // (3 * heads)
     wide = torch.promote_types(dtype, torch.float32)
-    shift, scale, qkv, out = (t.detach().to(precision) for t in (norm_bias, norm_weight, w_qkv, w_out))
+    shift, scale, qkv, out = (t.detach().double() for t in (norm_bias, norm_weight, w_qkv, w_out))
     q, k, v = qkv.reshape(3, heads * d, c)
     out = out.reshape(c, heads, d).transpose(0, 1)  # (heads, C, d)
     v = v.reshape(heads, d, c)

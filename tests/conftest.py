@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,15 @@ def standin():
     """The module tests/standin.py: with --import-mode=importlib tests cannot import a neighbour by its name."""
     spec = importlib.util.spec_from_file_location("standin", Path(__file__).with_name("standin.py"))
     module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def networks():
+    """The module tests/capture/networks.py."""
+    spec = importlib.util.spec_from_file_location("capture_networks", Path(__file__).parent / "capture" / "networks.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

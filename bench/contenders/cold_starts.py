@@ -43,10 +43,10 @@ def _file(case: Case, folder: tempfile.TemporaryDirectory) -> Ready:
 
     onnxruntime()  # or the sentence that says how to install it
     from fastdiff.export.assemble import Face, sampler_model
-    from fastdiff.export.trace import trace
+    from fastdiff.export.parts import capture
 
     path = Path(folder.name) / "sampler.onnx"
-    path.write_bytes(sampler_model(trace(case.model), Face(case.table, noise="input")).SerializeToString())
+    path.write_bytes(sampler_model(capture(case.model), Face(case.table, noise="input")).SerializeToString())
     return _process(case, folder, cold_process.FILE, str(path))
 
 

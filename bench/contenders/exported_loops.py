@@ -54,10 +54,10 @@ def _network(case: Case) -> Ready:
 def _sampler(case: Case, face: dict[str, Any], folder: tempfile.TemporaryDirectory[str]) -> Ready:
     from fastdiff.export import OnnxSampler
     from fastdiff.export.assemble import Face, sampler_model
-    from fastdiff.export.trace import trace
+    from fastdiff.export.parts import capture
 
     path = Path(folder.name) / f"{'-'.join(face) or 'plain'}.onnx"
-    path.write_bytes(sampler_model(trace(case.model), Face(case.table, **face)).SerializeToString())
+    path.write_bytes(sampler_model(capture(case.model), Face(case.table, **face)).SerializeToString())
     file = OnnxSampler(path, threads=case.threads)
     sample: Callable[[], Any] = lambda: file.sample(case.batch)  # noqa: E731
     return Ready(sample, lambda: torch.from_numpy(sample()), facts={"bytes": path.stat().st_size})

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,20 +20,39 @@ from fastdiff.bench import networks
 from fastdiff.bench.case import Case
 from fastdiff.bench.contender import FASTDIFF, PUBLISHED, TO_EXPORT, Contender, Ready, Role
 from fastdiff.bench.contenders import evaluations
-from fastdiff.export.exporter import quiet
 
 
 def contenders(case: Case, cold: bool) -> Iterator[Contender]:
-    yield Contender(PUBLISHED, partial(_ready, case, _by_torch), Role.REFERENCE, needs=TO_EXPORT)
+    by_torch = (*TO_EXPORT, "onnxscript")
+    yield Contender(PUBLISHED, partial(_ready, case, _by_torch), Role.REFERENCE, needs=by_torch)
     yield Contender(FASTDIFF, partial(_ready, case, _network), Role.FASTDIFF, needs=TO_EXPORT)
     yield Contender(f"{FASTDIFF}, the whole loop", partial(_ready, case, _loop), Role.FASTDIFF, needs=TO_EXPORT)
 
 
 def _by_torch(case: Case, path: Path) -> None:
     x, times = evaluations.inputs(case)
-    with quiet():
+    with _quiet():
         program: Any = torch.onnx.export(networks.published(case.model), (x, times[0]), dynamo=True, verbose=False)
         program.save(str(path), external_data=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's messages about its inner workings and about torchvision's absence."""
+    known = logging.Logger.manager.loggerDict
+    own = [name for name, one in known.items() if name.startswith("torch.") and getattr(one, "level", 0) > 0]
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir", *own)]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        nowhere = io.StringIO()
+        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _network(case: Case, path: Path) -> None:

@@ -10,7 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.bench.operators.operator import IN_16_BITS, A, B, Call, Draw, Operator, attention, in_its_dtype
+from fastdiff.bench.operators.operator import (
+    IN_16_BITS,
+    A,
+    B,
+    Call,
+    Draw,
+    Operator,
+    attention,
+    folded,
+    in_its_dtype,
+)
 from fastdiff.kernels.attention_block import attention_block
 from fastdiff.kernels.bias_add import bias_add, bias_add_reference
 from fastdiff.kernels.channel_norm import channel_norm, channel_norm_reference
@@ -19,7 +29,6 @@ from fastdiff.kernels.denoise_step import denoise_step, denoise_step_reference
 from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_reference
 from fastdiff.kernels.group_norm import group_norm, group_norm_reference
 from fastdiff.kernels.linear_attention import linear_attention, linear_attention_reference
-from fastdiff.networks.folded import fold_block
 
 Shape = tuple[int, ...]
 
@@ -43,9 +52,9 @@ def _of_images(
 def _block(c: int, size: int) -> Operator:
     def make(draw: Draw) -> Call:
         made = attention(draw, c)
-        folded = fold_block(made)
+        weights = folded(made)
         plain = in_its_dtype(made, draw.dtype)
-        return Call(lambda b: (draw.image(b, c, size),), lambda x: attention_block(x, folded), plain)
+        return Call(lambda b: (draw.image(b, c, size),), lambda x: attention_block(x, weights), plain)
 
     # four bytes an element are left in their parts
     return Operator(A, "attention_block", f"{c} channels, 4 heads of 32, {size}x{size}", make, IN_16_BITS)

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.bench.operators.operator import A, B, Call, Draw, Operator, attention, in_its_dtype
+from fastdiff.bench.operators.operator import A, B, Call, Draw, Operator, attention, folded, in_its_dtype
 from fastdiff.kernels.cpu import attention as attention_in_c
 from fastdiff.kernels.cpu import operators
-from fastdiff.networks.folded import fold_block
 
 # In a network on a CPU these run as the C kernels, or within them.
 REPLACED = {"depthwise_conv", "group_norm", "conv_norm", "conv_add", "attention_block"}
@@ -70,7 +69,7 @@ def _group_norm(network: str, c: int, size: int, groups: int, after: str | None)
 def _attention(c: int, size: int) -> Operator:
     def make(draw: Draw) -> Call:
         block = attention(draw, c)
-        packed, plain = attention_in_c.pack(fold_block(block)), in_its_dtype(block, draw.dtype)
+        packed, plain = attention_in_c.pack(folded(block)), in_its_dtype(block, draw.dtype)
         return Call(lambda b: (draw.image(b, c, size),), lambda x: attention_in_c.attention_block(x, packed), plain)
 
     return Operator(A, "attention_block", f"{c} channels, 4 heads of 32, {size}x{size}", make, FLOAT32)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.networks.blocks import EDITIONS, LinearAttention, PreNorm, Residual
+from fastdiff.kernels.folded_attention import FoldedAttention, fold
+from fastdiff.networks.blocks import EDITIONS, HEADS, LinearAttention, PreNorm, Residual
 
 A, B, A32 = "A28@28", "B@16", "A28@32"
 ALL, IN_16_BITS = ("float32", "bfloat16", "float16"), ("bfloat16", "float16")
@@ -80,6 +81,15 @@ def attention(draw: Draw, c: int) -> Residual:
     """A block of linear attention as network A has it, on c channels."""
     block: Any = Residual(PreNorm(c, LinearAttention(c, edition=EDITIONS["mindspore-torch"])))
     return block.to(draw.device, draw.dtype, memory_format=torch.channels_last).requires_grad_(False)
+
+
+def folded(block: torch.nn.Module) -> FoldedAttention:
+    """The weights of such a block for kernels.attention_block."""
+    made: Any = block
+    norm, inner = made.fn.norm, made.fn.fn
+    project, last = inner.to_out
+    out = project.weight, project.bias, last.g
+    return fold(norm.weight, norm.bias, inner.to_qkv.weight, *out, HEADS, inner.divide_by_n, norm.eps)
 
 
 def in_its_dtype(block: torch.nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

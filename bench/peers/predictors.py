@@ -119,9 +119,9 @@ def forget() -> None:
 def exported(name: str) -> bytes:
     """The network as `fastdiff export` writes it: any batch, its linear attention folded."""
     from fastdiff.export.assemble import network_model
-    from fastdiff.export.trace import trace
+    from fastdiff.export.parts import capture
 
-    return network_model(trace(networks.load(name))).SerializeToString()
+    return network_model(capture(networks.load(name))).SerializeToString()
 
 
 def onnxruntime(name: str, device: torch.device, threads: int) -> Predict:

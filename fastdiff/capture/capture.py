@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fastdiff.capture.batch import merged
 from fastdiff.capture.passes.affine import join_affine
-from fastdiff.capture.passes.batch_norm import fold_batch_norm
 from fastdiff.capture.passes.simplify import simplify
 from fastdiff.capture.record import record
 from fastdiff.capture.split import Split, split
@@ -39,7 +38,6 @@ def capture(
     normalise(graph)
     fold_constants(graph)
     simplify(graph)
-    fold_batch_norm(graph)
     join_affine(graph)
     fold_constants(graph)
     return split(graph)

@@ -24,6 +24,7 @@ from fastdiff.capture.capture import capture
 from fastdiff.capture.graph import Graph
 from fastdiff.capture.outputs import first_output
 from fastdiff.capture.passes.attention import fold_linear_attention
+from fastdiff.capture.passes.batch_norm import fold_batch_norm
 from fastdiff.capture.passes.convolutions import fuse_convolutions
 from fastdiff.capture.passes.linear_attention import fuse_linear_attention
 from fastdiff.capture.passes.norms import fuse_norms
@@ -212,13 +213,14 @@ def captured(network: Network, given: Given) -> Parts:
 
 
 def _fuse(graph: Graph, given: Given) -> None:
+    fold_batch_norm(graph)
     triton = dispatch.triton_for(given.device, given.dtype)
     fuse_linear_attention(graph)
     fuse_position_norms(graph, any_norm=_in_c(given))
     if triton:
-        fold_linear_attention(graph, lambda channels, width: fits_triton(given.dtype, channels, width))
+        fold_linear_attention(graph, lambda channels, width, _: fits_triton(given.dtype, channels, width))
     elif _in_c(given):
-        fold_linear_attention(graph, attention.fits)
+        fold_linear_attention(graph, lambda channels, width, _: attention.fits(channels, width))
     fuse_softmax_attention(graph)
     fuse_norms(graph)
     if triton:

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import InputError, unknown_name
@@ -21,7 +20,6 @@ from fastdiff.networks.blocks import (
     ResnetBlock,
     SinusoidalPositionEmbeddings,
 )
-from fastdiff.networks.protocol import Embedding
 from fastdiff.networks.registry import BLOCKS
 
 
@@ -46,6 +44,7 @@ class AnnotatedUnet(nn.Module):
     """
 
     time = "index"  # what forward takes as t, as Model.time has it
+    n_cfeat = 0  # it takes no context
 
     @staticmethod
     def options_for(image_shape: tuple[int, int, int], contexts: int) -> dict[str, Any]:
@@ -118,56 +117,32 @@ class AnnotatedUnet(nn.Module):
             make(dim, dim, time_dim=None), nn.Conv2d(dim, out_dim or channels, 1, bias=bias)
         )
 
-    def _timed_blocks(self) -> list[nn.Module]:
-        """The blocks that take a time bias, in the order of `denoise`."""
-        down = [block for level in self.downs for block in list(level)[:2]]
-        up = [block for level in self.ups for block in list(level)[:2]]
-        return [*down, self.mid_block1, self.mid_block2, *up]
-
-    def embed_time(self, t: Tensor) -> Embedding:
-        """(R,) timesteps → one time bias (R, width, 1, 1) for each block, in the weights' dtype."""
-        embedding = self.time_mlp[0](t.reshape(-1)).to(self.time_mlp[1].weight.dtype)
-        # All blocks apply the same activation, so one product gives all their projections at all times.
-        activation, linears = None, []
-        for block in self._timed_blocks():
-            activation, linear = block.mlp
-            linears.append(linear)
-        weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
-        projected = F.linear(activation(self.time_mlp[1:](embedding)), weight, bias)
-        parts = projected.split([linear.out_features for linear in linears], dim=1)
-        return tuple(part[:, :, None, None] for part in parts)
-
-    def embed_context(self, context: Tensor | None) -> Embedding:
-        """() for None; raises InputError for a context, which this network does not take."""
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         if context is not None:
             raise InputError("AnnotatedUnet takes no context; leave context out, or use a ContextUnet")
-        return ()
-
-    def denoise(self, x: Tensor, time: Embedding, context: Embedding = ()) -> Tensor:
-        """x (B, channels, H, W), time from embed_time → (B, out_dim, H, W)."""
         self._check(x)
-        bias = iter(time)
+        sines, *mlp = self.time_mlp
+        time = sines(t.reshape(-1)).to(mlp[0].weight.dtype)
+        for layer in mlp:
+            time = layer(time)
         x = self.init_conv(x)
         skips = []
         for block1, block2, attention, downsample in self.downs:
-            x = block1(x, next(bias))
-            x = block2(x, next(bias))
+            x = block1(x, time)
+            x = block2(x, time)
             x = attention(x)
             skips.append(x)
             x = downsample(x)
-        x = self.mid_block1(x, next(bias))
+        x = self.mid_block1(x, time)
         x = self.mid_attn(x)
-        x = self.mid_block2(x, next(bias))
+        x = self.mid_block2(x, time)
         for block1, block2, attention, upsample in self.ups:
             x = torch.cat((x, skips.pop()), dim=1)
-            x = block1(x, next(bias))
-            x = block2(x, next(bias))
+            x = block1(x, time)
+            x = block2(x, time)
             x = attention(x)
             x = upsample(x)
         return self.final_conv(x)
-
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.denoise(x, self.embed_time(t), self.embed_context(context))
 
     def _check(self, x: Tensor) -> None:
         """Raises InputError for images of another shape."""

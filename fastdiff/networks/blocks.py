@@ -109,9 +109,10 @@ class ConvNextBlock(nn.Module):
         )
         self.res_conv = nn.Conv2d(cin, cout, 1, bias=bias) if cin != cout else nn.Identity()
 
-    def forward(self, x: Tensor, time_bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         norm1, expand, _, norm2, contract = self.net
-        h = depthwise_conv(x, self.ds_conv.weight, self.ds_conv.bias, time_bias)
+        bias = None if self.mlp is None else self.mlp(time)
+        h = depthwise_conv(x, self.ds_conv.weight, self.ds_conv.bias, bias)
         h = convolved_and_normed(expand, norm2, normed(norm1, h), before=self.gelu)
         return convolved_and_added(contract, h, x, self.res_conv)
 
@@ -139,10 +140,10 @@ class ResnetBlock(nn.Module):
         self.block2 = Block(cout, cout, groups=groups, bias=bias)
         self.res_conv = nn.Conv2d(cin, cout, 1, bias=bias) if cin != cout else nn.Identity()
 
-    def forward(self, x: Tensor, time_bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = self.block1(x)
-        if time_bias is not None:
-            h = h + time_bias
+        if self.mlp is not None:
+            h = h + self.mlp(time)
         return self.block2(h) + self.res_conv(x)  # not fused: SiLU comes before the addition
 
 

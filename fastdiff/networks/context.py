@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from fastdiff.errors import InputError
 from fastdiff.networks.blocks import convolved_and_normed, normed
-from fastdiff.networks.protocol import Embedding
 
 
 def _conv_norm_gelu(cin: int, cout: int) -> nn.Sequential:
@@ -138,38 +137,24 @@ class ContextUnet(nn.Module):
             nn.Conv2d(2 * n, n, 3, padding=1), nn.GroupNorm(8, n), nn.ReLU(), nn.Conv2d(n, in_channels, 3, padding=1)
         )
 
-    def embed_time(self, t: Tensor) -> Embedding:
-        """(R,) times t / T → (R, 2 n_feat, 1, 1) and (R, n_feat, 1, 1)."""
-        t = t.reshape(-1, 1).to(self.timeembed1.model[0].weight.dtype)
-        return self.timeembed1(t), self.timeembed2(t)
-
-    def embed_context(self, context: Tensor | None) -> Embedding:
-        """(B, n_cfeat), or None for the zero context → (B, 2 n_feat, 1, 1) and (B, n_feat, 1, 1)."""
-        weight = self.contextembed1.model[0].weight
-        if context is None:
-            context = weight.new_zeros(1, self.n_cfeat)
-        if context.ndim != 2 or context.shape[1] != self.n_cfeat:
-            raise InputError(f"a context of shape {tuple(context.shape)}; this network takes (B, {self.n_cfeat})")
-        context = context.to(weight.dtype)
-        return self.contextembed1(context), self.contextembed2(context)
-
-    def denoise(self, x: Tensor, time: Embedding, context: Embedding) -> Tensor:
-        """x (B, in_channels, height, height), embeddings whose first dimension is B or 1 → x's shape."""
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         if x.ndim != 4 or x.shape[1:] != (self.in_channels, self.height, self.height):
             raise InputError(
                 f"images of shape {tuple(x.shape)}; this network takes "
                 f"(B, {self.in_channels}, {self.height}, {self.height})"
             )
-        (time1, time2), (context1, context2) = time, context
+        weight = self.contextembed1.model[0].weight
+        if context is None:
+            context = weight.new_zeros(1, self.n_cfeat)
+        if context.ndim != 2 or context.shape[1] != self.n_cfeat:
+            raise InputError(f"a context of shape {tuple(context.shape)}; this network takes (B, {self.n_cfeat})")
+        t, context = t.reshape(-1, 1).to(weight.dtype), context.to(weight.dtype)
         x = self.init_conv(x)
         down1 = self.down1(x)
         down2 = self.down2(down1)
         widen, norm, _ = self.up0
         up1 = normed(norm, widen(self.to_vec(down2)), after="relu")
-        up2 = self.up1(context1 * up1 + time1, down2)
-        up3 = self.up2(context2 * up2 + time2, down1)
+        up2 = self.up1(self.contextembed1(context) * up1 + self.timeembed1(t), down2)
+        up3 = self.up2(self.contextembed2(context) * up2 + self.timeembed2(t), down1)
         narrow, norm, _, last = self.out
         return last(convolved_and_normed(narrow, norm, torch.cat((up3, x), dim=1), after="relu"))
-
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.denoise(x, self.embed_time(t), self.embed_context(context))

@@ -18,8 +18,7 @@ from fastdiff.checkpoints.tensors import load_weights
 from fastdiff.data.images import ImageData
 from fastdiff.engine.placement import choose_device
 from fastdiff.errors import InputError, wrong_type
-from fastdiff.model import Model
-from fastdiff.networks.protocol import context_width
+from fastdiff.model import Model, context_width
 from fastdiff.networks.registry import network_class
 from fastdiff.training.averaging import averaged
 from fastdiff.training.checkpoint import TrainingCheckpoint, read_checkpoint, restore, write_checkpoint

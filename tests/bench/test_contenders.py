@@ -152,7 +152,7 @@ def test_diffusers_own_network_is_measured_without_a_claim(small, monkeypatch, k
     assert reference["gflop"] > 0
 
 
-@pytest.mark.slow  # the exporter takes long in each
+@pytest.mark.slow  # torch's exporter takes long in each
 @pytest.mark.parametrize("network", ["A28@28", "B@16"])
 def test_exports_are_measured_and_onnxruntime_computes_the_same(network, stubbed):
     pytest.importorskip("onnxruntime")

@@ -134,10 +134,10 @@ def test_a_profile_lists_kernels_and_counts_its_own_bytes(tiny, monkeypatch):
         assert times == sorted(times, reverse=True) and row["share_of_limit"] > 0
 
 
-@pytest.mark.slow  # the exporter takes long
+@pytest.mark.slow
 @pytest.mark.parametrize("network, what", [("A28@28", "ddpm 5"), ("B@16", "ddim 5")])
 def test_exported_loops_are_held_against_fastdiffs_images(network, what, tiny, monkeypatch):
-    for package in ("onnxruntime", "onnxscript"):
+    for package in ("onnx", "onnxruntime"):
         pytest.importorskip(package)
     monkeypatch.setattr(networks, "load", tiny(25).__getitem__)
     exported_loops.predictors.exported.cache_clear()

@@ -30,7 +30,7 @@ PASSES = {
     "passes": (simplify, fold_batch_norm, join_affine, fold_constants),
     "step_passes": (
         fuse_linear_attention,
-        lambda graph: fold_linear_attention(graph, lambda channels, width: True),
+        lambda graph: fold_linear_attention(graph, lambda *sizes: True),
         lambda graph: fuse_position_norms(graph, any_norm=True),
         fuse_softmax_attention,
         fuse_norms,

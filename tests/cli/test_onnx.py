@@ -10,7 +10,7 @@ from PIL import Image
 from fastdiff import AnnotatedUnet, Model, make_schedule, save
 from fastdiff.cli.main import main
 
-for package in ("onnx", "onnxscript", "onnxruntime"):
+for package in ("onnx", "onnxruntime"):
     pytest.importorskip(package)
 
 
@@ -27,7 +27,7 @@ def test_stages_of_an_export_and_frames_from_its_file(tmp_path, monkeypatch, cap
         return result.output
 
     run("export", "a.safetensors", "--sampler", "any", "-o", "a.onnx")
-    assert caplog.messages == ["tracing the network", "writing the file", "checking it against torch"]
+    assert caplog.messages == ["capturing the network", "writing the file", "checking it against torch"]
     for given, frames in (([], 12), (["--gif-frames", "5"], 4), (["--gif-frames", "all"], 12)):
         run("sample", "a.onnx", "-n", "1", "--steps", "12", "--gif", "a.gif", *given)
         with Image.open("a.gif") as gif:

@@ -58,10 +58,10 @@ def test_ctrl_c_while_sampling(folder):
 
 
 def test_ctrl_c_while_exporting(folder):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
+    for package in ("onnx", "onnxruntime"):
         pytest.importorskip(package)
     code, text = interrupted(
-        ["export", "a.safetensors", "--sampler", "ddim", "-o", "out/a.onnx"], "tracing the network ..."
+        ["export", "a.safetensors", "--sampler", "ddim", "-o", "out/a.onnx"], "capturing the network ..."
     )
     assert code == 130, text
     assert text.rstrip().endswith("stopped") and "Traceback" not in text and "Abort" not in text

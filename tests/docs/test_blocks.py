@@ -81,7 +81,7 @@ def shrunk(name: str, code: str) -> str:
 @pytest.fixture(scope="module")
 def exported(pages, tmp_path_factory):
     """sampler.onnx, by the very command of docs/export.md with fewer steps."""
-    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnx")
     (line,) = (line for line in commands(pages["export.md"].all("bash")[0]) if line.endswith("-o sampler.onnx"))
     path = tmp_path_factory.mktemp("exported") / "sampler.onnx"
     words = [*words_of(line)[:-1], str(path), "--steps", "2"]

@@ -14,8 +14,8 @@ from fastdiff.engine.evaluation import Given, Network, captured
 from fastdiff.kernels.attention_block import attention_of
 from fastdiff.kernels.depthwise_conv import depthwise_conv
 from fastdiff.kernels.dispatch import launch, recording, use_triton, using
-from fastdiff.networks.blocks import Residual
-from fastdiff.networks.folded import fold_block
+from fastdiff.kernels.folded_attention import fold
+from fastdiff.networks.blocks import HEADS, Residual
 
 # Tiny: the interpreter takes a tenth of a millisecond for each line of a kernel and program.
 NETWORKS = {
@@ -203,8 +203,11 @@ def test_what_is_folded_is_rounded_once(randomised):
     given = Given(1, (1, 8, 8), None, torch.tensor([1]), torch.device("cpu"), torch.bfloat16)
     with torch.no_grad():
         graph = Network(network, given.device, given.dtype).captured(given).step
-    fold_linear_attention(graph, lambda channels, width: True)
-    exact = fold_block(network.downs[0][2].double(), dtype=torch.float64)
+    fold_linear_attention(graph, lambda *sizes: True)
+    block = network.downs[0][2].double().fn
+    project, last = block.fn.to_out
+    weights = block.norm.weight, block.norm.bias, block.fn.to_qkv.weight, project.weight, project.bias, last.g
+    exact = fold(*weights, HEADS, block.fn.divide_by_n, block.norm.eps)
     node = next(node for node in graph.nodes.nodes if node.target is attention_of)
     _, w_q, w_k, _, (value, *_), bias, _, gain, *_ = node.args
     for mine, theirs in ((w_q, exact.w_q), (w_k, exact.w_k), (gain, exact.gain), (value, exact.values[0])):

@@ -1,4 +1,4 @@
-"""Models, their traced networks and their files, for the tests of exports. Tracing takes seconds, so it is shared."""
+"""Models, their captured networks and their files, for the tests of exports."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from torch import nn
 from fastdiff import AnnotatedUnet, ContextUnet, Model, make_schedule
 from fastdiff.export import OnnxSampler
 from fastdiff.export.assemble import sampler_model
-from fastdiff.export.trace import trace
+from fastdiff.export.parts import capture
 
 
 class Own(nn.Module):
@@ -27,13 +27,6 @@ class Unsupported(Own):
 
     def forward(self, x, t):
         return super().forward(torch.linalg.svdvals(x)[..., None] + x, t)
-
-
-class Cond(Own):
-    """Branches on values in the way that can be exported."""
-
-    def forward(self, x, t):
-        return super().forward(torch.cond(x.mean() > 0, lambda a: a * 2, lambda a: a + 1, (x,)), t)
 
 
 class Branching(Own):
@@ -61,7 +54,6 @@ class TakesContext(Own):
 def own_networks():
     return {
         "unsupported": Unsupported(),
-        "cond": Cond(),
         "branching": Branching(),
         "needs context": NeedsContext(),
         "takes context": TakesContext(),
@@ -93,12 +85,12 @@ def models(randomised):
 
 @pytest.fixture(scope="session")
 def parts(models):
-    """name → the traced network, made when first asked for; "B16" has its weights stored in half."""
+    """name → the captured network, made when first asked for; "B16" has its weights stored in half."""
     made = {}
 
     def get(name):
         if name not in made:
-            made[name] = trace(models["B"], weights="float16") if name == "B16" else trace(models[name])
+            made[name] = capture(models["B"], weights="float16") if name == "B16" else capture(models[name])
         return made[name]
 
     return get

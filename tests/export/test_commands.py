@@ -17,10 +17,10 @@ from fastdiff.export.web import FILES, RUNTIME
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, models, parts):
-    """The command in a folder of its own, where `b` is model B; its network is not traced again."""
+    """The command in a folder of its own, where `b` is model B; its network is not captured again."""
     monkeypatch.chdir(tmp_path)
     fastdiff.save(models["B"], "b.safetensors")
-    monkeypatch.setattr(write, "trace", lambda *given, **options: parts("B"))
+    monkeypatch.setattr(write, "capture", lambda *given, **options: parts("B"))
 
     def invoke(*words, code=0):
         result = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)

@@ -61,7 +61,7 @@ def test_a_corrupted_round_is_found():
 
 def test_an_export_with_a_corrupted_round_fails_and_leaves_no_file(models, parts, tmp_path, monkeypatch, table_of):
     monkeypatch.setattr(philox, "words", one_round_corrupted)
-    monkeypatch.setattr(write, "trace", lambda *given, **options: parts("A"))
+    monkeypatch.setattr(write, "capture", lambda *given, **options: parts("A"))
     monkeypatch.setattr(verify, "integers_check", lambda: verify.Check("left out", 0.0, 0.0))  # the loop finds it too
     with pytest.raises(InputError, match="differs from torch: images by ddim"):
         export_sampler(models["A"], tmp_path / "sampler.onnx", table_of(models["A"], steps=3))

@@ -1,5 +1,6 @@
 """What checks a file before it gets its name: wrong files are found, and no file is left."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from onnx import numpy_helper
 
 import fastdiff
 from fastdiff import InputError
-from fastdiff.export import assemble, export_network, export_sampler, verify, write
+from fastdiff.export import assemble, export_network, export_sampler, philox, verify, write
 from fastdiff.export.expected import Run
 
 
@@ -20,14 +21,14 @@ def test_a_wrong_weight_is_found(models, parts, tmp_path, monkeypatch, kind, tab
             model = build(*given)
             bodies = [a.g for node in model.graph.node for a in node.attribute if a.name == "body"]
             for tensor in (t for graph in (model.graph, *bodies) for t in graph.initializer):
-                if tensor.name.endswith("init_conv.weight"):
+                if list(tensor.dims) == list(models["A"].network.init_conv.weight.shape):
                     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.01, tensor.name))
                     return model
             raise AssertionError("no such weight")
 
         return made
 
-    monkeypatch.setattr(write, "trace", lambda *given, **options: parts("A"))
+    monkeypatch.setattr(write, "capture", lambda *given, **options: parts("A"))
     monkeypatch.setattr(write, f"{kind}_model", spoiled(getattr(assemble, f"{kind}_model")))
     with pytest.raises(InputError, match="the exported file differs from torch"):
         if kind == "network":
@@ -37,14 +38,44 @@ def test_a_wrong_weight_is_found(models, parts, tmp_path, monkeypatch, kind, tab
     assert not list(tmp_path.iterdir())
 
 
-def test_what_amplifies_float32_is_judged_by_float64(models, table_of):
+def test_what_amplifies_float32_is_judged_by_how_far_the_forms_are_apart(models, table_of):
     run = Run(models["A"], table_of(models["A"], steps=5), 3, 1, 2, None, None, None)
-    good = fastdiff.sample(models["A"], 3, run.table, seed=1, first=2, form="eager").numpy()
-    rounded = (good * (1 + 6e-8 * np.sign(np.random.randn(*good.shape)))).astype(np.float32)
-    assert run.distance(rounded, 1e-4)[0] < 1e-5
-    tight, note = run.distance(rounded, 1e-9)  # a bound that no float32 meets, torch's own not either
-    assert tight < 1e-9 and "from float64" in note
-    assert run.distance(good + 1e-2, 1e-4)[0] > 1e-3
+    good, other = (
+        fastdiff.sample(models["A"], 3, run.table, seed=1, first=2, form=form, device="cpu").numpy()
+        for form in ("eager", None)
+    )
+    assert run.distance(other, 1e-4)[0] < 1e-5
+    tight, note = run.distance(other, 1e-9)  # a bound that no float32 meets
+    assert 0 < tight < 1e-9 and "forms are up to" in note
+    assert run.distance(good + 1e-2, 1e-4)[0] > 1e-4
+    assert np.isnan(run.distance(np.full_like(good, np.nan), 1e-4)[0])
+
+
+def test_noise_of_another_draw_is_found(models, parts, tmp_path, monkeypatch, table_of):
+    normals = philox.normals
+
+    def of_the_next_draw(g, stream, draw, shape):
+        return normals(g, stream, g("Add", draw, g.constant(1)), shape)
+
+    monkeypatch.setattr(write, "capture", lambda *given, **options: parts("A"))
+    monkeypatch.setattr(philox, "normals", of_the_next_draw)
+    with pytest.raises(InputError, match="differs from torch: images by ddpm"):
+        export_sampler(models["A"], tmp_path / "a.onnx", table_of(models["A"], "ddpm", 5))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_coefficient_that_is_a_hundredth_off_is_found(models, parts, tmp_path, monkeypatch, table_of):
+    table = table_of(models["A"], "ddpm", 5)
+    wrong, a = copy.copy(table), table.a.copy()
+    a[2] *= 1.01
+    object.__setattr__(wrong, "a", a)
+    monkeypatch.setattr(write, "capture", lambda *given, **options: parts("A"))
+    monkeypatch.setattr(
+        write, "sampler_model", lambda parts, face: assemble.sampler_model(parts, replace(face, table=wrong))
+    )
+    with pytest.raises(InputError, match="differs from torch: images by ddpm"):
+        export_sampler(models["A"], tmp_path / "a.onnx", table)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nan_is_no_agreement():
@@ -62,10 +93,10 @@ def test_nan_is_no_agreement():
         (dict(clip="hard"), "clip = 'hard'"),
     ],
 )
-def test_bad_options_are_refused_before_the_network_is_traced(
+def test_bad_options_are_refused_before_the_network_is_captured(
     models, tmp_path, monkeypatch, options, message, table_of
 ):
-    monkeypatch.setattr("fastdiff.export.trace.export_part", lambda *given: pytest.fail("it was traced"))
+    monkeypatch.setattr("fastdiff.export.parts.Network", lambda *given: pytest.fail("it was captured"))
     with pytest.raises(InputError, match=message):
         export_sampler(models["A"], tmp_path / "sampler.onnx", table_of(models["A"]), **options)
     assert not list(tmp_path.iterdir())

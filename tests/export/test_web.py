@@ -18,7 +18,7 @@ from fastdiff.export.web import FILES
 from fastdiff.images import grid, to_uint8
 from fastdiff.samplers.samplers import DEFAULT, STEPS
 
-for package in ("onnx", "onnxscript", "onnxruntime"):
+for package in ("onnx", "onnxruntime"):
     pytest.importorskip(package, reason=f"the page's model is an ONNX file, which needs {package}")
 webdriver = pytest.importorskip("selenium.webdriver", reason="the page is used through selenium")
 screenshot = pytest.importorskip("fastdiff.bench.screenshot")

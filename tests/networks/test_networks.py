@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from fastdiff import AnnotatedUnet, ContextUnet, InputError
 from fastdiff.bench.peers.reference import AnnotatedReference, ContextReference
-from fastdiff.networks.protocol import SeparableNetwork
 
 # Float32's rounding over some 60 layers, summed in another order, is about 1e-6.
 BOUND = 1e-5
@@ -146,19 +145,6 @@ def test_without_context_equals_the_zero_context(rel):
 def test_heights_that_the_published_network_cannot_take_work(height):
     network = ContextUnet(1, 8, 2, height).eval()
     assert network(torch.randn(2, 1, height, height), torch.rand(2)).shape == (2, 1, height, height)
-
-
-@pytest.mark.parametrize("network", [AnnotatedUnet(dim=8, dim_mults=(1, 2)), ContextUnet(1, 8, 3, 16)])
-def test_the_parts_are_separable(network, rel):
-    """Embeddings computed for all times at once and used one by one give what forward gives."""
-    network = network.eval()
-    assert isinstance(network, SeparableNetwork)
-    x, times = torch.randn(3, 1, 16, 16), torch.tensor([0.2, 3.0, 1.0])
-    with torch.no_grad():
-        rows, context = network.embed_time(times), network.embed_context(None)
-        for i, t in enumerate(times):
-            out = network.denoise(x, tuple(e[i : i + 1] for e in rows), context)
-            assert rel(out, network(x, t.expand(3))) < 1e-6
 
 
 def test_time_may_be_a_scalar(rel):

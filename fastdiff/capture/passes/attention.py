@@ -5,6 +5,7 @@ See kernels.attention_block for the equations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +17,12 @@ from fastdiff.kernels.folded_attention import fold
 NORM_EPS = 1e-5  # attention_block's own, of the norm of its result
 
 
-def fold_linear_attention(graph: Graph, fits: Callable[[int, int], bool]) -> None:
+def fold_linear_attention(graph: Graph, fits: Callable[[int, int, int], bool]) -> None:
     """group_norm, 1x1 convolution, linear_attention, 1x1 convolution[, channel_norm and residual] → attention_of.
 
     Args:
         graph: is changed.
-        fits: (channels, width of a head) → whether the folded operator is to be used.
+        fits: (channels, width of a head, positions) → whether the folded operator is to be used.
     """
     for node in list(graph.nodes.nodes):
         if node.target is ours.linear_attention.default:
@@ -29,7 +30,7 @@ def fold_linear_attention(graph: Graph, fits: Callable[[int, int], bool]) -> Non
     graph.tidy()
 
 
-def _fold(graph: Graph, node: Node, fits: Callable[[int, int], bool]) -> None:
+def _fold(graph: Graph, node: Node, fits: Callable[[int, int, int], bool]) -> None:
     qkv, heads, divide_by_n = arguments(node)
     project: Node = only_user(node)
     if project is None or not (_pointwise(qkv) and _pointwise(project)) or only_user(qkv) is not node:
@@ -38,7 +39,8 @@ def _fold(graph: Graph, node: Node, fits: Callable[[int, int], bool]) -> None:
     if norm.target not in (aten.group_norm.default, ours.group_norm.default) or only_user(norm) is not qkv:
         return
     x, groups, *affine, eps = norm.args[:5]
-    if groups != 1 or not fits(x.meta["shape"][1], node.meta["shape"][1] // heads):
+    channels, *size = x.meta["shape"][1:]
+    if groups != 1 or not fits(channels, node.meta["shape"][1] // heads, math.prod(size)):
         return
     if norm.target is ours.group_norm.default and any(one is not None for one in arguments(norm)[5:]):
         return

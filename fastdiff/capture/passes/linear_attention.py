@@ -10,16 +10,12 @@ import operator
 
 from fastdiff.capture.graph import Graph
 from fastdiff.capture.passes.match import Node, aten, only_user, ours, replace
-from fastdiff.capture.passes.moves import Path, ended, path_from, path_to
+from fastdiff.capture.passes.moves import Path, ended, path_from, path_to, sized
 from fastdiff.kernels.linear_attention import output_scale
 
 
 def fuse_linear_attention(graph: Graph) -> None:
-    """Where q, k and v are the thirds of one picture's channels, and only the result is used.
-
-    Args:
-        graph: of one batch; is changed.
-    """
+    """Where q, k and v are the thirds of one picture's channels, and only the result is used."""
     for node in list(graph.nodes.nodes):
         if node.target is aten._softmax.default and len(node.meta["shape"]) == 4 and node.args[1] in (-2, 2):
             _fuse(graph, node)
@@ -41,7 +37,7 @@ def _fuse(graph: Graph, softmax: Node) -> None:
     k, v = (a, b) if keys_first else (b, a)
     if _third(k.start, 1) is not qkv or _part(v, 2) is not qkv:
         return
-    batch, heads, d, n = softmax.meta["shape"]
+    _, heads, d, n = softmax.meta["shape"]
     # The context is (d, e), or (e, d) where v comes first; the products need the n of k and v, and then d, inside.
     inside = (
         ended(k.moved, (d, n), turned=not keys_first)
@@ -81,5 +77,5 @@ def _part(path: Path, part: int) -> Node | None:
 def _is_image(out: Path, qkv: Node, channels: int) -> bool:
     """Whether the product's matrices end as a picture (B, C, H, W), the heads' channels one after the other."""
     batch, _, height, width = qkv.meta["shape"]
-    whole = out.moved is not None and tuple(out.moved.shape) == (batch, channels, height, width)
+    whole = out.moved is not None and tuple(out.moved.shape) == sized((batch, channels, height, width))
     return whole and ended(out.moved, (height, width), turned=False)

@@ -6,11 +6,12 @@ without memory, whose strides tell.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 
+from fastdiff.capture.graph import Batch, mapped
 from fastdiff.capture.passes.match import Node, aten, only_user
 
 _MOVES = {aten.reshape.default, aten.permute.default, aten.transpose.int, aten.expand.default}
@@ -51,6 +52,11 @@ def path_from(start: Node) -> Path:
     return _path(start, end, steps)
 
 
+def sized(value: Any) -> Any:
+    """A shape, or arguments, at some batch, if they are for any."""
+    return mapped(value, lambda one: 5 * one.times if isinstance(one, Batch) else one)
+
+
 def _is_step(node: Node) -> bool:
     return node.target in _MOVES or _is_cast(node) or _factor(node) is not None
 
@@ -69,7 +75,7 @@ def _factor(node: Node) -> float | None:
 
 
 def _path(start: Node, end: Node, steps: list[Node]) -> Path:
-    factor, moved = 1.0, torch.empty(start.meta["shape"], device="meta") if "shape" in start.meta else None
+    factor, moved = 1.0, torch.empty(sized(start.meta["shape"]), device="meta") if "shape" in start.meta else None
     for step in steps:
         if step.target in _MOVES:
             moved = _moved(moved, step)
@@ -80,7 +86,7 @@ def _path(start: Node, end: Node, steps: list[Node]) -> Path:
 
 def _moved(x: Tensor | None, step: Node) -> Tensor | None:
     """A view of x; None if it would be a copy."""
-    out = None if x is None else step.target(x, *step.args[1:])
+    out = None if x is None else step.target(x, *sized(step.args[1:]))
     return None if out is None or out.untyped_storage()._cdata != x.untyped_storage()._cdata else out
 
 
