@@ -50,6 +50,14 @@ def _clamp(w: Writer, x: Any, low: Any = None, high: Any = None) -> str:
     return w("Clip", w.of(x), *(None if bound is None else w.of(bound) for bound in (low, high)))
 
 
+def _lerp(w: Writer, start: Any, end: Any, weight: Any) -> str:
+    return w("Add", start, w("Mul", w.of(weight), w("Sub", end, start)))
+
+
+def _addcmul(w: Writer, x: Any, a: Any, b: Any, value: Any) -> str:
+    return w("Add", w.of(x), w("Mul", w("Mul", w.of(a), w.of(b)), w.of(value)))
+
+
 def _elu(w: Writer, x: Any, alpha: float, scale: float, input_scale: float) -> str:
     if input_scale != 1:
         raise w.refusal(f"with input_scale = {input_scale}")
@@ -86,6 +94,9 @@ TABLE: dict[Any, Translation] = {
     aten.clamp_min.default: _clamp,
     aten.clamp_max.default: lambda w, x, high: _clamp(w, x, None, high),
     aten.hardtanh.default: _clamp,
+    aten.addcmul.default: _addcmul,
+    aten.lerp.Scalar: _lerp,
+    aten.lerp.Tensor: _lerp,
     aten.where.self: lambda w, chosen, a, b: w("Where", chosen, w.of(a), w.of(b)),
     aten.masked_fill.Scalar: lambda w, x, mask, value: w("Where", mask, w.of(value), x),
     aten.gelu.default: lambda w, x, approximate="none": w("Gelu", x, approximate=approximate),
@@ -94,5 +105,6 @@ TABLE: dict[Any, Translation] = {
     aten.softplus.default: lambda w, x, beta, _: w("Div", w("Softplus", w("Mul", x, w.of(beta))), w.of(beta)),
     aten.elu.default: _elu,
     aten.leaky_relu.default: lambda w, x, slope: w("LeakyRelu", x, alpha=float(slope)),
+    aten._prelu_kernel.default: lambda w, x, slope: w("PRelu", x, slope),
     aten._to_copy.default: lambda w, x, *_: w.of(x),
 }
