@@ -57,7 +57,7 @@ def at_batch(graph: Graph, batch: int) -> Graph:
         copy.args, copy.kwargs = mapped(copy.args, number), mapped(copy.kwargs, number)
         if "shape" in node.meta:
             copy.meta["shape"] = mapped(node.meta["shape"], number)
-    return Graph(made, graph.constants, graph.exact)
+    return Graph(made, dict(graph.constants), dict(graph.exact))
 
 
 class _DifferentError(Exception):

@@ -12,6 +12,7 @@ from fastdiff.capture.passes.simplify import simplify
 from fastdiff.capture.record import record
 from fastdiff.capture.split import Split, split
 from fastdiff.capture.tidy import fold_constants, normalise
+from fastdiff.kernels import dispatch
 
 BATCHES = (2, 3)  # of the two recordings; sizes of 1 broadcast, and would hide what grows with the batch
 
@@ -36,8 +37,9 @@ def capture(
     graph = merged(one, two, BATCHES)
     graph.exact = {name: exact[id(value)] for name, value in graph.constants.items() if id(value) in exact}
     normalise(graph)
-    fold_constants(graph)
-    simplify(graph)
-    join_affine(graph)
-    fold_constants(graph)
+    with dispatch.using("reference"):  # launches may be withheld while a network is recorded
+        fold_constants(graph)
+        simplify(graph)
+        join_affine(graph)
+        fold_constants(graph)
     return split(graph)

@@ -16,6 +16,7 @@ from fastdiff.kernels.cpu import attention, compiled, linear, operators
 from fastdiff.kernels.cpu import position_norm as of_positions
 from fastdiff.kernels.cpu.softmax_attention import softmax_attention
 from fastdiff.kernels.folded_attention import FoldedAttention
+from fastdiff.kernels.group_norm import FUNCTIONS
 from fastdiff.kernels.position_norm import position_norm
 
 Call = tuple[Callable[..., Any], tuple]
@@ -38,6 +39,9 @@ def lowered(graph: Graph) -> dict[Node, Call]:
         aten.scaled_dot_product_attention.default: _softmax_attention,
         attention_of: _linear_attention,
     }
+    for name, value in graph.constants.items():
+        if value.ndim == 1:  # of which the kernels read the memory
+            graph.constants[name] = value.contiguous()
     found: dict[Node, Call] = {}
     for node in graph.nodes.nodes:
         way = ways.get(node.target)
@@ -48,11 +52,20 @@ def lowered(graph: Graph) -> dict[Node, Call]:
 
 
 def _norm(graph: Graph, node: Node) -> Call | None:
-    x, groups, weight, bias, eps, input_bias, scale, _, before, after = node.args
-    plain = input_bias is None and scale is None and before is None and weight is not None
-    if not plain or x.meta["shape"][1] < compiled.vector_width():
+    x, groups, weight, bias, eps, input_bias, scale, shift, before, after = node.args
+    bare = weight is None and scale is None
+    if bare or input_bias is not None or before is not None or x.meta["shape"][1] < compiled.vector_width():
         return None
-    return operators.group_norm, (x, groups, weight, bias, eps, after)
+    if scale is None:
+        return operators.group_norm, (x, groups, weight, bias, eps, after)
+
+    def run(x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+        scale, shift = scale.flatten(1) + 1, shift.flatten(1)
+        if weight is not None and bias is not None:
+            scale, shift = weight * scale, torch.addcmul(shift, bias, scale)
+        return operators.group_norm(x, groups, scale.contiguous(), shift.contiguous(), eps, after)
+
+    return run, (x, weight, bias, scale, shift)
 
 
 def _channel_norm(graph: Graph, node: Node) -> Call:
@@ -63,14 +76,18 @@ def _channel_norm(graph: Graph, node: Node) -> Call:
 def _convolution(graph: Graph, node: Node) -> Call | None:
     x, weight, bias, *_, groups, added, after, residual = node.args
     kernel = graph.constants.get(weight.target) if weight.op == "get_attr" else None
-    if kernel is None or not keeps_size(node, kernel) or (added is not None and added.meta["shape"][0] != 1):
+    if kernel is None or not keeps_size(node, kernel):
         return None
     out, channels = len(kernel), x.meta["shape"][1]
     if groups == 1 and kernel.shape[2:] == (1, 1):
         packed = linear.linear_weight(kernel)
 
         def run(x: Tensor, bias: Tensor | None, added: Tensor | None, residual: Tensor | None) -> Tensor:
-            return linear.pointwise(x, packed, _sum(bias, added), out, after, residual)
+            if added is None or len(added) == 1:
+                row = _sum(bias, added)
+                return linear.pointwise(x, packed, None if row is None else row.flatten(), out, after, residual)
+            y = FUNCTIONS[after](linear.pointwise(x, packed, bias, out) + added)
+            return y if residual is None else y + residual
 
         return run, (x, bias, added, residual)
     if min(channels, out) < compiled.vector_width():
@@ -89,11 +106,11 @@ def _winograd(graph: Graph, node: Node, kernel: Tensor) -> Call:
     batch, _, height, width = x.meta["shape"]
     channels = len(kernel)
     packed = operators.winograd_weight(kernel, operators.winograd_tile(batch, height, width))
-    before = _norm(graph, x) if x.target is ours.group_norm.default and only_user(x) is node else None
     norm = None
-    if before is not None and before[1][-1] is None:  # without an activation
-        x, *numbers, _ = before[1]
-        norm = tuple(numbers)
+    if x.target is ours.group_norm.default and only_user(x) is node and _norm(graph, x) is not None:
+        given, *numbers = x.args
+        if not any(one is not None for one in numbers[4:]):  # neither modulated nor with an activation
+            x, norm = given, tuple(numbers[:4])
 
     def run(x: Tensor, bias: Tensor | None, added: Tensor | None, residual: Tensor | None, norm: Any) -> Tensor:
         return operators.winograd(x, packed, _sum(bias, added), channels, after, residual, norm)
@@ -111,10 +128,15 @@ def _along_a_line(graph: Graph, node: Node) -> Call | None:
     return lambda x, bias: linear.pointwise(x, packed, bias, out), (x, bias)
 
 
+def _fits(vector: Node | None, channels: int) -> bool:
+    """Whether it is a number for each channel, or None; torch takes one number for all as well."""
+    return vector is None or vector.meta["shape"] == (channels,)
+
+
 def _linear(graph: Graph, node: Node) -> Call | None:
     x, weight, bias = (*node.args, None)[:3]
     matrix = graph.constants.get(weight.target) if weight.op == "get_attr" else None
-    if matrix is None or len(x.meta["shape"]) < 2:
+    if matrix is None or matrix.ndim != 2 or not _fits(bias, len(matrix)):
         return None
     packed, out = linear.linear_weight(matrix), len(matrix)
     return lambda x, bias: linear.linear(x, packed, bias, out), (x, bias)
@@ -130,17 +152,18 @@ def _softmax(x: Tensor, dim: int) -> Tensor:
 def _softmax_attention(graph: Graph, node: Node) -> Call | None:
     q, k, v, mask, dropout, causal, scale, grouped = arguments(node)
     plain = mask is None and not (dropout or causal or grouped) and (scale is None or scale > 0)
-    if not plain or any(len(one.meta["shape"]) != 4 for one in (q, k, v)):
-        return None
+    shapes = [one.meta["shape"] for one in (q, k, v)]
+    if not plain or any(len(shape) != 4 or shape[:2] != shapes[0][:2] for shape in shapes):
+        return None  # torch has one head's keys serve several
     return softmax_attention, (q, k, v, scale)
 
 
 def _sum(bias: Tensor | None, added: Tensor | None) -> Tensor | None:
-    """A convolution's bias with a row that is added for the whole batch, (1, C, 1, 1)."""
+    """A convolution's bias (C,) with what is added, (1, C, 1, 1) or (B, C, 1, 1): (1, C) or (B, C)."""
     if added is None:
         return bias
-    row = added.flatten()
-    return row if bias is None else bias + row
+    row = added.flatten(1)
+    return row.contiguous() if bias is None else bias + row
 
 
 def _linear_attention(graph: Graph, node: Node) -> Call:

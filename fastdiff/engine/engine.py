@@ -314,12 +314,13 @@ class Engine:
 
     def _prediction(self, kind: Kind, table: StepTable) -> Prediction:
         """The network as the form runs it, with the table's rows."""
-        integer = self.model.time == "index"
+        integer, schedule = self.model.time == "index", self.model.schedule
+        times = torch.arange(schedule.first, schedule.first + schedule.num_timesteps, device="cpu")
         given = Given(
             batch=self.batch_size * (1 + kind.guided),
             image_shape=self.model.image_shape,
             width=kind.context,
-            times=torch.tensor(table.time, dtype=torch.int64 if integer else torch.float32, device="cpu"),
+            times=times if integer else times.float() / schedule.num_timesteps,
             device=self.device,
             dtype=self.dtype,
         )

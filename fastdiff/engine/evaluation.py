@@ -73,7 +73,7 @@ class Given:
         batch: B.
         image_shape: (C, H, W).
         width: K of the contexts, or None without any.
-        times: (R,) int64 or float32, some that the network may be given.
+        times: (R,) int64 or float32, those that the network may be given.
         device: of everything.
         dtype: of x.
     """
@@ -119,7 +119,10 @@ class Network:
         self, network: nn.Module, device: torch.device, dtype: torch.dtype, key: Hashable | None = None
     ) -> None:
         self.module = copy.deepcopy(network).eval().requires_grad_(False)
-        self.module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module.to(device=device)
+        for one in _tensors(self.module):
+            if one.ndim == 4:
+                one.data = one.data.contiguous(memory_format=torch.channels_last)
         if any(one.is_floating_point() and one.dtype != dtype for one in _tensors(self.module)):
             self.module.to(dtype)  # not called in vain, since diffusers' networks warn of it
         self.device, self.dtype, self.key = device, dtype, key
@@ -133,11 +136,18 @@ class Network:
 
     def captured(self, given: Given) -> Split:
         """The graphs, recorded once; raises as fastdiff.capture.capture.capture."""
-        return self._once(
-            self._captured,
-            given.recording(),
-            lambda: capture(self, lambda batch: given.example(batch, batch), self.exact),
-        )
+
+        def record() -> Split:
+            return capture(self, lambda batch: given.example(batch, batch), self.exact)
+
+        def again() -> Split:
+            try:
+                return record()
+            except NotRecordableError:  # perhaps for what a network's first evaluation keeps for the next ones
+                self(**given.example(given.batch))
+                return record()
+
+        return self._once(self._captured, given.recording(), again)
 
     def prepared(self, given: Given, prepare: Callable[[Network, Given], Parts]) -> Parts:
         """The parts of an evaluation, prepared once for each batch; raises what `prepare` raises."""
@@ -172,6 +182,21 @@ class _InWeightsDtype(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+class _WithoutDropout(TorchFunctionMode):
+    """Dropout that a network asks for by a function, whatever its mode, is off, as in what is recorded."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if function in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if function is F.scaled_dot_product_attention:
+            args, kwargs["dropout_p"] = args[:4], 0.0
+        return function(*args, **kwargs)
+
+
+_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
+
+
 def eager(network: Network) -> Parts:
     """The network as it is."""
 
@@ -185,22 +210,30 @@ def captured(network: Network, given: Given) -> Parts:
     """Programs for that batch, by the C kernels on a CPU and the Triton kernels on a CUDA device.
 
     Raises:
-        NotCapturedError: for a network that cannot be captured, or whose graph computes something else.
+        NotCapturedError: for a network that cannot be captured.
     """
     # While it is recorded nothing is launched: each kernel would be compiled for batches that nobody asked for.
     idle = nullcontext() if given.device.type == "cpu" else dispatch.withholding(lambda *launch: None)
     try:
         with idle:
-            parts = network.captured(given)
+            graphs = network.captured(given)
+        return _programs(graphs, given)
     except NotRecordableError as problem:
         raise NotCapturedError(str(problem)) from problem
     except Exception as problem:
         if out_of_memory(problem):
             raise
         network(**given.example(given.batch))  # which raises what it raises without a recorder
-        raise NotCapturedError((str(problem).splitlines() or [type(problem).__name__])[0]) from problem
-    time, context = at_batch(parts.time, ROWS), at_batch(parts.context, given.batch)
-    step = at_batch(parts.step, given.batch)
+        raise _not_captured(problem) from problem
+
+
+def _not_captured(problem: Exception) -> NotCapturedError:
+    return NotCapturedError((str(problem).splitlines() or [type(problem).__name__])[0])
+
+
+def _programs(graphs: Split, given: Given) -> Parts:
+    time, context = at_batch(graphs.time, ROWS), at_batch(graphs.context, given.batch)
+    step = at_batch(graphs.step, given.batch)
     for part in (context, step):
         _fuse(part, given)
     run = program(step, _lowered(step, given))
@@ -238,9 +271,17 @@ def _lowered(graph: Graph, given: Given) -> dict[fx.Node, cpu.Call]:
     return cpu.lowered(graph) if _in_c(given) else {}
 
 
-def evaluated(parts: Parts, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The prediction for arguments by name, all times the same."""
-    rows = [row[:1] for row in parts.time(inputs["t"][:1].expand(ROWS))]
+def evaluated(parts: Parts, inputs: Mapping[str, Tensor], times: Tensor | None = None, row: int = 0) -> Tensor:
+    """The prediction for arguments by name, all times the same, as in a step: the time's row of a table.
+
+    Args:
+        parts: of the evaluation.
+        inputs: x, t and, where the network takes one, context.
+        times: the table's, (ROWS,), of which t is at `row`; unless given they are all t.
+        row: in the table.
+    """
+    table = inputs["t"][:1].expand(ROWS) if times is None else times
+    rows = [one[row : row + 1] for one in parts.time(table)]
     return parts.step(inputs["x"], *rows, *parts.context(inputs.get("context")))
 
 
@@ -250,10 +291,19 @@ def check(network: Network, parts: Parts, given: Given) -> None:
     Raises:
         NotCapturedError: if they differ by more than rounding.
     """
-    inputs = given.example(given.batch, seed=1)
-    with dispatch.using("reference"):  # else the kernels of a network that calls them are compiled for this alone
+    inputs, row = given.example(given.batch, seed=1), 3
+    places = torch.linspace(0, len(given.times) - 1, ROWS, device="cpu").long()
+    times = given.times[places].to(given.device)
+    times[row] = inputs["t"][0]
+    # Else the kernels of a network that calls them are compiled for this alone.
+    with dispatch.using("reference"), _WithoutDropout():
         expected = network(**inputs).float()
-    out = evaluated(parts, inputs).float()
+    try:
+        out = evaluated(parts, inputs, times, row).float()
+    except Exception as problem:
+        if out_of_memory(problem):
+            raise
+        raise _not_captured(problem) from problem
     if out.shape != expected.shape or not (out - expected).norm() <= BOUNDS[given.dtype] * expected.norm():
         raise NotCapturedError(
             "what was recorded computes something else on other inputs; some of the network is computed outside of "

@@ -146,10 +146,10 @@ def _digest(path: Path) -> str:
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {  # p: pointer, i: int, f: float, in the order of the C functions
-    "winograd": "pippfppppiiiiiiiip",
-    "group_norm": "ppiiiippfiip",
+    "winograd": "pippfppippiiiiiiiip",
+    "group_norm": "ppiiiippifiip",
     "attention": "ppiiiiipppppppffip",
-    "depthwise": "ppppiiiiiip",
+    "depthwise": "pppipiiiiiip",
     "linear": "pppppiiiii",
     "position_norm": "pppppiiifii",
     "softmax_attention": "pppppiiiiiifip",

@@ -20,9 +20,10 @@ INLINE void outputs(const int many, const float *x, long row, int c, const float
     for (int i = 0; i < many; i++) store(y + (long)i * c, s[i]);
 }
 
-/* x, y (n, h, w, c); weight (size, size, c); bias (c) or 0; c at least VL. space: depthwise_space floats. */
-void depthwise(const float *x, const float *weight, const float *bias, float *y, int n, int h, int w, int c, int size,
-               int threads, float *space) {
+/* x, y (n, h, w, c); weight (size, size, c); bias (c), or of each picture, c apart (apart = c, else 0), or 0; c at least
+ * VL. space: depthwise_space floats. */
+void depthwise(const float *x, const float *weight, const float *bias, int apart, float *y, int n, int h, int w, int c,
+               int size, int threads, float *space) {
     const int half = size / 2;
     const long row = (long)(w + size - 1) * c, held = depthwise_space(h, w, c, size, 1);
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -34,7 +35,7 @@ void depthwise(const float *x, const float *weight, const float *bias, float *y,
                 memcpy(padded + (i + half) * row + (long)half * c, x + (b * h + i) * w * c, sizeof *x * w * c);
             for (int i = 0; i < c; i += VL) {
                 int at = i + VL <= c ? i : c - VL;
-                vf shift = bias ? load(bias + at) : (vf){0};
+                vf shift = bias ? load(bias + b * apart + at) : (vf){0};
                 for (int r = 0; r < h; r++) {
                     const float *from = padded + r * row + at;
                     float *to = y + (b * h + r) * w * c + at;

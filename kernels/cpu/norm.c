@@ -10,14 +10,15 @@ INLINE void scale_shift(const float *x, float *y, int p, int c, const float *sca
         }
 }
 
-/* x, y (n, p, c), not overlapping; weight, bias (c); c at least VL. space: 2 n c floats. */
+/* x, y (n, p, c), not overlapping; weight, bias (c), or of each picture, c apart (apart = c, else 0); c at least VL.
+ * space: 2 n c floats. */
 void group_norm(const float *x, float *y, int n, int p, int c, int groups, const float *weight, const float *bias,
-                float eps, int activation, int threads, float *space) {
+                int apart, float eps, int activation, int threads, float *space) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int b = 0; b < n; b++) {
         const float *from = x + (long)b * p * c;
         float *to = y + (long)b * p * c, *scale = space + (long)2 * b * c, *shift = scale + c;
-        statistics(from, p, c, groups, weight, bias, eps, scale, shift);
+        statistics(from, p, c, groups, weight + (long)b * apart, bias + (long)b * apart, eps, scale, shift);
         scale_shift(from, to, p, c, scale, shift, activation);
     }
 }

@@ -59,6 +59,14 @@ def dense(op: str, name: str, x: Tensor | None, *shape: int) -> Tensor | None:
     )
 
 
+def per_channel(op: str, name: str, x: Tensor | None, batch: int, channels: int) -> int:
+    """How far apart the pictures' numbers lie, 0 if all have the same; raises ValueError as `dense` unless None, (C,),
+    (1, C) or (B, C)."""
+    each = x is not None and x.ndim == 2 and len(x) > 1
+    dense(op, name, x, *((batch,) if each else () if x is None or x.ndim == 1 else (1,)), channels)
+    return channels if each else 0
+
+
 def activation_code(op: str, name: str, activation: str | None) -> int:
     """The activation's number in the C code."""
     if activation not in ACTIVATIONS:
@@ -143,7 +151,7 @@ def winograd(
     Args:
         x: (B, C, H, W) float32 on the CPU, any memory format, C at least vector_width().
         weight: from winograd_weight, which chose m.
-        bias: (O,) float32, contiguous, or None.
+        bias: (O,), (1, O) or (B, O) float32, contiguous, or None.
         channels: O, at least vector_width().
         activation: None, "gelu" (erf), "gelu_tanh", "silu" or "relu".
         residual: (B, O, H, W) float32, or None.
@@ -160,7 +168,7 @@ def winograd(
     m = 2 if len(weight) == 16 else 4
     x = images(op, "x", x, b, c, h, w)
     dense(op, "weight", weight, (m + 2) ** 2, c * -(-channels // vector_width()) * vector_width())
-    dense(op, "bias", bias, channels)
+    apart = per_channel(op, "bias", bias, b, channels)
     code = activation_code(op, "activation", activation)
     residual = None if residual is None else images(op, "residual", residual, b, channels, h, w)
     groups, gain, offset, eps = (0, None, None, 0.0) if norm is None else _norm(op, norm, c)
@@ -174,6 +182,7 @@ def winograd(
         eps,
         pointer(weight),
         pointer(bias),
+        apart,
         pointer(residual),
         pointer(out),
         m,
@@ -197,8 +206,8 @@ def group_norm(
     Args:
         x: (B, C, H, W) float32 on the CPU, any memory format, C at least vector_width().
         groups: a divisor of C.
-        weight: (C,) float32, contiguous.
-        bias: (C,) float32, contiguous.
+        weight: (C,), (1, C) or (B, C) float32, contiguous.
+        bias: likewise.
         eps: added to the variance.
         after: None, "gelu" (erf), "gelu_tanh", "silu" or "relu".
 
@@ -211,7 +220,13 @@ def group_norm(
     op = "group_norm"
     b, c, h, w = x.shape if x.ndim == 4 else (-1, -1, -1, -1)
     x = images(op, "x", x, b, c, h, w)
-    _norm(op, (groups, weight, bias, eps), c)
+    if groups < 1 or c % groups:
+        raise ValueError(f"{op}: groups = {groups} with {c} channels; accepted: a divisor of the channels")
+    apart = per_channel(op, "weight", weight, b, c)
+    if per_channel(op, "bias", bias, b, c) != apart:
+        raise ValueError(
+            f"{op}: weight has shape {tuple(weight.shape)} and bias {tuple(bias.shape)}; accepted: one shape"
+        )
     code = activation_code(op, "after", after)
     out = empty(b, c, h, w)
     library().group_norm(
@@ -223,6 +238,7 @@ def group_norm(
         groups,
         pointer(weight),
         pointer(bias),
+        apart,
         eps,
         code,
         torch.get_num_threads(),
@@ -242,7 +258,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Args:
         x: (B, C, H, W) float32 on the CPU, any memory format, C at least vector_width().
         weight: (K, K, C), from depthwise_weight, K odd.
-        bias: (C,) float32, contiguous, or None.
+        bias: (C,), (1, C) or (B, C) float32, contiguous, or None.
 
     Returns:
         (B, C, H, W) float32, channels_last.
@@ -257,8 +273,9 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise ValueError(f"{op}: a kernel of size {size}; accepted: an odd size")
     x = images(op, "x", x, b, c, h, w)
     dense(op, "weight", weight, size, size, c)
-    dense(op, "bias", bias, c)
+    apart = per_channel(op, "bias", bias, b, c)
     out, threads = empty(b, c, h, w), torch.get_num_threads()
     space = scratch(library().depthwise_space(h, w, c, size, threads))
-    library().depthwise(pointer(x), pointer(weight), pointer(bias), pointer(out), b, h, w, c, size, threads, space)
+    addresses = pointer(x), pointer(weight), pointer(bias), apart, pointer(out)
+    library().depthwise(*addresses, b, h, w, c, size, threads, space)
     return out

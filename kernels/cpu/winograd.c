@@ -100,7 +100,8 @@ struct images {
 };
 
 INLINE void convolve(const int m, int activation, const float *x, const float *scale, const float *u,
-                     const float *bias, const float *residual, float *y, struct images s, int threads, float *space) {
+                     const float *bias, int apart, const float *residual, float *y, struct images s, int threads,
+                     float *space) {
     const int h = s.h, w = s.w, c = s.c, o = s.o, down = (h + m - 1) / m, across = (w + m - 1) / m, wide = rounded(o),
               points = (m + 2) * (m + 2);
     const long each = (long)down * across, tiles = s.n * each, most = most_tiles(m, c, o);
@@ -123,7 +124,8 @@ INLINE void convolve(const int m, int activation, const float *x, const float *s
             for (int t = 0; t < many; t++) {
                 long image = (from + t) / each, place = (from + t) % each, start = image * h * w * o;
                 output_tile(m, products + (long)t * wide, most * wide, h, w, o, (int)(place / across) * m,
-                            (int)(place % across) * m, bias, residual ? residual + start : 0, activation, y + start);
+                            (int)(place % across) * m, bias ? bias + image * apart : 0, residual ? residual + start : 0,
+                            activation, y + start);
             }
         }
     }
@@ -137,9 +139,10 @@ long winograd_space(int m, int n, int c, int o, int threads) {
 
 /* y (n, h, w, o) = activation(conv(norm(x)) + bias) + residual. x (n, h, w, c). gain, offset (c): of the norm, none
  * if groups is 0. u ((m + 2)^2, c times o rounded up to VL): the transformed weights, each point's (c, o) in the panels
- * of product_panels. bias (o) or 0. residual: as y, or 0. space: winograd_space floats. */
+ * of product_panels. bias (o), or of each picture, o apart (apart = o, else 0), or 0. residual: as y, or 0. space:
+ * winograd_space floats. */
 void winograd(const float *x, int groups, const float *gain, const float *offset, float eps, const float *u,
-              const float *bias, const float *residual, float *y, int m, int n, int h, int w, int c, int o,
+              const float *bias, int apart, const float *residual, float *y, int m, int n, int h, int w, int c, int o,
               int activation, int threads, float *space) {
     struct images s = {n, h, w, c, o};
     float *scale = groups ? space : 0, *rest = space + 2L * n * c;
@@ -150,7 +153,7 @@ void winograd(const float *x, int groups, const float *gain, const float *offset
                        scale + (2L * b + 1) * c);
     }
     if (m == 2)
-        convolve(2, activation, x, scale, u, bias, residual, y, s, threads, rest);
+        convolve(2, activation, x, scale, u, bias, apart, residual, y, s, threads, rest);
     else
-        convolve(4, activation, x, scale, u, bias, residual, y, s, threads, rest);
+        convolve(4, activation, x, scale, u, bias, apart, residual, y, s, threads, rest);
 }

@@ -35,10 +35,13 @@ def test_sizes_that_do_not_grow_stay_numbers():
     assert calls(graph)[-1].args[1] == [Batch(), 2, 2, 8]
 
 
-def test_constants_are_shared():
+def test_constants_are_shared_and_those_of_a_batch_are_its_own():
     weight = torch.randn(4)
     graph = both(lambda x, t: x * weight)
-    assert next(iter(graph.constants.values())) is weight and at_batch(graph, 7).constants is graph.constants
+    one = at_batch(graph, 7)
+    assert next(iter(graph.constants.values())) is weight is next(iter(one.constants.values()))
+    one.constant(torch.ones(2), next(iter(one.nodes.nodes)))
+    assert len(graph.constants) == 1 and len(one.constants) == 2
 
 
 def in_a_loop(x, t):

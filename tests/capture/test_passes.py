@@ -78,6 +78,24 @@ def test_a_norm_takes_what_the_time_makes_of_it(networks, randomised, kind, affi
     assert case.error() < 1e-6
 
 
+def test_a_norm_takes_what_differs_by_sample(networks, randomised):
+    """As what the time and a context make of it together does."""
+    norm, project = randomised(nn.GroupNorm(2, 6)), randomised(nn.Linear(3, 12))
+
+    @torch.no_grad()
+    def call(x, t, context):
+        scale, shift = (project(context)[:, :, None, None] * row(t, 12)).chunk(2, dim=1)
+        return F.silu(norm(x) * (1 + scale) + shift)
+
+    example = networks.Example((6, 4, 5), context=3)
+    form = networks.captured(call, example, (simplify, join_affine, fold_constants), (fuse_norms,))
+    step = at_batch(form.parts.step, BATCH)
+    fuse_norms(step)
+    norms = step.nodes.find_nodes(op="call_function", target=ours.group_norm.default)
+    assert [node.args[6].meta["shape"] for node in norms] == [(BATCH, 6)] and norms[0].args[-1] == "silu"
+    assert networks.largest_error(call, example, form) < 1e-6
+
+
 def test_a_convolutions_bias_leaves_the_loop_with_the_times(networks, randomised):
     weight, bias, scale = torch.rand(4, 3, 3, 3), torch.rand(4), torch.rand(1, 4, 1, 1)
 
@@ -161,6 +179,7 @@ NOT_ATTENTION = {
     "the weights used twice": lambda s, v: torch.bmm(s.softmax(-1), v) + s.softmax(-1).sum(),
     "the scores used twice": lambda s, v: torch.bmm(s.softmax(-1), v) + s.mean(),
     "the weights transposed": lambda s, v: torch.bmm(s.softmax(-1).transpose(1, 2), v),
+    "rounded scores": lambda s, v: torch.bmm(s.long().to(s.dtype).softmax(-1), v),
     "other axes": lambda s, v: torch.bmm(s.reshape(2 * len(s), -1, 6).softmax(-1).reshape(s.shape), v),
 }
 
@@ -264,6 +283,7 @@ NOT_NORMS = {
     "unbiased": lambda x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt(),
     "another's mean": lambda x: (x - x.sin().mean(1, keepdim=True)) / (variance(x) + 1e-5).sqrt(),
     "another's length": lambda x: x / x.sin().norm(dim=1, keepdim=True).clamp_min(1e-5),
+    "a mean as variance": lambda x: (x - x.mean(1, True)) / (x.mean(1, True) + 9).sqrt(),
     "another's squares": lambda x: (
         (x - x.mean(1, True)) / ((x.sin() - x.mean(1, True)).square().mean(1, True) + 1).sqrt()
     ),

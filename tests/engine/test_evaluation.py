@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastdiff import AnnotatedUnet, ContextUnet, Model, make_schedule, sample
 from fastdiff.bench.peers.reference import AnnotatedReference, ContextReference
@@ -215,3 +216,52 @@ def test_a_graph_is_checked_at_the_batch_that_runs(monkeypatch, randomised):
     )
     sample(model, 5, steps=1, batch_size=5, context=[1, 0], guidance_scale=2.0, device="cpu")
     assert sizes in ([10], [])  # none where there is no compiler
+
+
+class Keeps(torch.nn.Module):
+    """A network that makes a table in its first evaluation and keeps it."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.conv = None, torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x, t):
+        if self.table is None:
+            self.table = torch.linspace(0, 1, 100)
+        return self.conv(x) * self.table[t].view(-1, 1, 1, 1)
+
+
+ODD = {
+    "a table made first": lambda x, t, conv: Keeps()(x, t),
+    "dropout by a function": lambda x, t, conv: F.dropout(conv(x), 0.5),
+    "attention with dropout": lambda x, t, conv: F.scaled_dot_product_attention(x, x, conv(x), dropout_p=0.5),
+    "keys of one head": lambda x, t, conv: F.scaled_dot_product_attention(x, x[:, :1], conv(x)[:, :1]),
+    "a vector as weight": lambda x, t, conv: x + F.linear(x, torch.ones(6))[..., None],
+    "a bias with gaps": lambda x, t, conv: F.linear(x, conv.weight[0, 0].repeat(2, 2), torch.arange(12.0)[::2]),
+    "one bias for all": lambda x, t, conv: F.linear(x, conv.weight[0, 0].repeat(2, 2), torch.ones(1)),
+    "a norm with gaps": lambda x, t, conv: F.group_norm(x, 1, *torch.arange(12.0).view(6, 2).t()[:, ::2]),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_but_right_networks_are_captured(kind, rel):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.keeps = torch.nn.Conv2d(3, 3, 3, padding=1), Keeps()
+
+        def forward(self, x, t):
+            return self.keeps(x, t) if kind == "a table made first" else ODD[kind](x, t, self.conv)
+
+    network = Network(Net().eval(), CPU, torch.float32)
+    with torch.no_grad():
+        parts = captured(network, given((3, 6, 6)))
+        evaluation.check(network, parts, given((3, 6, 6)))
+
+
+def test_an_error_of_a_pass_leaves_the_network_as_it_is(monkeypatch):
+    monkeypatch.setattr(evaluation, "fuse_norms", lambda graph: graph.nodes.no_such_thing)
+    model = Model(Keeps(), make_schedule("linear", 20), image_shape=(3, 8, 8))
+    with pytest.warns(UserWarning, match="runs as it is.*no_such_thing"):
+        images = sample(model, 2, "ddim", steps=2, device="cpu")
+    assert torch.equal(images, sample(model, 2, "ddim", steps=2, device="cpu", form="eager"))

@@ -128,6 +128,23 @@ def test_the_depthwise_convolution(b, c, h, w, size, layout, layouts, rel):
 
 
 @needs_compiler
+def test_numbers_of_each_picture(rel):
+    """Biases and a norm's weights that differ in a batch, or are said to be one picture's for all."""
+    x, w, taps = torch.randn(3, 20, 5, 7), torch.randn(24, 20, 3, 3) / 10, torch.randn(20, 1, 3, 3)
+    bias, gain, shift = torch.randn(3, 24), torch.randn(3, 20), torch.randn(3, 20)
+    for rows in (slice(0, 3), slice(0, 1)):
+        b, g, s = bias[rows], gain[rows], shift[rows]
+        whole = [one.double()[:, :, None, None] for one in (b, g, s)]
+        for m in (2, 4):
+            ours = native.winograd(x, native.winograd_weight(w, m), b, 24, "silu")
+            assert rel(ours, F.silu(F.conv2d(x.double(), w.double(), padding=1) + whole[0])) < 5e-6
+        normed = F.group_norm(x.double(), 4)
+        assert rel(native.group_norm(x, 4, g, s, after="relu"), F.relu(normed * whole[1] + whole[2])) < 2e-6
+        deep = F.conv2d(x.double(), taps.double(), padding=1, groups=20) + whole[2]
+        assert rel(native.depthwise(x, native.depthwise_weight(taps), s), deep) < 2e-6
+
+
+@needs_compiler
 @pytest.mark.parametrize("m, c, o", [(2, 9, 11), (5, 3, 17), (50, 64, 100), (97, 40, 33), (200, 16, 384)])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_the_linear_layer(m, c, o, activation, rel):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fastdiff.capture.graph import Batch, Graph, described
-from fastdiff.capture.passes.match import Node, aten, insert, only_user, other_operand, supersede
+from fastdiff.capture.graph import Batch, Graph
+from fastdiff.capture.passes.match import Node, aten, insert, only_user, other_operand, reshaped, supersede
 
 Number = fx.Node | int | float | None  # None is what changes nothing
 
@@ -40,13 +40,12 @@ def _after_x(graph: Graph) -> set[fx.Node]:
 
 @dataclass
 class _Chain:
-    """y scale + shift: what `count` operations up to `last` have computed of y; new nodes are put before `last`."""
+    """y scale + shift: what the operations up to `last` have computed of y; new nodes are put before `last`."""
 
     graph: Graph
     last: Node
     scale: Number = None
     shift: Number = None
-    count: int = 0
 
     def multiply(self, factor: Number) -> None:
         self.scale = self._both(aten.mul.Tensor, self.scale, factor)
@@ -148,8 +147,7 @@ def _is_number(other: Number, node: Node, images: set[fx.Node]) -> bool:
 
 
 def _per_channel(graph: Graph, before: Node, value: Node, channels: int) -> Node:
-    made = insert(graph, before, aten.reshape.default, (value, [1, channels, 1, 1]), value)
-    return described(made, (1, channels, 1, 1), value.meta["dtype"])
+    return reshaped(graph, before, value, (1, channels, 1, 1))
 
 
 def _broadcast(a: tuple, b: tuple) -> tuple:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import Node, activation, aten, only_user, other_operand, replace, same_shape
+from fastdiff.capture.passes.match import (
+    Node,
+    activation,
+    aten,
+    only_user,
+    other_operand,
+    per_channel,
+    replace,
+    same_shape,
+)
 from fastdiff.kernels.conv import convolution
 
 
@@ -29,7 +38,7 @@ def _fuse(graph: Graph, conv: Node) -> None:
     added = after = residual = None
     user = only_user(last)
     other = other_operand(user, last, aten.add.Tensor)
-    if other is not None and _per_channel(other, shape):
+    if other is not None and per_channel(other, shape):
         added, last, user = other, user, only_user(user)
     if activation(user):
         after, last, user = activation(user), user, only_user(user)
@@ -37,11 +46,3 @@ def _fuse(graph: Graph, conv: Node) -> None:
     if other is not None and same_shape(other, last) and same_shape(other, user):
         residual, last = other, user
     replace(graph, last, convolution, (x, weight, bias, stride, padding, dilation, groups, added, after, residual))
-
-
-def _per_channel(other: Node, shape: tuple) -> bool:
-    """Whether it is (B, C, 1, 1) or (1, C, 1, 1)."""
-    theirs = other.meta.get("shape")
-    return (
-        theirs is not None and len(theirs) == 4 and theirs[0] in (1, shape[0]) and tuple(theirs[1:]) == (shape[1], 1, 1)
-    )

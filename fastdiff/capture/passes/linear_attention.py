@@ -78,4 +78,4 @@ def _is_image(out: Path, qkv: Node, channels: int) -> bool:
     """Whether the product's matrices end as a picture (B, C, H, W), the heads' channels one after the other."""
     batch, _, height, width = qkv.meta["shape"]
     whole = out.moved is not None and tuple(out.moved.shape) == sized((batch, channels, height, width))
-    return whole and ended(out.moved, (height, width), turned=False)
+    return whole and ended(out.moved, (height, width), turned=False) and out.end.meta["dtype"] == qkv.meta["dtype"]

@@ -69,6 +69,14 @@ def is_row(node: Node, channels: int) -> bool:
     return node is not None and node.meta.get("shape") == (1, channels, 1, 1)
 
 
+def per_channel(node: Node, shape: tuple) -> bool:
+    """Whether it is (B, C, 1, 1) or (1, C, 1, 1): a number for each channel of a result of that shape (B, C, H, W)."""
+    theirs = node.meta.get("shape")
+    return (
+        theirs is not None and len(theirs) == 4 and theirs[0] in (1, shape[0]) and tuple(theirs[1:]) == (shape[1], 1, 1)
+    )
+
+
 def same_shape(a: Node, b: Node) -> bool:
     """Whether both are tensors of one shape."""
     return a.meta.get("shape") is not None and a.meta["shape"] == b.meta.get("shape")
@@ -88,6 +96,12 @@ def insert(graph: Graph, before: Node, target: Any, args: tuple, like: Node, **k
         return described(
             graph.nodes.call_function(target, args, kwargs), like.meta.get("shape"), like.meta.get("dtype")
         )
+
+
+def reshaped(graph: Graph, before: Node, x: Node, shape: tuple) -> Node:
+    """A result in another shape."""
+    made = insert(graph, before, aten.reshape.default, (x, list(shape)), x)
+    return described(made, shape, x.meta["dtype"])
 
 
 def replace(graph: Graph, old: Node, target: Any, args: tuple, **kwargs: Any) -> Node:

@@ -62,7 +62,8 @@ def _is_step(node: Node) -> bool:
 
 
 def _is_cast(node: Node) -> bool:
-    return node.target is aten._to_copy.default and set(node.kwargs) == {"dtype"}
+    floating = node.target is aten._to_copy.default and set(node.kwargs) == {"dtype"}
+    return floating and node.kwargs["dtype"].is_floating_point
 
 
 def _factor(node: Node) -> float | None:

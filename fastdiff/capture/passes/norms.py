@@ -15,7 +15,9 @@ from fastdiff.capture.passes.match import (
     only_user,
     other_operand,
     ours,
+    per_channel,
     replace,
+    reshaped,
     supersede,
 )
 
@@ -39,20 +41,31 @@ def fuse_norms(graph: Graph) -> None:
 
 
 def _with_affine(graph: Graph, norm: Node) -> Node:
-    """A norm without a weight and a bias takes those of the multiplication and the addition that follow it."""
+    """A norm without a weight and a bias takes those of the multiplication and the addition that follow it.
+
+    What differs by sample becomes its scale and shift.
+    """
     x, groups, *own, eps = norm.args[:5]
     scaled = only_user(norm)
     weight = other_operand(scaled, norm, aten.mul.Tensor)
     shifted = None if weight is None else only_user(scaled)
     bias = other_operand(shifted, scaled, aten.add.Tensor)
-    channels = norm.meta["shape"][1]
-    if own != [None, None] or any(norm.args[5:]) or not (is_row(weight, channels) and is_row(bias, channels)):
+    if own != [None, None] or any(norm.args[5:]) or not all(_is_number(one, norm) for one in (weight, bias)):
         return norm
-    rows = []
-    for row in (weight, bias):
-        rows.append(insert(graph, shifted, aten.reshape.default, (row, [channels]), row))
-        rows[-1].meta["shape"] = (channels,)
-    return replace(graph, shifted, ours.group_norm.default, (x, groups, *rows, eps, *[None] * 5))
+    channels = norm.meta["shape"][1]
+    if is_row(weight, channels) and is_row(bias, channels):
+        rows = [reshaped(graph, shifted, row, (channels,)) for row in (weight, bias)]
+        return replace(graph, shifted, ours.group_norm.default, (x, groups, *rows, eps, *[None] * 5))
+    scale, shift = (reshaped(graph, shifted, one, (one.meta["shape"][0], channels)) for one in (weight, bias))
+    scale = insert(graph, shifted, aten.sub.Tensor, (scale, 1), scale)  # group_norm's is what is added to 1
+    return replace(
+        graph, shifted, ours.group_norm.default, (x, groups, None, None, eps, None, scale, shift, None, None)
+    )
+
+
+def _is_number(one: Node, norm: Node) -> bool:
+    """Whether it is a number of each channel, of the batch or of each sample, in the norm's dtype."""
+    return one is not None and per_channel(one, norm.meta["shape"]) and one.meta["dtype"] == norm.meta["dtype"]
 
 
 def _as_ours(graph: Graph, node: Node) -> None:
@@ -65,7 +78,7 @@ def _as_ours(graph: Graph, node: Node) -> None:
         replace(graph, node, ours.group_norm.default, (x, groups, weight, bias, eps))
         return
     image = (*shape[:2], math.prod(shape[2:]), 1)
-    x = insert(graph, node, aten.reshape.default, (x, list(image)), node)
+    x = reshaped(graph, node, x, image)
     normed = insert(graph, node, ours.group_norm.default, (x, groups, weight, bias, eps), node)
-    x.meta["shape"] = normed.meta["shape"] = image
+    normed.meta["shape"] = image
     replace(graph, node, aten.reshape.default, (normed, list(shape)))

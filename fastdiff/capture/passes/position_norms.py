@@ -98,14 +98,14 @@ def _centred(node: Node) -> _Normed | None:
 
 def _distance(node: Node, x: Node) -> bool:
     """Whether it is x less its mean."""
-    if node.target is not aten.sub.Tensor or node.kwargs or node.args[0] is not x:
+    if node is None or node.target is not aten.sub.Tensor or node.kwargs or node.args[0] is not x:
         return False
     return isinstance(node.args[1], fx.Node) and _mean_of(node.args[1], x)
 
 
 def _mean_of(mean: Node, x: Node) -> bool:
     if mean.target is aten.mean.dim:
-        return arguments(mean)[:3] == [x, [1], True]
+        return arguments(mean) == [x, [1], True, None]
     return _part(mean, 1, x)
 
 
@@ -114,7 +114,7 @@ def _variance_of(var: Node, x: Node) -> bool:
         return arguments(var) == [x, [1], 0, True]
     if var.target is aten.mean.dim:
         square = var.args[0]
-        distance = square.args[0]
+        distance = square.args[0] if square.args else None
         power = square.target is aten.pow.Tensor_Scalar and square.args[1] == 2
         product = square.target is aten.mul.Tensor and square.args[1] is distance
         return _mean_of(var, square) and (power or product) and _distance(distance, x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import Node, aten, insert, only_user, supersede
+from fastdiff.capture.passes.match import Node, aten, insert, only_user, reshaped, supersede
 from fastdiff.capture.passes.moves import ended, path_from, path_to
 
 
@@ -35,10 +35,10 @@ def _fuse(graph: Graph, softmax: Node) -> None:
     v = user.args[1] if first else _transposed(graph, user, user.args[0])
     if len({one.meta["dtype"] for one in (q, k, v)}) > 1:
         return
-    q, k, v = (_reshaped(graph, user, one, (one.meta["shape"][0], 1, *one.meta["shape"][1:])) for one in (q, k, v))
+    q, k, v = (reshaped(graph, user, one, (one.meta["shape"][0], 1, *one.meta["shape"][1:])) for one in (q, k, v))
     out = insert(graph, user, aten.scaled_dot_product_attention.default, (q, k, v), v, scale=scores.factor)
     out.meta["shape"] = (*q.meta["shape"][:3], v.meta["shape"][3])
-    out = _reshaped(graph, user, out, (q.meta["shape"][0], *out.meta["shape"][2:]))
+    out = reshaped(graph, user, out, (q.meta["shape"][0], *out.meta["shape"][2:]))
     supersede(graph, user, out if first else _transposed(graph, user, out))
 
 
@@ -46,10 +46,4 @@ def _transposed(graph: Graph, before: Node, x: Node) -> Node:
     made = insert(graph, before, aten.transpose.int, (x, 1, 2), x)
     n, rows, columns = x.meta["shape"]
     made.meta["shape"] = (n, columns, rows)
-    return made
-
-
-def _reshaped(graph: Graph, before: Node, x: Node, shape: tuple) -> Node:
-    made = insert(graph, before, aten.reshape.default, (x, list(shape)), x)
-    made.meta["shape"] = shape
     return made
