@@ -51,7 +51,7 @@ def standard(networks: Iterable[str], cuda: bool) -> Iterator[Case]:
     yield from _cases(networks, (training_batch,), kind=Kind.TRAINING, rounds=9)
     if not cuda:  # which exporting does not use
         yield from _cases(networks, (1,), kind=Kind.EXPORT, rounds=2)
-    yield from _cases([name for name in networks if name in SHIPPED], (1,), kind=Kind.COLD, what="ddim 25", rounds=5)
+    yield from _cases([name for name in networks if name in SHIPPED], (1,), kind=Kind.COLD, what="ddim 25", rounds=9)
 
 
 def on_request(networks: Iterable[str], cuda: bool) -> Iterator[Case]:

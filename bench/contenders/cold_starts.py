@@ -34,6 +34,7 @@ def contenders(case: Case, cold: bool) -> Iterator[Contender]:
     yield Contender(f"{COMPILED}, warm cache", partial(_compiled, case, folder, cold), Role.COMPILED)
     yield Contender(SAMPLER_FILE, partial(_file, case, folder), needs=TO_EXPORT)
     yield Contender(FASTDIFF, partial(process, cold_process.OURS), Role.FASTDIFF)
+    yield Contender(f"{FASTDIFF}, eager", partial(process, cold_process.EAGER))
     yield Contender(f"{FASTDIFF}, empty cache", partial(process, cold_process.OURS, empty=True), Role.FASTDIFF)
 
 

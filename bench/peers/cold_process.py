@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 STEPS = 25
-PUBLISHED, COMPILED, OURS, FILE = "published", "compiled", "fastdiff", "onnx"
+PUBLISHED, COMPILED, OURS, EAGER, FILE = "published", "compiled", "fastdiff", "eager", "onnx"
 
 
 def published(name: str, start: np.ndarray, device: str, compile: bool = False) -> np.ndarray:
@@ -55,14 +56,14 @@ def published(name: str, start: np.ndarray, device: str, compile: bool = False) 
     return images.cpu().numpy()
 
 
-def ours(name: str, start: np.ndarray, device: str) -> np.ndarray:
+def ours(name: str, start: np.ndarray, device: str, form: str | None = None) -> np.ndarray:
     import torch
 
     import fastdiff
 
     given = torch.from_numpy(start)
     images: Any = fastdiff.sample(
-        fastdiff.load(name), 1, "ddim", steps=STEPS, device=device, noise=lambda draw, first, shape: given
+        fastdiff.load(name), 1, "ddim", steps=STEPS, device=device, noise=lambda draw, first, shape: given, form=form
     )
     return images.numpy()
 
@@ -91,7 +92,8 @@ def main() -> None:
     if contender in (PUBLISHED, COMPILED):
         made = published(model, x, device, contender == COMPILED)
     else:
-        made = {OURS: ours, FILE: by_file}[contender](model, x, device)
+        calls = {OURS: ours, EAGER: partial(ours, form="eager"), FILE: by_file}
+        made = calls[contender](model, x, device)
     np.save(image, made)
     import resource
 

@@ -19,7 +19,7 @@ from fastdiff.bench.contenders import cold_starts, evaluations
 from fastdiff.bench.peers import cold_process
 
 START_CASE = Case(Kind.COLD, "B@16", "ddim 25", 1, threads=2, rounds=2)
-TAKES = {"published": 4.0, "compiled": 2.0, "fastdiff": 1.0, "onnx": 0.5}
+TAKES = {"published": 4.0, "compiled": 2.0, "fastdiff": 1.0, "eager": 1.5, "onnx": 0.5}
 
 
 class Processes:
@@ -49,12 +49,12 @@ class Processes:
 @pytest.fixture
 def processes(monkeypatch, small, compiler, clock):
     """Processes that take seconds; the file is a stand-in too."""
-    from fastdiff.export import assemble, trace
+    from fastdiff.export import assemble, parts
 
     made = Processes(clock)
     file = SimpleNamespace(SerializeToString=lambda: b"a file")
     monkeypatch.setattr(cold_starts.subprocess, "run", made.run)
-    monkeypatch.setattr(trace, "trace", lambda model: None)
+    monkeypatch.setattr(parts, "capture", lambda model: None)
     monkeypatch.setattr(assemble, "sampler_model", lambda traced, face: file)
     return made
 
@@ -66,15 +66,16 @@ def test_cold_starts_are_whole_processes(processes):
         "torch.compile, warm cache",
         "ONNX Runtime, sampler.onnx",
         "fastdiff",
+        "fastdiff, eager",
         "fastdiff, empty cache",
     ]
-    assert [each["seconds"] for each in rows.values()] == [[4, 4], [2, 2], [0.5, 0.5], [1, 1], [3, 3]]
+    assert [each["seconds"] for each in rows.values()] == [[4, 4], [2, 2], [0.5, 0.5], [1, 1], [1.5, 1.5], [3, 3]]
     assert rows["fastdiff"]["ratio"] == [4, 4, 4] and rows["ONNX Runtime, sampler.onnx"]["ratio"] == [8, 8, 8]
     assert all(each["parity"] == 0 and each["peak_bytes"] > 100 and "reason" not in each for each in rows.values())
     assert "share_of_limit" not in rows["fastdiff"]
     # Once for the comparison, once to be warm, two rounds.
     names = [name for name, *_ in processes.asked]
-    assert {name: names.count(name) for name in TAKES} == {"published": 4, "compiled": 4, "onnx": 4, "fastdiff": 8}
+    assert {name: names.count(name) for name in TAKES} == {**dict.fromkeys(TAKES, 4), "fastdiff": 8}
     caches = [folder for _, _, folder, _ in processes.asked if folder]
     assert len(caches) == len(set(caches)) == 4 and not any(map(os.path.exists, caches))
     for name, model, _, env in processes.asked:
@@ -85,7 +86,7 @@ def test_cold_starts_are_whole_processes(processes):
 
 def test_a_quick_run_starts_no_process_that_would_compile(processes):
     rows = processes.rows(cold=False)
-    assert [each.get("reason") for each in rows] == [None, compiling.COLD, None, None, None]
+    assert [each.get("reason") for each in rows] == [None, compiling.COLD, None, None, None, None]
     assert rows[1]["status"] == Status.NOT_COMPILED
     assert "compiled" not in [name for name, *_ in processes.asked]
     processes.rows()
@@ -96,7 +97,7 @@ def test_a_quick_run_starts_no_process_that_would_compile(processes):
 def test_a_process_that_fails_is_a_row_that_says_so(processes, errors, note):
     processes.failing = {"fastdiff": errors}
     rows = processes.rows()
-    assert [each.get("reason") for each in rows] == [None, None, None, note, note]
+    assert [each.get("reason") for each in rows] == [None, None, None, note, None, note]
     refused = session.refused({"rows": rows})
     assert refused[0] == f"cold start B@16, ddim 25, batch 1, 2 threads, fastdiff: RuntimeError: {note}"
     assert len(refused) == 2
@@ -132,7 +133,7 @@ def test_the_processes_of_a_cold_start_make_the_same_image(network, tmp_path, re
     case = Case(Kind.COLD, network, "ddim 25", 1)
     images = {}
     for contender in cold_starts.contenders(case, True):
-        if contender.name in (PUBLISHED, cold_starts.SAMPLER_FILE, "fastdiff"):
+        if contender.name in (PUBLISHED, cold_starts.SAMPLER_FILE, "fastdiff", "fastdiff, eager"):
             ready = contender.make()
             images[contender.name] = ready.outputs()
             assert ready.facts["peak_bytes"] > 2**25
