@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdiff.capture.passes.attention import NORM_EPS
+from fastdiff.capture.passes.folded_attention import NORM_EPS
 from fastdiff.capture.passes.match import aten, ours
 from fastdiff.export.pointwise import activated
 from fastdiff.export.writer import Translation, Writer, rank

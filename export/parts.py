@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fastdiff.capture.passes.attention import fold_linear_attention
+from fastdiff.capture.capture import BATCHES
+from fastdiff.capture.passes.folded_attention import fold_linear_attention
 from fastdiff.capture.passes.linear_attention import fuse_linear_attention
 from fastdiff.capture.refusal import NotRecordableError
 from fastdiff.capture.split import Split
 from fastdiff.engine.evaluation import Given, Network
-from fastdiff.errors import InputError, unknown_name, warn_caller
+from fastdiff.engine.placement import out_of_memory
+from fastdiff.errors import InputError, first_line, unknown_name, warn_caller
 from fastdiff.export.metadata import DTYPES
 from fastdiff.model import Model
 
@@ -59,7 +61,8 @@ def capture(
         steady: see Parts.
 
     Raises:
-        InputError: for a network that cannot be captured, with the line of code that prevents it.
+        InputError: for a network that cannot be captured, with the line of code that prevents it; or that fails at
+            the batches at which it is recorded, with its error.
     """
     dtypes = [getattr(torch, name) for name in DTYPES]
     if dtype not in dtypes:
@@ -77,6 +80,13 @@ def capture(
         )
     except NotRecordableError as problem:
         raise InputError(f"the network cannot be exported: {problem}") from problem
+    except Exception as problem:
+        if isinstance(problem, InputError) or out_of_memory(problem):
+            raise
+        raise InputError(
+            f"the network cannot be exported: recording it at batches {' and '.join(map(str, BATCHES))} raised "
+            f"{type(problem).__name__}: {first_line(problem)}"
+        ) from problem
     if prepared:
         for graph in (graphs.context, graphs.step):
             fuse_linear_attention(graph)

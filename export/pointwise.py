@@ -12,7 +12,7 @@ from fastdiff.export.writer import Translation, Writer
 
 # ONNX's names are the same, but for capitals.
 _ONE = "abs neg exp log sqrt reciprocal sin cos tanh sigmoid relu erf floor ceil round sign mish".split()
-_TWO = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "bitwise_and": "And", "bitwise_or": "Or"}
+_TWO = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div"}
 _COMPARED = {"eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual"}
 
 
@@ -25,6 +25,15 @@ def _of_two(operator: str) -> Translation:
 
     def translation(w: Writer, a: Any, b: Any, alpha: Any = 1) -> str:
         return w(operator, w.of(a), w.of(b) if alpha == 1 else w("Mul", w.of(b), w.of(alpha)))
+
+    return translation
+
+
+def _logical(operator: str) -> Translation:
+    def translation(w: Writer, *values: Any) -> str:
+        if w.dtype != torch.bool:
+            raise w.refusal(f"in {w.dtype}; accepted: torch.bool")
+        return w(operator, *(w.of(value) for value in values))
 
     return translation
 
@@ -80,9 +89,11 @@ TABLE: dict[Any, Translation] = {
         for name, operator in _COMPARED.items()
         for overload in ("Tensor", "Scalar")
     },
+    aten.bitwise_and.Tensor: _logical("And"),
+    aten.bitwise_or.Tensor: _logical("Or"),
+    aten.bitwise_not.default: _logical("Not"),
     aten.ne.Tensor: lambda w, a, b: w("Not", _compared("Equal")(w, a, b)),
     aten.ne.Scalar: lambda w, a, b: w("Not", _compared("Equal")(w, a, b)),
-    aten.bitwise_not.default: _of_one("Not"),
     aten.maximum.default: _of_two("Max"),
     aten.minimum.default: _of_two("Min"),
     aten.rsub.Scalar: lambda w, a, b, alpha: _of_two("Sub")(w, b, a, alpha),

@@ -13,7 +13,7 @@ import torch
 
 from fastdiff.engine.noise import NoiseSource, PhiloxNoise, draw
 from fastdiff.engine.request import Asked, Request, check_batch_size
-from fastdiff.errors import InputError, check_int, install, unknown_name, warn_caller
+from fastdiff.errors import InputError, check_int, first_line, install, unknown_name, warn_caller
 from fastdiff.export import metadata
 from fastdiff.samplers.samplers import DEFAULT, make_table
 from fastdiff.samplers.schedule import from_config
@@ -84,8 +84,7 @@ def open_file(
     try:
         session = runtime.InferenceSession(str(path), options, providers=chosen)
     except Exception as error:  # its errors have no common class
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{str(path)!r} cannot be loaded by ONNX Runtime: {reason[0]}") from error
+        raise InputError(f"{str(path)!r} cannot be loaded by ONNX Runtime: {first_line(error)}") from error
     session.disable_fallback()  # which would go on with another provider after an error, and say so on stdout
     started = session.get_providers()
     for name in (one[0] if isinstance(one, tuple) else one for one in chosen):
@@ -285,4 +284,4 @@ class OnnxSampler:
         try:
             return self.session.run(None, {name: feed[name] for name in self.inputs})
         except Exception as error:
-            raise InputError(f"{self.path!r} failed in ONNX Runtime: {str(error).strip().splitlines()[0]}") from error
+            raise InputError(f"{self.path!r} failed in ONNX Runtime: {first_line(error)}") from error

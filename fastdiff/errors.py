@@ -63,6 +63,11 @@ def check_float(name: str, value: Any, low: float = -math.inf, high: float = mat
     return number
 
 
+def first_line(problem: BaseException) -> str:
+    """An error's first line, or its type's name where it says nothing."""
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+
+
 def warn_caller(message: str) -> None:
     """A UserWarning that points at the line outside fastdiff from which it was called, however deep it arises."""
     frame: FrameType | None = sys._getframe(1)

@@ -1,7 +1,7 @@
 """Convolutions together with the operator that reads their result.
 
-The convolution itself is torch's (cuDNN's on a GPU). Where Triton kernels run, it is called without its bias, which
-the kernel that reads the result adds.
+The convolution itself is torch's (cuDNN's on a GPU). Where Triton kernels run, conv_norm and conv_add call it without
+its bias, which the norm's or the addition's kernel adds.
 """
 
 from __future__ import annotations

@@ -44,9 +44,11 @@ def register(schema: str, reference: Callable[..., Any], kernels: Kernels) -> Ca
 
     Returns:
         The operator as a function of the schema's arguments, all of them, by position. It calls the reference itself,
-        not the registered operator, in `using("reference")`; in TorchScript, which is read where nothing is
-        registered; and where Triton does not run, under autocast, which casts the operations inside, and where no
-        recorder would see the difference, which saves the dispatcher's 7 µs.
+        not the registered operator,
+        - in `using("reference")`;
+        - in TorchScript's traces, which are read where nothing is registered;
+        - under autocast, unless Triton kernels run: it casts the operations inside;
+        - where nothing records the call, unless Triton kernels run: that saves the dispatcher's 7 µs.
     """
     name = LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
     operator = getattr(torch.ops.fastdiff, name).default

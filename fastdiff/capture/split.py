@@ -8,7 +8,6 @@ step     what depends on x, or on both: run in every step, given the results of 
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +39,11 @@ class Split:
 BATCH = "batch"
 
 
-def split(graph: Graph, broadcasting: Collection[Any] = ()) -> Split:
+def split(graph: Graph) -> Split:
     """The three parts of a graph that holds for every batch.
 
     Args:
         graph: normalised: reshapes and no views. It is left as it is.
-        broadcasting: operations, besides ATen's pointwise ones, that take a row (1, ...) for the whole batch where
-            another argument has the batch.
     """
     sources = _sources(graph)
     inputs = {str(node.target): node for node in graph.nodes.nodes if node.op == "placeholder"}
@@ -58,7 +55,7 @@ def split(graph: Graph, broadcasting: Collection[Any] = ()) -> Split:
     rows = {node: f"t{place}" for place, node in enumerate(ends["t"])}
     given = {inputs["x"]: "x"} | rows | {node: f"c{place}" for place, node in enumerate(ends["context"])}
     step = graph.extract(given, graph.results)
-    _expand_rows(step, set(rows.values()), broadcasting)
+    _expand_rows(step, set(rows.values()))
     time, context = (
         graph.extract({inputs[name]: name} if name in inputs else {}, found) for name, found in ends.items()
     )
@@ -149,7 +146,7 @@ _FILLED = {
 def _is_by_row(node: fx.Node, sources: dict[fx.Node, frozenset[str]]) -> bool:
     """Whether the result has a row for each sample that depends on the rows of that sample alone.
 
-    It has to hold wherever it is said; an operation that is not known here is computed in the step, rightly too.
+    False where that is not certain: what is computed in every step is right too, only slower.
     """
     shape, target = node.meta.get("shape"), node.target
     if shape is not None and not _has_rows(shape):
@@ -189,16 +186,12 @@ def _is_pointwise(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags
 
 
-def _expand_rows(step: Graph, names: set[str], broadcasting: Collection[Any]) -> None:
+def _expand_rows(step: Graph, names: set[str]) -> None:
     """Make the placeholders of these names rows (1, ...), which their users see as the whole batch."""
     rows = [node for node in step.nodes.nodes if node.op == "placeholder" and node.target in names]
     for row in rows:
         shape = row.meta["shape"]
-        users = [
-            user
-            for user in row.users
-            if not ((_is_pointwise(user.target) or user.target in broadcasting) and _has_batch_without(user, rows))
-        ]
+        users = [one for one in row.users if not (_is_pointwise(one.target) and _has_batch_without(one, rows))]
         if users:
             with step.nodes.inserting_before(next(node for node in step.nodes.nodes if node.op != "placeholder")):
                 whole = described(

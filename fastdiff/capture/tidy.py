@@ -56,8 +56,9 @@ def _same_value(node: fx.Node) -> fx.Node | None:
     target, meta = node.target, node.meta
     if target in _NOTHING:
         source = _node(node.args[0])
+        # A copy of a constant is made once and so may stay; weight_norm's kernel, for one, needs it in that layout.
         laid_out = "memory_format" in node.kwargs and (source.op == "get_attr" or _needs_layout(node))
-        return None if laid_out else source  # a constant's costs nothing: weight_norm's kernel reads it as it lies
+        return None if laid_out else source
     if target is aten._to_copy.default and "device" not in node.kwargs and "layout" not in node.kwargs:
         source = _node(node.args[0])
     elif target in (aten.slice.Tensor, aten.expand.default):

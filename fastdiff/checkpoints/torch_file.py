@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, first_line
 
 # Entries under which trainers keep weights, averaged ones first, and prefixes that wrappers put before keys.
 WRAPPINGS = (
@@ -54,8 +54,7 @@ def read_torch(path: Path) -> dict[str, Tensor]:
             "tensors and plain values are loaded; save the state dict alone: torch.save(model.state_dict(), path)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{str(path)!r} is not a whole checkpoint ({first}); {ACCEPTED}") from error
+        raise InputError(f"{str(path)!r} is not a whole checkpoint ({first_line(error)}); {ACCEPTED}") from error
     return _unwrap(content, path)
 
 

@@ -1,7 +1,7 @@
 """The CUDA form: what the Triton kernels compute together, written into a graph.
 
-cuDNN's convolutions run without their biases, which the kernel that reads the result adds: torch would add them in a
-kernel of its own.
+A convolution whose result a norm or an addition reads runs without its bias, which the reader's kernel adds: torch
+would add it in a kernel of its own. Elsewhere the bias stays with the convolution.
 """
 
 from __future__ import annotations

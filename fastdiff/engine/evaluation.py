@@ -23,9 +23,9 @@ from fastdiff.capture.batch import at_batch
 from fastdiff.capture.capture import capture
 from fastdiff.capture.graph import Graph
 from fastdiff.capture.outputs import first_output
-from fastdiff.capture.passes.attention import fold_linear_attention
 from fastdiff.capture.passes.batch_norm import fold_batch_norm
 from fastdiff.capture.passes.convolutions import fuse_convolutions
+from fastdiff.capture.passes.folded_attention import fold_linear_attention
 from fastdiff.capture.passes.linear_attention import fuse_linear_attention
 from fastdiff.capture.passes.norms import fuse_norms
 from fastdiff.capture.passes.position_norms import fuse_position_norms

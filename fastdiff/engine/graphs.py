@@ -22,7 +22,7 @@ from torch import Tensor, cuda
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastdiff.errors import warn_caller
+from fastdiff.errors import first_line, warn_caller
 
 SLOWER = 1.03  # times a launched step; at equal speed a replay is preferred, since it saves the CPU the launches
 INDEXED = {"index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put"}
@@ -238,8 +238,7 @@ class CapturedStep:
             raise  # the batch is too large, eagerly too
         except Exception as problem:
             cause = problem.__context__ or problem  # ending a failed capture raises an error of its own
-            reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-            self.status = f"the step could not be captured as a CUDA graph and runs eagerly: {reason}"
+            self.status = f"the step could not be captured as a CUDA graph and runs eagerly: {first_line(cause)}"
             self.eager = True
             warn_caller(self.status)
 

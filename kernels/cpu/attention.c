@@ -3,11 +3,9 @@
 
 enum { POSITIONS = 24 }; /* of queries at a time */
 
-INLINE int wide(int c) { return (c + VL - 1) / VL * VL; }
-
 long attention_space(int p, int c, int heads, int d, int threads) {
-    long hd = (long)heads * d;
-    return threads * ((long)p * c + p * hd + c * hd + hd * wide(c) + POSITIONS * (hd + wide(c)) + (long)d * d + 2 * hd);
+    long hd = (long)heads * d, cw = rounded_up(c);
+    return threads * ((long)p * c + p * hd + c * hd + hd * cw + POSITIONS * (hd + cw) + (long)d * d + 2 * hd);
 }
 
 /* out = (x - mean) / sqrt(var + eps) over all of a picture. */
@@ -30,7 +28,7 @@ INLINE void normalise(const float *x, float *out, long count, float eps) {
 }
 
 /* k (p, hd) <- exp(k - top), top (hd) being each column's maximum; sums (hd): the columns' sums. */
-INLINE void exponentials(float *k, int p, int hd, float *top, float *sums) {
+INLINE void column_exponentials(float *k, int p, int hd, float *top, float *sums) {
     for (int j = 0; j < hd; j += VL) {
         vf t = load(k + j), s = {0};
         for (int q = 1; q < p; q++) t = maximum(t, load(k + (long)q * hd + j));
@@ -62,7 +60,7 @@ INLINE void softmax(float *q, const float *bias, int heads, int d) {
     }
 }
 
-/* y = LayerNorm(v + constant) gain + x over c channels. v has wide(c) entries and is overwritten. */
+/* y = LayerNorm(v + constant) gain + x over c channels. v has rounded_up(c) entries and is overwritten. */
 INLINE void channel_norm(float *v, const float *constant, const float *gain, const float *x, float *y, int c) {
     vf s = {0};
     int whole = c / VL * VL;
@@ -89,13 +87,13 @@ INLINE void channel_norm(float *v, const float *constant, const float *gain, con
 }
 
 /* x, y (n, p, c); wq, wk (c, hd); q_bias (hd). The values, transposed as `product` takes them: A^T in first (heads, c,
- * wide(c)) with second 0; or W_v^T in first (heads, c, d), W_out^T in second (heads, d, wide(c)). constant, gain (c);
- * where gain is 0, y is the attention's output alone. d is a multiple of VL, c at least VL. space: attention_space
- * floats. */
+ * cw) with second 0; or W_v^T in first (heads, c, d), W_out^T in second (heads, d, cw), cw being c rounded up. constant,
+ * gain (c); where gain is 0, y is the attention's output alone. d is a multiple of VL, c at least VL. space:
+ * attention_space floats. */
 void attention(const float *x, float *y, int n, int p, int c, int heads, int d, const float *wq, const float *wk,
                const float *q_bias, const float *first, const float *second, const float *constant, const float *gain,
                float scale, float eps, int threads, float *space) {
-    const int hd = heads * d, cw = wide(c);
+    const int hd = heads * d, cw = rounded_up(c);
     const long held = attention_space(p, c, heads, d, 1);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; part++) {
@@ -107,7 +105,7 @@ void attention(const float *x, float *y, int n, int p, int c, int heads, int d, 
             float *to = y + b * p * c;
             normalise(from, xh, (long)p * c, eps);
             product(p, hd, c, xh, c, 1, wk, hd, k, hd);
-            exponentials(k, p, hd, top, sums);
+            column_exponentials(k, p, hd, top, sums);
             product(c, hd, p, xh, 1, c, k, hd, mixed, hd);
             for (int j = 0; j < hd; j++) sums[j] = scale / sums[j];
             for (int i = 0; i < c; i++)

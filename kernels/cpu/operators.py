@@ -120,7 +120,6 @@ def winograd_weight(weight: Tensor, m: int) -> Tensor:
     Each point's (C, O) is stored in panels of two vectors of columns.
     """
     o, c = weight.shape[:2]
-    o, c = weight.shape[:2]
     g, columns = torch.tensor(_G[m], dtype=torch.float64, device="cpu"), 2 * vector_width()
     square = torch.kron(g, g)  # times w's nine numbers: G w G^T, row by row
     flat = weight.detach().permute(2, 3, 1, 0).reshape(9, c, o)

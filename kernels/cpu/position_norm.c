@@ -24,7 +24,7 @@ void position_norm(const float *x, const float *weight, const float *bias, const
         float *to = y + (long)p * c;
         const float mean = centred ? channel_sum(from, c, 0, 0) / c : 0, square = channel_sum(from, c, mean, 1);
         const float length = __builtin_sqrtf(centred ? square / c + eps : square);
-        const float scale = 1.0f / (centred || length > eps ? length : eps);
+        const float scale = 1.0f / (!centred && length < eps ? eps : length); /* NaN stays NaN */
         for (int i = 0; i < c; i += VL) {
             const int n = c - i < VL ? c - i : VL;
             vf v = (load_some(from + i, n) - mean) * scale;

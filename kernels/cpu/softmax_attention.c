@@ -3,15 +3,14 @@
 
 enum { QUERIES = 2 * ROWS }; /* at a time, against all keys */
 
-INLINE int whole(int n) { return (n + VL - 1) / VL * VL; }
-
 /* Where the element (picture, head, position, channel) lies. */
 struct places {
     long picture, head, position, channel;
 };
 
 long softmax_attention_space(int keys, int d, int e, int threads) {
-    return (long)threads * ((long)d * whole(keys) + (long)keys * whole(e) + QUERIES * (d + whole(keys) + whole(e)));
+    const long columns = rounded_up(keys), wide = rounded_up(e);
+    return threads * (d * columns + keys * wide + QUERIES * (d + columns + wide));
 }
 
 /* The (rows, columns) matrix of these strides in the panels of product_panels, with zeros up to a whole vector. */
@@ -37,7 +36,7 @@ INLINE float exponentials(float *row, int n, float scale) {
     float most = top[0];
     for (int j = 1; j < VL; j++) most = top[j] > most ? top[j] : most;
     for (int j = i; j < n; j++) most = row[j] > most ? row[j] : most;
-    for (int j = n; j < whole(n); j++) row[j] = -__builtin_inff();
+    for (int j = n; j < rounded_up(n); j++) row[j] = -__builtin_inff();
     for (i = 0; i < n; i += VL) {
         vf e = exponential(scale * (load(row + i) - most));
         store(row + i, e);
@@ -51,7 +50,7 @@ INLINE float exponentials(float *row, int n, float scale) {
 void softmax_attention(const float *q, const float *k, const float *v, const long *at, float *y, int n, int heads,
                        int queries, int keys, int d, int e, float scale, int threads, float *space) {
     const struct places *of = (const struct places *)at;
-    const int blocks = (queries + QUERIES - 1) / QUERIES, columns = whole(keys), wide = whole(e);
+    const int blocks = (queries + QUERIES - 1) / QUERIES, columns = rounded_up(keys), wide = rounded_up(e);
     const long all = (long)n * heads * blocks, held = softmax_attention_space(keys, d, e, 1);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; part++) {

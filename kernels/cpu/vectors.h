@@ -27,6 +27,8 @@ INLINE vf load(const float *p) {
     return v;
 }
 INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+/* n, to whole vectors. */
+INLINE int rounded_up(int n) { return (n + VL - 1) / VL * VL; }
 /* The first n entries; the rest of the vector is 0 when loaded, and is not stored. */
 INLINE vf load_some(const float *p, int n) {
     if (n == VL) return load(p);

@@ -80,12 +80,10 @@ INLINE void output_tile(const int m, const float *from, long stride, int h, int 
     }
 }
 
-INLINE int rounded(int o) { return (o + VL - 1) / VL * VL; }
-
 /* Tiles in a block: few, so that their transforms stay in the second-level cache; more where the weights exceed that
  * cache, because every block reads all the weights. */
 INLINE long most_tiles(int m, int c, int o) {
-    long weights = (long)(m + 2) * (m + 2) * c * rounded(o) * 4;
+    long weights = (long)(m + 2) * (m + 2) * c * rounded_up(o) * 4;
     return weights > (1 << 20) ? 96 : 48;
 }
 
@@ -102,8 +100,8 @@ struct images {
 INLINE void convolve(const int m, int activation, const float *x, const float *scale, const float *u,
                      const float *bias, int apart, const float *residual, float *y, struct images s, int threads,
                      float *space) {
-    const int h = s.h, w = s.w, c = s.c, o = s.o, down = (h + m - 1) / m, across = (w + m - 1) / m, wide = rounded(o),
-              points = (m + 2) * (m + 2);
+    const int h = s.h, w = s.w, c = s.c, o = s.o, down = (h + m - 1) / m, across = (w + m - 1) / m,
+              wide = rounded_up(o), points = (m + 2) * (m + 2);
     const long each = (long)down * across, tiles = s.n * each, most = most_tiles(m, c, o);
     const long blocks = count_blocks(tiles, most, threads), held = points * most * (c + wide);
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -134,7 +132,7 @@ INLINE void convolve(const int m, int activation, const float *x, const float *s
 int vector_width(void) { return VL; }
 
 long winograd_space(int m, int n, int c, int o, int threads) {
-    return 2L * n * c + threads * (m + 2) * (m + 2) * most_tiles(m, c, o) * (c + rounded(o));
+    return 2L * n * c + threads * (m + 2) * (m + 2) * most_tiles(m, c, o) * (c + rounded_up(o));
 }
 
 /* y (n, h, w, o) = activation(conv(norm(x)) + bias) + residual. x (n, h, w, c). gain, offset (c): of the norm, none

@@ -145,17 +145,6 @@ def test_a_row_of_lower_rank_than_the_result_is_seen_by_all(networks, example):
     assert networks.largest_error(call, example, form) < 1e-6
 
 
-def test_operations_can_be_named_that_take_a_row_for_the_batch(networks, example):
-    def call(x, t):
-        return x + torch.linalg.cross(x[:, :3], embedded(t)[:, :3, None, None], dim=1).sum(dim=1, keepdim=True)
-
-    graph = networks.graph_of(call, example)
-    for named, expanded in (((), True), ({aten.linalg_cross.default}, False)):
-        parts = split(graph, named)
-        assert (aten.expand.default in [node.target for node in parts.step.nodes.nodes]) == expanded
-        assert networks.largest_error(call, example, networks.Captured(parts)) < 1e-6
-
-
 @pytest.mark.parametrize("modulating", [False, True])
 def test_the_context_leaves_the_step(networks, modulating):
     def call(x, t, context):

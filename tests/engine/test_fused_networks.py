@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastdiff import AnnotatedUnet, ContextUnet, Model, load, make_schedule, sample
-from fastdiff.capture.passes.attention import fold_linear_attention
 from fastdiff.capture.passes.convolutions import fuse_convolutions
+from fastdiff.capture.passes.folded_attention import fold_linear_attention
 from fastdiff.engine import evaluation
 from fastdiff.engine.cuda import biases_into_readers
 from fastdiff.engine.evaluation import Given, Network, captured

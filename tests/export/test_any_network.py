@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastdiff
-from fastdiff import Model, make_schedule
+from fastdiff import InputError, Model, make_schedule
 from fastdiff.export import OnnxSampler, export_sampler, verify
 from fastdiff.export.assemble import network_model
 from fastdiff.export.parts import capture
@@ -83,6 +83,23 @@ def test_a_network_without_a_time(tmp_path):
 
     model = model_of(Timeless(), (2, 8, 8))
     assert export_sampler(model, tmp_path / "a.onnx", None)[1].distance < 1e-6
+
+
+@pytest.mark.parametrize(
+    "size, said", [(1, "RuntimeError: shape '\\[1, 2, 8, 8\\]' is invalid"), (None, "NotImplementedError")]
+)
+def test_a_network_that_fails_at_the_recorded_batches_is_refused_in_one_sentence(size, said, tmp_path):
+    class Fails(Patched):
+        def forward(self, x, t):
+            if size is None:
+                raise NotImplementedError
+            return x.view(size, 2, 8, 8)
+
+    with pytest.raises(
+        InputError, match=f"cannot be exported: recording it at batches 2 and 3 raised {said}"
+    ) as refused:
+        export_sampler(model_of(Fails(), (2, 8, 8)), tmp_path / "a.onnx", None)
+    assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
 
 
 def test_the_whole_loop_of_diffusers_network(randomised, tmp_path, apart):

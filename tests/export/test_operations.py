@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastdiff.capture.passes.attention import fold_linear_attention
+from fastdiff.capture.passes.folded_attention import fold_linear_attention
 from fastdiff.capture.passes.simplify import simplify
+from fastdiff.errors import InputError
 from fastdiff.export import verify
 from fastdiff.export.graph import Graph, finish_model, value
 from fastdiff.export.network import TRANSLATIONS, write
@@ -194,6 +195,14 @@ def test_an_operation_is_torchs(name, graph_of, rel):
     out = by_onnxruntime(graph, inputs)
     assert out.shape == tuple(expected.shape) and out.dtype == expected.numpy().dtype
     assert rel(out, expected) < 1e-6
+
+
+@pytest.mark.parametrize("operation", [torch.bitwise_and, torch.bitwise_or, lambda a, b: ~a], ids=["and", "or", "not"])
+def test_bits_of_integers_are_refused(operation, graph_of):
+    """ONNX's And, Or and Not are of booleans."""
+    graph, example = graph_of(lambda x: operation(whole(x), whole(x + 1)))
+    with pytest.raises(InputError, match=r"no translation to ONNX for aten.bitwise_.* in torch.int64; accepted: torch"):
+        by_onnxruntime(graph, example.inputs(5))
 
 
 def test_every_translation_is_tested_above(graph_of):

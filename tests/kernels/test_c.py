@@ -263,8 +263,11 @@ def test_what_is_not_finite_stays_visible(value):
     out = native.group_norm(x, 1, torch.ones(c), torch.zeros(c))
     assert torch.isfinite(out[0]).all() and not torch.isfinite(out[1]).any()
     pointwise = native_linear.pointwise(x, native_linear.linear_weight(torch.randn(c, c)), None, c, "silu")
-    for out in (pointwise, position_norm(x, None, None, 1e-5, True), position_norm(x, None, None, 1e-5, False)):
-        assert (torch.isfinite(out).all(dim=1) == torch.isfinite(x).all(dim=1)).all()
+    assert (torch.isfinite(pointwise).all(dim=1) == torch.isfinite(x).all(dim=1)).all()
+    for centred in (True, False):  # NaN in all channels of the position; of an infinite length x / length is 0
+        out = position_norm(x, None, None, 1e-5, centred)
+        assert torch.equal(out.isnan(), position_norm_reference(x, None, None, 1e-5, centred).isnan())
+        assert torch.isfinite(out[0]).all() and out[1, :, 2, 2].isnan().any()
     q = x.flatten(2)[:, None]  # as keys a bad one spoils every query
     assert (
         torch.isfinite(softmax_attention(q, q, q)[0]).all() and not torch.isfinite(softmax_attention(q, q, q)[1]).all()

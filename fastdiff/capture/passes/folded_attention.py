@@ -33,7 +33,7 @@ def fold_linear_attention(graph: Graph, fits: Callable[[int, int, int], bool]) -
 def _fold(graph: Graph, node: Node, fits: Callable[[int, int, int], bool]) -> None:
     qkv, heads, divide_by_n = arguments(node)
     project: Node = only_user(node)
-    if project is None or not (_pointwise(qkv) and _pointwise(project)) or only_user(qkv) is not node:
+    if project is None or not (_is_1x1(qkv) and _is_1x1(project)) or only_user(qkv) is not node:
         return
     norm = qkv.args[0]
     if norm.target not in (aten.group_norm.default, ours.group_norm.default) or only_user(norm) is not qkv:
@@ -65,7 +65,7 @@ def _fold(graph: Graph, node: Node, fits: Callable[[int, int, int], bool]) -> No
     replace(graph, last, attention_of, (x, *tensors, values, *tail, heads, divide_by_n, eps))
 
 
-def _pointwise(node: Node) -> bool:
+def _is_1x1(node: Node) -> bool:
     """Whether it is a plain 1x1 convolution."""
     if node.target is not aten.convolution.default:
         return False
