@@ -478,3 +478,40 @@ def test_engines_in_threads_share_what_is_prepared(captures):
     assert len(captures) == 1
     for seed, value in expected.items():
         assert len(results[seed]) == 5 and all(torch.equal(one, value) for one in results[seed])
+
+
+class Helper:
+    def __init__(self):
+        self.scale = 1.0
+
+    def embed(self, t):
+        return self.scale * t.view(-1, 1, 1, 1) / 20
+
+
+HELPER, EMBEDDING = Helper(), nn.Conv2d(3, 3, 1).requires_grad_(False)
+
+
+class Naming(nn.Module):
+    """All that it computes with is behind names."""
+
+    settings = Helper()
+
+    def forward(self, x, t):
+        return EMBEDDING(x) * self.settings.scale + HELPER.embed(t)
+
+
+BEHIND_NAMES = {
+    "a class's object": lambda: setattr(Naming.settings, "scale", 2.0),
+    "an object's state": lambda: setattr(HELPER, "scale", 2.0),
+    "a module's weights": lambda: EMBEDDING.weight.mul_(2),
+}
+
+
+@pytest.mark.parametrize("change", BEHIND_NAMES.values(), ids=BEHIND_NAMES)
+def test_a_change_of_what_the_networks_code_names_shows(change, rel):
+    Naming.settings.scale = HELPER.scale = 1.0
+    model = model_of(Naming())
+    before = images(model)
+    change()
+    after = images(model)
+    assert rel(after, images(model, form="eager")) < 1e-5 and rel(after, before) > 1e-3
