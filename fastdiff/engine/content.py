@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import enum
 import functools
+import logging
+import re
 import sys
 import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,15 +38,20 @@ def content_of(network: nn.Module) -> Content | None:
     """What networks that compute the same share, and any change of one changes; None where that cannot be told.
 
     Content is what the network and its modules hold (tensors, numbers, names, hooks, modes, and lists, dicts and
-    objects of such; which of them are one and the same), their classes' functions, and what those name outside of
-    themselves: a function or a number of their file, `settings.gain`. It cannot be told where something has state that
-    Python does not show, such as a generator of random numbers.
+    objects of such; which of them are one and the same), their classes' values and functions, and what those name
+    outside of themselves: functions, classes, numbers and objects of their file and of other files, with all that they
+    hold in turn. Of functions that no code names, such as a class's way to save itself, it is the code alone. It cannot
+    be told where something has state that Python does not show, such as a generator of random numbers.
+
+    Args:
+        network: any; it is not changed, and not kept alive.
     """
     walk = _Walk()
     try:
-        walk.hold((modules._global_forward_pre_hooks, modules._global_forward_hooks))
-        walk.hold(network)
-    except _HiddenStateError:
+        walk.hold((modules._global_forward_pre_hooks, modules._global_forward_hooks, network))
+        while walk.named:
+            walk.hold(walk.named.pop())
+    except (_HiddenStateError, RecursionError):
         return None
     return Content((*walk.words, *checksum(walk.tensors)))
 
@@ -74,10 +81,22 @@ _PLAIN = {bool, int, str, bytes, type(None), torch.dtype, torch.device, torch.la
 _CONTAINERS = {tuple, torch.Size, list, dict, OrderedDict, set, frozenset}
 _TENSORS = {Tensor, nn.Parameter, nn.Buffer}
 # Each is what it is: it has no state, or none that a network would change.
-_NAMED = (type, enum.Enum, types.ModuleType, torch._ops.OpOverload, torch._ops.OpOverloadPacket, np.ufunc)
+_NAMED = (
+    type,
+    enum.Enum,
+    types.ModuleType,
+    torch._ops.OpOverload,
+    torch._ops.OpOverloadPacket,
+    torch.jit.ScriptFunction,
+    torch.nn.attention.SDPBackend,
+    np.ufunc,
+    logging.Logger,
+    re.Pattern,
+    TypeVar,
+)
 _HOOKS = {name for name, value in vars(nn.Module()).items() if isinstance(value, dict)}
-_CALLS = {"__call__", "__getattr__", "__getattribute__"}
-_LIBRARIES = {"torch", "numpy", *sys.stdlib_module_names}
+_CALLS = {"forward", "__call__", "__getattr__", "__getattribute__"}  # without being named
+_LIBRARIES = {"torch", "numpy", "fastdiff", *sys.stdlib_module_names}
 _POINTERS = nn.Module.__basicsize__ - object.__basicsize__  # what a class in Python adds, for __dict__ and weakrefs
 
 
@@ -89,28 +108,12 @@ class _Walk:
         self.tensors: list[Tensor] = []
         self.met: dict[int, int] = {}
         self.same: dict[int, _Same] = {}
+        self.names: set[str] = set()  # that code reads
+        self.unnamed: dict[str, list[Any]] = {}  # functions of classes, by names that no code has read so far
+        self.named: list[Any] = []  # those whose name was read since
 
     def hold(self, value: Any) -> None:
-        """What the network holds; raises _HiddenStateError for what cannot be seen through."""
-        if self._common(value, self.hold):
-            return
-        if isinstance(value, types.MethodType):
-            self.hold((value.__func__, value.__self__))
-        elif isinstance(value, functools.partial):
-            self.hold((value.func, value.args, value.keywords))
-        elif hasattr(value, "__dict__") and _adds_no_state(type(value), object):
-            self._class(type(value))
-            self._attributes(value, self.hold)
-        else:
-            raise _HiddenStateError
-
-    def name(self, value: Any) -> None:
-        """What a class or a function names; an object is not looked into."""
-        if not self._common(value, self.name):
-            self._itself(value)
-
-    def _common(self, value: Any, each: Callable[[Any], None]) -> bool:
-        """Add a value of a kind that is the same wherever it is met; its parts are added by `each`."""
+        """What the network holds or its code names; raises _HiddenStateError for what cannot be seen through."""
         kind = type(value)
         if kind in _PLAIN:
             self.words += (kind, value)
@@ -118,23 +121,35 @@ class _Walk:
             self.words += (kind, repr(value))  # in which 0 is not -0, and NaN is NaN
         elif isinstance(value, np.generic):
             self.words += (kind, value.tobytes())
-        elif isinstance(value, _NAMED) or _is_built_in(value):
+        elif isinstance(value, type) and not _of_a_library(value):
+            self._class(value)
+        elif isinstance(value, _NAMED):
             self._itself(value)
         elif not isinstance(value, tuple) and self._again(value):
             pass
         elif kind in _TENSORS:
             self._tensor(value)
         elif kind is types.FunctionType:
-            self._function(value, each)
+            self._function(value)
+        elif isinstance(value, types.MethodType):
+            self.hold((value.__func__, value.__self__))
+        elif isinstance(value, functools.partial):
+            self.hold((value.func, value.args, value.keywords))
         elif kind is staticmethod or kind is classmethod:
-            each(value.__func__)
+            self.hold(value.__func__)
+        elif kind is functools._lru_cache_wrapper:
+            self.hold(value.__wrapped__)
         elif kind is property:
-            each((value.fget, value.fset))
+            self.hold((value.fget, value.fset))
         elif kind in _CONTAINERS or any(one in _CONTAINERS and _adds_no_state(kind, one) for one in kind.__mro__):
-            self._container(value, each)
+            self._container(value)
+        elif hasattr(value, "__dict__") and _adds_no_state(kind, object):
+            self._class(kind)
+            self._attributes(value)
+        elif _is_built_in(value):
+            self._itself(value)
         else:
-            return False
-        return True
+            raise _HiddenStateError
 
     def _itself(self, value: Any) -> None:
         if id(value) not in self.same:
@@ -154,9 +169,9 @@ class _Walk:
             raise _HiddenStateError
         self.words += (type(value), value.dtype, value.device, value.shape, value.stride())
         self.tensors.append(value)
-        self._attributes(value, self.hold)
+        self._attributes(value)
 
-    def _container(self, value: Any, each: Callable[[Any], None]) -> None:
+    def _container(self, value: Any) -> None:
         self._itself(type(value))
         self.words.append(len(value))
         if isinstance(value, dict):
@@ -164,52 +179,63 @@ class _Walk:
         else:
             parts = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
         for part in parts:
-            each(part)
+            self.hold(part)
         if hasattr(value, "__dict__"):
-            self._attributes(value, each)
+            self._attributes(value)
 
-    def _attributes(self, value: Any, each: Callable[[Any], None]) -> None:
+    def _attributes(self, value: Any) -> None:
         for name, one in vars(value).items():
             if name not in _HOOKS or one:  # most are empty
                 self.words.append(name)
-                each(one)
+                self.hold(one)
         self.words.append("")
 
     def _class(self, cls: type) -> None:
         """By itself, and by its functions and values, since those of other libraries' classes get replaced."""
         self._itself(cls)
-        if not self._again(cls):
-            for base in cls.__mro__:
-                if base not in (nn.Module, object):
-                    for name, value in vars(base).items():
-                        if not name.startswith("__") or name in _CALLS:
-                            self.words.append(name)
-                            self.name(value)
+        if self._again(cls):
+            return
+        for base in cls.__mro__:
+            if base not in (nn.Module, object):
+                for name, value in vars(base).items():
+                    if name in _CALLS or not (name.startswith("__") or name == "_abc_impl"):
+                        self.words.append(name)
+                        self._member(name, value)
 
-    def _function(self, value: types.FunctionType, each: Callable[[Any], None]) -> None:
+    def _member(self, name: str, value: Any) -> None:
+        """A value or a function of a class. The latter may name half a library, so it is looked into if it is named."""
+        function = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+        if name in _CALLS or not isinstance(function, types.FunctionType):
+            self.hold(value)
+        else:
+            self._itself(function.__code__)
+            if name in self.names:
+                self.named.append(function)
+            else:
+                self.unnamed.setdefault(name, []).append(function)
+
+    def _function(self, value: types.FunctionType) -> None:
         self._itself(value.__code__)
         if _of_a_library(value):
             return
-        each((value.__defaults__, value.__kwdefaults__))
+        self.hold((value.__defaults__, value.__kwdefaults__, vars(value)))
         for cell in value.__closure__ or ():
             try:
-                each(cell.cell_contents)
+                self.hold(cell.cell_contents)
             except ValueError:
                 continue  # an empty cell has no contents
         names = _names(value.__code__)
         for name in names:
-            if name in value.__globals__:
-                self.words.append(name)
-                self.name(value.__globals__[name])
-                self._reached(value.__globals__[name], names)
-
-    def _reached(self, owner: Any, names: tuple[str, ...]) -> None:
-        """What a function may read of a module, a class or an object that it names: settings.gain, helpers.embed."""
-        if not _of_a_library(owner):
+            self.names.add(name)
+            self.named += self.unnamed.pop(name, ())
+        spaces = [value.__globals__]
+        for space in spaces:  # those of modules that are met are added: settings.gain, package.helpers.embed
             for name in names:
-                if name in getattr(owner, "__dict__", ()):
+                if name in space:
                     self.words.append(name)
-                    self.name(vars(owner)[name])
+                    self.hold(space[name])
+                    if _is_users_module(space[name]) and all(vars(space[name]) is not one for one in spaces):
+                        spaces.append(vars(space[name]))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -220,16 +246,20 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
 
 
 def _of_a_library(value: Any) -> bool:
-    """Whether it is, or comes from, a module of torch, NumPy or Python, which are taken to stay as they are."""
+    """Whether it is, or comes from, a module of these libraries, which are taken to stay as they are."""
     place = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
     return str(place).partition(".")[0] in _LIBRARIES
 
 
+def _is_users_module(value: Any) -> bool:
+    return isinstance(value, types.ModuleType) and not _of_a_library(value)
+
+
 def _is_built_in(value: Any) -> bool:
-    """Whether it is a function in C that belongs to no object: torch.sigmoid, math.sqrt, Tensor.add."""
+    """Whether it is a function or a descriptor in C that belongs to no object: torch.sigmoid, math.sqrt, Tensor.add."""
     if isinstance(value, types.BuiltinFunctionType):
         return value.__self__ is None or isinstance(value.__self__, (type, types.ModuleType))
-    return isinstance(value, (types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType))
+    return hasattr(type(value), "__get__") and not hasattr(value, "__dict__") and _of_a_library(type(value))
 
 
 def _adds_no_state(kind: type, base: type) -> bool:

@@ -89,9 +89,10 @@ class Engine:
         self.form: Form = choose_form(form, self.device, self.dtype)
         self.notes: list[str] = []  # events for a manifest, such as a smaller batch
         with self._settings():
-            self.network = self.form.network(model.network, self.device, self.dtype)
-            # The copy in the model's place, so that an engine does not keep the user's own network alive.
-            self.model = dataclasses.replace(model, network=self.network.module)
+            self._network = self.form.network(model.network, self.device, self.dtype)
+            # The copy in the model's place, so that an engine does not keep the user's own network alive. Other engines
+            # may have it as well, and parts were prepared of its weights: nobody may change it.
+            self._model = dataclasses.replace(model, network=self._network.module)
             try:
                 self._allocate()
             except Exception as problem:
@@ -108,7 +109,7 @@ class Engine:
 
         A network that may need a context of unknown width is left for its first run.
         """
-        width = self.model.context_width
+        width = self._model.context_width
         if width is None:
             return
         prediction, step = self._step(self._kind(self.table, context=width or None), self.table)
@@ -122,14 +123,14 @@ class Engine:
 
     def _allocate(self) -> None:
         """The buffers of a batch, and no step bodies yet."""
-        shape = (self.batch_size, *self.model.image_shape)
+        shape = (self.batch_size, *self._model.image_shape)
 
         def images() -> Tensor:
             empty = torch.zeros(shape, dtype=torch.float32, device=self.device)
             return empty.contiguous(memory_format=torch.channels_last)
 
         self.x, self.x0_prev, self.noise = images(), images(), images()
-        self.rows = torch.zeros(self.model.schedule.num_timesteps, 6, dtype=torch.float32, device=self.device)
+        self.rows = torch.zeros(self._model.schedule.num_timesteps, 6, dtype=torch.float32, device=self.device)
         self.index = torch.zeros((), dtype=torch.int64, device=self.device)
         self.key = torch.zeros(2, dtype=torch.int64, device=self.device)
         self.guidance_scale = torch.ones((), dtype=torch.float32, device=self.device)
@@ -192,7 +193,7 @@ class Engine:
             InputError: at the call, for values outside these.
         """
         asked = Asked(seed=seed, first=first, context=context, guidance_scale=guidance_scale, noise=noise)
-        request = Request.of(self.model, n, table=self.table if table is None else table, **asked)
+        request = Request.of(self._model, n, table=self.table if table is None else table, **asked)
         return (images for (images,) in self.batches(request, origin=origin, on_step=on_step))
 
     def batches(
@@ -291,7 +292,7 @@ class Engine:
 
     def _drawn(self, noise: NoiseSource, number: int, at: int, upto: int) -> Tensor:
         """The caller's normals for samples at .. upto - 1."""
-        return draw(noise, number, at, (upto - at, *self.model.image_shape)).to(self.device)
+        return draw(noise, number, at, (upto - at, *self._model.image_shape)).to(self.device)
 
     def _step(self, kind: Kind, table: StepTable) -> tuple[Prediction, Step]:
         """The prediction and the step body of that kind, the table loaded; captured the first time."""
@@ -314,17 +315,17 @@ class Engine:
 
     def _prediction(self, kind: Kind, table: StepTable) -> Prediction:
         """The network as the form runs it, with the table's rows."""
-        integer, schedule = self.model.time == "index", self.model.schedule
+        integer, schedule = self._model.time == "index", self._model.schedule
         times = torch.arange(schedule.first, schedule.first + schedule.num_timesteps, device="cpu")
         given = Given(
             batch=self.batch_size * (1 + kind.guided),
-            image_shape=self.model.image_shape,
+            image_shape=self._model.image_shape,
             width=kind.context,
             times=times if integer else times.float() / schedule.num_timesteps,
             device=self.device,
             dtype=self.dtype,
         )
-        parts = self.form.parts(self.network, given)
+        parts = self.form.parts(self._network, given)
         prediction = Prediction(parts, self.device, self.dtype, integer, kind.guided)
         prediction.load_table(table, len(self.rows))
         return prediction
@@ -386,7 +387,7 @@ class Engine:
     def __repr__(self) -> str:
         table = f"{self.table.sampler}, {len(self.table)} steps"
         where = f"{self.device}, {str(self.dtype).removeprefix('torch.')}, form {self.form.name}"
-        return f"Engine({type(self.model.network).__name__}, {table}, batches of {self.batch_size} on {where})"
+        return f"Engine({type(self._model.network).__name__}, {table}, batches of {self.batch_size} on {where})"
 
     def holds(self) -> dict[str, Any]:
         """Bytes of the batch's buffers, what became of each kind of step, and the graph pool of the whole process."""

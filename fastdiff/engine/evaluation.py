@@ -34,6 +34,7 @@ from fastdiff.capture.program import program
 from fastdiff.capture.refusal import NotRecordableError
 from fastdiff.capture.split import Split
 from fastdiff.engine import cpu, cuda
+from fastdiff.engine.memory import held_bytes
 from fastdiff.engine.placement import out_of_memory
 from fastdiff.kernels import dispatch
 from fastdiff.kernels.attention_block import fits as fits_triton
@@ -113,6 +114,10 @@ class Network:
         device: of the copy.
         dtype: of the copy's floating-point parameters and buffers.
         key: what other networks of the same content have as well; None for none.
+
+    Attributes:
+        refused: why evaluations of it cannot be captured, by what they are of.
+        bytes: of its tensors and those of all that was prepared; 0 before anything was.
     """
 
     def __init__(
@@ -126,11 +131,13 @@ class Network:
         if any(one.is_floating_point() and one.dtype != dtype for one in _tensors(self.module)):
             self.module.to(dtype)  # not called in vain, since diffusers' networks warn of it
         self.device, self.dtype, self.key = device, dtype, key
+        self.refused: dict[Hashable, str] = {}
+        self.bytes = 0
         pairs = zip(_tensors(self.module), _tensors(network), strict=True)
         # Copies, since the user's may have changed when they are asked for.
         self.exact = {id(ours): theirs.detach().clone() for ours, theirs in pairs if ours.dtype != theirs.dtype}
-        self.bytes = sum(one.numel() * one.element_size() for one in (*_tensors(self.module), *self.exact.values()))
         self._lock = threading.RLock()
+        self._untouched: nn.Module | None = None  # the module as it was before it was recorded
         self._captured: OrderedDict[Hashable, Split] = OrderedDict()
         self._parts: OrderedDict[Hashable, Parts] = OrderedDict()
 
@@ -150,17 +157,46 @@ class Network:
         return self._once(self._captured, given.recording(), again)
 
     def prepared(self, given: Given, prepare: Callable[[Network, Given], Parts]) -> Parts:
-        """The parts of an evaluation, prepared once for each batch; raises what `prepare` raises."""
-        return self._once(self._parts, (given.batch, given.recording()), lambda: prepare(self, given))
+        """The parts of an evaluation, prepared, or refused, once for each batch; raises what `prepare` raises."""
+        kind = given.batch, given.recording()
+        if kind in self.refused:
+            raise NotCapturedError(self.refused[kind])
+        try:
+            return self._once(self._parts, kind, lambda: prepare(self, given))
+        except NotCapturedError as problem:
+            self.refused[kind] = str(problem)
+            raise
+
+    def own(self) -> Network:
+        """To run the code of, which may leave a state: a network whose code has not run, and that nothing else uses.
+
+        It is the network itself, under no key any more, unless parts were prepared that use its tensors.
+        """
+        with self._lock:
+            untouched = self.module if self._untouched is None else self._untouched
+            if self._parts:
+                return Network(untouched, self.device, self.dtype)
+            self.module, self.key = untouched, None
+            return self
 
     def _once(self, made: OrderedDict[Hashable, Made], key: Hashable, make: Callable[[], Made]) -> Made:
         with self._lock:
             if key not in made:
+                if self._untouched is None:
+                    weights = {id(one): one for one in self.module.parameters()}
+                    self._untouched = copy.deepcopy(self.module, weights)  # but for the weights, which are shared
                 made[key] = make()
+                if len(made) > PREPARED:
+                    made.popitem(last=False)
+                self.bytes = self._count()
             made.move_to_end(key)
-            while len(made) > PREPARED:
-                made.popitem(last=False)
             return made[key]
+
+    def _count(self) -> int:
+        constants = [
+            graph.constants for parts in self._captured.values() for graph in (parts.time, parts.context, parts.step)
+        ]
+        return held_bytes(self.module, self._untouched, self.exact, constants, list(self._parts.values()))
 
     def __call__(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """The prediction, x's shape; raises InputError where the network returns something else."""

@@ -54,13 +54,15 @@ def _on_cpu(device: torch.device, dtype: torch.dtype) -> Reason:
 
 
 def _rewritten(network: Network, given: Given) -> Parts:
-    """The network's graph, rewritten; or the network as it is, with a warning, where it has no graph."""
+    """The network's graph, rewritten; or the network as it is where it has no graph, with a warning the first time."""
     shared = KEPT.shared(network)
+    first = not shared.refused
     try:
         parts = shared.prepared(given, _checked)
     except NotCapturedError as problem:
-        warn_caller(f"the network runs as it is, which is slower: it cannot be captured ({problem})")
-        return eager(KEPT.own(network))
+        if first:
+            warn_caller(f"the network runs as it is, which is slower: it cannot be captured ({problem})")
+        return eager(KEPT.own(shared))
     KEPT.keep(shared)
     return parts
 

@@ -14,17 +14,24 @@ from fastdiff.engine.content import content_of
 from fastdiff.engine.evaluation import Network
 
 COUNT = 4  # networks that no engine uses any more
-BYTES = 2**28  # of their weights; what is made of them for the C kernels takes up to four times as much, for each batch
+BYTES = 2**30  # of them and of all that was made of them
+REFUSED = 16  # networks of which it is known why they cannot be captured
 
 
 class Kept:
-    """Networks by content, device and dtype: all that engines have, and the last few that they had."""
+    """Networks by content, device and dtype: all that engines have, and the last few that they had.
+
+    Args:
+        count: how many of the latter.
+        limit: their bytes, of all that was made of them too. A larger one is not kept, and evicts no other.
+    """
 
     def __init__(self, count: int, limit: int) -> None:
         self.count, self.limit = count, limit
         self._lock = threading.Lock()
         self._used: WeakValueDictionary[Hashable, Network] = WeakValueDictionary()
         self._last: OrderedDict[Hashable, Network] = OrderedDict()
+        self._refused: OrderedDict[Hashable, dict[Hashable, str]] = OrderedDict()
 
     def network(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> Network:
         """The kept network of equal content, or a new copy, which is not kept before `keep`."""
@@ -33,31 +40,39 @@ class Kept:
         return self._found(key) or Network(module, device, dtype, key)
 
     def shared(self, network: Network) -> Network:
-        """The kept network of its content if by now there is one, else the same."""
-        return self._found(network.key) or network
+        """The kept network of its content if by now there is one, else the same; it knows what was refused before."""
+        found = self._found(network.key) or network
+        found.refused = self._refused.get(network.key, found.refused)
+        return found
 
     def keep(self, network: Network) -> None:
-        """Keep a network that was captured; one without a key is left alone."""
+        """Keep a network that was captured; one without a key, or one that was made meanwhile, is left alone."""
         if network.key is None:
             return
         with self._lock:
-            self._used[network.key] = self._last[network.key] = network
-            self._last.move_to_end(network.key)
+            if self._used.setdefault(network.key, network) is not network:
+                return
+            self._last.pop(network.key, None)
+            if network.bytes <= self.limit:
+                self._last[network.key] = network
             while len(self._last) > self.count or sum(one.bytes for one in self._last.values()) > self.limit:
                 self._last.popitem(last=False)
 
     def own(self, network: Network) -> Network:
-        """The network, never to be kept, or a copy of a kept one: to run the code of, which may leave a state."""
+        """Of one that was refused, what to run the code of: see Network.own. Why it was refused is remembered."""
         with self._lock:
-            if network.key is not None and self._used.get(network.key) is network:
-                return Network(network.module, network.device, network.dtype)
-            network.key = None
-            return network
+            if network.key is not None:
+                self._refused[network.key] = network.refused
+                self._refused.move_to_end(network.key)
+                while len(self._refused) > REFUSED:
+                    self._refused.popitem(last=False)
+        return network.own()
 
     def release(self) -> None:
         """Forget what no engine uses."""
         with self._lock:
             self._last.clear()
+            self._refused.clear()
 
     def _found(self, key: Hashable) -> Network | None:
         with self._lock:
@@ -73,7 +88,8 @@ KEPT = Kept(COUNT, BYTES)
 def release() -> None:
     """Let go of the memory of prepared networks that no engine uses.
 
-    The last few networks that `fastdiff.sample` or an engine has prepared stay in memory, 256 MB of weights at most, so
-    that an equal network is not prepared again. Those that an engine uses go with the engine.
+    The last four networks that `fastdiff.sample` or an engine has prepared stay in memory, with all that was made of
+    them 1 GB at most, so that an equal network is not prepared again. Those that an engine uses go with the engine.
+    Why networks could not be captured is forgotten too: the next use tries again, and warns again.
     """
     KEPT.release()

@@ -6,6 +6,7 @@ import enum
 import functools
 import gc
 import itertools
+import threading
 import types
 import warnings
 import weakref
@@ -36,14 +37,55 @@ def helper(x):
     return GAIN * x * SETTINGS.gain * Shared.gain * MODULE.gain
 
 
-class Mode(enum.Enum):
-    PLAIN = 1
-    OTHER = 2
-
-
 class Config:
     def __init__(self, **fields):
         vars(self).update(fields)
+
+
+class Helper:
+    scale = 1.0
+
+    def __init__(self):
+        self.gain = 1.0
+
+    def embed(self, x):
+        return x * self.gain * self.offset()
+
+    @classmethod
+    def offset(cls):
+        return cls.scale
+
+
+NESTED, PACKAGE = Config(model=Config(gain=1.0)), types.ModuleType("package")
+PACKAGE.inner = types.ModuleType("package.inner")
+PACKAGE.inner.gain = 1.0
+HELPER, TABLE, EMBEDDING, CACHED_GAIN, LOCK = Helper(), [Config(gain=1.0)], nn.Linear(2, 2), 1.0, threading.Lock()
+
+
+class Naming(nn.Module):
+    cfg = Config(gain=1.0, parts=[Config(width=1)])
+
+    def forward(self, x, t):
+        x = HELPER.embed(EMBEDDING(x)) * NESTED.model.gain * self.cached(1)
+        return x * PACKAGE.inner.gain * self.cfg.gain * TABLE[0].gain
+
+    @staticmethod
+    @functools.lru_cache
+    def cached(x):
+        return x * CACHED_GAIN
+
+    def unnamed(self):
+        return LOCK
+
+
+class Locking(Naming):
+    def forward(self, x, t):
+        return self.unnamed()
+
+
+class Mode(enum.Enum):
+    PLAIN = 1
+    OTHER = 2
 
 
 class Net(nn.Module):
@@ -200,6 +242,50 @@ def test_a_change_of_what_functions_read_elsewhere_is_seen(owner, monkeypatch):
     before = content_of(net)
     monkeypatch.setattr(owner, "gain", 3.0)
     assert content_of(net) != before
+
+
+BEHIND_NAMES = {
+    "a class's object": lambda patch: patch.setattr(Naming.cfg, "gain", 2.0),
+    "in a list of it": lambda patch: patch.setattr(Naming.cfg.parts[0], "width", 2),
+    "an object's object": lambda patch: patch.setattr(NESTED.model, "gain", 2.0),
+    "a package's module": lambda patch: patch.setattr(PACKAGE.inner, "gain", 2.0),
+    "an object": lambda patch: patch.setattr(HELPER, "gain", 2.0),
+    "its class's number": lambda patch: patch.setattr(Helper, "scale", 2.0),
+    "its method": lambda patch: patch.setattr(Helper, "embed", lambda self, x: x),
+    "in a list": lambda patch: patch.setattr(TABLE[0], "gain", 2.0),
+    "in a cached function": lambda patch: patch.setitem(globals(), "CACHED_GAIN", 2.0),
+    "a module's weights": lambda patch: patch.setattr(EMBEDDING.weight, "data", EMBEDDING.weight.data + 1),
+    "code that nothing names": lambda patch: patch.setattr(Naming.unnamed, "__code__", Naming.forward.__code__),
+}
+
+
+@pytest.mark.parametrize("change", BEHIND_NAMES.values(), ids=BEHIND_NAMES)
+def test_a_change_of_what_is_behind_a_name_is_seen(change, monkeypatch):
+    net = Naming()
+    before = content_of(net)
+    assert before is not None and content_of(net) == before
+    change(monkeypatch)
+    assert content_of(net) not in (before, None)
+    monkeypatch.undo()
+    assert content_of(net) == before
+
+
+def test_what_code_names_and_cannot_be_seen_through_has_no_content():
+    """But where nothing names the function that does, it is not looked into."""
+    assert content_of(Naming()) is not None and content_of(Locking()) is None
+
+
+def test_what_names_itself_has_an_end(monkeypatch):
+    monkeypatch.setattr(PACKAGE, "inner", PACKAGE)
+    monkeypatch.setattr(NESTED, "model", NESTED)
+    assert content_of(Naming()) is not None
+
+
+def test_a_chain_that_is_too_long_has_no_content():
+    net = made()
+    for _ in range(10_000):
+        net.plain = Config(rest=net.plain)
+    assert content_of(net) is None
 
 
 def test_hooks_of_all_modules_are_seen():

@@ -1,6 +1,7 @@
 """What was prepared is found again by the content of a network alone; it is bounded, and can be released."""
 
 import collections
+import functools
 import gc
 import threading
 import warnings
@@ -15,6 +16,8 @@ from fastdiff import Engine, Model, make_schedule, sample
 from fastdiff.engine import evaluation, kept
 from fastdiff.engine.evaluation import PREPARED, Network
 from fastdiff.engine.kept import KEPT, Kept
+from fastdiff.engine.memory import held_bytes
+from fastdiff.kernels.cpu import compiled
 
 CPU = torch.device("cpu")
 
@@ -218,12 +221,77 @@ class Counting(nn.Module):
 
 
 def test_engines_that_run_the_networks_own_code_share_no_state():
+    """Nor do they have any of the recording's."""
     model = model_of(Counting())
-    for form in (None, "eager"):
+    with pytest.warns(UserWarning, match="cannot be captured"):
+        found = [sample(model, 1, steps=3, device="cpu") for _ in range(2)]
+    found.append(sample(model, 1, steps=3, device="cpu", form="eager"))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and model.network.count == 0
+
+
+class Reading(nn.Module):
+    """A number of its images is read, with a context or without."""
+
+    n_cfeat = 3
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x, t, context=None):
+        return self.last(x) * float(x.mean())
+
+
+def test_a_network_that_cannot_be_captured_is_recorded_and_warned_of_once(captures):
+    model = model_of(Reading())
+    with pytest.warns(UserWarning, match="a number is read from the images") as caught:
+        first = sample(model, 2, steps=3, device="cpu")
+    recorded = len(captures)
+    for _ in range(2):
+        assert torch.equal(images(model), first)  # in which a warning is an error
+    engine = Engine(model, model.table(steps=3), batch_size=2, device="cpu")
+    assert torch.equal(engine.sample(2), first) and (len(caught), len(captures)) == (1, recorded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.sample(2, context=[1.0, 0.0, 0.0], guidance_scale=2.0)  # of another kind, which is tried
+    assert len(captures) > recorded
+    with torch.no_grad():
+        model.network.last.weight.mul_(2)
+    with pytest.warns(UserWarning, match="a number is read from the images"):  # it is another network
+        sample(model, 2, steps=3, device="cpu")
+    fastdiff.release()
+    with pytest.warns(UserWarning, match="a number is read from the images"):
+        sample(model, 2, steps=3, device="cpu")
+
+
+def test_an_engines_own_kinds_of_steps_warn_once():
+    model = model_of(Reading())
+    model.network.table = collections.defaultdict(int)  # without a content
+    engine = Engine(model, model.table(steps=3), batch_size=2, device="cpu")
+    with pytest.warns(UserWarning, match="a number is read from the images") as caught:
+        engine.sample(2)
+        engine.sample(2, context=[1.0, 0.0, 0.0])
+        engine.sample(2, context=[1.0, 0.0, 0.0], guidance_scale=2.0)
+    assert len(caught) == 1
+
+
+def test_of_refusals_the_last_few_are_known(monkeypatch, captures):
+    monkeypatch.setattr(kept, "REFUSED", 1)
+    one, other = model_of(Reading()), model_of(Reading())
+    for model, known in ((one, False), (one, True), (other, False), (one, False)):
+        before = len(captures)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            first, second = (sample(model, 1, steps=3, device="cpu", form=form) for _ in range(2))
-        assert torch.equal(first, second) and model.network.count == 0
+            sample(model, 2, steps=3, device="cpu")
+        assert (len(captures) == before) == known
+
+
+def test_what_an_engine_shows_cannot_change_what_others_share():
+    model = made()
+    engine = Engine(model, model.table(steps=3), batch_size=2, device="cpu")
+    engine.sample(2)
+    shown = [value for name, value in vars(engine).items() if not name.startswith("_")]
+    assert engine.table in shown and not any(isinstance(one, (nn.Module, Model, Network)) for one in shown)
 
 
 def test_one_kind_of_step_that_is_not_captured_leaves_the_others_alone(captures):
@@ -240,16 +308,14 @@ def test_one_kind_of_step_that_is_not_captured_leaves_the_others_alone(captures)
 
     model = model_of(Mixed())
     first = images(model)
-    for _ in range(2):
-        with pytest.warns(UserWarning, match="cannot be captured"):
-            sample(model, 1, steps=3, context=[1.0, 1.0, 1.0], device="cpu")
-    network = KEPT.network(model.network, CPU, torch.float32)
-    engine = Engine(model, model.table(steps=3), batch_size=1, device="cpu")
     with pytest.warns(UserWarning, match="cannot be captured"):
-        engine.sample(1, context=[1.0, 1.0, 1.0])
+        sample(model, 2, steps=3, context=[1.0, 1.0, 1.0], device="cpu")
+    recorded = len(captures)
+    network = KEPT.network(model.network, CPU, torch.float32)
     count = network.module.count
-    engine.sample(1, context=[1.0, 1.0, 1.0])
-    assert engine.network is network and network.module.count == count  # the engine runs a copy of its own
+    expected = images(model, context=[1.0, 1.0, 1.0], form="eager")
+    assert torch.equal(images(model, context=[1.0, 1.0, 1.0]), expected)  # by a copy of the engine's own
+    assert network.module.count == count and len(captures) == recorded
     assert torch.equal(images(model), first)
 
 
@@ -260,8 +326,12 @@ def linear(width):
     return layer
 
 
+GIVEN = evaluation.Given(2, (3, 8, 8), None, torch.arange(1, 20), CPU, torch.float32)
+
+
 def keep(store, width):
     network = store.network(linear(width), CPU, torch.float32)
+    network.prepared(GIVEN, lambda network, given: evaluation.Parts(torch.cos, torch.cos, torch.cos))
     store.keep(network)
     return network
 
@@ -272,7 +342,7 @@ def keep(store, width):
         (2, 10**6, [1, 2, 3], {2, 3}),
         (2, 10**6, [1, 2, 1, 3], {1, 3}),
         (9, 5000, [1, 2, 3], {2, 3}),
-        (9, 5000, [1, 2, 6], set()),
+        (9, 5000, [1, 2, 6], {1, 2}),
         (9, 6000, [1, 2, 3], {1, 2, 3}),
     ],
 )
@@ -289,6 +359,70 @@ def test_what_an_engine_uses_is_found_however_large():
     store = Kept(1, 10)
     network = keep(store, 3)
     assert keep(store, 3) is network
+
+
+def test_of_two_that_were_made_at_once_the_first_is_kept():
+    store = Kept(9, 10**6)
+    first, second = (store.network(linear(3), CPU, torch.float32) for _ in range(2))
+    for one in (first, second):
+        store.keep(one)
+    assert first is not second and store.shared(second) is first
+    assert store.network(linear(3), CPU, torch.float32) is first
+
+
+def test_the_module_whose_weights_parts_use_is_never_run_as_code():
+    """Nor that of a network which another was kept in the place of."""
+    store, model = Kept(9, 10**6), made()
+    first, second = (store.network(model.network, CPU, torch.float32) for _ in range(2))
+    for one in (first, second):
+        one.prepared(GIVEN, evaluation.captured)
+        store.keep(one)
+    for one in (first, second):
+        own = store.own(one)
+        weights = {value.data_ptr() for value in one.module.state_dict().values()}
+        assert own.key is None and not weights & {value.data_ptr() for value in own.module.state_dict().values()}
+    fresh = Network(model.network, CPU, torch.float32)
+    assert store.own(fresh) is fresh
+
+
+class Packed(nn.Module):
+    """Of one convolution, whose weight is made into that of a C kernel for each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.only = nn.Conv2d(32, 32, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.only(x)
+
+
+@pytest.mark.skipif(compiled.build_error() is not None, reason=str(compiled.build_error()))
+def test_the_bytes_are_those_of_all_that_was_prepared():
+    network, made = Network(Packed(), CPU, torch.float32), []
+    weights = 4 * (32 * 32 * 9 + 32)
+    for batch in range(20, 21 + PREPARED):  # whose kernels have tiles of one size
+        given = evaluation.Given(batch, (32, 8, 8), None, torch.arange(1, 20), CPU, torch.float32)
+        parts = network.prepared(given, evaluation.captured)
+        made.append(held_bytes(parts) - weights)  # those that are not the network's own
+        assert network.bytes == weights + sum(made[-PREPARED:])
+    assert made[0] >= 4 * 32 * 32 * 16  # Winograd's smallest
+
+
+def test_bytes_that_are_held():
+    x, y, z = torch.zeros(1000), torch.zeros(100), torch.zeros(10)
+    names = {"k0": z}
+    exec("def run(): return k0", names)
+
+    class Holds:
+        x = torch.zeros(10**6)  # which all objects share
+
+    one = Holds()
+    one.y = [y, {"again": y[5:]}]
+    assert held_bytes(x) == held_bytes([x, x[::2], x.view(10, 100)]) == 4000
+    assert held_bytes(one) == 400 and held_bytes(functools.partial(print, x)) == 4000
+    assert held_bytes(lambda: x) == held_bytes(lambda a=x: a) == held_bytes(lambda *, a=x: a) == 4000
+    assert held_bytes(names["run"], one) == 440
+    assert held_bytes(torch, Holds, test_bytes_that_are_held, None) == 0
 
 
 def test_batches_are_bounded(checks):
@@ -344,3 +478,40 @@ def test_engines_in_threads_share_what_is_prepared(captures):
     assert len(captures) == 1
     for seed, value in expected.items():
         assert len(results[seed]) == 5 and all(torch.equal(one, value) for one in results[seed])
+
+
+class Helper:
+    def __init__(self):
+        self.scale = 1.0
+
+    def embed(self, t):
+        return self.scale * t.view(-1, 1, 1, 1) / 20
+
+
+HELPER, EMBEDDING = Helper(), nn.Conv2d(3, 3, 1).requires_grad_(False)
+
+
+class Naming(nn.Module):
+    """All that it computes with is behind names."""
+
+    settings = Helper()
+
+    def forward(self, x, t):
+        return EMBEDDING(x) * self.settings.scale + HELPER.embed(t)
+
+
+BEHIND_NAMES = {
+    "a class's object": lambda: setattr(Naming.settings, "scale", 2.0),
+    "an object's state": lambda: setattr(HELPER, "scale", 2.0),
+    "a module's weights": lambda: EMBEDDING.weight.mul_(2),
+}
+
+
+@pytest.mark.parametrize("change", BEHIND_NAMES.values(), ids=BEHIND_NAMES)
+def test_a_change_of_what_the_networks_code_names_shows(change, rel):
+    Naming.settings.scale = HELPER.scale = 1.0
+    model = model_of(Naming())
+    before = images(model)
+    change()
+    after = images(model)
+    assert rel(after, images(model, form="eager")) < 1e-5 and rel(after, before) > 1e-3
