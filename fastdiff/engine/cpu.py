@@ -63,7 +63,8 @@ def _norm(graph: Graph, node: Node) -> Call | None:
         scale, shift = scale.flatten(1) + 1, shift.flatten(1)
         if weight is not None and bias is not None:
             scale, shift = weight * scale, torch.addcmul(shift, bias, scale)
-        return operators.group_norm(x, groups, scale.contiguous(), shift.contiguous(), eps, after)
+        scale, shift = (one.contiguous() for one in torch.broadcast_tensors(scale, shift))
+        return operators.group_norm(x, groups, scale, shift, eps, after)
 
     return run, (x, weight, bias, scale, shift)
 

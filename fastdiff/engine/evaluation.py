@@ -36,6 +36,7 @@ from fastdiff.capture.split import Split
 from fastdiff.engine import cpu, cuda
 from fastdiff.engine.memory import held_bytes
 from fastdiff.engine.placement import out_of_memory
+from fastdiff.errors import first_line
 from fastdiff.kernels import dispatch
 from fastdiff.kernels.attention_block import fits as fits_triton
 from fastdiff.kernels.cpu import attention
@@ -260,11 +261,7 @@ def captured(network: Network, given: Given) -> Parts:
         if out_of_memory(problem):
             raise
         network(**given.example(given.batch))  # which raises what it raises without a recorder
-        raise _not_captured(problem) from problem
-
-
-def _not_captured(problem: Exception) -> NotCapturedError:
-    return NotCapturedError((str(problem).splitlines() or [type(problem).__name__])[0])
+        raise NotCapturedError(first_line(problem)) from problem
 
 
 def _programs(graphs: Split, given: Given) -> Parts:
@@ -339,7 +336,7 @@ def check(network: Network, parts: Parts, given: Given) -> None:
     except Exception as problem:
         if out_of_memory(problem):
             raise
-        raise _not_captured(problem) from problem
+        raise NotCapturedError(first_line(problem)) from problem
     if out.shape != expected.shape or not (out - expected).norm() <= BOUNDS[given.dtype] * expected.norm():
         raise NotCapturedError(
             "what was recorded computes something else on other inputs; some of the network is computed outside of "
