@@ -96,6 +96,25 @@ def measured(folder: Path, made: dict[str, Any]) -> str:
     return "\n".join(text)
 
 
+def against_own_loops() -> str:
+    """Sampling against each network's own eager loop: a line for each network, a column for each batch."""
+    folder = RESULTS / "networks-cpu"
+    made = report.read(folder)
+    rows = [row for row in made["rows"] if row["kind"] == Kind.EAGER and row["role"] == Role.FASTDIFF]
+    batches = sorted({row["batch"] for row in rows})
+    lines = []
+    for network in dict.fromkeys(row["network"] for row in rows):
+        found = {row["batch"]: row for row in rows if row["network"] == network}
+        cells = [
+            ratio_text(found[batch].get("ratio")) or found[batch]["reason"] if batch in found else ""
+            for batch in batches
+        ]
+        lines.append([f"`{network}`", *cells])
+    heads = [f"{batch} image{'s' * (batch > 1)}" for batch in batches]
+    where = f"{report.heading(made)}; [the whole report]({_link(folder, SPEED)}/report.md)."
+    return "\n".join([*table([f"{rows[0]['what']}{_threads(rows[0])}", *heads], lines), "", where])
+
+
 def _cell(row: dict[str, Any]) -> str:
     if row["status"] != Status.MEASURED:
         return row["reason"]
@@ -140,7 +159,10 @@ def sections() -> dict[Path, dict[str, str]]:
     """What stands between the markers of each page."""
     return {
         README: {"speed": "\n\n".join(in_short(folder, made) for folder, made in reports().items())},
-        SPEED: {"measured": "\n\n".join(measured(folder, made) for folder, made in reports().items())},
+        SPEED: {
+            "measured": "\n\n".join(measured(folder, made) for folder, made in reports().items()),
+            "networks": against_own_loops(),
+        },
         SAMPLERS: {
             "samplers": offered(),
             "quality": "\n\n".join(advised(path) for path in sorted(RESULTS.glob("quality-*.json"))),
@@ -164,8 +186,8 @@ def put_in(text: str, name: str, section: str) -> str:
 def command(check: bool) -> None:
     """Put the committed results into README.md and docs/, and draw their tables and plots anew.
 
-    bench/results/MACHINE/report.json, of `fastdiff bench`, gives the tables of README.md and docs/speed.md;
-    bench/results/quality-*.json, of `fastdiff bench quality`, what docs/samplers.md says about samplers.
+    bench/results/MACHINE/report.json, of `fastdiff bench`, gives the tables of README.md and docs/speed.md, that of
+    `make networks` the one of other networks; bench/results/quality-*.json, of `fastdiff bench quality`, what docs/samplers.md says about samplers.
     """
     if not check:
         for folder, made in reports().items():
