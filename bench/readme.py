@@ -186,8 +186,9 @@ def put_in(text: str, name: str, section: str) -> str:
 def command(check: bool) -> None:
     """Put the committed results into README.md and docs/, and draw their tables and plots anew.
 
-    bench/results/MACHINE/report.json, of `fastdiff bench`, gives the tables of README.md and docs/speed.md, that of
-    `make networks` the one of other networks; bench/results/quality-*.json, of `fastdiff bench quality`, what docs/samplers.md says about samplers.
+    bench/results/MACHINE/report.json, of `fastdiff bench`, gives the tables of README.md and docs/speed.md, of `make
+    networks` that of other networks; bench/results/quality-*.json, of `fastdiff bench quality`, what docs/samplers.md
+    says about samplers.
     """
     if not check:
         for folder, made in reports().items():
