@@ -92,7 +92,7 @@ def main() -> None:
     if contender in (PUBLISHED, COMPILED):
         made = published(model, x, device, contender == COMPILED)
     else:
-        calls = {OURS: ours, EAGER: partial(ours, form="eager"), FILE: by_file}
+        calls: dict[str, Any] = {OURS: ours, EAGER: partial(ours, form="eager"), FILE: by_file}
         made = calls[contender](model, x, device)
     np.save(image, made)
     import resource

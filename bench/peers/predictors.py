@@ -60,7 +60,8 @@ def tuned(name: str, device: torch.device, dtype: torch.dtype) -> Predict:
 def in_layout(name: str, device: torch.device, dtype: torch.dtype) -> Predict:
     """The published network in channels_last and that dtype, for torch.compile, which would take the operators of
     fastdiff.networks as they are."""
-    network = networks.published(networks.load(name)).to(device, dtype, memory_format=torch.channels_last)
+    network: Any = networks.published(networks.load(name))
+    network = network.to(device, dtype, memory_format=torch.channels_last)
     for module in network.modules():
         if isinstance(module, nn.Linear):  # the time's embedding is float32
             module.register_forward_pre_hook(lambda module, given: (given[0].to(dtype),))

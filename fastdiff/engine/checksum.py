@@ -27,7 +27,7 @@ def checksum(tensors: Iterable[Tensor]) -> tuple[int, ...]:
     for tensor in tensors:
         memory = _memory(tensor)
         if memory.device.type == "cpu":
-            found.append(zlib.crc32(memory.numpy()))
+            found.append(zlib.crc32(memory.numpy().data))
         else:
             elsewhere.setdefault((memory.device, memory.dtype), []).append(memory)
     for words in elsewhere.values():
@@ -37,7 +37,9 @@ def checksum(tensors: Iterable[Tensor]) -> tuple[int, ...]:
 
 def sums(words: Iterable[Tensor]) -> list[int]:
     """The sums of tensors (n,) of at most 32-bit integers, all of one dtype on one device, joined in that order."""
-    made, waiting, count = [], [], 0
+    made: list[Tensor] = []
+    waiting: list[Tensor] = []
+    count = 0
     for piece in (piece for one in words for piece in one.split(PIECE)):
         if count + len(piece) > PIECE:
             made.append(_row_sums(torch.cat(waiting)))

@@ -104,7 +104,7 @@ class _Walk:
     """Words in an order that the content decides, and its tensors. An object that is met again is a number."""
 
     def __init__(self) -> None:
-        self.words: list[Hashable] = []
+        self.words: list[Any] = []
         self.tensors: list[Tensor] = []
         self.met: dict[int, int] = {}
         self.same: dict[int, _Same] = {}

@@ -36,7 +36,8 @@ def position_norm(
     """
     op, c = "position_norm", x.shape[1]
     code = activation_code(op, "after", after)
-    x = dense(op, "x", x.movedim(1, -1).contiguous(), *x.movedim(1, -1).shape)
+    x = x.movedim(1, -1).contiguous()
+    dense(op, "x", x, *x.shape)
     weight, bias = (one if one is None else one.flatten() for one in (weight, bias))
     dense(op, "weight", weight, c)
     dense(op, "bias", bias, c)

@@ -1,7 +1,7 @@
 """Multiplications and additions of numbers that each channel has, joined: ((y a) b + c) d → y (a b d) + c d.
 
-Such are a norm's weight and bias, a convolution's bias, and how the time or a context modulates them. None depends on x,
-so what the time alone decides of them leaves the loop.
+Such are a norm's weight and bias, a convolution's bias, and how the time or a context modulates them. None depends on
+x, so what the time alone decides of them leaves the loop.
 """
 
 from __future__ import annotations

@@ -81,14 +81,17 @@ def _path(start: Node, end: Node, steps: list[Node]) -> Path:
         if step.target in _MOVES:
             moved = _moved(moved, step)
         else:
-            factor *= 1.0 if _is_cast(step) else _factor(step)
+            number = _factor(step)
+            factor *= 1.0 if number is None else number  # a cast has none
     return Path(start, end, factor, moved)
 
 
 def _moved(x: Tensor | None, step: Node) -> Tensor | None:
     """A view of x; None if it would be a copy."""
-    out = None if x is None else step.target(x, *sized(step.args[1:]))
-    return None if out is None or out.untyped_storage()._cdata != x.untyped_storage()._cdata else out
+    if x is None:
+        return None
+    out = step.target(x, *sized(step.args[1:]))
+    return out if out.untyped_storage()._cdata == x.untyped_storage()._cdata else None
 
 
 def ended(moved: Tensor | None, matrix: tuple[int, int], turned: bool) -> bool:
