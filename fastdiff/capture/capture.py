@@ -9,6 +9,7 @@ from torch import Tensor
 from fastdiff.capture.batch import merged
 from fastdiff.capture.passes.affine import join_affine
 from fastdiff.capture.passes.simplify import simplify
+from fastdiff.capture.passes.written_norms import fuse_group_norms
 from fastdiff.capture.record import record
 from fastdiff.capture.split import Split, split
 from fastdiff.capture.tidy import fold_constants, normalise
@@ -40,6 +41,7 @@ def capture(
     with dispatch.using("reference"):  # launches may be withheld while a network is recorded
         fold_constants(graph)
         simplify(graph)
+        fuse_group_norms(graph)
         join_affine(graph)
         fold_constants(graph)
     return split(graph)

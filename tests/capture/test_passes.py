@@ -14,6 +14,7 @@ from fastdiff.capture.passes.norms import fuse_norms
 from fastdiff.capture.passes.position_norms import fuse_position_norms
 from fastdiff.capture.passes.simplify import simplify
 from fastdiff.capture.passes.softmax_attention import fuse_softmax_attention
+from fastdiff.capture.passes.written_norms import fuse_group_norms
 from fastdiff.capture.program import program
 from fastdiff.capture.split import split
 from fastdiff.capture.tidy import fold_constants
@@ -30,7 +31,7 @@ class Case:
     def __init__(self, networks, call, shape, *passes):
         self.call, self.example = call, networks.Example(shape)
         graph = networks.graph_of(call, self.example)
-        for change in (simplify, join_affine, fold_constants):
+        for change in (simplify, fuse_group_norms, join_affine, fold_constants):
             change(graph)
         parts = split(graph)
         self.time, self.step = at_batch(parts.time, 3), at_batch(parts.step, BATCH)
@@ -276,6 +277,63 @@ def test_a_norm_over_channels_that_is_written_out_is_one_operator(networks, kind
         assert case.targets() == [one]
     without = Case(networks, call, (8, 3, 4), lambda graph: fuse_position_norms(graph, any_norm=False))
     assert position_norm not in without.targets() and without.error() < 2e-6
+
+
+def grouped(norm, groups=2, last=False):
+    """A norm over groups of channels, as (B, G, C / G, H, W) or (B, G, N)."""
+
+    def call(x):
+        y = x.reshape(len(x), groups, -1) if last else x.view(len(x), groups, -1, *x.shape[2:])
+        return norm(y, tuple(range(2, y.ndim))).reshape(x.shape)
+
+    return call
+
+
+def by_squares(y, dims):
+    distance = y - y.mean(dims, keepdim=True)
+    return distance / (distance.pow(2).mean(dims, keepdim=True) + 1e-5).sqrt()
+
+
+def by_pair(y, dims):
+    var, mean = torch.var_mean(y, dims, correction=0, keepdim=True)
+    return (y - mean) * (var + 1e-6).rsqrt()
+
+
+WRITTEN = {
+    "by var": grouped(lambda y, dims: (y - y.mean(dims, True)) / (y.var(dims, False, True) + 1e-5).sqrt()),
+    "by squares": grouped(by_squares, groups=4),
+    "by var_mean": grouped(by_pair),
+    "in a row": grouped(lambda y, dims: (y - y.mean(-1, True)) / (y.var(-1, False, True) + 1e-5).sqrt(), last=True),
+    "one group": grouped(by_pair, groups=1, last=True),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+@pytest.mark.parametrize("modulated", [True, False])
+def test_a_norm_over_groups_that_is_written_out_is_one_operator(networks, kind, modulated):
+    weight, bias = torch.linspace(-1, 2, 8)[:, None, None], torch.linspace(0, 1, 8)[None, :, None, None]
+
+    def call(x, t):
+        y = WRITTEN[kind](x) * weight.to(x.dtype) + bias.to(x.dtype)
+        return F.silu(y * row(t, 8).to(x.dtype) + row(t, 8, 3.0).to(x.dtype)) if modulated else y
+
+    case = Case(networks, call, (8, 3, 4), fuse_norms)
+    assert case.targets().count(ours.group_norm.default) == 1 and case.error() < 2e-6
+    assert set(case.targets()) <= {ours.group_norm.default, aten.reshape.default, aten.mul.Tensor, aten.add.Tensor}
+
+
+NOT_GROUPED = {
+    "other dims": grouped(lambda y, dims: by_pair(y, dims[1:])),
+    "unbiased": grouped(lambda y, dims: (y - y.mean(dims, True)) / (y.var(dims, True, True) + 1e-5).sqrt()),
+    "positions in groups": lambda x: by_pair(x.transpose(1, 3).reshape(len(x), 2, -1), (2,)).reshape(x.shape),
+    "read before": lambda x: (lambda y: y.reshape(x.shape) + y.mean())(by_pair(x.view(len(x), 2, 4, 3, 4), (2, 3, 4))),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_GROUPED)
+def test_what_only_looks_like_a_norm_over_groups_stays(networks, kind):
+    case = Case(networks, lambda x, t: NOT_GROUPED[kind](x), (8, 3, 4), fuse_norms)
+    assert ours.group_norm.default not in case.targets() and case.error() < 2e-6
 
 
 NOT_NORMS = {

@@ -17,6 +17,7 @@ from fastdiff.capture.passes.norms import fuse_norms
 from fastdiff.capture.passes.position_norms import fuse_position_norms
 from fastdiff.capture.passes.simplify import simplify
 from fastdiff.capture.passes.softmax_attention import fuse_softmax_attention
+from fastdiff.capture.passes.written_norms import fuse_group_norms
 from fastdiff.capture.tidy import fold_constants
 from fastdiff.engine.evaluation import Given, Network, captured, evaluated
 from fastdiff.engine.prediction import Prediction
@@ -27,7 +28,7 @@ BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 PASSES = {
-    "passes": (simplify, fold_batch_norm, join_affine, fold_constants),
+    "passes": (simplify, fold_batch_norm, fuse_group_norms, join_affine, fold_constants),
     "step_passes": (
         fuse_linear_attention,
         lambda graph: fold_linear_attention(graph, lambda *sizes: True),

@@ -10,7 +10,6 @@ from fastdiff.capture.graph import Graph
 from fastdiff.capture.passes.match import (
     Node,
     activation,
-    arguments,
     aten,
     is_row,
     only_user,
@@ -19,6 +18,7 @@ from fastdiff.capture.passes.match import (
     replace,
     same_shape,
 )
+from fastdiff.capture.passes.written_norms import centred
 from fastdiff.kernels.position_norm import position_norm
 
 
@@ -81,49 +81,5 @@ def _unit(node: Node) -> _Normed | None:
 
 
 def _centred(node: Node) -> _Normed | None:
-    """(x - mean) / sqrt(var + eps), by division or by rsqrt."""
-    root = {aten.div.Tensor: aten.sqrt.default, aten.mul.Tensor: aten.rsqrt.default}.get(node.target)
-    if root is None or not isinstance(node.args[1], fx.Node):
-        return None
-    distance, spread = node.args
-    if node.target is aten.mul.Tensor and distance.target is root:
-        distance, spread = spread, distance
-    if spread.target is not root or distance.target is not aten.sub.Tensor:
-        return None
-    x, total = distance.args[0], spread.args[0]
-    if total.target is not aten.add.Tensor or total.kwargs or not isinstance(total.args[1], (int, float)):
-        return None
-    return _Normed(x, float(total.args[1]), True) if _distance(distance, x) and _variance_of(total.args[0], x) else None
-
-
-def _distance(node: Node, x: Node) -> bool:
-    """Whether it is x less its mean."""
-    if node is None or node.target is not aten.sub.Tensor or node.kwargs or node.args[0] is not x:
-        return False
-    return isinstance(node.args[1], fx.Node) and _mean_of(node.args[1], x)
-
-
-def _mean_of(mean: Node, x: Node) -> bool:
-    if mean.target is aten.mean.dim:
-        return arguments(mean) == [x, [1], True, None]
-    return _part(mean, 1, x)
-
-
-def _variance_of(var: Node, x: Node) -> bool:
-    if var.target is aten.var.correction:
-        return arguments(var) == [x, [1], 0, True]
-    if var.target is aten.mean.dim:
-        square = var.args[0]
-        distance = square.args[0] if square.args else None
-        power = square.target is aten.pow.Tensor_Scalar and square.args[1] == 2
-        product = square.target is aten.mul.Tensor and square.args[1] is distance
-        return _mean_of(var, square) and (power or product) and _distance(distance, x)
-    return _part(var, 0, x)
-
-
-def _part(node: Node, part: int, x: Node) -> bool:
-    """Whether it is a part of var_mean over channels."""
-    pair = node.args[0] if node.args else None
-    if getattr(pair, "target", None) is not aten.var_mean.correction or node.args[1:] != (part,):
-        return False
-    return arguments(pair) == [x, [1], 0, True]
+    found = centred(node, [1])
+    return None if found is None else _Normed(found.x, found.eps, True)
