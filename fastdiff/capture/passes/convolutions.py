@@ -7,13 +7,12 @@ import math
 from fastdiff.capture.graph import Graph
 from fastdiff.capture.passes.match import (
     Node,
-    activation,
     aten,
+    finish_of,
     only_user,
     other_operand,
     per_channel,
     replace,
-    same_shape,
 )
 from fastdiff.kernels.conv import convolution
 
@@ -35,14 +34,9 @@ def _fuse(graph: Graph, conv: Node) -> None:
     if transposed or any(output_padding):
         return
     shape, last = conv.meta["shape"], conv
-    added = after = residual = None
-    user = only_user(last)
-    other = other_operand(user, last, aten.add.Tensor)
+    added, user = None, only_user(conv)
+    other = other_operand(user, conv, aten.add.Tensor)
     if other is not None and per_channel(other, shape):
-        added, last, user = other, user, only_user(user)
-    if activation(user):
-        after, last, user = activation(user), user, only_user(user)
-    other = other_operand(user, last, aten.add.Tensor)
-    if other is not None and same_shape(other, last) and same_shape(other, user):
-        residual, last = other, user
+        added, last = other, user
+    after, residual, last = finish_of(last)
     replace(graph, last, convolution, (x, weight, bias, stride, padding, dilation, groups, added, after, residual))

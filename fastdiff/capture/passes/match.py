@@ -82,6 +82,18 @@ def same_shape(a: Node, b: Node) -> bool:
     return a.meta.get("shape") is not None and a.meta["shape"] == b.meta.get("shape")
 
 
+def finish_of(node: Node) -> tuple[str | None, Node | None, Node]:
+    """What follows a result that nothing else reads: an activation, a residual of its shape, and their last node."""
+    after = residual = None
+    last, user = node, only_user(node)
+    if activation(user):
+        after, last, user = activation(user), user, only_user(user)
+    other = other_operand(user, last, aten.add.Tensor)
+    if other is not None and same_shape(other, last) and same_shape(other, user):
+        residual, last = other, user
+    return after, residual, last
+
+
 def constant(graph: Graph, value: Any) -> Any:
     """The tensor of a constant's node, as precise as it is known; None for anything else."""
     if not isinstance(value, fx.Node) or value.op != "get_attr":

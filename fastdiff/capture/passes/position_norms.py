@@ -9,8 +9,8 @@ from torch import fx
 from fastdiff.capture.graph import Graph
 from fastdiff.capture.passes.match import (
     Node,
-    activation,
     aten,
+    finish_of,
     is_row,
     only_user,
     other_operand,
@@ -47,19 +47,15 @@ def fuse_position_norms(graph: Graph, any_norm: bool) -> None:
 
 def _fuse(graph: Graph, node: Node, normed: _Normed, any_norm: bool) -> None:
     last, channels = node, node.meta["shape"][1]
-    weight = bias = after = residual = None
+    weight = bias = None
     user = only_user(last)
     other = other_operand(user, last, aten.mul.Tensor)
     if is_row(other, channels):
         weight, last, user = other, user, only_user(user)
     other = other_operand(user, last, aten.add.Tensor)
     if is_row(other, channels):
-        bias, last, user = other, user, only_user(user)
-    if activation(user):
-        after, last, user = activation(user), user, only_user(user)
-    other = other_operand(user, last, aten.add.Tensor)
-    if other is not None and same_shape(other, last) and same_shape(other, user):
-        residual, last = other, user
+        bias, last = other, user
+    after, residual, last = finish_of(last)
     if normed.centred and weight is not None and bias is None and after is None:
         replace(graph, last, ours.channel_norm.default, (normed.x, weight, residual, normed.eps))
     elif any_norm:
