@@ -9,8 +9,8 @@ from typing import Any
 from torch import fx
 
 from fastdiff.capture.graph import Batch
-from fastdiff.capture.passes.match import aten
-from fastdiff.export.writer import END, Translation, Writer, places, rank
+from fastdiff.capture.passes.match import aten, places
+from fastdiff.export.writer import END, Translation, Writer, rank
 
 
 def _item(w: Writer, of: fx.Node, place: int) -> str:

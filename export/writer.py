@@ -150,10 +150,3 @@ class Writer:
 def rank(value: Any) -> int:
     """The number of dimensions of a node's result."""
     return len(value.meta["shape"])
-
-
-def places(dims: Any, ndim: int) -> list[int]:
-    """Dimensions, one or several of which some may be negative, or None or [] for all, as a list from 0."""
-    if dims is None or dims == []:
-        return list(range(ndim))
-    return [dim % ndim for dim in (dims if isinstance(dims, (list, tuple)) else [dims])]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import Node, arguments, aten, constant, keeps_size, only_user, ours
+from fastdiff.capture.passes.match import Node, arguments, aten, constant, keeps_size, only_user, ours, stored
 from fastdiff.kernels.attention_block import attention_of
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.cpu import attention, compiled, linear, operators
@@ -76,7 +76,7 @@ def _channel_norm(graph: Graph, node: Node) -> Call:
 
 def _convolution(graph: Graph, node: Node) -> Call | None:
     x, weight, bias, *_, groups, added, after, residual = node.args
-    kernel = graph.constants.get(weight.target) if weight.op == "get_attr" else None
+    kernel = stored(graph, weight)
     if kernel is None or not keeps_size(node, kernel):
         return None
     out, channels = len(kernel), x.meta["shape"][1]
@@ -122,7 +122,7 @@ def _winograd(graph: Graph, node: Node, kernel: Tensor) -> Call:
 def _along_a_line(graph: Graph, node: Node) -> Call | None:
     """A convolution of (B, C, N) whose kernel has one element."""
     x, weight, bias, stride, padding, _, transposed, _, groups = node.args
-    kernel = graph.constants.get(weight.target) if weight.op == "get_attr" else None
+    kernel = stored(graph, weight)
     if kernel is None or kernel.shape[2:] != (1,) or transposed or groups != 1 or (*stride, *padding) != (1, 0):
         return None
     packed, out = linear.linear_weight(kernel), len(kernel)
@@ -136,7 +136,7 @@ def _fits(vector: Node | None, channels: int) -> bool:
 
 def _linear(graph: Graph, node: Node) -> Call | None:
     x, weight, bias = (*node.args, None)[:3]
-    matrix = graph.constants.get(weight.target) if weight.op == "get_attr" else None
+    matrix = stored(graph, weight)
     if matrix is None or matrix.ndim != 2 or not _fits(bias, len(matrix)):
         return None
     packed, out = linear.linear_weight(matrix), len(matrix)

@@ -7,7 +7,7 @@ would add it in a kernel of its own. Elsewhere the bias stays with the convoluti
 from __future__ import annotations
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import Node, activation, insert, keeps_size, only_user, ours, replace
+from fastdiff.capture.passes.match import Node, activation, insert, keeps_size, only_user, ours, replace, stored
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.depthwise_conv import depthwise_conv, taps_first
 
@@ -63,7 +63,7 @@ def _taken(node: Node) -> Node:
 
 def _depthwise(graph: Graph, node: Node) -> None:
     x, weight, bias, *_, groups, added, after, residual = node.args
-    kernel = graph.constants.get(weight.target) if weight.op == "get_attr" else None
+    kernel = stored(graph, weight)
     if kernel is None or after is not None or residual is not None:
         return
     if keeps_size(node, kernel) and groups == len(kernel) == x.meta["shape"][1]:

@@ -70,23 +70,21 @@ class _Chain:
 
 def _join(graph: Graph, root: Node, images: set[fx.Node]) -> None:
     weight, bias = _own(root)
-    chain = _Chain(graph, root)
     operations = list(_operations(root, images, additions=root.target is aten.convolution.default))
     is_norm = root.target is aten.group_norm.default
     if not operations or (is_norm and operations[0][1] is aten.add.Tensor):
         return  # nothing would be saved
-    chain.last = operations[-1][0]
-    channels = root.meta["shape"][1]
+    chain, row = _Chain(graph, operations[-1][0]), (1, root.meta["shape"][1], 1, 1)
     if weight is not None:
-        chain.multiply(_per_channel(graph, chain.last, weight, channels))
+        chain.multiply(reshaped(graph, chain.last, weight, row))
     if bias is not None:
-        chain.add(_per_channel(graph, chain.last, bias, channels))
+        chain.add(reshaped(graph, chain.last, bias, row))
     ends = {user for user, _, _ in operations}
     for _, target, other in operations:
         chain.multiply(other) if target is aten.mul.Tensor else chain.add(other)
     needed = (chain.scale is not None) + (chain.shift is not None)
-    if not is_norm and bias is None and needed >= len(ends):
-        return  # a norm takes what follows it along
+    if not is_norm and bias is None and needed >= len(ends):  # a norm takes along whatever follows it
+        return
     if weight is not None:
         root.args = (*root.args[:2], None, None, *root.args[4:])
     elif bias is not None:
@@ -144,10 +142,6 @@ def _is_number(other: Number, node: Node, images: set[fx.Node]) -> bool:
         return False
     _, channels, height, width = (1,) * (4 - len(shape)) + tuple(shape)
     return channels in (1, node.meta["shape"][1]) and (height, width) == (1, 1)
-
-
-def _per_channel(graph: Graph, before: Node, value: Node, channels: int) -> Node:
-    return reshaped(graph, before, value, (1, channels, 1, 1))
 
 
 def _broadcast(a: tuple, b: tuple) -> tuple:

@@ -39,6 +39,13 @@ def arguments(node: Node) -> list:
     return [given.get(one.name, one.default_value) for one in node.target._schema.arguments]
 
 
+def places(dims: Any, ndim: int) -> list[int]:
+    """Dimensions, one or several of which some may be negative, or None or [] for all, as a list from 0."""
+    if dims is None or dims == []:
+        return list(range(ndim))
+    return [dim % ndim for dim in (dims if isinstance(dims, (list, tuple)) else [dims])]
+
+
 def keeps_size(conv: Node, kernel: Tensor) -> bool:
     """Whether a call of kernels.conv.convolution has an odd square kernel, no stride, and the picture's size kept."""
     stride, padding, dilation = conv.args[3:6]
@@ -114,6 +121,11 @@ def reshaped(graph: Graph, before: Node, x: Node, shape: tuple) -> Node:
     """A result in another shape."""
     made = insert(graph, before, aten.reshape.default, (x, list(shape)), x)
     return described(made, shape, x.meta["dtype"])
+
+
+def stored(graph: Graph, value: Node) -> Any:
+    """The tensor of a constant's node in the network's dtype; None for any other node."""
+    return graph.constants[str(value.target)] if value.op == "get_attr" else None
 
 
 def replace(graph: Graph, old: Node, target: Any, args: tuple, **kwargs: Any) -> Node:

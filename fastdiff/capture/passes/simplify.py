@@ -6,7 +6,18 @@ from __future__ import annotations
 from torch import fx
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import ACTIVATIONS, Node, arguments, aten, insert, ours, replace, supersede
+from fastdiff.capture.passes.match import (
+    ACTIVATIONS,
+    Node,
+    arguments,
+    aten,
+    insert,
+    ours,
+    places,
+    replace,
+    reshaped,
+    supersede,
+)
 
 
 def simplify(graph: Graph) -> None:
@@ -46,7 +57,7 @@ def _less_its_maximum(node: Node, dim: int) -> bool:
         return False
     ndim = len(node.meta["shape"])
     of, dims, keepdim = arguments(top)
-    return of is x and [one % ndim for one in dims] == [dim % ndim] and keepdim
+    return of is x and places(dims, ndim) == [dim % ndim] and keepdim
 
 
 def _open_norm(graph: Graph, node: Node) -> None:
@@ -75,6 +86,5 @@ def _open_depthwise(graph: Graph, node: Node) -> None:
     made = insert(graph, node, aten.convolution.default, conv, node)
     shape = (added.meta["shape"][0], channels, 1, 1)
     if added.meta["shape"] != shape:
-        added = insert(graph, node, aten.reshape.default, (added, list(shape)), added)
-        added.meta["shape"] = shape
+        added = reshaped(graph, node, added, shape)
     replace(graph, node, aten.add.Tensor, (made, added))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import fx
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import Node, arguments, aten, only_user, replace
+from fastdiff.capture.passes.match import Node, arguments, aten, only_user, places, replace
 
 
 class Centred(NamedTuple):
@@ -97,5 +97,4 @@ def _is_biased(node: Node, x: Node, dims: Sequence[int]) -> bool:
 
 def _same(over: Any, dims: Sequence[int], x: Node) -> bool:
     """Whether an operation over these of x's dimensions, one or several of which may be negative, is over `dims`."""
-    places = over if isinstance(over, (list, tuple)) else [over]
-    return None not in places and sorted(one % len(x.meta["shape"]) for one in places) == list(dims)
+    return sorted(places(over, len(x.meta["shape"]))) == list(dims)
