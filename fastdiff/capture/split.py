@@ -15,7 +15,6 @@ import torch
 from torch import fx
 
 from fastdiff.capture.graph import Batch, Graph, described, grows
-from fastdiff.capture.passes.match import arguments, places
 
 aten = torch.ops.aten
 
@@ -174,9 +173,13 @@ def _has_rows(shape: tuple) -> bool:
 def _along_first(node: fx.Node, ndim: int) -> bool:
     """Whether an operation's dimension, or one of its dimensions, is the first; all of them if it names none."""
     assert isinstance(node.target, torch._ops.OpOverload)
-    names = [one.name for one in node.target._schema.arguments]
-    dims = arguments(node)[names.index("dims" if "dims" in names else "dim")]
-    return 0 in places(dims, ndim)
+    places = {one.name: (place, one.default_value) for place, one in enumerate(node.target._schema.arguments)}
+    name = "dims" if "dims" in places else "dim"
+    place, default = places[name]
+    dims = node.args[place] if place < len(node.args) else node.kwargs.get(name, default)
+    if dims is None or dims == []:
+        return True
+    return any(dim in (0, -ndim) for dim in (dims if isinstance(dims, (list, tuple)) else [dims]))
 
 
 def _is_pointwise(target: Any) -> bool:
