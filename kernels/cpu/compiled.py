@@ -17,13 +17,12 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import torch
+from typing import Any
 
 SOURCES = Path(__file__).parent
-FILES = ("winograd.c", "norm.c", "attention.c", "depthwise.c", "linear.c", "position_norm.c", "softmax_attention.c")
+FILES = tuple(sorted(path.name for path in SOURCES.glob("*.c")))
 # Without -ffast-math NaN and infinity keep their meaning. Multiply-adds are fused in the sources only (vectors.h).
-FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fPIC")
+FLAGS = ("-std=gnu11", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread")
 
 
 class Unavailable(RuntimeError):
@@ -91,17 +90,15 @@ def _load() -> ctypes.CDLL | str:
         native = _run([*words, machine, "-dM", "-E", "-x", "c", os.devnull])
     except (OSError, subprocess.CalledProcessError) as error:
         return f"the C compiler {compiler!r} does not run: {error}"
-    problem = ""
-    for threads in (_openmp(), ()):  # without OpenMP where the compiler has none
-        command = [*words, *FLAGS, machine, *threads]
-        parts = [_sources_digest(), native, shlex.join(command)]
-        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-        try:
-            return _opened(command, f"kernels-{key}")
-        except OSError as error:
-            problem = str(error)
-        except subprocess.CalledProcessError as error:
-            problem = (error.stderr.strip().splitlines() or ["no message"])[-1]
+    command = [*words, *FLAGS, machine]
+    parts = [_sources_digest(), native, shlex.join(command)]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    try:
+        return _opened(command, f"kernels-{key}")
+    except OSError as error:
+        problem = str(error)
+    except subprocess.CalledProcessError as error:
+        problem = (error.stderr.strip().splitlines() or ["no message"])[-1]
     return f"the CPU kernels could not be compiled by {compiler!r}: {problem}"
 
 
@@ -144,39 +141,25 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
-_SIGNATURES = {  # p: pointer, i: int, f: float, in the order of the C functions
-    "winograd": "pippfppippiiiiiiiip",
-    "group_norm": "ppiiiippifiip",
-    "attention": "ppiiiiipppppppffip",
-    "depthwise": "pppipiiiiiip",
-    "linear": "pppppiiiii",
-    "position_norm": "pppppiiifii",
-    "softmax_attention": "pppppiiiiiifip",
-    "winograd_space": "iiiii",
-    "attention_space": "iiiii",
-    "depthwise_space": "iiiii",
-    "softmax_attention_space": "iiii",
-    "vector_width": "",
+_POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
+_SIGNATURES: dict[str, list[Any]] = {  # all return an int64
+    "vector_width": [],
+    "operands": [],
+    "find_kernel": [ctypes.c_char_p],
+    "kernel_space": [_INT, _POINTER],
+    "run_plan": [_POINTER, _INT, _INT, _INT, _INT, ctypes.c_double],
 }
 
 
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    types = {"p": _POINTER, "i": _INT, "f": _FLOAT}
-    for name, signature in _SIGNATURES.items():
+    for name, arguments in _SIGNATURES.items():
         function = getattr(loaded, name)
-        function.argtypes = [types[letter] for letter in signature]
-        function.restype = ctypes.c_long if name.endswith("_space") else _INT if name == "vector_width" else None
+        function.argtypes, function.restype = arguments, _INT
     return loaded
-
-
-def _openmp() -> tuple[str, ...]:
-    """Flags for OpenMP with torch's own runtime; a second one would start threads that compete for the same cores."""
-    runtimes = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    return ("-fopenmp", *map(str, runtimes[:1]))
 
 
 @functools.cache
 def vector_width() -> int:
     """Floats in a vector of the compiled kernels, which is also the fewest channels that they take."""
-    return library().vector_width()
+    width: int = library().vector_width()
+    return width

@@ -1,41 +1,43 @@
 /* Linear layers and 1x1 convolutions: rows of channels times a matrix. */
+#include "plan.h"
 #include "product.h"
 
 enum { POSITIONS = 4 * ROWS, COLUMNS = 2 * VL }; /* rows at a time, and columns of a panel */
 
-/* y = activation(products + bias) + residual, for `many` rows of `columns` columns. */
-INLINE void finish(const float *products, int many, int columns, const float *bias, const float *residual, int o,
-                   int activation, float *y) {
-    for (int j = 0; j < columns; j += VL) {
-        const int wide = columns - j < VL ? columns - j : VL;
-        vf shift = bias ? load_some(bias + j, wide) : (vf){0};
-        for (int i = 0; i < many; i++) {
-            vf value = activate(load(products + i * COLUMNS + j) + shift, activation);
-            if (residual) value += load_some(residual + (long)i * o + j, wide);
-            store_some(y + (long)i * o + j, value, wide);
-        }
-    }
-}
+int64_t linear_space(const union number *number) { return POSITIONS * COLUMNS; }
 
-/* y (m, o) = activation(x w + bias) + residual. x (m, c); w (c, o rounded up to VL) in the panels of product_panels;
- * bias (o) or 0; residual: as y, or 0. A row's bits do not depend on the others. */
-void linear(const float *x, const float *w, const float *bias, const float *residual, float *y, int m, int c, int o,
-            int activation, int threads) {
-    const long most = (m + POSITIONS - 1) / POSITIONS, blocks = most < threads ? (m < threads ? m : threads) : most;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long b = 0; b < blocks; b++) {
-        float products[POSITIONS * COLUMNS];
-        const long from = m * b / blocks;
-        const int many = (int)(m * (b + 1) / blocks - from);
+/* y (m, o) = activation(x w + bias) + residual. A row's bits do not depend on the others.
+ *
+ * Operands: x (m, c); w (c, o rounded up to VL) in the panels of product_panels; bias (o), or 0; residual (m, o), or 0;
+ * y. Numbers: m, c, o; ld of x, of the residual, of y; rows that share a bias; how far their bias lies after that of the
+ * rows before, 0 for the same; the activation. */
+void linear(const struct call *call) {
+    const union number *number = call->number;
+    const int64_t m = number[0].i, ld = number[3].i, other = number[4].i, to = number[5].i, sharing = number[6].i,
+                  apart = number[7].i;
+    const int c = (int)number[1].i, o = (int)number[2].i, activation = (int)number[8].i;
+    const int64_t last = share(call, m, 1);
+    float *products = call->space;
+    for (int64_t from = share(call, m, 0); from < last; from += POSITIONS) {
+        const int many = (int)(last - from < POSITIONS ? last - from : POSITIONS);
+        const float *x = call->at[0] + from * ld;
         for (int j = 0; j < o; j += COLUMNS) {
-            const float *panel = w + (long)j * c;
-            const int columns = o - j < COLUMNS ? o - j : COLUMNS;
-            if (columns > VL)
-                strip(2, many, c, x + from * c, c, 1, panel, 2 * VL, products, COLUMNS);
+            const float *panel = call->at[1] + (int64_t)j * c;
+            if (o - j > VL)
+                strip(2, many, c, x, ld, 1, panel, 2 * VL, products, COLUMNS);
             else
-                strip(1, many, c, x + from * c, c, 1, panel, VL, products, COLUMNS);
-            const long at = from * o + j;
-            finish(products, many, columns, bias ? bias + j : 0, residual ? residual + at : 0, o, activation, y + at);
+                strip(1, many, c, x, ld, 1, panel, VL, products, COLUMNS);
+            for (int k = 0; k < COLUMNS && j + k < o; k += VL) {
+                const int at = j + k, wide = o - at < VL ? o - at : VL;
+                for (int64_t i = 0; i < many; i++) {
+                    const int64_t row = from + i;
+                    vf value = load(products + i * COLUMNS + k);
+                    if (call->at[2]) value += load_some(call->at[2] + row / sharing * apart + at, wide);
+                    value = activate(value, activation);
+                    if (call->at[3]) value += load_some(call->at[3] + row * other + at, wide);
+                    store_some(call->at[4] + row * to + at, value, wide);
+                }
+            }
         }
     }
 }

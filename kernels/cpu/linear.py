@@ -1,65 +1,50 @@
-"""Linear layers and 1x1 convolutions by the C kernel; float32."""
+"""Linear layers and 1x1 convolutions in C."""
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 
-from fastdiff.kernels.cpu.compiled import library, vector_width
-from fastdiff.kernels.cpu.operators import activation_code, dense, panels, pointer
+from fastdiff.kernels.cpu.plan import Call, View, activation_code, check_shape, dense, evenly, per_channel
+from fastdiff.kernels.cpu.weights import panels, wide
 
 
 def linear_weight(weight: Tensor) -> Tensor:
     """(O, C) or (O, C, 1, ...) → (C times O rounded up to whole vectors,), as `linear` takes it."""
-    return panels(weight.detach().flatten(1).t()[None])[0]
+    return panels(weight.flatten(1).t()[None])[0]
 
 
 def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    channels: int,
+    x: View,
+    weight: View,
+    out: View,
+    bias: View | None = None,
     activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
+    residual: View | None = None,
+) -> Call:
     """activation(x W^T + bias) + residual over the last dimension.
 
-    Args:
-        x: (..., C) float32 on the CPU, any strides.
-        weight: from linear_weight.
-        bias: (O,) float32, contiguous, or None.
-        channels: O.
-        activation: None, "gelu" (erf), "gelu_tanh", "silu" or "relu".
-        residual: (..., O) float32, or None.
+    A 1x1 convolution is this of (B, H, W, C).
 
-    Returns:
-        (..., O) float32, contiguous.
+    Args:
+        x: (B, ..., C), rows of channels evenly spaced.
+        weight: from linear_weight.
+        out: (B, ..., O), likewise.
+        bias: (O,), (1, O) or (B, O), or None.
+        activation: None, "gelu" (erf), "gelu_tanh", "silu" or "relu".
+        residual: as out, or None.
 
     Raises:
         ValueError: for anything else.
     """
-    op, shape = "linear", (*x.shape[:-1], channels)
-    x = x.contiguous()
-    c, width = x.shape[-1], vector_width()
-    dense(op, "x", x, *x.shape)
-    dense(op, "weight", weight, c * -(-channels // width) * width)
-    dense(op, "bias", bias, channels)
-    residual = dense(op, "residual", None if residual is None else residual.contiguous(), *shape)
-    code = activation_code(op, "activation", activation)
-    out = torch.empty(shape, dtype=torch.float32, device="cpu")
-    addresses = [pointer(one) for one in (x, weight, bias, residual, out)]
-    library().linear(*addresses, out.numel() // channels, c, channels, code, torch.get_num_threads())
-    return out
-
-
-def pointwise(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    channels: int,
-    activation: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """`linear` over the second dimension: a 1x1 convolution of (B, C, ...), the result (B, O, ...) in channels_last."""
-    last = None if residual is None else residual.movedim(1, -1)
-    return linear(x.movedim(1, -1), weight, bias, channels, activation, last).movedim(-1, 1)
+    op, (*outer, c), o = "linear", x.shape, out.shape[-1]
+    check_shape(op, "out", out, (*outer, o))
+    check_shape(op, "residual", residual, (*outer, o))
+    dense(op, "weight", weight, c * wide(o))
+    dims = range(len(x.shape))
+    steps = [evenly(op, name, one, *dims) for name, one in (("x", x), ("residual", residual), ("out", out))]
+    n, rows = outer[0] if outer else 1, math.prod(outer)
+    apart = per_channel(op, "bias", bias, n, o)
+    numbers = rows, c, o, *steps, max(1, rows // max(1, n)), apart, activation_code(op, "activation", activation)
+    return Call(op, (x, weight, bias, residual), (out,), numbers)

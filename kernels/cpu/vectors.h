@@ -48,6 +48,10 @@ INLINE void store_some(float *p, vf v, int n) {
     for (int i = 0; i < n; i++) p[i] = v[i];
 #endif
 }
+/* Where the vector of channel i begins, of c channels: the last one overlaps the one before it. Where c is less than a
+ * vector there is one, of vector_of(c) entries. */
+INLINE int vector_at(int i, int c) { return i + VL <= c || c < VL ? i : c - VL; }
+INLINE int vector_of(int c) { return c < VL ? c : VL; }
 INLINE vf all(float x) { return x - (vf){0}; }
 
 /* a b + c, rounded once where the processor has that instruction. The compiler must not fuse on its own

@@ -1,0 +1,231 @@
+"""Plans: lists of calls of the C kernels, run from one call of C.
+
+A kernel's Python function checks the sizes and returns a `Call`; nothing runs yet. `assembled` puts addresses in the
+place of the memory that its views name, and a `Program` runs the result, with several threads if asked.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdiff.kernels.cpu.compiled import library
+
+ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4}
+
+
+class View(NamedTuple):
+    """Where float32 numbers lie, as a tensor's size and strides say it.
+
+    Attributes:
+        memory: a Tensor, a Table, or whatever the caller of `assembled` can place.
+        shape: the size.
+        strides: in elements.
+        offset: of the first element from the memory's first.
+    """
+
+    memory: Any
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    @classmethod
+    def of(cls, x: Tensor) -> View:
+        """A tensor's; raises ValueError unless it is float32 on the CPU."""
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            raise ValueError(f"a view of {x.dtype} on {x.device}; accepted: float32 on the CPU")
+        return cls(x, tuple(x.shape), x.stride())
+
+    def rows(self, *dims: int) -> int | None:
+        """How far apart rows of the last of these dimensions lie, if they are evenly spaced over the others in order.
+
+        None where they are not, or where a row's elements do not lie side by side.
+        """
+        *outer, last = dims
+        if self.shape[last] > 1 and self.strides[last] != 1:
+            return None
+        step, count = None, 1
+        for dim in reversed(outer):
+            if self.shape[dim] == 1:
+                continue
+            if step is None:
+                step = self.strides[dim]
+            elif self.strides[dim] != step * count:
+                return None
+            count *= self.shape[dim]
+        return self.shape[last] if step is None else step
+
+    def pictures(self) -> int | None:
+        """For (B, C, H, W): how far apart the channels of two neighbouring positions lie, if the memory is NHWC."""
+        return self.rows(0, 2, 3, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Memory of which each row of a sampler's table has its own, one after the other: (R, ...) float32."""
+
+    values: Tensor
+
+
+class Call(NamedTuple):
+    """A kernel's call: its name, what it reads (None for nothing), what it writes, and its numbers, in C's order."""
+
+    kernel: str
+    reads: tuple[View | None, ...]
+    writes: tuple[View, ...]
+    numbers: tuple[int | float, ...]
+
+
+class Code(NamedTuple):
+    """Calls as C reads them; `kept` is what must live as long."""
+
+    instructions: np.ndarray
+    space: int
+    kept: Any
+
+
+@functools.cache
+def _kernel(name: str) -> int:
+    number: int = library().find_kernel(name.encode())
+    if number < 0:
+        raise KeyError(name)
+    return number
+
+
+def place(memory: Any) -> tuple[int, int]:
+    """The address of a tensor's or a table's first element, and how many bytes lie between two rows of a table."""
+    if isinstance(memory, Table):
+        return memory.values.data_ptr(), memory.values.stride(0) * 4
+    return memory.data_ptr(), 0
+
+
+def assembled(calls: Iterable[Call], placed: Callable[[Any], tuple[int, int]] = place) -> Code:
+    """The calls' code.
+
+    Args:
+        calls: in their order.
+        placed: a view's memory → its address, and the bytes between two rows of a table, or 0.
+    """
+    calls = list(calls)
+    operands = library().operands()
+    starts = np.cumsum([0, *(len(call.numbers) for call in calls)])
+    numbers = np.zeros(max(1, starts[-1]), np.int64)
+    instructions = np.zeros((len(calls), 2 + 2 * operands), np.int64)
+    space = 0
+    for row, call, start in zip(instructions, calls, starts, strict=False):
+        reals = [at for at, value in enumerate(call.numbers) if isinstance(value, float)]
+        numbers[start : start + len(call.numbers)] = [0 if isinstance(one, float) else one for one in call.numbers]
+        numbers.view(np.float64)[[start + at for at in reals]] = [call.numbers[at] for at in reals]
+        kernel, address = _kernel(call.kernel), numbers.ctypes.data + 8 * int(start)
+        space = max(space, library().kernel_space(kernel, address))
+        row[:2] = kernel, address
+        for at, view in enumerate((*call.reads, *call.writes)):
+            if view is not None:
+                base, step = placed(view.memory)
+                row[2 + 2 * at : 4 + 2 * at] = base + 4 * view.offset, step
+    return Code(instructions, space, (numbers, [(call.reads, call.writes) for call in calls]))
+
+
+class Program:
+    """Code with the threads that run it.
+
+    Args:
+        codes: one for all threads to share, each computing a part of every call; or one for each thread.
+        threads: their number, where they share one.
+    """
+
+    def __init__(self, codes: Sequence[Code], threads: int = 1) -> None:
+        self.codes, self.shared = codes, len(codes) == 1
+        self.threads = threads if self.shared else len(codes)
+        self.space = [torch.empty(code.space, device="cpu", dtype=torch.float32) for code in self._each()]
+        self.workers = np.array(
+            [
+                (code.instructions.ctypes.data, len(code.instructions), space.data_ptr())
+                for code, space in zip(self._each(), self.space, strict=True)
+            ],
+            np.int64,
+        )
+
+    def _each(self) -> list[Code]:
+        return list(self.codes) * (self.threads if self.shared else 1)
+
+    def __call__(self, first: int = 0, rows: int = 1, seconds: float = math.inf) -> int:
+        """Run for rows first .. rows - 1 of a sampler's table, at least one; without Python's lock.
+
+        Args:
+            seconds: after these no further row is begun.
+
+        Returns:
+            The first row that was not run.
+        """
+        stop: int = library().run_plan(self.workers.ctypes.data, self.threads, self.shared, first, rows, seconds)
+        return stop
+
+
+def run(calls: Iterable[Call], threads: int | None = None) -> None:
+    """Run calls on tensors at once; with torch's number of threads unless one is given."""
+    Program([assembled(calls)], torch.get_num_threads() if threads is None else threads)()
+
+
+def activation_code(op: str, name: str, activation: str | None) -> int:
+    """The number of an activation in the C code; raises ValueError for an unknown one."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{op}: {name} = {activation!r}; accepted: {', '.join(map(str, ACTIVATIONS))}")
+    return ACTIVATIONS[activation]
+
+
+def check_shape(op: str, name: str, view: View | None, *shapes: tuple[int, ...]) -> None:
+    """Raise ValueError unless it is None or of one of these shapes."""
+    if view is not None and view.shape not in shapes:
+        raise ValueError(f"{op}: {name} has shape {view.shape}; accepted: {' or '.join(map(str, shapes))}")
+
+
+def dense(op: str, name: str, view: View, *shape: int) -> None:
+    """Raise ValueError unless it is of that shape and contiguous."""
+    check_shape(op, name, view, shape)
+    if view.rows(*range(len(shape))) != shape[-1]:
+        raise ValueError(f"{op}: {name} has strides {view.strides}; accepted: contiguous")
+
+
+def evenly(op: str, name: str, view: View | None, *dims: int) -> int:
+    """`View.rows`, 0 without a view; raises ValueError where it has none."""
+    if view is None:
+        return 0
+    step = view.rows(*dims)
+    if step is None:
+        raise ValueError(
+            f"{op}: {name} has shape {view.shape} and strides {view.strides}; accepted: rows of channels, evenly spaced"
+        )
+    return step
+
+
+def images(op: str, name: str, view: View | None, *shape: int) -> int:
+    """`View.pictures` of a view of that shape, (B, C, H, W); 0 without a view; raises ValueError for another."""
+    check_shape(op, name, view, shape)
+    return evenly(op, name, view, 0, 2, 3, 1)
+
+
+def per_channel(op: str, name: str, view: View | None, n: int, c: int) -> int:
+    """How far apart two pictures' numbers lie, 0 where all have the same: (C,), (1, C, ...) or (B, C, ...).
+
+    Raises:
+        ValueError: for another shape, or numbers that do not lie side by side.
+    """
+    if view is None:
+        return 0
+    shape, strides = view.shape, view.strides
+    if len(shape) == 4 and shape[2:] == (1, 1):
+        shape, strides = shape[:2], strides[:2]
+    if shape not in ((c,), (1, c), (n, c)) or (c > 1 and strides[-1] != 1):
+        raise ValueError(
+            f"{op}: {name} has shape {view.shape} and strides {view.strides}; accepted: ({c},), (1, {c}) or ({n}, {c}) "
+            "with a picture's numbers side by side"
+        )
+    return strides[0] if len(shape) == 2 and shape[0] > 1 else 0
