@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx
@@ -10,41 +10,28 @@ from torch import Tensor, fx
 from fastdiff.capture.graph import Batch, Graph
 
 
-def program(
-    graph: Graph, lowered: Mapping[fx.Node, tuple[Callable[..., Any], tuple]] | None = None
-) -> Callable[..., tuple[Tensor, ...]]:
+def program(graph: Graph) -> Callable[..., tuple[Tensor, ...]]:
     """(the placeholders' values) → the results.
 
     Args:
         graph: of one batch, as at_batch gives it.
-        lowered: for some nodes what is called in their place, and with which arguments.
     """
-    lowered = lowered or {}
     nodes = list(graph.nodes.nodes)
-    calls: dict[fx.Node, tuple[Any, tuple, dict]] = {}
-    for node in nodes:
-        if node in lowered:
-            calls[node] = (*lowered[node], {})
-        elif node.op == "call_function":
-            calls[node] = node.target, tuple(node.args), dict(node.kwargs)
-    last = _last_uses(graph, calls)
+    last = _last_uses(graph)
     done: dict[fx.Node, list[fx.Node]] = {}
     for node, user in last.items():
-        if node in calls:
+        if node.op == "call_function":
             done.setdefault(user, []).append(node)
     writer = _Writer()
     for node in nodes:
         if node.op == "placeholder":
             writer.inputs.append(writer.name(node))
-        elif node not in last:  # such as the weights that a lowered call holds in another form
-            continue
         elif node.op == "get_attr":
             writer.names[node] = writer.word(graph.constants[str(node.target)])
-        else:
-            function, args, kwargs = calls[node]
-            given = [writer.word(one) for one in args]
-            given += [f"{name}={writer.word(one)}" for name, one in kwargs.items()]
-            writer.lines.append(f"{writer.name(node)} = {writer.word(function)}({', '.join(given)})")
+        elif node.op == "call_function":
+            given = [writer.word(one) for one in node.args]
+            given += [f"{name}={writer.word(one)}" for name, one in node.kwargs.items()]
+            writer.lines.append(f"{writer.name(node)} = {writer.word(node.target)}({', '.join(given)})")
             if node in done:
                 writer.lines.append(f"{' = '.join(writer.names[one] for one in done[node])} = None")
     writer.lines.append(f"return {writer.word(graph.results)}")
@@ -85,17 +72,9 @@ class _Writer:
         return self.values.pop("run")
 
 
-def _last_uses(graph: Graph, calls: Mapping[fx.Node, tuple[Any, tuple, dict]]) -> dict[fx.Node, fx.Node]:
+def _last_uses(graph: Graph) -> dict[fx.Node, fx.Node]:
     """For each node that is used the last to use it, the output included."""
     last: dict[fx.Node, fx.Node] = {}
-    for node, (_, args, kwargs) in calls.items():
-        last |= dict.fromkeys(_nodes((args, kwargs)), node)
-    return last | dict.fromkeys(graph.results, graph.nodes.output_node())
-
-
-def _nodes(value: Any) -> list[fx.Node]:
-    if isinstance(value, fx.Node):
-        return [value]
-    if isinstance(value, (list, tuple)):
-        return [node for one in value for node in _nodes(one)]
-    return _nodes(list(value.values())) if isinstance(value, dict) else []
+    for node in graph.nodes.nodes:
+        last |= dict.fromkeys(node.all_input_nodes, node)
+    return last

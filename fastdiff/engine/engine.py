@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdiff.engine import graphs
 from fastdiff.engine.ahead import compile_kernels
+from fastdiff.engine.cpu.step import PlannedStep
 from fastdiff.engine.evaluation import Given
 from fastdiff.engine.forms import Form, choose_form
 from fastdiff.engine.graphs import CapturedStep
@@ -29,7 +30,7 @@ from fastdiff.provenance import device_name, versions
 from fastdiff.samplers.prediction import Clip, choose_clip
 from fastdiff.samplers.table import StepTable
 
-Step = Callable[[], None]
+Step = Callable[[int], int]  # (the most rows that may be run) → how many were, at least one
 
 
 class Kind(NamedTuple):
@@ -117,7 +118,7 @@ class Engine:
 
         def begin_and_step() -> None:
             philox.normals(self.key, 0, self.x.shape)
-            step()
+            step(1)
 
         compile_kernels(begin_and_step, self.device)
 
@@ -204,7 +205,8 @@ class Engine:
         Args:
             origin: batches begin at multiples of batch_size counted from here, so the first and the last may be cut
                 short; 0 to request.first.
-            on_step: called after each step with the row's number; the batch's x at that moment is `current()`.
+            on_step: called after each step, or after several that take little time, with the last one's row; the
+                batch's x at that moment is `current()`.
 
         Yields:
             x after each step that the request keeps, (m, C, H, W) float32 on the CPU; the last are the images.
@@ -250,13 +252,17 @@ class Engine:
         table = self.table if request.table is None else request.table
         self._used = slice(at - start, upto - start)
         run, kept = self._begin(start, at, upto, request, table), []
-        for row in range(len(table)):
-            if request.noise is not None and table.s[row]:
-                self.noise[self._used] = self._drawn(request.noise, row + 1, at, upto)
-            run()
+        row, keeps = 0, [row for row in range(len(table)) if request.keeps(row, len(table))]
+        while row < len(table):
+            most = keeps[len(kept)] + 1 - row
+            if request.noise is not None:
+                most = 1
+                if table.s[row]:
+                    self.noise[self._used] = self._drawn(request.noise, row + 1, at, upto)
+            row += run(most)
             if on_step is not None:
-                on_step(row)
-            if request.keeps(row, len(table)):
+                on_step(row - 1)
+            if row > keeps[len(kept)]:
                 kept.append(self.current())
         return kept
 
@@ -319,6 +325,7 @@ class Engine:
         times = torch.arange(schedule.first, schedule.first + schedule.num_timesteps, device="cpu")
         given = Given(
             batch=self.batch_size * (1 + kind.guided),
+            halves=1 + kind.guided,
             image_shape=self._model.image_shape,
             width=kind.context,
             times=times if integer else times.float() / schedule.num_timesteps,
@@ -344,7 +351,7 @@ class Engine:
                 prediction.load_context(None)
             if isinstance(run, CapturedStep):
                 run.ready()
-            run()
+            run(1)
             self.index.remainder_(len(self.table))
 
     def _load(self, table: StepTable) -> None:
@@ -358,10 +365,20 @@ class Engine:
         self.loaded = table
 
     def _runner(self, state: State, prediction: Prediction) -> Step:
+        if isinstance(prediction.parts.step, PlannedStep):
+            return prediction.parts.step.loop(state, prediction)
+
         def body() -> None:  # holds the state, not the engine: a dropped engine and its graphs go at once
             advance(state, prediction)
 
-        return CapturedStep(body, state.index, self.device) if self.form.captured else body
+        if self.form.captured:
+            return CapturedStep(body, state.index, self.device)
+
+        def run(most: int) -> int:
+            body()
+            return 1
+
+        return run
 
     def _halve(self, at: int) -> None:
         before, self.batch_size = self.batch_size, self.batch_size // 2

@@ -33,7 +33,9 @@ from fastdiff.capture.passes.softmax_attention import fuse_softmax_attention
 from fastdiff.capture.program import program
 from fastdiff.capture.refusal import NotRecordableError
 from fastdiff.capture.split import Split
-from fastdiff.engine import cpu, cuda
+from fastdiff.engine import cuda
+from fastdiff.engine.cpu.operations import planned
+from fastdiff.engine.cpu.step import PlannedStep
 from fastdiff.engine.memory import held_bytes
 from fastdiff.engine.placement import out_of_memory
 from fastdiff.errors import first_line
@@ -78,6 +80,7 @@ class Given:
         times: (R,) int64 or float32, those that the network may be given.
         device: of everything.
         dtype: of x.
+        halves: 2 with guidance: the batch is each sample twice, in two halves.
     """
 
     batch: int
@@ -86,6 +89,7 @@ class Given:
     times: Tensor
     device: torch.device
     dtype: torch.dtype
+    halves: int = 1
 
     def example(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
         """Random arguments by name; all times are one."""
@@ -159,7 +163,7 @@ class Network:
 
     def prepared(self, given: Given, prepare: Callable[[Network, Given], Parts]) -> Parts:
         """The parts of an evaluation, prepared, or refused, once for each batch; raises what `prepare` raises."""
-        kind = given.batch, given.recording()
+        kind = given.batch, given.halves, torch.get_num_threads(), given.recording()
         if kind in self.refused:
             raise NotCapturedError(self.refused[kind])
         try:
@@ -265,16 +269,26 @@ def captured(network: Network, given: Given) -> Parts:
 
 
 def _programs(graphs: Split, given: Given) -> Parts:
-    time, context = at_batch(graphs.time, ROWS), at_batch(graphs.context, given.batch)
-    step = at_batch(graphs.step, given.batch)
-    for part in (context, step):
-        _fuse(part, given)
-    run = program(step, _lowered(step, given))
-    of_context = program(context, _lowered(context, given))
+    def fused(graph: Graph, batch: int) -> Graph:
+        graph = at_batch(graph, batch)
+        _fuse(graph, given)
+        return graph
+
+    step: Callable[..., Tensor]
+    if _in_c(given):
+        samples, threads = given.batch // given.halves, torch.get_num_threads()
+        step = PlannedStep(lambda batch: planned(fused(graphs.step, batch), given.halves), samples, given.halves, threads)
+    else:
+        run = program(fused(graphs.step, given.batch))
+
+        def step(*inputs: Tensor) -> Tensor:
+            return run(*inputs)[0]
+
+    of_context = program(fused(graphs.context, given.batch))
     return Parts(
-        program(time),
+        program(at_batch(graphs.time, ROWS)),
         lambda contexts: of_context() if contexts is None else of_context(contexts),
-        lambda *inputs: run(*inputs)[0],
+        step,
     )
 
 
@@ -298,10 +312,6 @@ def _fuse(graph: Graph, given: Given) -> None:
 
 def _in_c(given: Given) -> bool:
     return given.device.type == "cpu" and given.dtype == torch.float32
-
-
-def _lowered(graph: Graph, given: Given) -> dict[fx.Node, cpu.Call]:
-    return cpu.lowered(graph) if _in_c(given) else {}
 
 
 def evaluated(parts: Parts, inputs: Mapping[str, Tensor], times: Tensor | None = None, row: int = 0) -> Tensor:

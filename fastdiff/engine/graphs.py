@@ -260,8 +260,10 @@ class CapturedStep:
         """The bytes that the step's graph holds."""
         return self.pool.bytes(self.owner)
 
-    def __call__(self) -> None:
+    def __call__(self, most: int = 1) -> int:
+        """Run one step; returns how many were run, of at most so many."""
         (self.body if self.eager else self.pool.replay(self.owner) or self.body)()
+        return 1
 
 
 def _milliseconds(call: Callable[[], None], device: torch.device) -> float:

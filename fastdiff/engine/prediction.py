@@ -15,14 +15,20 @@ class _Rows:
     Attributes:
         values: (capacity, width).
         row: (1, width), the row that is read, in the same place in every step.
+        views, tables: each part of the row, and of the values.
     """
 
     def __init__(self, parts: list[Tensor], capacity: int) -> None:
         width = sum(part[0].numel() for part in parts)
         self.values = parts[0].new_zeros(capacity, width)
         self.row = parts[0].new_zeros(1, width)
-        split = self.row.split([part[0].numel() for part in parts], dim=1)
-        self.views = [one.view(1, *part.shape[1:]) for one, part in zip(split, parts, strict=True)]
+        self.views, self.tables = (
+            [
+                one.view(len(one), *part.shape[1:])
+                for one, part in zip(whole.split([p[0].numel() for p in parts], dim=1), parts, strict=True)
+            ]
+            for whole in (self.row, self.values)
+        )
 
     def load(self, parts: list[Tensor], at: int) -> None:
         joined = torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
@@ -38,6 +44,10 @@ class Prediction:
     With guidance the network runs on twice the batch: the output is (2 B, C, H, W), the B predictions without a
     context first, and denoise_step combines them.
 
+    Attributes:
+        time, tables: for each of the tensors that depend on the time alone the row that was read last, and all rows.
+        context: the tensors that depend on the context alone; another tuple once they lie elsewhere.
+
     Args:
         parts: of the evaluation, for that batch.
         device: where they run.
@@ -51,6 +61,7 @@ class Prediction:
         self.time_dtype = torch.int64 if integer else torch.float32
         self.rows: dict[torch.dtype, _Rows] = {}
         self.time: list[Tensor] = []
+        self.tables: list[Tensor] = []
         self.context: tuple[Tensor, ...] = ()
         self.capacity = 0
 
@@ -68,6 +79,8 @@ class Prediction:
                 self.rows = {dtype: _Rows(found, self.capacity) for dtype, found in kinds.items()}
                 views = {dtype: iter(rows.views) for dtype, rows in self.rows.items()}
                 self.time = [next(views[part.dtype]) for part in parts]
+                tables = {dtype: iter(rows.tables) for dtype, rows in self.rows.items()}
+                self.tables = [next(tables[part.dtype]) for part in parts]
             for dtype, found in kinds.items():
                 self.rows[dtype].load(found, at)
         return made
@@ -83,7 +96,7 @@ class Prediction:
             for place, value in zip(self.context, made, strict=True):
                 place.copy_(value)
         else:
-            self.context = tuple(value.clone() for value in made)
+            self.context = tuple(value.clone(memory_format=torch.contiguous_format) for value in made)
 
     def bytes(self) -> int:
         """Of the rows."""

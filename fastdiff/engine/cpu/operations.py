@@ -1,0 +1,151 @@
+"""For each operation of a graph how it is lowered."""
+
+from __future__ import annotations
+
+from operator import getitem
+from typing import Any
+
+from fastdiff.capture.graph import Graph
+from fastdiff.capture.passes.match import Node, arguments, aten, constant, ours, places, stored
+from fastdiff.engine.cpu import convolutions, norms
+from fastdiff.engine.cpu.elementwise import ELEMENTWISE
+from fastdiff.engine.cpu.lowering import Lowering, Value, Way, concatenate
+from fastdiff.engine.cpu.plan import Plan
+from fastdiff.engine.cpu.views import dense
+from fastdiff.kernels.attention_block import attention_of
+from fastdiff.kernels.conv import convolution
+from fastdiff.kernels.cpu import attention, linear, pooling
+from fastdiff.kernels.cpu.matmul import matmul
+from fastdiff.kernels.cpu.plan import View
+from fastdiff.kernels.cpu.reduce import mean, total
+from fastdiff.kernels.cpu.softmax import softmax
+from fastdiff.kernels.cpu.softmax_attention import softmax_attention
+from fastdiff.kernels.folded_attention import FoldedAttention
+from fastdiff.kernels.position_norm import position_norm
+
+
+def planned(graph: Graph, halves: int = 1) -> Plan:
+    """The plan of a graph of one batch after the passes; see Lowering."""
+    return Plan(Lowering(graph, WAYS, halves))
+
+
+def _linear(low: Lowering, node: Node) -> Value | None:
+    x, weight, bias = (*node.args, None)[:3]
+    matrix = stored(low.graph, weight)
+    if matrix is None or matrix.ndim != 2:
+        return None
+    shape = node.meta["shape"]
+    out = low.place(node)
+    if out is None or out.rows(*range(len(shape))) is None:
+        out = low.new(shape, range(len(shape)))
+    packed = View.of(low.pack("linear", weight, linear.linear_weight))
+    low.call(linear.linear(low.rows(low.view(x)), packed, out, low.vector(bias)))
+    return out
+
+
+def _softmax_attention(low: Lowering, node: Node) -> Value | None:
+    q, k, v, mask, dropout, causal, scale, grouped = arguments(node)
+    plain = mask is None and not (dropout or causal or grouped) and (scale is None or scale > 0)
+    shapes = [one.meta["shape"] for one in (q, k, v)]
+    if not plain or any(len(shape) != 4 or shape[:2] != shapes[0][:2] for shape in shapes):
+        return None  # torch has one head's keys serve several
+    out = low.result(node, (0, 2, 1, 3))
+    low.call(softmax_attention(low.view(q), low.view(k), low.view(v), out, scale))
+    return out
+
+
+def _linear_attention(low: Lowering, node: Node) -> Value | None:
+    x, w_q, w_k, q_bias, values, bias, shift, gain, *rest = node.args
+    tensors: list[Any] = [constant(low.graph, one) for one in (w_q, w_k, q_bias, *values, bias, shift, gain)]
+    w_q, w_k, q_bias, *parts = tensors[:-3]
+    packed = attention.pack(FoldedAttention(w_q, w_k, q_bias, tuple(parts), *tensors[-3:], *rest))
+    out = low.images_out(node)
+    low.call(attention.attention_block(low.images(x), packed, out))
+    return out
+
+
+def _product(low: Lowering, node: Node) -> Value | None:
+    a, b = node.args
+    out = low.result(node, range(len(node.meta["shape"])))
+    low.call(matmul(low.view(a), low.view(b), out))
+    return out
+
+
+def _softmax(low: Lowering, node: Node) -> Value | None:
+    x, dim, _ = node.args
+    view = low.view(x)
+    if len(view.shape) > 4:
+        return None
+    out = low.place(node) or dense(low.buffer(view.shape), view.shape, _order(view))
+    low.call(softmax(view, out, dim % len(view.shape)))
+    return out
+
+
+def _order(view: View) -> list[int]:
+    return sorted(range(len(view.shape)), key=lambda dim: -view.strides[dim])
+
+
+def _reduced(low: Lowering, node: Node, reduce: Any) -> Value | None:
+    x, dims, keepdim = (*node.args, None, False)[:3]
+    view = low.view(x)
+    out = low.result(node)
+    kept = places(dims, len(view.shape))
+    whole = out if keepdim else _with_ones(out, kept)
+    low.call(reduce(view, whole, kept))
+    return out
+
+
+def _with_ones(view: View, dims: list[int]) -> View:
+    shape, strides = list(view.shape), list(view.strides)
+    for dim in sorted(dims):
+        shape.insert(dim, 1)
+        strides.insert(dim, 0)
+    return view._replace(shape=tuple(shape), strides=tuple(strides))
+
+
+def _max_pool(low: Lowering, node: Node) -> Value | None:
+    if any(user.target is not getitem or user.args[1] for user in node.users):
+        return None  # the places of the maxima
+    x, kernel, stride, padding, dilation, ceil = arguments(node)
+    if ceil or len(x.meta["shape"]) != 4:
+        return None
+    first = next(iter(node.users))
+    out = low.images_out(first)
+    low.call(pooling.max_pool(low.images(x), out, _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation)))
+    return (out,)
+
+
+def _average_pool(low: Lowering, node: Node) -> Value | None:
+    x, kernel, stride, padding, ceil, counted, divisor = arguments(node)
+    if ceil or divisor is not None or len(x.meta["shape"]) != 4:
+        return None
+    out = low.images_out(node)
+    low.call(pooling.average_pool(low.images(x), out, _pair(kernel), _pair(stride or kernel), _pair(padding), counted))
+    return out
+
+
+def _pair(sizes: list[int]) -> tuple[int, int]:
+    return sizes[0], sizes[-1]
+
+
+WAYS: dict[Any, Way] = {
+    **ELEMENTWISE,
+    **dict.fromkeys(convolutions.UPSAMPLINGS, convolutions.upsample),
+    ours.group_norm.default: norms.group_norm,
+    ours.channel_norm.default: norms.channel_norm,
+    position_norm: norms.norm_of_positions,
+    convolution: convolutions.fused,
+    aten.convolution.default: convolutions.plain,
+    aten.constant_pad_nd.default: convolutions.pad,
+    aten.linear.default: _linear,
+    aten.scaled_dot_product_attention.default: _softmax_attention,
+    attention_of: _linear_attention,
+    aten.cat.default: concatenate,
+    aten.bmm.default: _product,
+    aten.mm.default: _product,
+    aten._softmax.default: _softmax,
+    aten.mean.dim: lambda low, node: _reduced(low, node, mean),
+    aten.sum.dim_IntList: lambda low, node: _reduced(low, node, total),
+    aten.max_pool2d_with_indices.default: _max_pool,
+    aten.avg_pool2d.default: _average_pool,
+}

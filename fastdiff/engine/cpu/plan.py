@@ -1,0 +1,136 @@
+"""A lowered graph with its memory, ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.engine.cpu.arena import Buffer, layout
+from fastdiff.engine.cpu.lowering import Input, Loose, Lowering, Outside, replaced
+from fastdiff.engine.cpu.views import tensor
+from fastdiff.kernels.cpu.plan import Call, Code, Program, Table, View, assembled, place
+
+Given = Tensor | Table  # an input's memory
+
+
+class Plan:
+    """What a lowered graph does, with a place for each buffer in an arena.
+
+    Attributes:
+        steps: in order.
+        results: of the graph.
+        inputs: how many placeholders there are.
+        outside: the calls of torch among the steps.
+    """
+
+    def __init__(self, low: Lowering) -> None:
+        self.steps, self.results = low.steps, low.results
+        self.constants = low.graph.constants
+        self.outside = [step for step in self.steps if isinstance(step, Outside)]
+        uses = [[view.memory for view in _views(step) if isinstance(view.memory, Buffer)] for step in self.steps]
+        kept = [view.memory for view in self.results if isinstance(view, View) and isinstance(view.memory, Buffer)]
+        self.offsets, self.size = layout(uses, kept)
+
+
+class Bound:
+    """A plan with an arena of its own, and its inputs' memory.
+
+    Args:
+        plan: the plan.
+        inputs: for each placeholder its memory, or one for each half; dense, images in NHWC.
+        after: calls that follow, whose views may be of the plan's memory as well.
+    """
+
+    def __init__(self, plan: Plan, inputs: Sequence[Sequence[Given]], after: Sequence[Call] = ()) -> None:
+        self.plan, self.inputs = plan, inputs
+        self.arena = torch.empty(plan.size, dtype=torch.float32, device="cpu")
+        self.kept: dict[str, Any] = {}
+        self.steps = [*plan.steps, *after]
+
+    def code(self) -> Code:
+        """All of it, if there are no calls of torch."""
+        return assembled(self._calls(self.steps), self._placed)
+
+    def stretches(self, threads: int) -> list[Callable[[int], None]]:
+        """What runs it, stretch by stretch, each for a row of the table."""
+        made: list[Callable[[int], None]] = []
+        waiting: list[Call] = []
+
+        def finish() -> None:
+            if waiting:
+                made.append(_row(Program([assembled(waiting, self._placed)], threads)))
+                waiting.clear()
+
+        for step in self.steps:
+            if isinstance(step, Outside):
+                finish()
+                made.append(self._called(step))
+            else:
+                waiting.append(step)
+        finish()
+        return made
+
+    def _calls(self, steps: Sequence[Call | Outside]) -> Iterator[Call]:
+        for step in steps:
+            if isinstance(step, Outside):
+                raise TypeError(f"{step.node} is no kernel's call")
+            yield step
+
+    def _memory(self, memory: Any) -> Given:
+        if isinstance(memory, Buffer):
+            return self.arena[self.plan.offsets[memory] :]
+        if isinstance(memory, Input):
+            return self.inputs[memory.number][memory.half]
+        given: Given = memory
+        return given
+
+    def _placed(self, memory: Any) -> tuple[int, int]:
+        if isinstance(memory, Buffer):
+            return self.arena.data_ptr() + 4 * self.plan.offsets[memory], 0
+        return place(self._memory(memory))
+
+    def tensor(self, view: View, row: int = 0) -> Tensor:
+        """A view's tensor, which shares its memory."""
+        memory = self._memory(view.memory)
+        return tensor(view, memory.values[row] if isinstance(memory, Table) else memory)
+
+    def _called(self, step: Outside) -> Callable[[int], None]:
+        out = step.out
+
+        def value(one: Any, row: int) -> Any:
+            if isinstance(one, View):
+                return self.tensor(one, row)
+            if not isinstance(one, Loose):
+                return one
+            if one.input is not None:
+                halves = [given.values[row : row + 1] if isinstance(given, Table) else given for given in self.inputs[one.input]]
+                return halves[0] if len(halves) == 1 else torch.cat(halves)
+            return self.kept[one.name] if one.name in self.kept else self.plan.constants[one.name]
+
+        def run(row: int) -> None:
+            args, kwargs = replaced((step.args, step.kwargs), lambda one: value(one, row))
+            result = step.function(*args, **kwargs)
+            if isinstance(out, Loose):
+                self.kept[out.name] = result
+            else:
+                self.tensor(out).copy_(result)
+
+        return run
+
+
+def _row(program: Program) -> Callable[[int], None]:
+    def run(row: int) -> None:
+        program(row, row + 1)
+
+    return run
+
+
+def _views(step: Call | Outside) -> list[View]:
+    if isinstance(step, Call):
+        return [view for view in (*step.reads, *step.writes) if view is not None]
+    found: list[View] = []
+    replaced((step.args, step.kwargs, step.out), lambda one: found.append(one) if isinstance(one, View) else None)
+    return found
