@@ -1,4 +1,5 @@
 /* Linear layers and 1x1 convolutions: rows of channels times a matrix. */
+#include "finish.h"
 #include "plan.h"
 #include "product.h"
 
@@ -31,11 +32,9 @@ void linear(const struct call *call) {
                 const int at = j + k, wide = o - at < VL ? o - at : VL;
                 for (int64_t i = 0; i < many; i++) {
                     const int64_t row = from + i;
-                    vf value = load(products + i * COLUMNS + k);
-                    if (call->at[2]) value += load_some(call->at[2] + row / sharing * apart + at, wide);
-                    value = activate(value, activation);
-                    if (call->at[3]) value += load_some(call->at[3] + row * other + at, wide);
-                    store_some(call->at[4] + row * to + at, value, wide);
+                    finish(load(products + i * COLUMNS + k), call->at[2] ? call->at[2] + row / sharing * apart + at : 0,
+                           call->at[3] ? call->at[3] + row * other + at : 0, call->at[4] + row * to + at, wide,
+                           activation);
                 }
             }
         }

@@ -1,0 +1,100 @@
+/* Convolution of any kernel, stride, padding and dilation, NHWC: what some outputs see is gathered into rows, which a
+ * product with the weights follows. For what winograd.c and linear.c do not take. */
+#include "finish.h"
+#include "plan.h"
+#include "product.h"
+#include "window.h"
+
+enum { POSITIONS = 4 * ROWS, COLUMNS = 2 * VL }; /* outputs at a time, and columns of a panel */
+
+/* These write whole vectors, and so up to VL - 1 floats after the n; what is gathered next goes there. */
+INLINE void clear(float *to, int64_t n) {
+    for (int64_t i = 0; i < n; i += VL) store(to + i, (vf){0});
+}
+
+INLINE void copy(const float *from, int64_t n, float *to) {
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) store(to + i, load(from + i));
+    if (i < n) store(to + i, load_some(from + i, (int)(n - i)));
+}
+
+INLINE void copy_normed(const float *from, int n, const float *scale, const float *shift, float *to) {
+    for (int i = 0; i < n; i += VL) {
+        const int wide = n - i < VL ? n - i : VL;
+        store(to + i, fused(load_some(from + i, wide), load_some(scale + i, wide), load_some(shift + i, wide)));
+    }
+}
+
+/* What the output at a place sees of x, its picture: (taps down, taps across, c), of x scale + shift where scale is not
+ * 0. The padding is 0, not shift. */
+INLINE void gather(const struct window *s, const float *x, struct place p, const float *scale, const float *shift,
+                   float *to) {
+    const int c = s->c;
+    const int64_t top = p.row * s->down.stride - s->down.before, left = p.column * s->across.stride - s->across.before;
+    const int64_t begin = first_tap(s->across, left), end = last_tap(s->across, left), taps = s->across.taps;
+    const int64_t highest = first_tap(s->down, top), lowest = last_tap(s->down, top);
+    const int64_t step = s->across.dilation * s->ld;
+    for (int64_t r = 0; r < s->down.taps; r++, to += taps * c) {
+        if (r < highest || r >= lowest || begin >= end) {
+            clear(to, taps * c);
+            continue;
+        }
+        const float *from =
+            x + ((top + r * s->down.dilation) * s->across.size + left + begin * s->across.dilation) * s->ld;
+        clear(to, begin * c);
+        if (step == c && !scale)
+            copy(from, (end - begin) * c, to + begin * c);
+        else
+            for (int64_t q = begin; q < end; q++, from += step)
+                if (scale)
+                    copy_normed(from, c, scale, shift, to + q * c);
+                else
+                    copy(from, c, to + q * c);
+        clear(to + end * c, (taps - end) * c);
+    }
+}
+
+INLINE int64_t depth(const struct window *s) { return s->down.taps * s->across.taps * s->c; }
+
+int64_t convolution_space(const union number *number) {
+    const struct window s = window_of(number);
+    return POSITIONS * depth(&s) + VL + POSITIONS * COLUMNS;
+}
+
+/* y (n, down, across, o) = activation(conv(x scale + shift) + bias) + residual, x (n, h, w, c).
+ *
+ * Operands: x; scale and shift of a norm (n, 2, c), or 0; weights (taps down, taps across, c; o rounded up to VL) in the
+ * panels of product_panels; bias (o) or 0; residual (n, down, across, o) or 0; y. Numbers: those of window_of; o; how far
+ * a picture's scales lie after those of the one before, and its shifts after its scales; the residual's steps; how far
+ * the bias of a picture lies after that of the one before, 0 for the same; the activation. */
+void convolution(const struct call *call) {
+    const struct window s = window_of(call->number);
+    const union number *number = call->number + WINDOW;
+    const int o = (int)number[0].i, k = (int)depth(&s), activation = (int)number[7].i;
+    const struct steps other = steps_of(number + 3);
+    const int64_t outputs = s.n * s.down.outputs * s.across.outputs, last = share(call, outputs, 1);
+    const float *x = call->at[0], *scales = call->at[1], *bias = call->at[3], *residual = call->at[4];
+    float *products = call->space, *seen = products + POSITIONS * COLUMNS;
+    struct place places[POSITIONS], p = place_of(share(call, outputs, 0), &s);
+    for (int64_t at = share(call, outputs, 0); at < last; at += POSITIONS) {
+        const int many = (int)(last - at < POSITIONS ? last - at : POSITIONS);
+        for (int i = 0; i < many; i++, p = after(p, &s)) {
+            const float *scale = scales ? scales + p.picture * number[1].i : 0;
+            const float *picture = x + p.picture * s.down.size * s.across.size * s.ld;
+            gather(&s, picture, p, scale, scale ? scale + number[2].i : 0, seen + (int64_t)i * k);
+            places[i] = p;
+        }
+        for (int j = 0; j < o; j += COLUMNS) {
+            const float *panel = call->at[2] + (int64_t)j * k;
+            if (o - j > VL)
+                strip(2, many, k, seen, k, 1, panel, 2 * VL, products, COLUMNS);
+            else
+                strip(1, many, k, seen, k, 1, panel, VL, products, COLUMNS);
+            for (int v = j; v < j + COLUMNS && v < o; v += VL)
+                for (int i = 0; i < many; i++)
+                    finish(load(products + i * COLUMNS + v - j), bias ? bias + places[i].picture * number[6].i + v : 0,
+                           residual ? residual + offset(other, places[i]) + v : 0,
+                           call->at[5] + offset(s.y, places[i]) + v, o - v < VL ? o - v : VL, activation);
+        }
+    }
+}
