@@ -29,9 +29,11 @@ static inline int64_t share(const struct call *call, int64_t count, int next) {
     DO(average_pool)                                                                                                   \
     DO(convolution)                                                                                                    \
     DO(depthwise)                                                                                                      \
+    DO(denoise_step)                                                                                                   \
     DO(linear)                                                                                                         \
     DO(max_pool)                                                                                                       \
     DO(norm_statistics)                                                                                                \
+    DO(normals)                                                                                                        \
     DO(scale_shift)                                                                                                    \
     DO(winograd)
 

@@ -1,0 +1,195 @@
+/* One step of a sampler; the equations stand at the top of kernels/denoise_step.py. The operations are in the order of
+ * its reference, none is fused, and all are element by element, except for the bound of dynamic thresholding. */
+#include "philox.h"
+
+enum { POSITIONS = 256 }; /* of a picture at a time */
+enum clip { UNCLIPPED, LIMIT, SAMPLE, DYNAMIC };
+enum { GREATEST = 0x7fffffff }; /* the bits of a NaN that no |number| exceeds */
+
+/* The numbers and operands of a call, by name. */
+struct step {
+    int64_t pictures, p, ld, conditional; /* positions of a picture; out's ld; pictures before the one with a context */
+    int64_t first;                        /* sample of the key that is the first picture */
+    int c, clip;
+    double clipped; /* the bound or the quantile */
+    const float *out, *row, *noise, *bounds, *scale; /* row: p, q, a, b, c, s; scale: guidance's g */
+    const void *key;
+    float *x, *x0;
+};
+
+static struct step named(const struct call *call) {
+    const union number *number = call->number;
+    float *const *at = call->at;
+    return (struct step){.pictures = number[0].i,
+                         .c = (int)number[1].i,
+                         .p = number[2].i,
+                         .ld = number[3].i,
+                         .conditional = number[4].i,
+                         .first = number[5].i,
+                         .clip = (int)number[6].i,
+                         .clipped = number[7].r,
+                         .out = at[1],
+                         .row = at[2],
+                         .noise = at[4],
+                         .key = at[5],
+                         .bounds = at[6],
+                         .scale = at[7],
+                         .x = at[8],
+                         .x0 = at[9]};
+}
+
+/* Elements of a picture at a time. */
+static int64_t some(int64_t c, int64_t p) { return c * (p < POSITIONS ? p : POSITIONS); }
+
+int64_t denoise_step_space(const union number *number) {
+    const int64_t c = number[1].i, p = number[2].i;
+    return 4 * some(c, p) + 4 * c + (number[6].i == DYNAMIC ? c * p + VL : 0);
+}
+
+/* (positions, c), rows ld apart, as dense rows: where they are, or copied to `copy`. */
+INLINE const float *dense(const float *out, int64_t positions, int c, int64_t ld, float *copy) {
+    if (ld == c) return out;
+    for (int64_t i = 0; i < positions; i++)
+        for (int j = 0; j < c; j++) copy[i * c + j] = out[i * ld + j];
+    return copy;
+}
+
+/* Picture b's predictions at positions from .. from + positions - 1. */
+struct predictions {
+    const float *out, *conditional; /* dense; the latter 0 without guidance */
+};
+
+static struct predictions predictions(const struct step *step, int64_t b, int64_t from, int64_t positions,
+                                      float *space) {
+    const float *out = step->out + (b * step->p + from) * step->ld;
+    struct predictions made = {.out = dense(out, positions, step->c, step->ld, space)};
+    if (step->scale)
+        made.conditional = dense(out + step->conditional * step->p * step->ld, positions, step->c, step->ld,
+                                 space + some(step->c, step->p));
+    return made;
+}
+
+/* n elements of p x + q out, not clipped. */
+INLINE vf predicted(const struct step *step, struct predictions one, int64_t i, vf x, int n) {
+    vf out = load_some(one.out + i, n);
+    if (one.conditional) out = out + *step->scale * (load_some(one.conditional + i, n) - out);
+    return x * step->row[0] + out * step->row[1];
+}
+
+/* How many of the vectors' entries are less than the value; all are positive numbers, or infinite or NaN, and as
+ * integers in the order of torch.sort. */
+static int64_t less(const float *v, int64_t vectors, int32_t value) {
+    vi count = {0};
+    for (int64_t i = 0; i < vectors; i++) count -= (vi)load(v + i * VL) < value;
+    int64_t total = 0;
+    for (int i = 0; i < VL; i++) total += count[i];
+    return total;
+}
+
+/* The k-th least entry: the largest value that no more than k are less than, found bit by bit. */
+static int32_t least(const float *v, int64_t vectors, int64_t k) {
+    int32_t value = 0;
+    for (int bit = 30; bit >= 0; bit--)
+        if (less(v, vectors, value | 1 << bit) <= k) value |= 1 << bit;
+    return value;
+}
+
+static float number_of(int32_t bits) {
+    float number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+/* Dynamic thresholding's bound (Saharia et al. 2022, section 2.3): max(1, quantile of |x0|), by torch.lerp's formula.
+ * size has place for a picture and a vector more. */
+static float dynamic_bound(const struct step *step, int64_t b, float *size, float *space) {
+    const int64_t elements = step->c * step->p, vectors = (elements + VL - 1) / VL;
+    const float *x = step->x + b * elements;
+    for (int64_t from = 0; from < step->p; from += POSITIONS) {
+        const int64_t positions = step->p - from < POSITIONS ? step->p - from : POSITIONS, start = from * step->c;
+        const struct predictions one = predictions(step, b, from, positions, space);
+        for (int64_t i = 0; i < positions * step->c; i += VL) {
+            const int n = (int)(positions * step->c - i < VL ? positions * step->c - i : VL);
+            const vi x0 = (vi)predicted(step, one, i, load_some(x + start + i, n), n);
+            store_some(size + start + i, (vf)(x0 & GREATEST), n);
+        }
+    }
+    for (int64_t i = elements; i < vectors * VL; i++) size[i] = number_of(GREATEST);
+    const double place = step->clipped * (double)(elements - 1);
+    const int64_t below = (int64_t)place;
+    const int32_t low = least(size, vectors, below);
+    const int32_t high = below + 1 < elements ? least(size, vectors, below + 1) : low;
+    const float start = number_of(low), end = number_of(high), weight = (float)(place - (double)below);
+    const float bound = weight < 0.5f ? start + weight * (end - start) : end - (end - start) * (1 - weight);
+    return bound < 1 ? 1 : bound; /* NaN stays NaN */
+}
+
+/* The noise of picture b at positions from .. from + positions - 1, (positions, c): a sample's elements are counted in
+ * the order (c, p), so each channel's are made in a row of space, and then read across. */
+static const float *normals_at(const struct step *step, int64_t b, uint32_t draw, int64_t from, int64_t positions,
+                               float *space) {
+    const int64_t sample = step->first + b, whole = positions == step->p, c = step->c;
+    const int64_t apart = whole ? positions : positions + 4;
+    float *made = space, *across = space + some(c, step->p) + 4 * c;
+    if (whole) normals_of(step->key, sample, draw, 0, c * positions, made);
+    for (int64_t j = 0; j < c; j++) {
+        const int64_t element = j * step->p + from, before = element % 4;
+        float *row = made + j * apart;
+        if (!whole) {
+            normals_of(step->key, sample, draw, element - before, element + positions, row);
+            row += before;
+        }
+        if (c == 1) return row;
+        for (int64_t i = 0; i < positions; i++) across[i * c + j] = row[i];
+    }
+    return across;
+}
+
+/* Step n elements; each pointer is at the first of them, or 0. */
+static void advance(const struct step *step, struct predictions one, int64_t n, float bound, const float *noise,
+                    float *x, float *x0) {
+    const float *row = step->row;
+    const int divide = step->clip == SAMPLE || step->clip == DYNAMIC;
+    for (int64_t i = 0; i < n; i += VL) {
+        const int wide = (int)(n - i < VL ? n - i : VL);
+        vf v = load_some(x + i, wide), now = predicted(step, one, i, v, wide);
+        if (step->clip) now = minimum(all(bound), maximum(all(-bound), now)); /* NaN stays NaN */
+        if (divide) now = now / bound;
+        v = v * row[2] + now * row[3];
+        if (x0) {
+            if (row[4] != 0) v += load_some(x0 + i, wide) * row[4];
+            store_some(x0 + i, now, wide);
+        }
+        if (noise) v += load_some(noise + i, wide) * row[5];
+        store_some(x + i, v, wide);
+    }
+}
+
+/* Operands: x, out, row, x0, noise, key, bounds, scale, x again, x0 again, the latter two written. x, x0 and noise are
+ * (pictures, p, c); out too, with any ld, and more pictures where guided; row (6); key two int64, the seed and a
+ * sample; bounds (pictures); scale one number. x0, noise, key, bounds and scale may be 0; of noise and key one is.
+ *
+ * Numbers: pictures, c, p; out's ld; after how many pictures the one with a context follows; how many samples after
+ * the key's the first picture is; enum clip; the bound or the quantile, a real. */
+void denoise_step(const struct call *call) {
+    const struct step step = named(call);
+    const int64_t piece = some(step.c, step.p);
+    float *out = call->space, *noise = out + 2 * piece, *size = noise + 2 * piece + 4 * step.c;
+    /* A bound needs all of x, which another part might have stepped; so pictures are shared then, else pieces. */
+    const int64_t pieces = (step.p + POSITIONS - 1) / POSITIONS;
+    const int64_t units = step.clip == DYNAMIC ? step.pictures : step.pictures * pieces;
+    const int64_t each = step.clip == DYNAMIC ? pieces : 1;
+    const int drawn = step.key && step.row[5] != 0;
+    float bound = (float)step.clipped;
+    for (int64_t i = share(call, units, 0) * each; i < share(call, units, 1) * each; i++) {
+        const int64_t b = i / pieces, from = i % pieces * POSITIONS;
+        const int64_t positions = step.p - from < POSITIONS ? step.p - from : POSITIONS;
+        const int64_t at = (b * step.p + from) * step.c;
+        if (step.clip == SAMPLE) bound = step.bounds[b];
+        if (step.clip == DYNAMIC && from == 0) bound = dynamic_bound(&step, b, size, out);
+        const float *normals = step.noise ? step.noise + at : 0;
+        if (drawn) normals = normals_at(&step, b, (uint32_t)(call->row + 1), from, positions, noise);
+        advance(&step, predictions(&step, b, from, positions, out), positions * step.c, bound, normals, step.x + at,
+                step.x0 ? step.x0 + at : 0);
+    }
+}
