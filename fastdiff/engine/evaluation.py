@@ -34,6 +34,7 @@ from fastdiff.capture.program import program
 from fastdiff.capture.refusal import NotRecordableError
 from fastdiff.capture.split import Split
 from fastdiff.engine import cuda
+from fastdiff.engine.cpu.function import PlannedFunction
 from fastdiff.engine.cpu.operations import planned
 from fastdiff.engine.cpu.step import PlannedStep
 from fastdiff.engine.memory import held_bytes
@@ -274,22 +275,16 @@ def _programs(graphs: Split, given: Given) -> Parts:
         _fuse(graph, given)
         return graph
 
-    step: Callable[..., Tensor]
+    def contexts_first(context: Callable[..., tuple[Tensor, ...]]) -> Callable[[Tensor | None], tuple[Tensor, ...]]:
+        return lambda contexts: context() if contexts is None else context(contexts)
+
+    time, context = at_batch(graphs.time, ROWS), fused(graphs.context, given.batch)
     if _in_c(given):
-        samples, threads = given.batch // given.halves, torch.get_num_threads()
-        step = PlannedStep(lambda batch: planned(fused(graphs.step, batch), given.halves), samples, given.halves, threads)
-    else:
-        run = program(fused(graphs.step, given.batch))
-
-        def step(*inputs: Tensor) -> Tensor:
-            return run(*inputs)[0]
-
-    of_context = program(fused(graphs.context, given.batch))
-    return Parts(
-        program(at_batch(graphs.time, ROWS)),
-        lambda contexts: of_context() if contexts is None else of_context(contexts),
-        step,
-    )
+        before = [PlannedFunction(planned(graph, batch)) for graph, batch in ((time, ROWS), (context, given.batch))]
+        step = PlannedStep(lambda batch: planned(fused(graphs.step, batch), batch, given.halves), given.batch, given.halves)
+        return Parts(before[0], contexts_first(before[1]), step)
+    run = program(fused(graphs.step, given.batch))
+    return Parts(program(time), contexts_first(program(context)), lambda *inputs: run(*inputs)[0])
 
 
 def _fuse(graph: Graph, given: Given) -> None:

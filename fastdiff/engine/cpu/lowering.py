@@ -77,8 +77,9 @@ class Lowering:
     """One graph, lowered.
 
     Args:
-        graph: of one batch, after the passes; its first placeholder is x, of images.
+        graph: of one batch, after the passes.
         ways: for an operation how it is lowered; None for a node means that torch computes it.
+        batch: of the graph.
         halves: 2 where the inputs of the batch come in two halves, as with guidance.
 
     Attributes:
@@ -86,14 +87,13 @@ class Lowering:
         results: of the graph.
     """
 
-    def __init__(self, graph: Graph, ways: dict[Any, Way], halves: int = 1) -> None:
-        self.graph, self.ways, self.halves = graph, ways, halves
+    def __init__(self, graph: Graph, ways: dict[Any, Way], batch: int, halves: int = 1) -> None:
+        self.graph, self.ways, self.batch, self.halves = graph, ways, batch, halves
         self.steps: list[Call | Outside] = []
         self.values: dict[Node, Value] = {}
         self.packed: dict[Any, Any] = {}
         self._homes = _homes(graph)
         nodes = list(graph.nodes.nodes)
-        self.batch = nodes[0].meta["shape"][0]
         for number, node in enumerate(node for node in nodes if node.op == "placeholder"):
             self.values[node] = self._input(number, node)
         for node in nodes:
@@ -108,7 +108,7 @@ class Lowering:
         shape = tuple(node.meta["shape"])
         if node.meta["dtype"] != torch.float32:
             return Loose(node.name, number)
-        order = NHWC if number == 0 and len(shape) == 4 else None
+        order = NHWC if number == 0 and len(shape) == 4 else None  # x; all else is contiguous
         if self.halves == 1 or not shape or shape[0] != self.batch:
             return dense(Input(number), shape, order)
         whole, size = dense(self.buffer(shape), shape, order), self.batch // self.halves

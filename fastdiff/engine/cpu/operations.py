@@ -24,9 +24,9 @@ from fastdiff.kernels.folded_attention import FoldedAttention
 from fastdiff.kernels.position_norm import position_norm
 
 
-def planned(graph: Graph, halves: int = 1) -> Plan:
+def planned(graph: Graph, batch: int, halves: int = 1) -> Plan:
     """The plan of a graph of one batch after the passes; see Lowering."""
-    return Plan(Lowering(graph, WAYS, halves))
+    return Plan(Lowering(graph, WAYS, batch, halves))
 
 
 def _linear(low: Lowering, node: Node) -> Value | None:

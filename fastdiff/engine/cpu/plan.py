@@ -97,18 +97,20 @@ class Bound:
         memory = self._memory(view.memory)
         return tensor(view, memory.values[row] if isinstance(memory, Table) else memory)
 
+    def loose(self, one: Loose, row: int = 0) -> Any:
+        """What torch keeps."""
+        if one.input is None:
+            return self.kept[one.name] if one.name in self.kept else self.plan.constants[one.name]
+        (given,) = self.inputs[one.input]
+        return given.values[row : row + 1] if isinstance(given, Table) else given
+
     def _called(self, step: Outside) -> Callable[[int], None]:
         out = step.out
 
         def value(one: Any, row: int) -> Any:
             if isinstance(one, View):
                 return self.tensor(one, row)
-            if not isinstance(one, Loose):
-                return one
-            if one.input is not None:
-                halves = [given.values[row : row + 1] if isinstance(given, Table) else given for given in self.inputs[one.input]]
-                return halves[0] if len(halves) == 1 else torch.cat(halves)
-            return self.kept[one.name] if one.name in self.kept else self.plan.constants[one.name]
+            return self.loose(one, row) if isinstance(one, Loose) else one
 
         def run(row: int) -> None:
             args, kwargs = replaced((step.args, step.kwargs), lambda one: value(one, row))

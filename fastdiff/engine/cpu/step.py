@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdiff.engine.cpu.plan import Bound, Given, Plan
 from fastdiff.kernels.cpu.denoise_step import denoise_step
+from fastdiff.kernels.cpu.philox import key_view
 from fastdiff.kernels.cpu.plan import Call, Program, Table, View
 from fastdiff.kernels.cpu.pointwise import pointwise
 
@@ -35,12 +36,12 @@ class PlannedStep:
 
     Args:
         lowered: the number of pictures that the network is given → its plan.
-        samples: of a batch.
-        halves: 2 with guidance: the network is given the samples twice.
-        threads: how many there are.
+        batch: of these.
+        halves: 2 with guidance: each sample is given twice, in two halves.
     """
 
-    def __init__(self, lowered: Callable[[int], Plan], samples: int, halves: int, threads: int) -> None:
+    def __init__(self, lowered: Callable[[int], Plan], batch: int, halves: int) -> None:
+        samples, threads = batch // halves, torch.get_num_threads()
         self.samples, self.halves, self.threads = samples, halves, threads
         sizes = _sizes(samples, threads)
         plans = {size: lowered(size * halves) for size in set(sizes)}
@@ -89,18 +90,19 @@ class PlannedStep:
 
         def bound(share: Share) -> Bound:
             own = slice(share.first, share.first + share.count)
-            images = [None if one is None else View.of(one[own]) for one in (state.x0_prev, state.noise)]
+            x0_prev, noise = (None if one is None else View.of(one[own]) for one in (state.x0_prev, state.noise))
             result = share.plan.results[0]
             assert isinstance(result, View)
             update = denoise_step(
                 View.of(state.x[own]),
                 result,
                 rows,
-                *images,
-                key=state.key,
-                ahead=share.first,
+                x0_prev,
+                noise=noise,
+                key=None if state.key is None else key_view(state.key),
                 clip=state.clip,
-                guidance_scale=state.guidance_scale,
+                guidance_scale=None if state.guidance_scale is None else View.of(state.guidance_scale),
+                ahead=share.first,
             )
             return self._bound(share, [state.x[own]] * self.halves, [*map(Table, prediction.tables), *prediction.context], [update])
 
