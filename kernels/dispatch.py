@@ -39,8 +39,8 @@ def using(backend: str) -> Iterator[None]:
 
     Args:
         backend: "auto": Triton for float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and newer,
-            C kernels on a CPU that has a compiler, else the reference. "triton": always Triton, on CUDA or, with TRITON_INTERPRET=1, in Triton's interpreter.
-            "reference": always plain torch.
+            C kernels on a CPU that has a compiler, else the reference. "triton": always Triton, on CUDA or, with
+            TRITON_INTERPRET=1, in Triton's interpreter. "reference": always plain torch.
 
     Raises:
         ValueError: for another name. An operator raises it when "triton" cannot run its input.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,9 @@ def _clipping(op: str, clip: None | float | tuple[str, float] | View, n: int) ->
             return _DYNAMIC, float(clip[1])
     elif clip > 0:
         return _LIMIT, float(clip)
-    raise ValueError(f"{op}: clip = {clip!r}; accepted: None, a positive bound, ('dynamic', quantile in (0, 1]) or ({n},)")
+    raise ValueError(
+        f"{op}: clip = {clip!r}; accepted: None, a positive bound, ('dynamic', quantile in (0, 1]) or ({n},)"
+    )
 
 
 def takes(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale) -> bool:
@@ -84,8 +87,9 @@ def takes(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale) -> 
         all(one.dtype is torch.float32 and one.is_cpu for one in floats)
         and all(_nhwc(one) for one in (x, x0, noise) if one is not None)
         and (_nhwc(out) or View.of(out).pictures() is not None)
-        and all(one is None or one.is_contiguous() for one in (rows, bound, key))
-        and all(one is None or one.is_cpu for one in (index, key))
+        and all(one is None or one.is_contiguous() for one in (rows, bound))
+        and (key is None or (key.dtype is torch.int64 and key.is_cpu and key.is_contiguous()))
+        and index.is_cpu
     )
 
 
@@ -109,12 +113,12 @@ def _nhwc(x: Tensor) -> bool:
 def _prepared(shapes: tuple[torch.Size | None, ...], strides: tuple[int, ...], limit: float | None) -> Prepared:
     """The call for tensors of these shapes, in the order of `step`; the strides are those of out."""
 
-    def view(place: int) -> View | None:
+    def view(place: int) -> Any:
         shape = shapes[place]
         return None if shape is None else View(place, tuple(shape), _strides(shape))
 
-    x, _, rows, x0, noise, key, bound, guidance_scale = map(view, range(len(shapes)))
-    out = View(1, tuple(shapes[1]), strides)
+    x, out, rows, x0, noise, key, bound, guidance_scale = map(view, range(len(shapes)))
+    out = out._replace(strides=strides)
     row = rows._replace(shape=rows.shape[1:], strides=rows.strides[1:])
     clip = limit if bound is None else bound
     return Prepared(denoise_step(x, out, row, x0, noise=noise, key=key, clip=clip, guidance_scale=guidance_scale))
