@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.kernels import checks
-from fastdiff.kernels.dispatch import triton_for
+from fastdiff.kernels.dispatch import c_for, triton_for
 from fastdiff.kernels.library import Kernels, register
 from fastdiff.kernels.philox import normals_reference
 
@@ -165,9 +165,24 @@ def _launch(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale) -
     denoise_step_triton.forward(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale)
 
 
+def _c_takes(x, *others) -> bool:
+    if not c_for(x):
+        return False
+    from fastdiff.kernels.cpu.denoise_step import takes
+
+    return takes(x, *others)
+
+
+def _launch_c(*args) -> None:
+    from fastdiff.kernels.cpu.denoise_step import step
+
+    step(*args)
+
+
 _denoise_step = register(
     "denoise_step(Tensor(a!) x, Tensor out, Tensor rows, Tensor index, Tensor(b!)? x0=None, Tensor? noise=None,"
     " Tensor? key=None, float? limit=None, Tensor? bound=None, Tensor? guidance_scale=None) -> ()",
     _reference,
     Kernels(take=lambda x, *_: triton_for(x.device, x.dtype), launch=_launch, empty=lambda *_: None),
+    Kernels(take=_c_takes, launch=_launch_c, empty=lambda *_: None),
 )

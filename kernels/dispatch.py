@@ -1,4 +1,5 @@
-"""Which implementation of an operator runs: Triton kernels on CUDA devices, the plain torch reference elsewhere."""
+"""Which implementation of an operator runs: Triton kernels on CUDA devices; on a CPU C kernels, where an operator has
+them; the plain torch reference elsewhere."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastdiff.kernels.cpu import compiled
 
 BACKENDS = ("auto", "triton", "reference")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,8 +39,8 @@ def using(backend: str) -> Iterator[None]:
 
     Args:
         backend: "auto": Triton for float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and newer,
-            else the reference. "triton": always Triton, on CUDA or, with TRITON_INTERPRET=1, in Triton's interpreter.
-            "reference": always plain torch.
+            C kernels on a CPU that has a compiler, else the reference. "triton": always Triton, on CUDA or, with
+            TRITON_INTERPRET=1, in Triton's interpreter. "reference": always plain torch.
 
     Raises:
         ValueError: for another name. An operator raises it when "triton" cannot run its input.
@@ -94,6 +97,26 @@ def triton_for(device: torch.device, dtype: torch.dtype) -> bool:
             f"a Triton kernel was asked for on device {device}; accepted: CUDA, or any with TRITON_INTERPRET=1"
         )
     return True
+
+
+def c_for(x: Tensor) -> bool:
+    """Whether operators on x run their C kernels, if they have any for their arguments; compiles them at first.
+
+    Not where the operations inside are to be seen: under autocast, and in torch.func's transforms.
+    """
+    return (
+        x.device.type == "cpu"
+        and backend() == "auto"
+        and not has_no_memory(x)
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and compiled.build_error() is None
+    )
+
+
+def has_no_memory(x: Tensor) -> bool:
+    """Whether x stands for a tensor in a trace, and has no memory that a kernel could read."""
+    return type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 def withheld() -> bool:

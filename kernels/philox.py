@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.kernels import checks
-from fastdiff.kernels.dispatch import triton_for
+from fastdiff.kernels.dispatch import c_for, triton_for
 from fastdiff.kernels.library import Kernels, register
 
 MASK = 0xFFFFFFFF
@@ -196,8 +196,19 @@ def _launch(key: Tensor, draw: int, shape: Sequence[int]) -> Tensor:
     return out
 
 
+def _launch_c(key: Tensor, draw: int, shape: Sequence[int]) -> Tensor:
+    from fastdiff.kernels.cpu.philox import key_view, normals
+    from fastdiff.kernels.cpu.plan import View, run
+
+    out = _empty(key, draw, shape)
+    if out.numel():
+        run([normals(key_view(key.contiguous()), View.of(out), draw)])
+    return out
+
+
 _normals = register(
     "normals(Tensor key, SymInt draw, SymInt[] shape) -> Tensor",
     normals_reference,
     Kernels(take=lambda key, *_: triton_for(key.device, torch.float32), launch=_launch, empty=_empty),
+    Kernels(take=lambda key, *_: c_for(key), launch=_launch_c, empty=_empty),
 )

@@ -147,6 +147,7 @@ _SIGNATURES: dict[str, list[Any]] = {  # all return an int64
     "operands": [],
     "find_kernel": [ctypes.c_char_p],
     "kernel_space": [_INT, _POINTER],
+    "run_call": [_INT, _POINTER, _POINTER, _POINTER, _INT],
     "run_plan": [_POINTER, _INT, _INT, _INT, _INT, ctypes.c_double],
 }
 

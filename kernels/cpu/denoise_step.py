@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from fastdiff.kernels.cpu.plan import Call, View, check_shape, dense, images
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.kernels.cpu.plan import Call, Prepared, View, check_shape, dense, images
 
 _UNCLIPPED, _LIMIT, _SAMPLE, _DYNAMIC = range(4)  # enum clip
 
@@ -68,4 +75,58 @@ def _clipping(op: str, clip: None | float | tuple[str, float] | View, n: int) ->
             return _DYNAMIC, float(clip[1])
     elif clip > 0:
         return _LIMIT, float(clip)
-    raise ValueError(f"{op}: clip = {clip!r}; accepted: None, a positive bound, ('dynamic', quantile in (0, 1]) or ({n},)")
+    raise ValueError(
+        f"{op}: clip = {clip!r}; accepted: None, a positive bound, ('dynamic', quantile in (0, 1]) or ({n},)"
+    )
+
+
+def takes(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale) -> bool:
+    """Whether `step` runs on these tensors: on the CPU, float32, and x, x0, noise and out NHWC."""
+    floats = [one for one in (x, out, rows, x0, noise, bound, guidance_scale) if one is not None]
+    return (
+        all(one.dtype is torch.float32 and one.is_cpu for one in floats)
+        and all(_nhwc(one) for one in (x, x0, noise) if one is not None)
+        and (_nhwc(out) or View.of(out).pictures() is not None)
+        and all(one is None or one.is_contiguous() for one in (rows, bound))
+        and (key is None or (key.dtype is torch.int64 and key.is_cpu and key.is_contiguous()))
+        and index.is_cpu
+    )
+
+
+def step(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale) -> None:
+    """kernels.denoise_step of tensors that `takes` accepts, on the calling thread."""
+    row = int(index)
+    if not 0 <= row < len(rows):
+        raise IndexError(f"denoise_step: index = {row}; accepted: 0 to {len(rows) - 1}")
+    tensors = x, out, rows, x0, noise, key, bound, guidance_scale
+    shapes = tuple([None if one is None else one.shape for one in tensors])
+    addresses = [0 if one is None else one.data_ptr() for one in tensors]
+    addresses[2] += rows.element_size() * row * rows.shape[1]
+    _prepared(shapes, out.stride(), limit)(addresses, row)
+
+
+def _nhwc(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+@functools.lru_cache(maxsize=64)
+def _prepared(shapes: tuple[torch.Size | None, ...], strides: tuple[int, ...], limit: float | None) -> Prepared:
+    """The call for tensors of these shapes, in the order of `step`; the strides are those of out."""
+
+    def view(place: int) -> Any:
+        shape = shapes[place]
+        return None if shape is None else View(place, tuple(shape), _strides(shape))
+
+    x, out, rows, x0, noise, key, bound, guidance_scale = map(view, range(len(shapes)))
+    out = out._replace(strides=strides)
+    row = rows._replace(shape=rows.shape[1:], strides=rows.strides[1:])
+    clip = limit if bound is None else bound
+    return Prepared(denoise_step(x, out, row, x0, noise=noise, key=key, clip=clip, guidance_scale=guidance_scale))
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of dense memory; of four dimensions, NHWC."""
+    if len(shape) == 4:
+        _, c, h, w = shape
+        return h * w * c, 1, w * c, c
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))

@@ -21,7 +21,8 @@ def key_view(key: Tensor) -> View:
     """
     if key.dtype != torch.int64 or key.device.type != "cpu" or key.shape != (2,) or not key.is_contiguous():
         raise ValueError(
-            f"a key of shape {tuple(key.shape)}, {key.dtype} on {key.device}; accepted: (2,), int64 on the CPU, contiguous"
+            f"a key of {key.dtype} on {key.device}, shape {tuple(key.shape)}, strides {key.stride()}; "
+            "accepted: int64 on the CPU, (2,), contiguous"
         )
     return View(key, (2,), (1,))
 

@@ -6,6 +6,7 @@ place of the memory that its views name, and a `Program` runs the result, with s
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -175,28 +176,27 @@ def run(calls: Iterable[Call], threads: int | None = None) -> None:
 
 
 class Prepared:
-    """A call that is made at once, again and again, on other memory each time: a fraction of the time of `run`.
+    """A call that is made again and again on other memory, on the calling thread; a fraction of the time of `run`.
 
     Args:
         call: the memory of its views is the place of an address among those that are given later; none has an offset.
-        threads: that share it.
     """
 
-    def __init__(self, call: Call, threads: int = 1) -> None:
-        self.code, self.threads = assembled([call], placed=lambda place: (0, 0)), threads
-        views = [(at, view) for at, view in enumerate((*call.reads, *call.writes)) if view is not None]
-        self.operands = np.array([2 + 2 * at for at, _ in views])
-        self.places = [view.memory for _, view in views]
+    def __init__(self, call: Call) -> None:
+        self.code = assembled([call], placed=lambda place: (0, 0))
+        self.kernel, self.numbers = map(int, self.code.instructions[0, :2])
+        self.places = [None if view is None else view.memory for view in (*call.reads, *call.writes)]
+        self.operands = ctypes.c_void_p * library().operands()
+        self.space = ctypes.c_float * self.code.space
 
     def __call__(self, addresses: Sequence[int], row: int = 0) -> None:
-        """Run for one row of a sampler's table; calls may overlap in time, each has instructions and space of its own.
+        """Run for one row of a sampler's table; calls may overlap in time.
 
         Args:
-            addresses: of the first element of each memory; whatever is there must live until the end.
+            addresses: of the first element of each memory, which must live until the end.
         """
-        instructions = self.code.instructions.copy()
-        instructions[0, self.operands] = [addresses[place] for place in self.places]
-        Program([self.code._replace(instructions=instructions)], self.threads)(row, row + 1)
+        at = self.operands(*[None if place is None else addresses[place] for place in self.places])
+        library().run_call(self.kernel, self.numbers, at, self.space(), row)
 
 
 def activation_code(op: str, name: str, activation: str | None) -> int:
