@@ -67,6 +67,13 @@ class View(NamedTuple):
         """For (B, C, H, W): how far apart the channels of two neighbouring positions lie, if the memory is NHWC."""
         return self.rows(0, 2, 3, 1)
 
+    def part(self, dim: int, start: int, count: int | None = None, step: int = 1) -> View:
+        """Every step-th of a dimension from start, as many as `count`, or all that there are."""
+        count = -(-(self.shape[dim] - start) // step) if count is None else count
+        shape, strides = list(self.shape), list(self.strides)
+        shape[dim], strides[dim] = count, strides[dim] * step
+        return View(self.memory, tuple(shape), tuple(strides), self.offset + start * self.strides[dim])
+
 
 @dataclass(frozen=True, eq=False)
 class Table:
