@@ -26,10 +26,17 @@ static inline int64_t share(const struct call *call, int64_t count, int next) {
 /* All kernels, and how many floats of space a part needs for these numbers. A result's bits depend on neither the parts
  * nor the other pictures. */
 #define KERNELS(DO)                                                                                                    \
-    DO(winograd)                                                                                                       \
+    DO(attention_context)                                                                                              \
+    DO(attention_output)                                                                                               \
     DO(linear)                                                                                                         \
+    DO(matmul)                                                                                                         \
     DO(norm_statistics)                                                                                                \
-    DO(scale_shift)
+    DO(position_norm)                                                                                                  \
+    DO(reduce)                                                                                                         \
+    DO(scale_shift)                                                                                                    \
+    DO(softmax)                                                                                                        \
+    DO(softmax_attention)                                                                                              \
+    DO(winograd)
 
 #define DECLARED(name)                                                                                                 \
     void name(const struct call *);                                                                                    \
