@@ -35,6 +35,16 @@ static inline int64_t share(const struct call *call, int64_t count, int next) {
     DO(norm_statistics)                                                                                                \
     DO(normals)                                                                                                        \
     DO(scale_shift)                                                                                                    \
+    DO(attention_context)                                                                                              \
+    DO(attention_output)                                                                                               \
+    DO(linear)                                                                                                         \
+    DO(matmul)                                                                                                         \
+    DO(norm_statistics)                                                                                                \
+    DO(position_norm)                                                                                                  \
+    DO(reduce)                                                                                                         \
+    DO(scale_shift)                                                                                                    \
+    DO(softmax)                                                                                                        \
+    DO(softmax_attention)                                                                                              \
     DO(winograd)
 
 #define DECLARED(name)                                                                                                 \

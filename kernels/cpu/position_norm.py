@@ -1,48 +1,42 @@
-"""Norms over the channels of each position by the C kernel; float32."""
+"""Norms over the channels of each position in C."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
 
-from fastdiff.kernels.cpu.compiled import library
-from fastdiff.kernels.cpu.operators import activation_code, dense, pointer
+from fastdiff.kernels.cpu.plan import Call, View, activation_code, check_shape, evenly, per_channel
 
 
 def position_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    x: View,
+    out: View,
+    weight: View | None,
+    bias: View | None,
     eps: float,
     centred: bool,
-    after: str | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """after(n(x) weight + bias) + residual, as kernels.position_norm.
+    activation: str | None = None,
+    residual: View | None = None,
+) -> Call:
+    """activation(n(x) weight + bias) + residual, as kernels.position_norm, over the last dimension.
 
     Args:
-        x: (B, C, H, W) float32 on the CPU, any memory format.
-        weight: C elements, float32, contiguous, or None.
-        bias: likewise.
+        x: (..., C), rows of channels evenly spaced, such as NHWC pictures with the channels moved last.
+        out: as x.
+        weight, bias: (C,), (1, C) or (1, C, 1, 1), or None.
         eps, centred: see kernels.position_norm.
-        after: None, "gelu" (erf), "gelu_tanh", "silu" or "relu".
+        activation: None, "gelu" (erf), "gelu_tanh", "silu" or "relu".
         residual: as x, or None.
-
-    Returns:
-        (B, C, H, W) float32, channels_last.
 
     Raises:
         ValueError: for anything else.
     """
-    op, c = "position_norm", x.shape[1]
-    code = activation_code(op, "after", after)
-    x = x.movedim(1, -1).contiguous()
-    dense(op, "x", x, *x.shape)
-    weight, bias = (one if one is None else one.flatten() for one in (weight, bias))
-    dense(op, "weight", weight, c)
-    dense(op, "bias", bias, c)
-    residual = None if residual is None else dense(op, "residual", residual.movedim(1, -1).contiguous(), *x.shape)
-    out = torch.empty_like(x)
-    addresses = [pointer(one) for one in (x, weight, bias, residual, out)]
-    library().position_norm(*addresses, x.numel() // c, c, centred, eps, code, torch.get_num_threads())
-    return out.movedim(-1, 1)
+    op, (*outer, c) = "position_norm", x.shape
+    check_shape(op, "out", out, x.shape)
+    check_shape(op, "residual", residual, x.shape)
+    dims = range(len(x.shape))
+    steps = [evenly(op, name, one, *dims) for name, one in (("x", x), ("residual", residual), ("out", out))]
+    for name, one in (("weight", weight), ("bias", bias)):
+        per_channel(op, name, one, 1, c)
+    code = activation_code(op, "activation", activation)
+    numbers = math.prod(outer), c, *steps, int(centred), float(eps), code
+    return Call(op, (x, weight, bias, residual), (out,), numbers)

@@ -89,10 +89,34 @@ INLINE vf minimum(vf a, vf b) {
     return pick(a < b, a, b);
 #endif
 }
+typedef float v4 __attribute__((vector_size(16)));
+typedef int32_t i4 __attribute__((vector_size(16)));
+union fours {
+    vf whole;
+    v4 part[VL / 4];
+};
 INLINE float sum(vf v) {
-    float s = 0;
-    for (int i = 0; i < VL; i++) s += v[i];
-    return s;
+    const union fours of = {v};
+    v4 s = of.part[0];
+    for (int i = 1; i < VL / 4; i++) s += of.part[i];
+    return (s[0] + s[1]) + (s[2] + s[3]);
+}
+/* The largest entry; of one that is NaN, NaN or another. */
+INLINE float largest(vf v) {
+    const union fours of = {v};
+    v4 most = of.part[0];
+    for (int i = 1; i < VL / 4; i++) {
+        const i4 more = of.part[i] > most;
+        most = (v4)((more & (i4)of.part[i]) | (~more & (i4)most));
+    }
+    const float a = most[0] > most[1] ? most[0] : most[1], b = most[2] > most[3] ? most[2] : most[3];
+    return a > b ? a : b;
+}
+/* The first n entries of v, and those of other in place of the rest. */
+INLINE vf only(vf v, int n, vf other) {
+    vi lane;
+    for (int i = 0; i < VL; i++) lane[i] = i;
+    return n == VL ? v : pick(lane < n, v, other);
 }
 
 /* e^x by Cephes' expf: x = n ln 2 + r, |r| <= ln 2 / 2, e^x = 2^n e^r, a polynomial in r. x is clamped to -87 .. 88. */

@@ -1,0 +1,20 @@
+/* Where the elements of a view lie. */
+#pragma once
+#include "plan.h"
+
+/* How many elements these dimensions have. */
+static inline int64_t elements(const union number *size, int dims) {
+    int64_t count = 1;
+    while (dims--) count *= size[dims].i;
+    return count;
+}
+
+/* How far the index-th element lies from the first, the last dimension moving fastest. */
+static inline int64_t place(int64_t index, const union number *size, const union number *stride, int dims) {
+    int64_t far = 0;
+    while (dims--) {
+        far += index % size[dims].i * stride[dims].i;
+        index /= size[dims].i;
+    }
+    return far;
+}

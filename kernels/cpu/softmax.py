@@ -1,0 +1,35 @@
+"""Softmax over one dimension in C."""
+
+from __future__ import annotations
+
+from fastdiff.kernels.cpu.dimensions import filled, wrapped
+from fastdiff.kernels.cpu.plan import Call, View, check_shape
+
+MOST_DIMENSIONS = 4
+
+
+def softmax(x: View, out: View, dim: int) -> Call:
+    """softmax(x, dim).
+
+    Fastest where that dimension's elements lie side by side, or those of another dimension, in both views.
+
+    Args:
+        x: at most MOST_DIMENSIONS dimensions, any strides.
+        out: of x's shape, any strides.
+        dim: which is not empty.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    op, rank = "softmax", len(x.shape)
+    if not 1 <= rank <= MOST_DIMENSIONS:
+        raise ValueError(f"{op}: x has shape {x.shape}; accepted: 1 to {MOST_DIMENSIONS} dimensions")
+    check_shape(op, "out", out, x.shape)
+    dim = wrapped(op, dim, rank)
+    if x.shape[dim] < 1:
+        raise ValueError(f"{op}: x has shape {x.shape}; accepted: at least one element in dimension {dim}")
+    others = [at for at in range(rank) if at != dim]
+    others.sort(key=lambda at: x.shape[at] > 1 and x.strides[at] == out.strides[at] == 1)  # the vectors' comes last
+    sizes, *strides = ([each[at] for at in others] for each in (x.shape, x.strides, out.strides))
+    of = x.shape[dim], x.strides[dim], out.strides[dim]
+    return Call(op, (x,), (out,), (*filled(sizes, *strides, rank=MOST_DIMENSIONS - 1), *of))
