@@ -26,10 +26,11 @@ static inline int64_t share(const struct call *call, int64_t count, int next) {
 /* All kernels, and how many floats of space a part needs for these numbers. A result's bits depend on neither the parts
  * nor the other pictures. */
 #define KERNELS(DO)                                                                                                    \
-    DO(winograd)                                                                                                       \
     DO(linear)                                                                                                         \
     DO(norm_statistics)                                                                                                \
-    DO(scale_shift)
+    DO(pointwise)                                                                                                      \
+    DO(scale_shift)                                                                                                    \
+    DO(winograd)
 
 #define DECLARED(name)                                                                                                 \
     void name(const struct call *);                                                                                    \
