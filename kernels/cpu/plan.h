@@ -45,6 +45,8 @@ static inline int64_t share(const struct call *call, int64_t count, int next) {
     DO(scale_shift)                                                                                                    \
     DO(softmax)                                                                                                        \
     DO(softmax_attention)                                                                                              \
+    DO(pointwise)                                                                                                      \
+    DO(scale_shift)                                                                                                    \
     DO(winograd)
 
 #define DECLARED(name)                                                                                                 \

@@ -119,22 +119,32 @@ INLINE vf only(vf v, int n, vf other) {
     return n == VL ? v : pick(lane < n, v, other);
 }
 
-/* e^x by Cephes' expf: x = n ln 2 + r, |r| <= ln 2 / 2, e^x = 2^n e^r, a polynomial in r. x is clamped to -87 .. 88. */
-INLINE vf exponential(vf x) {
-    vf bounded = minimum(all(88.0f), maximum(all(-87.0f), x));
+/* e^x = 2^n (1 + p) by Cephes' expf: x = n ln 2 + r, |r| <= ln 2 / 2, p = e^r - 1 a polynomial in r, all its digits right
+ * near 0 too. Returns p; |x| is below 1000. */
+INLINE vf exponential_parts(vf x, vi *n) {
     const vf magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-    vf n = fused(bounded, all(1.44269504088896341f), magic) - magic;
-    vf r = fused(n, all(-0.693359375f), bounded);
-    r = fused(n, all(2.12194440e-4f), r);
+    const vf whole = fused(x, all(1.44269504088896341f), magic) - magic;
+    vf r = fused(whole, all(-0.693359375f), x);
+    r = fused(whole, all(2.12194440e-4f), r);
     vf p = all(1.9875691500e-4f);
     p = fused(p, r, all(1.3981999507e-3f));
     p = fused(p, r, all(8.3334519073e-3f));
     p = fused(p, r, all(4.1665795894e-2f));
     p = fused(p, r, all(1.6666665459e-1f));
     p = fused(p, r, all(5.0000001201e-1f));
-    p = fused(p, r * r, r) + 1.0f;
-    vi scale = (__builtin_convertvector(n, vi) + 127) << 23;
-    return p * (vf)scale;
+    *n = __builtin_convertvector(whole, vi);
+    return fused(p, r * r, r);
+}
+/* 2^n, n from -126 to 127. */
+INLINE vf power_of_two(vi n) { return (vf)((n + 127) << 23); }
+/* x between two bounds; NaN stays. */
+INLINE vf between(float lowest, vf x, float highest) { return minimum(all(highest), maximum(all(lowest), x)); }
+
+/* e^x, of x clamped to -87 .. 88. */
+INLINE vf exponential(vf x) {
+    vi n;
+    const vf p = exponential_parts(between(-87.0f, x, 88.0f), &n) + 1.0f;
+    return p * power_of_two(n);
 }
 
 /* erf by Abramowitz and Stegun, 7.1.26: absolute error below 1.5e-7. */
