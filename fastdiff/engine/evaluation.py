@@ -295,7 +295,7 @@ def _fuse(graph: Graph, given: Given) -> None:
     if triton:
         fold_linear_attention(graph, lambda channels, width, _: fits_triton(given.dtype, channels, width))
     elif _in_c(given):
-        fold_linear_attention(graph, lambda channels, width, _: attention.fits(channels, width))
+        fold_linear_attention(graph, lambda _, width, __: attention.fits(width))
     fuse_softmax_attention(graph)
     fuse_norms(graph)
     if triton:

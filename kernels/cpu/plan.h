@@ -26,27 +26,23 @@ static inline int64_t share(const struct call *call, int64_t count, int next) {
 /* All kernels, and how many floats of space a part needs for these numbers. A result's bits depend on neither the parts
  * nor the other pictures. */
 #define KERNELS(DO)                                                                                                    \
+    DO(attention_context)                                                                                              \
+    DO(attention_output)                                                                                               \
     DO(average_pool)                                                                                                   \
     DO(convolution)                                                                                                    \
-    DO(depthwise)                                                                                                      \
     DO(denoise_step)                                                                                                   \
+    DO(depthwise)                                                                                                      \
     DO(linear)                                                                                                         \
+    DO(matmul)                                                                                                         \
     DO(max_pool)                                                                                                       \
     DO(norm_statistics)                                                                                                \
     DO(normals)                                                                                                        \
-    DO(scale_shift)                                                                                                    \
-    DO(attention_context)                                                                                              \
-    DO(attention_output)                                                                                               \
-    DO(linear)                                                                                                         \
-    DO(matmul)                                                                                                         \
-    DO(norm_statistics)                                                                                                \
+    DO(pointwise)                                                                                                      \
     DO(position_norm)                                                                                                  \
     DO(reduce)                                                                                                         \
     DO(scale_shift)                                                                                                    \
     DO(softmax)                                                                                                        \
     DO(softmax_attention)                                                                                              \
-    DO(pointwise)                                                                                                      \
-    DO(scale_shift)                                                                                                    \
     DO(winograd)
 
 #define DECLARED(name)                                                                                                 \

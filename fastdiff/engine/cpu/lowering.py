@@ -69,7 +69,7 @@ class Deferred:
         raise NotImplementedError
 
 
-Value = View | Deferred | Loose | tuple
+Value = View | Deferred | Loose | list[View]  # the last is a result in several parts
 Way = Callable[["Lowering", Node], Value | None]
 
 
@@ -122,7 +122,7 @@ class Lowering:
             return self._moved(node)
         if node.target is getitem:
             whole = self.values[node.args[0]]
-            if isinstance(whole, tuple):
+            if isinstance(whole, list):
                 return whole[node.args[1]]
         floats = node.meta.get("dtype", torch.float32) == torch.float32
         if floats and node.target in self.ways and all(map(self._is_view, node.all_input_nodes)):
@@ -161,7 +161,7 @@ class Lowering:
     def value(self, node: Node) -> View | Loose:
         """A result as torch is given it."""
         value = self.values[node]
-        if isinstance(value, tuple):
+        if isinstance(value, list):
             raise TypeError(f"{node} is in several parts")
         return value if isinstance(value, Loose) else self.view(node)
 

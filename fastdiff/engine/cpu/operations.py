@@ -5,6 +5,8 @@ from __future__ import annotations
 from operator import getitem
 from typing import Any
 
+import torch
+
 from fastdiff.capture.graph import Graph
 from fastdiff.capture.passes.match import Node, arguments, aten, constant, ours, places, stored
 from fastdiff.engine.cpu import convolutions, norms
@@ -17,7 +19,7 @@ from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.cpu import attention, linear, pooling
 from fastdiff.kernels.cpu.matmul import matmul
 from fastdiff.kernels.cpu.plan import View
-from fastdiff.kernels.cpu.reduce import mean, total
+from fastdiff.kernels.cpu.reduce import reduce
 from fastdiff.kernels.cpu.softmax import softmax
 from fastdiff.kernels.cpu.softmax_attention import softmax_attention
 from fastdiff.kernels.folded_attention import FoldedAttention
@@ -59,8 +61,9 @@ def _linear_attention(low: Lowering, node: Node) -> Value | None:
     tensors: list[Any] = [constant(low.graph, one) for one in (w_q, w_k, q_bias, *values, bias, shift, gain)]
     w_q, w_k, q_bias, *parts = tensors[:-3]
     packed = attention.pack(FoldedAttention(w_q, w_k, q_bias, tuple(parts), *tensors[-3:], *rest))
-    out = low.images_out(node)
-    low.call(attention.attention_block(low.images(x), packed, out))
+    images, out = low.images(x), low.images_out(node)
+    memory = [low.new(shape(images.shape[0])) for shape in (packed.numbers_shape, packed.context_shape)]
+    low.call(*attention.attention_block(images, packed, out, *memory))
     return out
 
 
@@ -85,22 +88,13 @@ def _order(view: View) -> list[int]:
     return sorted(range(len(view.shape)), key=lambda dim: -view.strides[dim])
 
 
-def _reduced(low: Lowering, node: Node, reduce: Any) -> Value | None:
-    x, dims, keepdim = (*node.args, None, False)[:3]
-    view = low.view(x)
-    out = low.result(node)
-    kept = places(dims, len(view.shape))
-    whole = out if keepdim else _with_ones(out, kept)
-    low.call(reduce(view, whole, kept))
+def _reduced(low: Lowering, node: Node, how: str) -> Value | None:
+    x, dims, _, dtype = arguments(node)
+    view, out = low.view(x), low.result(node)
+    if dtype not in (None, torch.float32):
+        return None
+    low.call(reduce(view, out, places(dims, len(view.shape)), how))
     return out
-
-
-def _with_ones(view: View, dims: list[int]) -> View:
-    shape, strides = list(view.shape), list(view.strides)
-    for dim in sorted(dims):
-        shape.insert(dim, 1)
-        strides.insert(dim, 0)
-    return view._replace(shape=tuple(shape), strides=tuple(strides))
 
 
 def _max_pool(low: Lowering, node: Node) -> Value | None:
@@ -112,7 +106,7 @@ def _max_pool(low: Lowering, node: Node) -> Value | None:
     first = next(iter(node.users))
     out = low.images_out(first)
     low.call(pooling.max_pool(low.images(x), out, _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation)))
-    return (out,)
+    return [out]
 
 
 def _average_pool(low: Lowering, node: Node) -> Value | None:
@@ -144,8 +138,8 @@ WAYS: dict[Any, Way] = {
     aten.bmm.default: _product,
     aten.mm.default: _product,
     aten._softmax.default: _softmax,
-    aten.mean.dim: lambda low, node: _reduced(low, node, mean),
-    aten.sum.dim_IntList: lambda low, node: _reduced(low, node, total),
+    aten.mean.dim: lambda low, node: _reduced(low, node, "mean"),
+    aten.sum.dim_IntList: lambda low, node: _reduced(low, node, "sum"),
     aten.max_pool2d_with_indices.default: _max_pool,
     aten.avg_pool2d.default: _average_pool,
 }

@@ -41,7 +41,7 @@ def dense(memory: Any, shape: Sequence[int], order: Sequence[int] | None = None)
 
 
 def moved(view: View, operation: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
-    """operation(x, *args) of what the view shows: a view, or a tuple of them; None where torch would copy."""
+    """operation(x, *args) of what the view shows: a view, or a list of them; None where torch would copy."""
     if operation in (aten.view.default, aten._unsafe_view.default):
         operation = aten.reshape.default  # torch's own memory may be laid out otherwise
     x = torch.empty_strided(view.shape, view.strides, dtype=torch.float32, device="meta")
@@ -50,7 +50,7 @@ def moved(view: View, operation: Any, args: Sequence[Any] = (), kwargs: dict[str
     if any(part.untyped_storage()._cdata != x.untyped_storage()._cdata for part in parts):
         return None
     made = [View(view.memory, tuple(one.shape), one.stride(), view.offset + one.storage_offset()) for one in parts]
-    return made[0] if isinstance(result, Tensor) else tuple(made)
+    return made[0] if isinstance(result, Tensor) else made
 
 
 def reshaped(view: View, shape: Sequence[int]) -> View | None:
