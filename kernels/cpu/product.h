@@ -8,6 +8,14 @@
 #define ROWS 6 /* 12 sums, 2 vectors of B and one of A, of 16 registers */
 #endif
 
+/* load, exactly once: from a plain one GCC makes an operand of each multiplication, and few rows then wait for the loads
+ * (84, not 115 GFLOP/s of 4 rows on an AMD EPYC). */
+INLINE vf load_once(const float *p) {
+    typedef volatile float vector __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+    const vector *at = (const vector *)p;
+    return (vf)*at;
+}
+
 /* rows by columns VL of C. Callers pass rows and columns as constants, so that the sums stay in registers. */
 INLINE void block(const int rows, const int columns, int k, const float *a, long ra, long ca, const float *b, long rb,
                   float *c, long rc) {
@@ -16,7 +24,7 @@ INLINE void block(const int rows, const int columns, int k, const float *a, long
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < columns; j++) s[i][j] = (vf){0};
     for (int q = 0; q < k; q++) {
-        vf b0 = load(b), b1 = columns > 1 ? load(b + VL) : b0;
+        const vf b0 = load_once(b), b1 = columns > 1 ? load_once(b + VL) : b0;
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
             vf v = all(a[i * ra]);
@@ -33,12 +41,22 @@ INLINE void block(const int rows, const int columns, int k, const float *a, long
     }
 }
 
+/* m rows, in blocks of nearly the same height: in the lowest ones the loads take longer than the multiplications. */
 INLINE void strip(const int columns, int m, int k, const float *a, long ra, long ca, const float *b, long rb, float *c,
                   long rc) {
-    for (; m >= ROWS; m -= ROWS, a += ROWS * ra, c += ROWS * rc) block(ROWS, columns, k, a, ra, ca, b, rb, c, rc);
-    if (m >= 6 && ROWS > 6) block(6, columns, k, a, ra, ca, b, rb, c, rc), m -= 6, a += 6 * ra, c += 6 * rc;
-    if (m >= 4) block(4, columns, k, a, ra, ca, b, rb, c, rc), m -= 4, a += 4 * ra, c += 4 * rc;
-    for (; m > 0; m--, a += ra, c += rc) block(1, columns, k, a, ra, ca, b, rb, c, rc);
+    for (int blocks = (m + ROWS - 1) / ROWS; blocks > 0; blocks--) {
+        const int rows = (m + blocks - 1) / blocks;
+        switch (rows) {
+#define CASE(n)                                                                                                        \
+    case n: block(n, columns, k, a, ra, ca, b, rb, c, rc); break;
+            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if ROWS > 6
+            CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
+#undef CASE
+        }
+        m -= rows, a += rows * ra, c += rows * rc;
+    }
 }
 
 SHARED void product(int m, int n, int k, const float *a, long ra, long ca, const float *b, long rb, float *c, long rc) {

@@ -5,46 +5,97 @@
 #include "product.h"
 
 enum { M = 4, SIDE = M + 2, POINTS = SIDE * SIDE };
+enum { LINE = 16 }; /* floats of a cache line */
 
-/* B^T d of one column (or row) of a tile */
-INLINE void input_1d(const vf *d, int step, vf *t, int to) {
-    const vf d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
-    const vf four = all(4), five = all(-5);
-    const vf even = fused(-four, d2, d4), odd = fused(-four, d1, d3), e = d4 - d2, o = 2.0f * (d3 - d1);
-    t[0] = fused(four, d0, fused(five, d2, d4));
-    t[to] = even + odd;
-    t[2 * to] = even - odd;
-    t[3 * to] = e + o;
-    t[4 * to] = e - o;
-    t[5 * to] = fused(four, d1, fused(five, d3, d5));
+/* Rows 1 to 4 of B^T d, d being a column (or row) of a tile. */
+INLINE void inner_1d(vf d1, vf d2, vf d3, vf d4, vf *t1, vf *t2, vf *t3, vf *t4) {
+    const vf even = fused(all(-4), d2, d4), odd = fused(all(-4), d1, d3), e = d4 - d2, o = d3 - d1, o2 = o + o;
+    *t1 = even + odd;
+    *t2 = even - odd;
+    *t3 = e + o2;
+    *t4 = e - o2;
 }
 
-/* A^T s of one column (or row) of a tile */
-INLINE void output_1d(const vf *s, int step, vf *y, int to) {
-    const vf a = s[step] + s[2 * step], b = s[step] - s[2 * step], c = s[3 * step] + s[4 * step],
-             d = s[3 * step] - s[4 * step];
-    y[0] = s[0] + a + c;
-    y[to] = fused(all(2), d, b);
-    y[2 * to] = fused(all(4), c, a);
-    y[3 * to] = fused(all(8), d, b) + s[5 * step];
+/* Row 0 of B^T d of d0, d2, d4; its row 5 of d1, d3, d5. */
+INLINE vf outer_1d(vf d0, vf d2, vf d4) { return fused(all(4), d0, fused(all(-5), d2, d4)); }
+
+/* A row of B^T d, times B. */
+INLINE float *input_row(const vf *t, float *v, long stride) {
+    vf u[SIDE];
+    inner_1d(t[1], t[2], t[3], t[4], u + 1, u + 2, u + 3, u + 4);
+    u[0] = outer_1d(t[0], t[2], t[4]);
+    u[5] = outer_1d(t[1], t[3], t[5]);
+#pragma GCC unroll 6
+    for (int i = 0; i < SIDE; i++, v += stride) store(v, u[i]);
+    return v;
+}
+
+/* v: B^T d B of a vector of channels of a tile d of x scale + shift; a column of the tile lies `right` after the one
+ * before, a row `down`. In two passes, the inner rows and the outer ones, each of which fits in 32 registers. */
+INLINE void input_vector(const float *x, long down, long right, vf scale, vf shift, int normed, float *v, long stride) {
+#define D(r) (normed ? fused(load(p + (r) * down), scale, shift) : load(p + (r) * down))
+    vf t[4][SIDE];
+    const float *p = x;
+#pragma GCC unroll 6
+    for (int s = 0; s < SIDE; s++, p += right)
+        inner_1d(D(1), D(2), D(3), D(4), &t[0][s], &t[1][s], &t[2][s], &t[3][s]);
+    float *w = v + SIDE * stride;
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) w = input_row(t[r], w, stride);
+    p = x;
+#pragma GCC unroll 6
+    for (int s = 0; s < SIDE; s++, p += right) {
+        t[0][s] = outer_1d(D(0), D(2), D(4));
+        t[1][s] = outer_1d(D(1), D(3), D(5));
+    }
+    input_row(t[0], v, stride);
+    input_row(t[1], w, stride);
+#undef D
 }
 
 /* v: B^T d B of a tile of x scale + shift, or of x where scale is 0. The padding is 0, not shift. */
-INLINE void input_tile(const float *x, long ld, const float *scale, const float *shift, int h, int w,
-                       int c, int top, int left, float *v, long stride) {
+INLINE void input_tile(const float *x, long ld, const float *scale, const float *shift, int h, int w, int c, int top,
+                       int left, float *v, long stride) {
+    const int inside = top >= 0 && left >= 0 && top + SIDE <= h && left + SIDE <= w;
+    x += ((long)top * w + left) * ld;
     for (int i = 0; i < c; i += VL) {
-        int at = i + VL <= c ? i : c - VL; /* the last vector overlaps the one before */
-        vf d[36], t[36], a = scale ? load(scale + at) : all(1), b = scale ? load(shift + at) : all(0);
-        for (int r = 0; r < SIDE; r++)
-            for (int s = 0; s < SIDE; s++) {
-                int y = top + r, z = left + s;
-                const float *from = x + ((long)y * w + z) * ld + at;
-                d[SIDE * r + s] = y >= 0 && y < h && z >= 0 && z < w ? fused(load(from), a, b) : (vf){0};
-            }
-        for (int s = 0; s < SIDE; s++) input_1d(d + s, SIDE, t + s, SIDE);
-        for (int r = 0; r < SIDE; r++) input_1d(t + SIDE * r, 1, d + SIDE * r, 1);
-        for (int f = 0; f < SIDE * SIDE; f++) store(v + f * stride + at, d[f]);
+        const int at = vector_at(i, c);
+        const vf a = scale ? load(scale + at) : all(1), b = scale ? load(shift + at) : all(0);
+        if (inside && scale) {
+            input_vector(x + at, w * ld, ld, a, b, 1, v + at, stride);
+        } else if (inside) {
+            input_vector(x + at, w * ld, ld, a, b, 0, v + at, stride);
+        } else {
+            float tile[SIDE * SIDE * VL];
+            for (int r = 0; r < SIDE; r++)
+                for (int s = 0; s < SIDE; s++) {
+                    const int y = top + r, z = left + s, there = y >= 0 && y < h && z >= 0 && z < w;
+                    store(tile + (SIDE * r + s) * VL, there ? fused(load(x + (r * w + s) * ld + at), a, b) : (vf){0});
+                }
+            input_vector(tile, SIDE * VL, VL, a, b, 0, v + at, stride);
+        }
     }
+}
+
+/* A^T s of one column (or row) of a tile */
+INLINE void output_1d(vf s0, vf s1, vf s2, vf s3, vf s4, vf s5, vf *y0, vf *y1, vf *y2, vf *y3) {
+    const vf a = s1 + s2, b = s1 - s2, c = s3 + s4, d = s3 - s4;
+    *y0 = s0 + a + c;
+    *y1 = fused(all(2), d, b);
+    *y2 = fused(all(4), c, a);
+    *y3 = fused(all(8), d, b) + s5;
+}
+
+/* y: A^T s A of a vector of channels of a tile s. */
+INLINE void output_vector(const float *s, long stride, vf *y) {
+    vf t[M][SIDE];
+    const long step = SIDE * stride;
+#pragma GCC unroll 6
+    for (int c = 0; c < SIDE; c++, s += stride)
+        output_1d(load(s), load(s+step), load(s+2*step), load(s+3*step), load(s+4*step), load(s+5*step), &t[0][c], &t[1][c], &t[2][c], &t[3][c]);
+#pragma GCC unroll 4
+    for (int r = 0; r < M; r++, y += M)
+        output_1d(t[r][0], t[r][1], t[r][2], t[r][3], t[r][4], t[r][5], y, y + 1, y + 2, y + 3);
 }
 
 /* Where results go, and what is added to them: a bias (o) or 0, then an activation, then a residual or 0. */
@@ -58,11 +109,9 @@ struct finish {
 INLINE void output_tile(const float *from, long stride, int h, int w, int o, int top, int left,
                         struct finish to) {
     for (int i = 0; i < o; i += VL) {
-        int at = i + VL <= o ? i : o - VL;
-        vf s[36], t[24];
-        for (int f = 0; f < SIDE * SIDE; f++) s[f] = load(from + f * stride + at);
-        for (int c = 0; c < SIDE; c++) output_1d(s + c, SIDE, t + c, SIDE);
-        for (int r = 0; r < M; r++) output_1d(t + SIDE * r, 1, s + M * r, 1);
+        const int at = vector_at(i, o);
+        vf s[M * M];
+        output_vector(from + at, stride, s);
         vf shift = to.bias ? load(to.bias + at) : (vf){0};
         for (int r = 0; r < M && top + r < h; r++)
             for (int c = 0; c < M && left + c < w; c++) {
@@ -74,11 +123,17 @@ INLINE void output_tile(const float *from, long stride, int h, int w, int o, int
     }
 }
 
-/* Tiles in a block: few, so that their transforms stay in the second-level cache; more where the weights exceed that
- * cache, because every block reads all the weights. */
-INLINE long most_tiles(int c, int o) {
-    long weights = (long)POINTS * c * rounded_up(o) * 4;
-    return weights > (1 << 20) ? 96 : 48;
+/* Tiles in a block: so few that their transforms fill less than half of a second-level cache of 1 MiB, but enough to
+ * compute for as long as the weights take to come from the third level, because every block reads them all. */
+INLINE int most_tiles(int c, int o) {
+    const int fit = 100000 / (POINTS * (rounded_up(c) + rounded_up(o)));
+    return fit < 12 ? 12 : fit;
+}
+
+/* How far the tiles of a point lie after those of the one before. It is an odd number of cache lines, so that the 36
+ * vectors of a tile lie in different sets of the cache: the transforms then take half the time or less. */
+INLINE int64_t apart(int tiles, int channels) {
+    return (((int64_t)tiles * rounded_up(channels) + LINE - 1) / LINE | 1) * LINE;
 }
 
 /* The number of equal blocks of at most `most` tiles; at least one a part if there are 4 tiles a part. */
@@ -96,10 +151,12 @@ struct sizes {
 INLINE void convolve(const struct call *call, struct sizes s) {
     const int h = s.h, w = s.w, c = s.c, o = s.o, down = (h + M - 1) / M, across = (w + M - 1) / M,
               wide = rounded_up(o);
-    const long each = (long)down * across, tiles = s.n * each, most = most_tiles(c, o);
+    const int most = most_tiles(c, o);
+    const long each = (long)down * across, tiles = s.n * each;
+    const int64_t in = apart(most, c), out = apart(most, o);
     const long blocks = count_blocks(tiles, most, call->parts);
     const float *x = call->at[0], *scales = call->at[1], *u = call->at[2], *bias = call->at[3], *residual = call->at[4];
-    float *v = call->space, *products = v + POINTS * most * c;
+    float *v = call->space, *products = v + POINTS * in;
     for (long b = share(call, blocks, 0); b < share(call, blocks, 1); b++) {
         const long from = tiles * b / blocks;
         const int many = (int)(tiles * (b + 1) / blocks - from);
@@ -107,10 +164,11 @@ INLINE void convolve(const struct call *call, struct sizes s) {
             const long image = (from + t) / each, place = (from + t) % each;
             const float *scale = scales ? scales + 2 * image * c : 0;
             input_tile(x + image * h * w * s.ld, s.ld, scale, scale ? scale + c : 0, h, w, c,
-                       (int)(place / across) * M - 1, (int)(place % across) * M - 1, v + (long)t * c, most * c);
+                       (int)(place / across) * M - 1, (int)(place % across) * M - 1, v + (int64_t)t * rounded_up(c), in);
         }
         for (int f = 0; f < POINTS; f++)
-            product_panels(many, wide, c, v + f * most * c, c, u + (long)f * c * wide, products + f * most * wide, wide);
+            product_panels(many, wide, c, v + f * in, rounded_up(c), u + (long)f * c * wide, products + f * out,
+                           wide);
         for (int t = 0; t < many; t++) {
             const long image = (from + t) / each, place = (from + t) % each, start = image * h * w;
             const struct finish to = {.bias = bias ? bias + image * s.apart : 0,
@@ -119,7 +177,7 @@ INLINE void convolve(const struct call *call, struct sizes s) {
                                       .residual_ld = s.residual_ld,
                                       .ld = s.result_ld,
                                       .activation = s.activation};
-            output_tile(products + (long)t * wide, most * wide, h, w, o, (int)(place / across) * M,
+            output_tile(products + (long)t * wide, out, h, w, o, (int)(place / across) * M,
                         (int)(place % across) * M, to);
         }
     }
@@ -127,7 +185,7 @@ INLINE void convolve(const struct call *call, struct sizes s) {
 
 int64_t winograd_space(const union number *number) {
     const int c = (int)number[3].i, o = (int)number[4].i;
-    return POINTS * most_tiles(c, o) * (c + rounded_up(o));
+    return POINTS * (apart(most_tiles(c, o), c) + apart(most_tiles(c, o), o));
 }
 
 /* y (n, h, w, o) = activation(conv(x scale + shift) + bias) + residual, x (n, h, w, c); c and o at least VL.
