@@ -10,14 +10,14 @@ enum { GREATEST = 0x7fffffff }; /* the bits of a NaN that no |number| exceeds */
 struct step {
     int64_t pictures, p, ld, conditional; /* positions of a picture; out's ld; pictures before the one with a context */
     int64_t first;                        /* sample of the key that is the first picture */
-    int c, clip;
+    int c, clip;                          /* channels; an enum clip */
     double clipped; /* the bound or the quantile */
     const float *out, *row, *noise, *bounds, *scale; /* row: p, q, a, b, c, s; scale: guidance's g */
     const void *key;
     float *x, *x0;
 };
 
-static struct step named(const struct call *call) {
+static struct step step_of(const struct call *call) {
     const union number *number = call->number;
     float *const *at = call->at;
     return (struct step){.pictures = number[0].i,
@@ -38,12 +38,12 @@ static struct step named(const struct call *call) {
                          .x0 = at[9]};
 }
 
-/* Elements of a picture at a time. */
-static int64_t some(int64_t c, int64_t p) { return c * (p < POSITIONS ? p : POSITIONS); }
+/* How many elements of a picture are stepped at a time. */
+static int64_t piece(int64_t c, int64_t p) { return c * (p < POSITIONS ? p : POSITIONS); }
 
 int64_t denoise_step_space(const union number *number) {
     const int64_t c = number[1].i, p = number[2].i;
-    return 4 * some(c, p) + 4 * c + (number[6].i == DYNAMIC ? c * p + VL : 0);
+    return 4 * piece(c, p) + 4 * c + (number[6].i == DYNAMIC ? c * p + VL : 0);
 }
 
 /* (positions, c), rows ld apart, as dense rows: where they are, or copied to `copy`. */
@@ -65,7 +65,7 @@ static struct predictions predictions(const struct step *step, int64_t b, int64_
     struct predictions made = {.out = dense(out, positions, step->c, step->ld, space)};
     if (step->scale)
         made.conditional = dense(out + step->conditional * step->p * step->ld, positions, step->c, step->ld,
-                                 space + some(step->c, step->p));
+                                 space + piece(step->c, step->p));
     return made;
 }
 
@@ -130,7 +130,7 @@ static const float *normals_at(const struct step *step, int64_t b, uint32_t draw
                                float *space) {
     const int64_t sample = step->first + b, whole = positions == step->p, c = step->c;
     const int64_t apart = whole ? positions : positions + 4;
-    float *made = space, *across = space + some(c, step->p) + 4 * c;
+    float *made = space, *across = space + piece(c, step->p) + 4 * c;
     if (whole) normals_of(step->key, sample, draw, 0, c * positions, made);
     for (int64_t j = 0; j < c; j++) {
         const int64_t element = j * step->p + from, before = element % 4;
@@ -172,9 +172,9 @@ static void advance(const struct step *step, struct predictions one, int64_t n, 
  * Numbers: pictures, c, p; out's ld; after how many pictures the one with a context follows; how many samples after
  * the key's the first picture is; enum clip; the bound or the quantile, a real. */
 void denoise_step(const struct call *call) {
-    const struct step step = named(call);
-    const int64_t piece = some(step.c, step.p);
-    float *out = call->space, *noise = out + 2 * piece, *size = noise + 2 * piece + 4 * step.c;
+    const struct step step = step_of(call);
+    const int64_t one = piece(step.c, step.p);
+    float *out = call->space, *noise = out + 2 * one, *size = noise + 2 * one + 4 * step.c;
     /* A bound needs all of x, which another part might have stepped; so pictures are shared then, else pieces. */
     const int64_t pieces = (step.p + POSITIONS - 1) / POSITIONS;
     const int64_t units = step.clip == DYNAMIC ? step.pictures : step.pictures * pieces;

@@ -30,6 +30,7 @@ INLINE void wide_product(vu a, uint32_t m, vu *high, vu *low) {
 
 /* The words of a counter, in place. */
 INLINE void philox4x32(vu counter[4], uint32_t key0, uint32_t key1) {
+#pragma GCC unroll 10
     for (int round = 0; round < 10; round++) {
         vu high0, low0, high1, low1;
         wide_product(counter[0], 0xD2511F53, &high0, &low0);
