@@ -54,7 +54,7 @@ INLINE vf mish(vf x) {
 #define OPERATIONS(DO)                                                                                                 \
     DO(ADD, x + y)                                                                                                     \
     DO(SUB, x - y)                                                                                                     \
-    DO(MUL, x *y)                                                                                                      \
+    DO(MUL, x * y)                                                                                                     \
     DO(DIV, x / y)                                                                                                     \
     DO(MAXIMUM, larger(x, y))                                                                                          \
     DO(MINIMUM, smaller(x, y))                                                                                         \
@@ -72,7 +72,7 @@ INLINE vf mish(vf x) {
     DO(SQRT, lanes(sqrtf, x))                                                                                          \
     DO(RSQRT, 1.0f / lanes(sqrtf, x))                                                                                  \
     DO(RECIPROCAL, 1.0f / x)                                                                                           \
-    DO(SQUARE, x *x)                                                                                                   \
+    DO(SQUARE, x * x)                                                                                                  \
     DO(ERF, lanes(erff, x))                                                                                            \
     DO(GELU, activate(x, GELU))                                                                                        \
     DO(GELU_TANH, activate(x, GELU_TANH))                                                                              \
