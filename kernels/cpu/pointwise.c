@@ -54,7 +54,7 @@ INLINE vf mish(vf x) {
 #define OPERATIONS(DO)                                                                                                 \
     DO(ADD, x + y)                                                                                                     \
     DO(SUB, x - y)                                                                                                     \
-    DO(MUL, x *y)                                                                                                      \
+    DO(MUL, x * y)                                                                                                     \
     DO(DIV, x / y)                                                                                                     \
     DO(MAXIMUM, larger(x, y))                                                                                          \
     DO(MINIMUM, smaller(x, y))                                                                                         \
@@ -72,7 +72,7 @@ INLINE vf mish(vf x) {
     DO(SQRT, lanes(sqrtf, x))                                                                                          \
     DO(RSQRT, 1.0f / lanes(sqrtf, x))                                                                                  \
     DO(RECIPROCAL, 1.0f / x)                                                                                           \
-    DO(SQUARE, x *x)                                                                                                   \
+    DO(SQUARE, x * x)                                                                                                  \
     DO(ERF, lanes(erff, x))                                                                                            \
     DO(GELU, activate(x, GELU))                                                                                        \
     DO(GELU_TANH, activate(x, GELU_TANH))                                                                              \
@@ -133,7 +133,7 @@ static void copy(int rows, int columns, struct place from, struct place to) {
     }
 }
 
-/* Whether the tile's numbers lie one after the other and fill whole vectors, so that operations may use them in place. */
+/* Whether a tile's numbers lie one after the other and fill whole vectors, so that operations may use them in place. */
 static int in_order(int rows, int columns, struct place where) {
     return where.across == 1 && (rows == 1 || where.down == columns) && rows * columns % VL == 0;
 }
@@ -209,8 +209,8 @@ static int extent(const struct chain *c, int k, int64_t index) {
 
 /* y = the last step's value, or the one input where there is no step, tile by tile.
  *
- * Operands: the inputs, then y. Numbers: how many dims, inputs, constants, registers and steps; the size of each dim, at
- * least two; how much of it a tile covers, 1 but for the last two; strides of each input and of y, in elements; the
+ * Operands: the inputs, then y. Numbers: how many dims, inputs, constants, registers and steps; the size of each dim,
+ * at least two; how much of it a tile covers, 1 but for the last two; strides of each input and of y, in elements; the
  * constants; for each step the operation, the register for its value (or -1: y), and two numbers of what it reads:
  * inputs are numbered first, then constants, then registers. */
 void pointwise(const struct call *call) {

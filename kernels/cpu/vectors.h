@@ -119,8 +119,8 @@ INLINE vf only(vf v, int n, vf other) {
     return n == VL ? v : pick(lane < n, v, other);
 }
 
-/* e^x = 2^n (1 + p) by Cephes' expf: x = n ln 2 + r, |r| <= ln 2 / 2, p = e^r - 1 a polynomial in r, all its digits right
- * near 0 too. Returns p; |x| is below 1000. */
+/* e^x = 2^n (1 + p) by Cephes' expf: x = n ln 2 + r, |r| <= ln 2 / 2, p = e^r - 1 a polynomial in r, right near 0 too.
+ * Returns p; |x| is below 1000. */
 INLINE vf exponential_parts(vf x, vi *n) {
     const vf magic = all(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
     const vf whole = fused(x, all(1.44269504088896341f), magic) - magic;

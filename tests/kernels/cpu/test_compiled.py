@@ -1,0 +1,161 @@
+"""How the C sources are compiled and kept."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastdiff.kernels.cpu import compiled
+
+with_compiler = pytest.mark.skipif(compiled.build_error() is not None, reason=str(compiled.build_error()))
+
+
+@pytest.fixture
+def needs_compiler():
+    """Overrides the folder's, since these are also about what happens without one."""
+
+
+SMALL = "long " + " ".join(f"{name}() {{ return 3; }} long" for name in compiled._SIGNATURES) + " other;"
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """(CC if it changes) → the library that a new process would find, or why it finds none; kept in tmp_path / "cache".
+
+    Its source is small, so that compiling takes no time.
+    """
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "small.c").write_text(SMALL)
+    monkeypatch.setattr(compiled, "SOURCES", sources)
+    monkeypatch.setattr(compiled, "FILES", ("small.c",))
+    monkeypatch.setenv("FASTDIFF_CACHE", str(tmp_path / "cache"))
+
+    def again(words: str | None = None):
+        if words is not None:
+            monkeypatch.setenv("CC", words)
+        compiled._load.cache_clear()
+        compiled._sources_digest.cache_clear()
+        return compiled._load()
+
+    yield again
+    monkeypatch.undo()
+    compiled._load.cache_clear()
+    compiled._sources_digest.cache_clear()
+
+
+def test_a_compiler_that_is_there_compiles():
+    """The suite must not pass by skipping what it is about."""
+    assert compiled.build_error() in (None, "no C compiler (cc, gcc or clang) was found")
+
+
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        ("/bin/false", "the C compiler '/bin/false' does not run"),
+        ("nosuchcompiler", "does not run"),
+        ("cc '", "is not a command"),
+        pytest.param("cc -Dlong=unknown", "could not be compiled by 'cc -Dlong=unknown'", marks=with_compiler),
+    ],
+)
+def test_what_does_not_compile_is_named(words, reason, load):
+    load(words)
+    assert reason in compiled.build_error()
+    with pytest.raises(compiled.Unavailable) as raised:
+        compiled.library()
+    assert str(raised.value) == compiled.build_error()
+
+
+def test_without_a_compiler(load, tmp_path, monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert load() == "no C compiler (cc, gcc or clang) was found"
+
+
+def test_plain_torch_may_be_asked_for(monkeypatch):
+    monkeypatch.setenv("FASTDIFF_KERNELS", "reference")
+    assert compiled.build_error() == "FASTDIFF_KERNELS=reference asks for plain torch"
+
+
+def test_where_libraries_are_kept(monkeypatch):
+    monkeypatch.setenv("FASTDIFF_CACHE", "/given")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert compiled.cache_folder() == Path("/given")
+    monkeypatch.delenv("FASTDIFF_CACHE")
+    assert compiled.cache_folder() == Path("/cache/fastdiff")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/somebody")
+    assert compiled.cache_folder() == Path("/somebody/.cache/fastdiff")
+
+
+@with_compiler
+def test_the_library_is_kept_and_a_broken_one_is_made_anew(load, tmp_path):
+    assert load().vector_width() == 3
+    (kept,) = (tmp_path / "cache").iterdir()
+    size, made = kept.stat().st_size, kept.stat().st_mtime_ns
+    assert load().vector_width() == 3
+    assert kept.stat().st_mtime_ns == made
+    part = kept.read_bytes()[:1000]
+    kept.unlink()  # this process has the file in its memory
+    kept.write_bytes(part)
+    assert load().vector_width() == 3
+    assert [path.stat().st_size for path in (tmp_path / "cache").iterdir()] == [size]
+
+
+@with_compiler
+def test_another_command_or_source_makes_another_library(load, tmp_path):
+    command = os.environ.get("CC", "cc")
+    load(command)
+    assert load(f"{command} -DUNUSED='a b' -Dvector_width=operands -Doperands=vector_width").vector_width() == 3
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    (tmp_path / "sources" / "small.c").write_text(SMALL.replace("3", "4"))
+    assert load(command).vector_width() == 4
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+@with_compiler
+def test_a_cache_that_cannot_be_written_is_done_without(load, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    assert load().vector_width() == 3
+
+
+@with_compiler
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no users")
+def test_a_cache_that_others_can_write_is_done_without(load, tmp_path):
+    """They could put code there that would be run."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    assert load().vector_width() == 3
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@with_compiler
+def test_the_identity_names_sources_and_vectors():
+    digest, _, width = compiled.identity().partition(", vectors of ")
+    assert compiled._sources_digest().startswith(digest) and len(digest) == 12
+    assert int(width) == compiled.vector_width() and width in ("4", "8", "16")
+
+
+@with_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86")
+@pytest.mark.parametrize("without, width", [("-mno-avx512f", 8), pytest.param("-mno-avx", 4, marks=pytest.mark.slow)])
+def test_narrower_vectors(without, width):
+    """What other processors run, here: its own copies of every loop, with tails of their own."""
+    if width >= compiled.vector_width():
+        pytest.skip("this processor's own width")
+    folder = Path(__file__).parent
+    ignored = [
+        f"--ignore={folder / name}" for name in ("test_compiled.py", "test_plan.py")
+    ]  # they are not about vectors
+    options = ["-q", "-p", "no:xdist", str(folder), *ignored]
+    code = (
+        "import sys, pytest; from fastdiff.kernels.cpu.compiled import vector_width; "
+        f"assert vector_width() == {width}; sys.exit(pytest.main({options}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "CC": f"cc {without}"}
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
