@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdiff import AnnotatedUnet, ContextUnet, Engine, InputError, Model, PhiloxNoise, load, make_schedule, make_table
+from fastdiff.engine.cpu import step
 from fastdiff.engine.evaluation import Network, eager
 from fastdiff.engine.forms import FORMS
 from fastdiff.engine.numerics import fixed_numerics
@@ -340,7 +341,7 @@ def test_another_error_is_the_callers():
         Engine(model, table_of(model), batch_size=4, device=CPU).sample(2)
 
 
-def test_batches_of_a_stream(randomised):
+def test_batches_of_a_stream(randomised, monkeypatch):
     model = system("annotated", randomised)
     engine = Engine(model, table_of(model), batch_size=4, device=CPU)
     assert [len(images) for images in engine.stream(9, first=2)] == [2, 4, 3]
@@ -352,6 +353,10 @@ def test_batches_of_a_stream(randomised):
         rows.append(row)
         seen.append(engine.current())
 
+    list(engine.stream(5, first=3, on_step=on_step))
+    assert rows[-1] == 2 and rows.count(2) == 2  # steps that take little time are run together
+    rows.clear(), seen.clear()
+    monkeypatch.setattr(step, "SECONDS", 0.0)
     batches = list(engine.stream(5, first=3, on_step=on_step))
     assert rows == [0, 1, 2] * 2 and [len(x) for x in seen] == [1] * 3 + [4] * 3
     assert torch.equal(seen[2], batches[0]) and torch.equal(seen[5], batches[1])

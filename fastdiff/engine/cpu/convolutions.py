@@ -79,7 +79,7 @@ def plain(low: Lowering, node: Node) -> Value | None:
 def _lowered(low: Lowering, conv: _Convolution) -> Value | None:
     kernel = stored(low.graph, conv.weight)
     shape = conv.node.meta["shape"]
-    if kernel is None or len(shape) not in (3, 4) or kernel.shape[0] % conv.groups:
+    if kernel is None or len(shape) not in (3, 4) or not fits_channels(conv.bias, shape[1]):
         return None
     if len(shape) == 4:
         return _in_two(low, conv, kernel, low.images_out(conv.node), lambda one: one)
@@ -93,6 +93,11 @@ def _lowered(low: Lowering, conv: _Convolution) -> Value | None:
     for name, usual in (("stride", 1), ("padding", 0), ("dilation", 1)):
         setattr(conv, name, (usual, *getattr(conv, name)))
     return out if _in_two(low, conv, kernel.unsqueeze(2), image(out), image) is not None else None
+
+
+def fits_channels(vector: Node | None, channels: int) -> bool:
+    """Whether it is a number for each channel, or None; torch takes one number for all as well."""
+    return vector is None or vector.meta["shape"] == (channels,)
 
 
 def _in_two(

@@ -34,7 +34,7 @@ def planned(graph: Graph, batch: int, halves: int = 1) -> Plan:
 def _linear(low: Lowering, node: Node) -> Value | None:
     x, weight, bias = (*node.args, None)[:3]
     matrix = stored(low.graph, weight)
-    if matrix is None or matrix.ndim != 2:
+    if matrix is None or matrix.ndim != 2 or not convolutions.fits_channels(bias, len(matrix)):
         return None
     shape = node.meta["shape"]
     out = low.place(node)

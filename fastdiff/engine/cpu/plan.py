@@ -24,12 +24,14 @@ class Plan:
         results: of the graph.
         inputs: how many placeholders there are.
         outside: the calls of torch among the steps.
+        constants: those that only torch reads, by name.
     """
 
     def __init__(self, low: Lowering) -> None:
         self.steps, self.results = low.steps, low.results
-        self.constants = low.graph.constants
         self.outside = [step for step in self.steps if isinstance(step, Outside)]
+        loose = {one.name for step in self.outside for one in _given(step) if isinstance(one, Loose)}
+        self.constants = {name: one for name, one in low.graph.constants.items() if name in loose}
         uses = [[view.memory for view in _views(step) if isinstance(view.memory, Buffer)] for step in self.steps]
         kept = [view.memory for view in self.results if isinstance(view, View) and isinstance(view.memory, Buffer)]
         self.offsets, self.size = layout(uses, kept)
@@ -131,8 +133,12 @@ def _row(program: Program) -> Callable[[int], None]:
 
 
 def _views(step: Call | Outside) -> list[View]:
-    if isinstance(step, Call):
-        return [view for view in (*step.reads, *step.writes) if view is not None]
-    found: list[View] = []
-    replaced((step.args, step.kwargs, step.out), lambda one: found.append(one) if isinstance(one, View) else None)
+    given = (*step.reads, *step.writes) if isinstance(step, Call) else _given(step)
+    return [one for one in given if isinstance(one, View)]
+
+
+def _given(step: Outside) -> list[Any]:
+    """All arguments of a call of torch, and where its result goes."""
+    found: list[Any] = []
+    replaced((step.args, step.kwargs, step.out), found.append)
     return found
