@@ -5,16 +5,19 @@
 /* to <- e^(scale (x - x's maximum)) of n entries side by side; returns their sum. scale is above 0; x may be `to`. */
 INLINE float row_exponentials(const float *x, float *to, int n, float scale) {
     vf top = all(x[0]), total = {0};
-    for (int i = 0; i < n; i += VL) {
-        const int wide = n - i < VL ? n - i : VL;
-        top = maximum(only(load_some(x + i, wide), wide, top), top);
-    }
+    const int whole = n / VL * VL, rest = n - whole;
+    for (int i = 0; i < whole; i += VL) top = maximum(load(x + i), top);
+    if (rest) top = maximum(only(load_some(x + whole, rest), rest, top), top);
     const float most = largest(top);
-    for (int i = 0; i < n; i += VL) {
-        const int wide = n - i < VL ? n - i : VL;
-        const vf e = exponential(scale * (load_some(x + i, wide) - most));
-        store_some(to + i, e, wide);
-        total += only(e, wide, (vf){0});
+    for (int i = 0; i < whole; i += VL) {
+        const vf e = exponential(scale * (load(x + i) - most));
+        store(to + i, e);
+        total += e;
+    }
+    if (rest) {
+        const vf e = exponential(scale * (load_some(x + whole, rest) - most));
+        store_some(to + whole, e, rest);
+        total += only(e, rest, (vf){0});
     }
     return sum(total);
 }
