@@ -12,7 +12,7 @@ static inline int64_t elements(const union number *size, int dims) {
 /* How far the index-th element lies from the first, the last dimension moving fastest. */
 static inline int64_t place(int64_t index, const union number *size, const union number *stride, int dims) {
     int64_t far = 0;
-    while (dims--) {
+    while (index && dims--) {
         far += index % size[dims].i * stride[dims].i;
         index /= size[dims].i;
     }
