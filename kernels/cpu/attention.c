@@ -57,32 +57,15 @@ void attention_context(const struct call *call) {
     }
 }
 
-/* q <- softmax(q + bias) of `many` positions over each head's d entries. In steps over all heads, because one head's sums
- * keep the processor waiting. tops, shares (many heads). */
+/* q <- softmax(q + bias) of `many` positions over each head's d entries. tops, shares: (many heads). */
 INLINE void head_softmax(float *q, const float *bias, int many, int heads, int d, float *tops, float *shares) {
     for (int i = 0; i < many * heads; i++) {
         float *of = q + i * d;
-        const float *add = bias + i % heads * d;
-        vf top = load(of) + load(add);
-        store(of, top);
-        for (int j = VL; j < d; j += VL) {
-            const vf v = load(of + j) + load(add + j);
-            store(of + j, v);
-            top = maximum(v, top);
-        }
-        tops[i] = largest(top);
+        for (int j = 0; j < d; j += VL) store(of + j, load(of + j) + load(bias + i % heads * d + j));
+        tops[i] = row_maximum(of, d);
     }
-    for (int i = 0; i < many * heads; i++) {
-        vf total = {0};
-        for (float *of = q + i * d; of < q + (i + 1) * d; of += VL) {
-            const vf e = exponential(load(of) - tops[i]);
-            store(of, e);
-            total += e;
-        }
-        shares[i] = 1.0f / sum(total);
-    }
-    for (int i = 0; i < many * heads; i++)
-        for (float *of = q + i * d; of < q + (i + 1) * d; of += VL) store(of, load(of) * shares[i]);
+    for (int i = 0; i < many * heads; i++) shares[i] = 1.0f / row_exponentials(q + i * d, q + i * d, d, 1, tops[i]);
+    for (int i = 0; i < many * heads; i++) row_scale(q + i * d, d, shares[i]);
 }
 
 /* y = LayerNorm(v + constant) gain + x over c channels, and without a gain v + constant. v has entries up to a whole

@@ -13,8 +13,9 @@ static inline int64_t elements(const union number *size, int dims) {
 static inline int64_t place(int64_t index, const union number *size, const union number *stride, int dims) {
     int64_t far = 0;
     while (index && dims--) {
-        far += index % size[dims].i * stride[dims].i;
-        index /= size[dims].i;
+        const int64_t outer = index < size[dims].i ? 0 : index / size[dims].i; /* a division takes long */
+        far += (index - outer * size[dims].i) * stride[dims].i;
+        index = outer;
     }
     return far;
 }

@@ -55,11 +55,12 @@ void reduce(const struct call *call) {
     const int rows = step == 1; /* summed over a vector's entries too */
     const int most = rows ? 1 : VL;
     const int64_t steps = (across + most - 1) / most, tasks = elements(kept, DIMS) * steps;
-    for (int64_t task = share(call, tasks, 0); task < share(call, tasks, 1); task++) {
-        const int64_t first = task % steps * most;
+    const int64_t last = share(call, tasks, 1);
+    for (int64_t task = share(call, tasks, 0); task < last; task++) {
+        const int64_t outside = task / steps, first = task % steps * most;
         const int wide = (int)(across - first < most ? across - first : most);
-        const float *x = call->at[0] + place(task / steps, kept, from, DIMS) + first;
-        float *y = call->at[1] + place(task / steps, kept, to, DIMS) + first * lanes[1].i;
+        const float *x = call->at[0] + place(outside, kept, from, DIMS) + first;
+        float *y = call->at[1] + place(outside, kept, to, DIMS) + first * lanes[1].i;
         struct sums sums = {.count = 0};
         for (int64_t run = 0; run < runs; run++) {
             const float *at = x + place(run, outer, apart, DIMS);

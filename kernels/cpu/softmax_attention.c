@@ -29,7 +29,7 @@ void softmax_attention(const struct call *call) {
     const int columns = rounded_up(keys), wide = rounded_up(e);
     const float scale = (float)number[22].r;
     float *kt = call->space, *values = kt + (int64_t)d * columns, *asked = values + (int64_t)keys * wide,
-          *scores = asked + QUERIES * d, *mixed = scores + (int64_t)QUERIES * columns, sums[QUERIES];
+          *scores = asked + QUERIES * d, *mixed = scores + (int64_t)QUERIES * columns, tops[QUERIES], sums[QUERIES];
     const int64_t blocks = (queries + QUERIES - 1) / QUERIES, tasks = n * heads * blocks;
     int64_t held = -1;
     for (int64_t task = share(call, tasks, 0); task < share(call, tasks, 1); task++) {
@@ -46,9 +46,10 @@ void softmax_attention(const struct call *call) {
             for (int j = 0; j < d; j++) asked[i * d + j] = from[j * of_q[3].i];
         }
         product_panels(many, columns, d, asked, d, kt, scores, columns);
+        for (int i = 0; i < many; i++) tops[i] = row_maximum(scores + (int64_t)i * columns, keys);
         for (int i = 0; i < many; i++) {
             float *row = scores + (int64_t)i * columns;
-            sums[i] = row_exponentials(row, row, keys, scale);
+            sums[i] = row_exponentials(row, row, keys, scale, tops[i]);
         }
         product_panels(many, wide, keys, scores, columns, values, mixed, wide);
         for (int i = 0; i < many; i++) {
