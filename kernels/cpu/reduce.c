@@ -61,7 +61,8 @@ void reduce(const struct call *call) {
         const int wide = (int)(across - first < most ? across - first : most);
         const float *x = call->at[0] + place(outside, kept, from, DIMS) + first;
         float *y = call->at[1] + place(outside, kept, to, DIMS) + first * lanes[1].i;
-        struct sums sums = {.count = 0};
+        struct sums sums;
+        sums.count = 0; /* the levels need no value */
         for (int64_t run = 0; run < runs; run++) {
             const float *at = x + place(run, outer, apart, DIMS);
             if (rows) {
