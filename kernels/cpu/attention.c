@@ -25,9 +25,9 @@ int64_t attention_context_space(const union number *number) {
 
 /* Each head's matrix from softmax(q) to the output: scale times the values' matrix of xh softmax(k)^T, transposed.
  *
- * Operands: x (n, p, c); its scale and shift (n, 2, c); each head's W_k^T (c, d); the values' matrices of each head: A^T
- * (c, wide) and 0, or W_v^T (c, d) and W_out^T (d, wide), `wide` being c rounded up to VL, with zeros; the result (n,
- * heads d, wide), as product_panels reads it. Numbers: n, p, c, heads, d (a multiple of VL); x's ld; scale. */
+ * Operands: x (n, p, c); its scale and shift (n, 2, c); each head's W_k^T (c, d); the values' matrices of each head:
+ * A^T (c, wide) and 0, or W_v^T (c, d) and W_out^T (d, wide), `wide` being c rounded up to VL, with zeros; the result
+ * (n, heads d, wide), as product_panels reads it. Numbers: n, p, c, heads, d (a multiple of VL); x's ld; scale. */
 void attention_context(const struct call *call) {
     const union number *number = call->number;
     const int p = (int)number[1].i, c = (int)number[2].i, d = (int)number[4].i, wide = rounded_up(c);
@@ -109,8 +109,8 @@ void attention_output(const struct call *call) {
     const int p = (int)number[1].i, c = (int)number[2].i, heads = (int)number[3].i, d = (int)number[4].i;
     const int width = heads * d, wide = rounded_up(c);
     const int64_t n = number[0].i, ld = number[5].i, to = number[6].i;
-    float *q = call->space, *v = q + POSITIONS * width, *tops = v + POSITIONS * wide, *shares = tops + POSITIONS * heads,
-          *xh = shares + POSITIONS * heads;
+    float *q = call->space, *v = q + POSITIONS * width, *xh = v + POSITIONS * wide, *tops = xh + POSITIONS * c,
+          *shares = tops + POSITIONS * heads;
     const int64_t blocks = (p + POSITIONS - 1) / POSITIONS;
     for (int64_t task = share(call, n * blocks, 0); task < share(call, n * blocks, 1); task++) {
         const int64_t b = task / blocks;

@@ -11,8 +11,8 @@ INLINE float row_maximum(const float *x, int n) {
     return largest(top);
 }
 
-/* to <- e^(scale (x - top)) of n entries side by side; returns their sum. scale is above 0, and top the maximum; x may be
- * `to`. Of several rows first all maxima and then all exponentials, so that one row's sums do not keep the processor
+/* to <- e^(scale (x - top)) of n entries side by side; returns their sum. scale is above 0, and top the maximum; x may
+ * be `to`. Of several rows first all maxima and then all exponentials, so that one row's sums do not keep the processor
  * waiting. */
 INLINE float row_exponentials(const float *x, float *to, int n, float scale, float top) {
     const int whole = n / VL * VL, rest = n - whole;
@@ -36,8 +36,8 @@ INLINE void row_scale(float *x, int n, float by) {
     if (rest) store_some(x + whole, load_some(x + whole, rest) * by, rest);
 }
 
-/* to <- e^(x - x's maximum) of the first `wide` entries of n vectors, which lie x_step and to_step apart; returns the sum.
- * Maximum and sum are those of each entry over the vectors. x may be `to`. */
+/* to <- e^(x - x's maximum) of the first `wide` entries of n vectors, which lie x_step and to_step apart; returns the
+ * sum. Maximum and sum are those of each entry over the vectors. x may be `to`. */
 INLINE vf column_exponentials(const float *x, int64_t x_step, float *to, int64_t to_step, int n, int wide) {
     vf top = load_some(x, wide), total = {0};
     for (int q = 1; q < n; q++) top = maximum(load_some(x + q * x_step, wide), top);

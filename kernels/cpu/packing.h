@@ -2,7 +2,7 @@
 #pragma once
 #include "vectors.h"
 
-/* to (4, columns), rows `wide` apart, <- the (4, columns) matrix whose columns lie `column` apart, each side by side. */
+/* to (4, columns), rows `wide` apart, <- the matrix whose columns lie `column` apart, a column's elements together. */
 INLINE void transpose4(const float *from, int columns, int64_t column, float *to, int wide) {
     int j = 0;
     for (; j + 4 <= columns; j += 4) {
@@ -17,8 +17,8 @@ INLINE void transpose4(const float *from, int columns, int64_t column, float *to
         for (int i = 0; i < 4; i++) to[i * wide + j] = from[j * column + i];
 }
 
-/* The (rows, columns) matrix of these strides in panels of 2 VL columns (the last may have VL), with zeros up to a whole
- * vector. */
+/* The (rows, columns) matrix of these strides in panels of 2 VL columns (the last may have VL), with zeros up to a
+ * whole vector. */
 SHARED void pack(const float *from, int rows, int columns, int64_t row, int64_t column, float *to) {
     for (int j = 0; j < columns; j += 2 * VL) {
         const int wide = columns - j > VL ? 2 * VL : VL, many = columns - j < wide ? columns - j : wide;

@@ -4,8 +4,8 @@
 
 enum { DIMS = 4, RUN = 64 }; /* of each kind but the innermost; vectors that are added without pairing */
 
-/* Pairwise summation of what comes one by one, so that the error grows with the logarithm of their number: level i holds
- * a sum of 2^i of them where bit i of their count is set. */
+/* Pairwise summation of what comes one by one, so that the error grows with the logarithm of their number: level i
+ * holds a sum of 2^i of them where bit i of their count is set. */
 struct sums {
     int64_t count;
     vf level[64];
@@ -43,8 +43,8 @@ static void add_runs(struct sums *sums, const float *x, int64_t step, int64_t co
 
 int64_t reduce_space(const union number *number) { return 0; }
 
-/* y = sums of x over some dimensions, divided by a number. Operands: x; y. Numbers: the sizes of four dimensions that are
- * kept, their strides in x, in y; the size of one more, whose stride in x is 1, its stride in y; the sizes of four
+/* y = sums of x over some dimensions, divided by a number. Operands: x; y. Numbers: the sizes of four dimensions that
+ * are kept, their strides in x, in y; the size of one more, whose stride in x is 1, its stride in y; the sizes of four
  * dimensions that are summed over, their strides; the size and the stride of one more; the divisor. Either the last
  * dimension of those summed over has stride 1, or that of those kept gives the vectors. */
 void reduce(const struct call *call) {

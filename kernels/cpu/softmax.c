@@ -33,9 +33,9 @@ static void softmax_columns(struct rows of, int64_t x_step, int64_t y_step, int 
     for (int q = 0; q < n; q++) store_some(of.y + q * y_step, load_some(of.y + q * y_step, wide) * share, wide);
 }
 
-/* y = softmax(x). Operands: x; y. Numbers: the sizes of the three other dimensions, their strides in x, in y; the size of
- * the dimension of the softmax, at least 1, its stride in x, in y. Where the last of the others has stride 1 in both, a
- * vector of it is computed at once. */
+/* y = softmax(x). Operands: x; y. Numbers: the sizes of the three other dimensions, their strides in x, in y; the size
+ * of the dimension of the softmax, at least 1, its stride in x, in y. Where the last of the others has stride 1 in
+ * both, a vector of it is computed at once. */
 void softmax(const struct call *call) {
     const union number *size = call->number, *from = size + OTHERS, *to = from + OTHERS, *of = to + OTHERS;
     const int n = (int)of[0].i, side_by_side = of[1].i == 1 && of[2].i == 1;

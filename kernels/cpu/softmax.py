@@ -16,7 +16,7 @@ def softmax(x: View, out: View, dim: int) -> Call:
     Args:
         x: at most MOST_DIMENSIONS dimensions, any strides.
         out: of x's shape, any strides.
-        dim: which is not empty.
+        dim: of one element or more.
 
     Raises:
         ValueError: for anything else.
