@@ -7,67 +7,65 @@
 
 enum { POSITIONS = 2 * ROWS }; /* of queries at a time */
 
-/* to (p, wide) <- x scale + shift over c channels, and zeros up to `wide`. */
-INLINE void normalise(const float *x, int64_t ld, const float *scale, int p, int c, float *to, int wide) {
-    for (int q = 0; q < p; q++)
+/* to (p, c) <- x scale + shift. */
+INLINE void normalise(const float *x, int64_t ld, const float *scale, int p, int c, float *to) {
+    const int wide = vector_of(c);
+    for (int64_t q = 0; q < p; q++)
         for (int i = 0; i < c; i += VL) {
-            const int many = c - i < VL ? c - i : VL;
-            const vf factor = load_some(scale + i, many), shift = load_some(scale + c + i, many);
-            store(to + (int64_t)q * wide + i, fused(load_some(x + q * ld + i, many), factor, shift));
+            const int at = vector_at(i, c);
+            const vf factor = load_some(scale + at, wide), shift = load_some(scale + c + at, wide);
+            store_some(to + q * c + at, fused(load_some(x + q * ld + at, wide), factor, shift), wide);
         }
 }
 
 int64_t attention_context_space(const union number *number) {
-    const int64_t p = number[1].i, c = number[2].i, d = number[4].i, wide = rounded_up((int)c);
-    return p * (wide + d) + d * (wide + d);
+    const int64_t p = number[1].i, c = number[2].i, d = number[4].i;
+    return p * (c + d) + (c + d + 1) * d;
 }
 
 /* Each head's matrix from softmax(q) to the output: scale times the values' matrix of xh softmax(k)^T, transposed.
  *
- * Operands: x (n, p, c); its scale and shift (n, 2, c); each head's W_k^T (c, d); the values' matrices as product_panels
- * reads them, for each head: A^T (c, wide) and 0, or W_v^T (c, d) and W_out^T (d, wide), `wide` being c rounded up to VL;
- * the result (n, heads d, wide), likewise in panels. Numbers: n, p, c, heads, d (a multiple of VL); x's ld; scale. */
+ * Operands: x (n, p, c); its scale and shift (n, 2, c); each head's W_k^T (c, d); the values' matrices of each head:
+ * A^T (c, wide) and 0, or W_v^T (c, d) and W_out^T (d, wide), `wide` being c rounded up to VL, with zeros; the result
+ * (n, heads d, wide), as product_panels reads it. Numbers: n, p, c, heads, d (a multiple of VL); x's ld; scale. */
 void attention_context(const struct call *call) {
     const union number *number = call->number;
     const int p = (int)number[1].i, c = (int)number[2].i, d = (int)number[4].i, wide = rounded_up(c);
     const int64_t n = number[0].i, heads = number[3].i, ld = number[5].i;
-    const float scale = (float)number[6].r;
-    float *xh = call->space, *k = xh + (int64_t)p * wide, *mixed = k + (int64_t)p * d, *small = mixed + d * wide;
+    const float scale = (float)number[6].r, *second = call->at[4];
+    float *k = call->space, *mixed = k + (int64_t)p * d, *small = mixed + c * d, *sums = small + d * d, *xh = sums + d;
     int64_t held = -1;
     for (int64_t task = share(call, n * heads, 0); task < share(call, n * heads, 1); task++) {
         const int64_t b = task / heads, h = task % heads;
-        if (b != held) normalise(call->at[0] + b * p * ld, ld, call->at[1] + b * 2 * c, p, c, xh, wide);
+        const float *first = call->at[3] + h * c * (second ? d : wide);
+        if (b != held) normalise(call->at[0] + b * p * ld, ld, call->at[1] + b * 2 * c, p, c, xh);
         held = b;
-        product(p, d, c, xh, wide, 1, call->at[2] + h * c * d, d, k, d);
-        float sums[VL];
-        const float *first = call->at[3] + h * c * (call->at[4] ? d : wide), *second = call->at[4];
-        for (int j = 0; j < d; j += VL) {
-            store(sums, scale / column_exponentials(k + j, d, k + j, d, p, VL));
-            product(VL, wide, p, k + j, 1, d, xh, wide, mixed + j * wide, wide);
-            for (int i = 0; i < VL; i++)
-                for (int q = 0; q < wide; q += VL) {
-                    float *at = mixed + (j + i) * wide + q;
-                    store(at, load(at) * sums[i]);
-                }
-        }
-        if (second) product_panels(d, d, c, mixed, wide, first, small, d);
-        const float *a = second ? small : mixed, *matrix = second ? second + h * d * wide : first;
-        const int depth = second ? d : c, apart = second ? d : wide;
+        product(p, d, c, xh, c, 1, call->at[2] + h * c * d, d, k, d);
+        for (int j = 0; j < d; j += VL) store(sums + j, scale / column_exponentials(k + j, d, k + j, d, p, VL));
+        product(c, d, p, xh, 1, c, k, d, mixed, d);
+        for (int i = 0; i < c; i++)
+            for (int j = 0; j < d; j += VL) store(mixed + i * d + j, load(mixed + i * d + j) * load(sums + j));
+        if (second) product(d, d, c, mixed, 1, d, first, d, small, d);
         for (int j = 0; j < wide; j += 2 * VL) {
             const int columns = wide - j < 2 * VL ? VL : 2 * VL;
             float *to = call->at[5] + (b * wide + j) * heads * d + h * d * columns;
-            product_panels(d, columns, depth, a, apart, matrix + (int64_t)j * depth, to, columns);
+            if (second)
+                product(d, columns, d, small, d, 1, second + h * d * wide + j, wide, to, columns);
+            else
+                product(d, columns, c, mixed, 1, d, first + j, wide, to, columns);
         }
     }
 }
 
-/* q <- softmax(q + bias) over each head's d entries. */
-INLINE void head_softmax(float *q, const float *bias, int heads, int d) {
-    for (int h = 0; h < heads; h++, q += d, bias += d) {
-        for (int j = 0; j < d; j += VL) store(q + j, load(q + j) + load(bias + j));
-        const float share = 1.0f / row_exponentials(q, q, d, 1);
-        for (int j = 0; j < d; j += VL) store(q + j, load(q + j) * share);
+/* q <- softmax(q + bias) of `many` positions over each head's d entries. tops, shares: (many heads). */
+INLINE void head_softmax(float *q, const float *bias, int many, int heads, int d, float *tops, float *shares) {
+    for (int i = 0; i < many * heads; i++) {
+        float *of = q + i * d;
+        for (int j = 0; j < d; j += VL) store(of + j, load(of + j) + load(bias + i % heads * d + j));
+        tops[i] = row_maximum(of, d);
     }
+    for (int i = 0; i < many * heads; i++) shares[i] = 1.0f / row_exponentials(q + i * d, q + i * d, d, 1, tops[i]);
+    for (int i = 0; i < many * heads; i++) row_scale(q + i * d, d, shares[i]);
 }
 
 /* y = LayerNorm(v + constant) gain + x over c channels, and without a gain v + constant. v has entries up to a whole
@@ -98,8 +96,8 @@ INLINE void channel_norm(float *v, const float *constant, const float *gain, con
 }
 
 int64_t attention_output_space(const union number *number) {
-    const int64_t wide = rounded_up((int)number[2].i), width = number[3].i * number[4].i;
-    return POSITIONS * (2 * wide + width);
+    const int64_t c = number[2].i, heads = number[3].i, d = number[4].i;
+    return POSITIONS * (c + heads * (d + 2) + rounded_up((int)c));
 }
 
 /* y = LayerNorm(o) gain + x, o = softmax(q) times the context, plus a constant; y = o where there is no gain.
@@ -111,18 +109,19 @@ void attention_output(const struct call *call) {
     const int p = (int)number[1].i, c = (int)number[2].i, heads = (int)number[3].i, d = (int)number[4].i;
     const int width = heads * d, wide = rounded_up(c);
     const int64_t n = number[0].i, ld = number[5].i, to = number[6].i;
-    float *xh = call->space, *q = xh + POSITIONS * wide, *v = q + POSITIONS * width;
+    float *q = call->space, *v = q + POSITIONS * width, *xh = v + POSITIONS * wide, *tops = xh + POSITIONS * c,
+          *shares = tops + POSITIONS * heads;
     const int64_t blocks = (p + POSITIONS - 1) / POSITIONS;
     for (int64_t task = share(call, n * blocks, 0); task < share(call, n * blocks, 1); task++) {
         const int64_t b = task / blocks;
         const int first = (int)(task % blocks) * POSITIONS, many = p - first < POSITIONS ? p - first : POSITIONS;
         const float *x = call->at[0] + (b * p + first) * ld, *context = call->at[4] + b * width * wide;
         float *y = call->at[7] + (b * p + first) * to;
-        normalise(x, ld, call->at[1] + b * 2 * c, many, c, xh, wide);
-        product_panels(many, width, c, xh, wide, call->at[2], q, width);
-        for (int i = 0; i < many; i++) head_softmax(q + i * width, call->at[3], heads, d);
+        normalise(x, ld, call->at[1] + b * 2 * c, many, c, xh);
+        product_panels(many, width, c, xh, c, call->at[2], q, width);
+        head_softmax(q, call->at[3], many, heads, d, tops, shares);
         product_panels(many, wide, width, q, width, context, v, wide);
-        for (int i = 0; i < many; i++)
+        for (int64_t i = 0; i < many; i++)
             channel_norm(v + i * wide, call->at[5], call->at[6], x + i * ld, y + i * to, c);
     }
 }

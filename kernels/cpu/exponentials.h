@@ -2,25 +2,42 @@
 #pragma once
 #include "vectors.h"
 
-/* to <- e^(scale (x - x's maximum)) of n entries side by side; returns their sum. scale is above 0; x may be `to`. */
-INLINE float row_exponentials(const float *x, float *to, int n, float scale) {
-    vf top = all(x[0]), total = {0};
-    for (int i = 0; i < n; i += VL) {
-        const int wide = n - i < VL ? n - i : VL;
-        top = maximum(only(load_some(x + i, wide), wide, top), top);
+/* Of n entries side by side. Where one is NaN, NaN or the maximum of others. */
+INLINE float row_maximum(const float *x, int n) {
+    const int whole = n / VL * VL, rest = n - whole;
+    vf top = all(x[0]);
+    for (int i = 0; i < whole; i += VL) top = maximum(load(x + i), top);
+    if (rest) top = maximum(only(load_some(x + whole, rest), rest, top), top);
+    return largest(top);
+}
+
+/* to <- e^(scale (x - top)) of n entries side by side; returns their sum. scale is above 0, and top the maximum; x may
+ * be `to`. Of several rows first all maxima and then all exponentials, so that one row's sums do not keep the processor
+ * waiting. */
+INLINE float row_exponentials(const float *x, float *to, int n, float scale, float top) {
+    const int whole = n / VL * VL, rest = n - whole;
+    vf total = {0};
+    for (int i = 0; i < whole; i += VL) {
+        const vf e = exponential(scale * (load(x + i) - top));
+        store(to + i, e);
+        total += e;
     }
-    const float most = largest(top);
-    for (int i = 0; i < n; i += VL) {
-        const int wide = n - i < VL ? n - i : VL;
-        const vf e = exponential(scale * (load_some(x + i, wide) - most));
-        store_some(to + i, e, wide);
-        total += only(e, wide, (vf){0});
+    if (rest) {
+        const vf e = exponential(scale * (load_some(x + whole, rest) - top));
+        store_some(to + whole, e, rest);
+        total += only(e, rest, (vf){0});
     }
     return sum(total);
 }
 
-/* The same of the first `wide` entries of n vectors, which lie x_step and to_step apart: an entry's maximum and its sum
- * are those over the vectors. */
+INLINE void row_scale(float *x, int n, float by) {
+    const int whole = n / VL * VL, rest = n - whole;
+    for (int i = 0; i < whole; i += VL) store(x + i, load(x + i) * by);
+    if (rest) store_some(x + whole, load_some(x + whole, rest) * by, rest);
+}
+
+/* to <- e^(x - x's maximum) of the first `wide` entries of n vectors, which lie x_step and to_step apart; returns the
+ * sum. Maximum and sum are those of each entry over the vectors. x may be `to`. */
 INLINE vf column_exponentials(const float *x, int64_t x_step, float *to, int64_t to_step, int n, int wide) {
     vf top = load_some(x, wide), total = {0};
     for (int q = 1; q < n; q++) top = maximum(load_some(x + q * x_step, wide), top);

@@ -9,8 +9,8 @@ int64_t matmul_space(const union number *number) { return (number[13].i + BLOCK)
 
 /* y (..., m, n) = alpha a (..., m, k) b (..., k, n), of any strides; 0 for what all of the batch share.
  *
- * Operands: a; b; y. Numbers: the sizes of the batch's three dimensions, their strides in a, in b, in y; m, k, n; the two
- * strides of a matrix of a, of b, of y; alpha. */
+ * Operands: a; b; y. Numbers: the sizes of the batch's three dimensions, their strides in a, in b, in y; m, k, n; the
+ * two strides of a matrix of a, of b, of y; alpha. */
 void matmul(const struct call *call) {
     const union number *size = call->number, *of_a = size + BATCH, *of_b = of_a + BATCH, *of_y = of_b + BATCH,
                        *matrix = of_y + BATCH, *a = matrix + 3, *b = a + 2, *y = b + 2;

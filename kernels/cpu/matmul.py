@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastdiff.kernels.cpu.dimensions import filled
+from fastdiff.kernels.cpu.dimensions import filled, joined
 from fastdiff.kernels.cpu.plan import Call, View, check_shape
 
 MOST_DIMENSIONS = 5
@@ -30,7 +30,7 @@ def matmul(a: View, b: View, out: View, alpha: float = 1.0) -> Call:
     batch = out.shape[:-2]
     check_shape(op, "out", out, (*batch, a.shape[-2], b.shape[-1]))
     strides = [_broadcast(op, name, one, batch) for name, one in (("a", a), ("b", b))]
-    sizes = filled(batch, *strides, out.strides[:-2], rank=MOST_DIMENSIONS - 2)
+    sizes = filled(joined(*zip(batch, *strides, out.strides[:-2], strict=True)), MOST_DIMENSIONS - 2, views=3)
     (m, k), n = a.shape[-2:], b.shape[-1]
     matrices = (step for one in (a, b, out) for step in one.strides[-2:])
     return Call(op, (a, b), (out,), (*sizes, m, k, n, *matrices, float(alpha)))

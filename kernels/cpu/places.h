@@ -12,9 +12,10 @@ static inline int64_t elements(const union number *size, int dims) {
 /* How far the index-th element lies from the first, the last dimension moving fastest. */
 static inline int64_t place(int64_t index, const union number *size, const union number *stride, int dims) {
     int64_t far = 0;
-    while (dims--) {
-        far += index % size[dims].i * stride[dims].i;
-        index /= size[dims].i;
+    while (index && dims--) {
+        const int64_t outer = index < size[dims].i ? 0 : index / size[dims].i; /* a division takes long */
+        far += (index - outer * size[dims].i) * stride[dims].i;
+        index = outer;
     }
     return far;
 }

@@ -18,8 +18,8 @@ int64_t position_norm_space(const union number *number) { return 0; }
 /* y = activation(n(x) weight + bias) + residual, rows of c channels. n(x) is x over its length or eps, whichever is
  * larger; where centred, (x - mean) / sqrt(var + eps).
  *
- * Operands: x; weight, bias, each (c) or 0; residual, or 0; y. Numbers: rows, c; ld of x, of the residual, of y; whether
- * centred; eps; the activation. */
+ * Operands: x; weight, bias, each (c) or 0; residual, or 0; y. Numbers: rows, c; ld of x, of the residual, of y;
+ * whether centred; eps; the activation. */
 void position_norm(const struct call *call) {
     const union number *number = call->number;
     const int64_t rows = number[0].i, ld = number[2].i, other = number[3].i, to = number[4].i;

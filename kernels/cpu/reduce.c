@@ -4,8 +4,8 @@
 
 enum { DIMS = 4, RUN = 64 }; /* of each kind but the innermost; vectors that are added without pairing */
 
-/* Pairwise summation of what comes one by one, so that the error grows with the logarithm of their number: level i holds
- * a sum of 2^i of them where bit i of their count is set. */
+/* Pairwise summation of what comes one by one, so that the error grows with the logarithm of their number: level i
+ * holds a sum of 2^i of them where bit i of their count is set. */
 struct sums {
     int64_t count;
     vf level[64];
@@ -43,8 +43,8 @@ static void add_runs(struct sums *sums, const float *x, int64_t step, int64_t co
 
 int64_t reduce_space(const union number *number) { return 0; }
 
-/* y = sums of x over some dimensions, divided by a number. Operands: x; y. Numbers: the sizes of four dimensions that are
- * kept, their strides in x, in y; the size of one more, whose stride in x is 1, its stride in y; the sizes of four
+/* y = sums of x over some dimensions, divided by a number. Operands: x; y. Numbers: the sizes of four dimensions that
+ * are kept, their strides in x, in y; the size of one more, whose stride in x is 1, its stride in y; the sizes of four
  * dimensions that are summed over, their strides; the size and the stride of one more; the divisor. Either the last
  * dimension of those summed over has stride 1, or that of those kept gives the vectors. */
 void reduce(const struct call *call) {
@@ -55,12 +55,14 @@ void reduce(const struct call *call) {
     const int rows = step == 1; /* summed over a vector's entries too */
     const int most = rows ? 1 : VL;
     const int64_t steps = (across + most - 1) / most, tasks = elements(kept, DIMS) * steps;
-    for (int64_t task = share(call, tasks, 0); task < share(call, tasks, 1); task++) {
-        const int64_t first = task % steps * most;
+    const int64_t last = share(call, tasks, 1);
+    for (int64_t task = share(call, tasks, 0); task < last; task++) {
+        const int64_t outside = task / steps, first = task % steps * most;
         const int wide = (int)(across - first < most ? across - first : most);
-        const float *x = call->at[0] + place(task / steps, kept, from, DIMS) + first;
-        float *y = call->at[1] + place(task / steps, kept, to, DIMS) + first * lanes[1].i;
-        struct sums sums = {.count = 0};
+        const float *x = call->at[0] + place(outside, kept, from, DIMS) + first;
+        float *y = call->at[1] + place(outside, kept, to, DIMS) + first * lanes[1].i;
+        struct sums sums;
+        sums.count = 0; /* the levels need no value */
         for (int64_t run = 0; run < runs; run++) {
             const float *at = x + place(run, outer, apart, DIMS);
             if (rows) {

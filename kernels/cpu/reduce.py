@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fastdiff.kernels.cpu.dimensions import filled, wrapped
+from fastdiff.kernels.cpu.dimensions import filled, joined, wrapped
 from fastdiff.kernels.cpu.plan import Call, View, check_shape
 
 MOST_DIMENSIONS = 5
@@ -39,35 +39,18 @@ def reduce(x: View, out: View, dims: Sequence[int], how: str) -> Call:
     check_shape(op, "out", out, without, ones)
     strides = dict(zip(kept if out.shape == without else range(rank), out.strides, strict=True))
 
-    rows = any(x.strides[at] == 1 and x.shape[at] > 1 for at in gone)
-    lanes = [at for at in kept if not rows and x.strides[at] == 1 and x.shape[at] > 1][:1]
-    others = [at for at in kept if at not in lanes]
-    across = (x.shape[lanes[0]], strides[lanes[0]]) if lanes else (1, 0)
-    sizes, *steps = ([each[at] for at in others] for each in (x.shape, x.strides, strides))
-    outer, apart = joined([(x.shape[at], x.strides[at]) for at in gone])
+    outer = joined(*((x.shape[at], x.strides[at]) for at in gone)) or [(1, 0)]
+    others = joined(*((x.shape[at], x.strides[at], strides[at]) for at in kept))
+    inner, lanes = outer.pop(), (1, 0)
+    if inner[1] != 1 and others and others[-1][1] == 1:
+        size, _, step = others.pop()
+        lanes = size, step
     count = math.prod(x.shape[at] for at in gone)
     numbers = (
-        *filled(sizes, *steps, rank=MOST_DIMENSIONS - 1),
-        *across,
-        *filled(outer[:-1], apart[:-1], rank=MOST_DIMENSIONS - 1),
-        *(outer[-1], apart[-1]),
+        *filled(others, MOST_DIMENSIONS - 1, views=2),
+        *lanes,
+        *filled(outer, MOST_DIMENSIONS - 1, views=1),
+        *inner,
         float(count if how == "mean" else 1),
     )
     return Call(op, (x,), (out,), numbers)
-
-
-def joined(dims: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Sizes and strides of the same elements in fewer dimensions where they are evenly spaced.
-
-    The one whose elements lie closest together is the last.
-    """
-    made: list[tuple[int, int]] = []
-    for size, stride in sorted(dims, key=lambda one: -abs(one[1])):
-        if size == 1:
-            continue
-        if made and made[-1][1] == size * stride:
-            made[-1] = made[-1][0] * size, stride
-        else:
-            made.append((size, stride))
-    made = made or [(1, 0)]
-    return [size for size, _ in made], [stride for _, stride in made]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastdiff.kernels.cpu.dimensions import filled, wrapped
+from fastdiff.kernels.cpu.dimensions import filled, joined, wrapped
 from fastdiff.kernels.cpu.plan import Call, View, check_shape
 
 MOST_DIMENSIONS = 4
@@ -16,7 +16,7 @@ def softmax(x: View, out: View, dim: int) -> Call:
     Args:
         x: at most MOST_DIMENSIONS dimensions, any strides.
         out: of x's shape, any strides.
-        dim: which is not empty.
+        dim: of one element or more.
 
     Raises:
         ValueError: for anything else.
@@ -28,8 +28,6 @@ def softmax(x: View, out: View, dim: int) -> Call:
     dim = wrapped(op, dim, rank)
     if x.shape[dim] < 1:
         raise ValueError(f"{op}: x has shape {x.shape}; accepted: at least one element in dimension {dim}")
-    others = [at for at in range(rank) if at != dim]
-    others.sort(key=lambda at: x.shape[at] > 1 and x.strides[at] == out.strides[at] == 1)  # the vectors' comes last
-    sizes, *strides = ([each[at] for at in others] for each in (x.shape, x.strides, out.strides))
-    of = x.shape[dim], x.strides[dim], out.strides[dim]
-    return Call(op, (x,), (out,), (*filled(sizes, *strides, rank=MOST_DIMENSIONS - 1), *of))
+    each = list(zip(x.shape, x.strides, out.strides, strict=True))
+    of = each.pop(dim)
+    return Call(op, (x,), (out,), (*filled(joined(*each), MOST_DIMENSIONS - 1, views=2), *of))

@@ -6,8 +6,8 @@
 
 enum { QUERIES = 2 * ROWS }; /* at a time, against all keys */
 
-/* Where the element (picture, head, position, channel) lies. */
-INLINE float *element(float *base, const union number *stride, int64_t picture, int64_t head, int64_t position) {
+/* Where a position's first channel lies. */
+INLINE float *position_at(float *base, const union number *stride, int64_t picture, int64_t head, int64_t position) {
     return base + picture * stride[0].i + head * stride[1].i + position * stride[2].i;
 }
 
@@ -29,7 +29,7 @@ void softmax_attention(const struct call *call) {
     const int columns = rounded_up(keys), wide = rounded_up(e);
     const float scale = (float)number[22].r;
     float *kt = call->space, *values = kt + (int64_t)d * columns, *asked = values + (int64_t)keys * wide,
-          *scores = asked + QUERIES * d, *mixed = scores + (int64_t)QUERIES * columns, sums[QUERIES];
+          *scores = asked + QUERIES * d, *mixed = scores + (int64_t)QUERIES * columns, tops[QUERIES], sums[QUERIES];
     const int64_t blocks = (queries + QUERIES - 1) / QUERIES, tasks = n * heads * blocks;
     int64_t held = -1;
     for (int64_t task = share(call, tasks, 0); task < share(call, tasks, 1); task++) {
@@ -37,22 +37,23 @@ void softmax_attention(const struct call *call) {
         const int first = (int)(task % blocks) * QUERIES,
                   many = queries - first < QUERIES ? queries - first : QUERIES;
         if (pair != held) {
-            pack(element(call->at[1], of_k, b, h, 0), d, keys, of_k[3].i, of_k[2].i, kt);
-            pack(element(call->at[2], of_v, b, h, 0), keys, e, of_v[2].i, of_v[3].i, values);
+            pack(position_at(call->at[1], of_k, b, h, 0), d, keys, of_k[3].i, of_k[2].i, kt);
+            pack(position_at(call->at[2], of_v, b, h, 0), keys, e, of_v[2].i, of_v[3].i, values);
             held = pair;
         }
         for (int i = 0; i < many; i++) {
-            const float *from = element(call->at[0], of_q, b, h, first + i);
+            const float *from = position_at(call->at[0], of_q, b, h, first + i);
             for (int j = 0; j < d; j++) asked[i * d + j] = from[j * of_q[3].i];
         }
         product_panels(many, columns, d, asked, d, kt, scores, columns);
+        for (int i = 0; i < many; i++) tops[i] = row_maximum(scores + (int64_t)i * columns, keys);
         for (int i = 0; i < many; i++) {
             float *row = scores + (int64_t)i * columns;
-            sums[i] = row_exponentials(row, row, keys, scale);
+            sums[i] = row_exponentials(row, row, keys, scale, tops[i]);
         }
         product_panels(many, wide, keys, scores, columns, values, mixed, wide);
         for (int i = 0; i < many; i++) {
-            float *to = element(call->at[3], of_y, b, h, first + i);
+            float *to = position_at(call->at[3], of_y, b, h, first + i);
             const float share = 1.0f / sums[i];
             for (int j = 0; j < e; j += VL)
                 store_some(to + j, load(mixed + i * wide + j) * share, e - j < VL ? e - j : VL);

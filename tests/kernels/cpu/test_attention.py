@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from fastdiff.kernels.attention_block import attention_block_reference
-from fastdiff.kernels.cpu.attention import attention_block, fits, pack
-from fastdiff.kernels.cpu.compiled import vector_width
+from fastdiff.kernels.cpu.attention import attention_block, pack
 from fastdiff.kernels.cpu.plan import View, run
 from fastdiff.kernels.folded_attention import fold
 
@@ -32,13 +31,14 @@ def block(x, packed, out):
 @pytest.mark.parametrize("h, w", [(1, 1), (3, 5), (7, 7), (13, 9)])
 @pytest.mark.parametrize("gain, divide", [(True, True), (False, False)])
 def test_against_torch(c, h, w, gain, divide, in_nan, all_parts, rel):
-    heads, d = (4, 32) if c > 3 else (3, 48)
+    heads, d = {1: (3, 5), 3: (2, 48), 40: (2, 17)}.get(c, (4, 32))
     weights, x = block_weights(c, heads, d, gain), torch.randn(2, c, h, w)
     packed, view = pack(fold(**weights, heads=heads, divide_by_n=divide)), View.of(in_nan(x, *NHWC))
     ours = all_parts(lambda out: block(view, packed, out), x.shape, *NHWC)
     exact = {k: None if v is None else v.double() for k, v in weights.items()}
     expected = attention_block_reference(x.double(), fold(**exact, heads=heads, divide_by_n=divide))
-    assert rel(ours, expected) < 5e-6
+    # of one number the pre-norm leaves nothing but what the rounding of x scale + shift leaves
+    assert rel(ours, expected) < (5e-6 if c * h * w > 1 else 1e-4)
 
 
 def test_logits_of_hundreds_do_not_overflow(all_parts, rel):
@@ -87,7 +87,3 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=words):
             attention_block(*given)
-    assert fits(2 * vector_width()) and not fits(vector_width() + 1)
-    odd = pack(fold(**block_weights(16, 4, 5), heads=4, divide_by_n=True))
-    with pytest.raises(ValueError, match="heads of width 5"):
-        attention_block(x, odd, x, numbers, context)

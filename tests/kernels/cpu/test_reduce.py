@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastdiff.kernels.cpu.dimensions import joined
 from fastdiff.kernels.cpu.plan import View, run
-from fastdiff.kernels.cpu.reduce import HOW, joined, reduce
+from fastdiff.kernels.cpu.reduce import HOW, reduce
 
 SHAPES = [(1,), (50,), (3, 17), (5, 33, 7), (2, 5, 4, 21), (2, 3, 2, 5, 4)]
 
@@ -52,7 +53,8 @@ def test_expanded_views_and_joined_dimensions(rel):
     x, out = torch.randn(6, 1, 20).expand(6, 5, 20), torch.empty(20)
     run([reduce(View.of(x), View.of(out), (0, 1), "sum")])
     assert rel(out, x.double().sum((0, 1))) < 1e-6
-    assert joined([(3, 48), (1, 7), (4, 12), (5, 2)]) == ([12, 5], [12, 2])
+    assert joined((3, 48), (1, 7), (4, 12), (5, 2)) == [(12, 12), (5, 2)]
+    assert joined((3, 48, 4), (4, 12, 2)) == [(3, 48, 4), (4, 12, 2)]
 
 
 @pytest.mark.parametrize(
