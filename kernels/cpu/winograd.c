@@ -32,47 +32,49 @@ INLINE float *input_row(const vf *t, float *v, long stride) {
 
 /* v: B^T d B of a vector of channels of a tile d of x scale + shift; a column of the tile lies `right` after the one
  * before, a row `down`. In two passes, the inner rows and the outer ones, each of which fits in 32 registers. */
-INLINE void input_vector(const float *x, long down, long right, vf scale, vf shift, int normed, float *v, long stride) {
-#define D(r) (normed ? fused(load(p + (r) * down), scale, shift) : load(p + (r) * down))
+INLINE void input_vector(const float *x, long down, long right, vf scale, vf shift, float *v, long stride) {
+#define D(r) fused(load(d + (r) * down), scale, shift)
     vf t[4][SIDE];
-    const float *p = x;
+    const float *d = x;
 #pragma GCC unroll 6
-    for (int s = 0; s < SIDE; s++, p += right)
+    for (int s = 0; s < SIDE; s++, d += right)
         inner_1d(D(1), D(2), D(3), D(4), &t[0][s], &t[1][s], &t[2][s], &t[3][s]);
-    float *w = v + SIDE * stride;
+    float *to = v + SIDE * stride;
 #pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) w = input_row(t[r], w, stride);
-    p = x;
+    for (int r = 0; r < 4; r++) to = input_row(t[r], to, stride);
+    d = x;
 #pragma GCC unroll 6
-    for (int s = 0; s < SIDE; s++, p += right) {
+    for (int s = 0; s < SIDE; s++, d += right) {
         t[0][s] = outer_1d(D(0), D(2), D(4));
         t[1][s] = outer_1d(D(1), D(3), D(5));
     }
     input_row(t[0], v, stride);
-    input_row(t[1], w, stride);
+    input_row(t[1], to, stride);
 #undef D
 }
+
+/* The part of a tile's rows (or columns), 0 .. SIDE, that lies within a picture of so many. */
+INLINE int first_inside(int start) { return start < 0 ? -start : 0; }
+INLINE int end_inside(int start, int count) { return count - start < SIDE ? count - start : SIDE; }
 
 /* v: B^T d B of a tile of x scale + shift, or of x where scale is 0. The padding is 0, not shift. */
 INLINE void input_tile(const float *x, long ld, const float *scale, const float *shift, int h, int w, int c, int top,
                        int left, float *v, long stride) {
-    const int inside = top >= 0 && left >= 0 && top + SIDE <= h && left + SIDE <= w;
+    const int r0 = first_inside(top), r1 = end_inside(top, h), s0 = first_inside(left), s1 = end_inside(left, w),
+              padded = r1 - r0 < SIDE || s1 - s0 < SIDE;
+    float tile[POINTS * VL];
+    if (padded) memset(tile, 0, sizeof tile);
     x += ((long)top * w + left) * ld;
     for (int i = 0; i < c; i += VL) {
         const int at = vector_at(i, c);
         const vf a = scale ? load(scale + at) : all(1), b = scale ? load(shift + at) : all(0);
-        if (inside && scale) {
-            input_vector(x + at, w * ld, ld, a, b, 1, v + at, stride);
-        } else if (inside) {
-            input_vector(x + at, w * ld, ld, a, b, 0, v + at, stride);
+        if (padded) {
+            for (int r = r0; r < r1; r++)
+                for (int s = s0; s < s1; s++)
+                    store(tile + (SIDE * r + s) * VL, fused(load(x + ((long)r * w + s) * ld + at), a, b));
+            input_vector(tile, SIDE * VL, VL, all(1), all(0), v + at, stride);
         } else {
-            float tile[SIDE * SIDE * VL];
-            for (int r = 0; r < SIDE; r++)
-                for (int s = 0; s < SIDE; s++) {
-                    const int y = top + r, z = left + s, there = y >= 0 && y < h && z >= 0 && z < w;
-                    store(tile + (SIDE * r + s) * VL, there ? fused(load(x + (r * w + s) * ld + at), a, b) : (vf){0});
-                }
-            input_vector(tile, SIDE * VL, VL, a, b, 0, v + at, stride);
+            input_vector(x + at, w * ld, ld, a, b, v + at, stride);
         }
     }
 }
