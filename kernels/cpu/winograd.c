@@ -94,7 +94,8 @@ INLINE void output_vector(const float *s, long stride, vf *y) {
     const long step = SIDE * stride;
 #pragma GCC unroll 6
     for (int c = 0; c < SIDE; c++, s += stride)
-        output_1d(load(s), load(s+step), load(s+2*step), load(s+3*step), load(s+4*step), load(s+5*step), &t[0][c], &t[1][c], &t[2][c], &t[3][c]);
+        output_1d(load(s), load(s + step), load(s + 2 * step), load(s + 3 * step), load(s + 4 * step),
+                  load(s + 5 * step), &t[0][c], &t[1][c], &t[2][c], &t[3][c]);
 #pragma GCC unroll 4
     for (int r = 0; r < M; r++, y += M)
         output_1d(t[r][0], t[r][1], t[r][2], t[r][3], t[r][4], t[r][5], y, y + 1, y + 2, y + 3);
@@ -150,27 +151,41 @@ struct sizes {
     int activation;
 };
 
+/* Ask for the channels at positions begin .. end - 1: the transforms touch them in patches, which the hardware does not
+ * foresee. */
+INLINE void fetch(const float *x, long ld, int channels, int64_t begin, int64_t end) {
+    for (x += begin * ld; begin < end; begin++, x += ld)
+        for (int i = 0; i < channels; i += LINE) __builtin_prefetch(x + i);
+}
+
 INLINE void convolve(const struct call *call, struct sizes s) {
     const int h = s.h, w = s.w, c = s.c, o = s.o, down = (h + M - 1) / M, across = (w + M - 1) / M,
               wide = rounded_up(o);
     const int most = most_tiles(c, o);
-    const long each = (long)down * across, tiles = s.n * each;
+    const long each = (long)down * across, tiles = s.n * each, positions = (long)s.n * h * w;
+    /* Whether the pictures exceed the second-level cache: fetching them takes up to 20 % off eight of 32 x 32. */
+    const int far = positions * (c + o) >= 1 << 18;
     const int64_t in = apart(most, c), out = apart(most, o);
     const long blocks = count_blocks(tiles, most, call->parts);
     const float *x = call->at[0], *scales = call->at[1], *u = call->at[2], *bias = call->at[3], *residual = call->at[4];
-    float *v = call->space, *products = v + POINTS * in;
+    float *v = call->space, *products = v + POINTS * in; /* both (36, tiles, channels) */
     for (long b = share(call, blocks, 0); b < share(call, blocks, 1); b++) {
         const long from = tiles * b / blocks;
         const int many = (int)(tiles * (b + 1) / blocks - from);
+        const long first = from / across, next = (from + many - 1) / across + 1; /* rows of tiles */
+        const int64_t begin = (first / down * h + first % down * M) * w, end = (next / down * h + next % down * M) * w;
+        if (far) fetch(x, s.ld, c, begin, end < positions ? end + w : end);
         for (int t = 0; t < many; t++) {
             const long image = (from + t) / each, place = (from + t) % each;
             const float *scale = scales ? scales + 2 * image * c : 0;
             input_tile(x + image * h * w * s.ld, s.ld, scale, scale ? scale + c : 0, h, w, c,
-                       (int)(place / across) * M - 1, (int)(place % across) * M - 1, v + (int64_t)t * rounded_up(c), in);
+                       (int)(place / across) * M - 1, (int)(place % across) * M - 1,
+                       v + (int64_t)t * rounded_up(c), in);
         }
         for (int f = 0; f < POINTS; f++)
-            product_panels(many, wide, c, v + f * in, rounded_up(c), u + (long)f * c * wide, products + f * out,
-                           wide);
+            product_panels(many, wide, c, v + f * in, rounded_up(c), u + (long)f * c * wide, products + f * out, wide);
+        if (far) fetch(call->at[5], s.result_ld, o, begin, end);
+        if (far && residual) fetch(residual, s.residual_ld, o, begin, end);
         for (int t = 0; t < many; t++) {
             const long image = (from + t) / each, place = (from + t) % each, start = image * h * w;
             const struct finish to = {.bias = bias ? bias + image * s.apart : 0,
