@@ -8,8 +8,8 @@
 #define ROWS 6 /* 12 sums, 2 vectors of B and one of A, of 16 registers */
 #endif
 
-/* load, exactly once: from a plain one GCC makes an operand of each multiplication, and few rows then wait for the loads
- * (84, not 115 GFLOP/s of 4 rows on an AMD EPYC). */
+/* load, exactly once: of a plain one GCC makes an operand of every multiplication, and blocks of few rows then wait for
+ * the loads (four rows: 84, not 115 GFLOP/s on an AMD EPYC). */
 INLINE vf load_once(const float *p) {
     typedef volatile float vector __attribute__((vector_size(4 * VL), aligned(4), may_alias));
     const vector *at = (const vector *)p;
@@ -41,7 +41,8 @@ INLINE void block(const int rows, const int columns, int k, const float *a, long
     }
 }
 
-/* m rows, in blocks of nearly the same height: in the lowest ones the loads take longer than the multiplications. */
+/* m rows, in blocks of nearly the same height, because in one of one or two rows the loads take longer than the
+ * multiplications. */
 INLINE void strip(const int columns, int m, int k, const float *a, long ra, long ca, const float *b, long rb, float *c,
                   long rc) {
     for (int blocks = (m + ROWS - 1) / ROWS; blocks > 0; blocks--) {

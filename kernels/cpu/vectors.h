@@ -147,18 +147,21 @@ INLINE vf exponential(vf x) {
     return p * power_of_two(n);
 }
 
-/* erf by Abramowitz and Stegun, 7.1.26: absolute error below 1.5e-7. */
-INLINE vf error_function(vf x) {
-    vi negative = x < 0.0f;
-    vf a = pick(negative, -x, x);
-    vf t = 1.0f / fused(a, all(0.3275911f), all(1.0f));
-    vf p = all(1.061405429f);
-    p = fused(p, t, all(-1.453152027f));
-    p = fused(p, t, all(1.421413741f));
-    p = fused(p, t, all(-0.284496736f));
-    p = fused(p, t, all(0.254829592f));
-    vf y = 1.0f - p * t * exponential(-a * a);
-    return pick(negative, -y, y);
+/* x / 2 + x erf(x / sqrt 2) / 2. The second term is even: t times a polynomial in t = x^2, a minimax fit up to 5.5^2;
+ * from there on it equals |x| / 2 to 1e-7. The absolute error is below 8e-7. There is no division: it takes 0.6 of the
+ * time of erf by an exponential (Abramowitz and Stegun, 7.1.26), which is as accurate. */
+INLINE vf gelu(vf x) {
+    static const float p[] = {-0.000190655555f, 0.000592047756f, -0.000673302915f, 0.000841154775f, -0.00224018167f,
+                              0.00447751582f, -0.00692995731f, 0.0103121176f, -0.0149637489f, 0.0203396212f,
+                              -0.0260538682f, 0.0320737176f, -0.0387924127f, 0.0477374494f, -0.0641723424f,
+                              0.12855193f};
+    const float end = 5.5f;
+    const vf t = minimum(x * x, all(end * end)), u = fused(t, all(2 / (end * end)), all(-1)); /* u: -1 .. 1 */
+    vf s = all(p[0]);
+#pragma GCC unroll 16
+    for (int i = 1; i < 16; i++) s = fused(s, u, all(p[i]));
+    const vf rest = fused(all(-0.5f), minimum(maximum(x, -x), all(end)), maximum(all(0), x)); /* x / 2 up to the end */
+    return fused(t, s, rest);
 }
 
 enum activation { NONE, GELU, GELU_TANH, SILU, RELU };
@@ -166,7 +169,7 @@ enum activation { NONE, GELU, GELU_TANH, SILU, RELU };
 INLINE vf activate(vf x, int activation) {
     switch (activation) {
     case GELU:
-        return x * 0.5f * (1.0f + error_function(x * 0.70710678118654752f));
+        return gelu(x);
     case GELU_TANH: /* (1 + tanh u) / 2 = 1 / (1 + e^(-2u)) */
         return x / (1.0f + exponential(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
     case SILU:

@@ -25,7 +25,7 @@ def relative_error(ours: Tensor, exact: Tensor) -> float:
 
 
 @pytest.mark.parametrize("normed", [False, True])
-@pytest.mark.parametrize("h, w", [(1, 1), (3, 6), (4, 4), (5, 13), (12, 12), (14, 17)])
+@pytest.mark.parametrize("h, w", [(1, 1), (3, 6), (4, 4), (5, 13), (12, 12), (14, 17), (125, 127)])
 def test_edges(h: int, w: int, normed: bool) -> None:
     """A tile of 6 x 6 that lies inside of the picture is read in another way than one that it cuts off."""
     b, c, o = 2, vector_width() + 3, 2 * vector_width() + 5
@@ -63,3 +63,14 @@ def test_blocks_of_every_size() -> None:
         assert torch.equal(convolved(x[:n], 1), whole[:n]), n
     for threads in (2, 3, 5):
         assert torch.equal(convolved(x, threads), whole)
+
+
+def test_gelu() -> None:
+    """Over its whole range, as the bias of a convolution by 0. No error grows with x."""
+    v, o = vector_width(), 512 * vector_width()
+    x = torch.cat([torch.linspace(-8, 8, o), torch.linspace(-1e-2, 1e-2, o), torch.linspace(-1e4, 1e4, o)]).view(3, o)
+    zeros, out = torch.zeros(3, v, 1, 1), torch.empty(3, o, 1, 1)
+    weight = View.of(torch.zeros(36, v * o))
+    run([winograd(View.of(zeros), weight, View.of(out), View.of(x), "gelu")])
+    exact = F.gelu(x.double())
+    assert float((out.view(3, o) - exact).abs().div(exact.abs().clamp(min=8)).max()) < 1e-7
