@@ -75,7 +75,9 @@ INLINE void outputs(const int many, const int taps, const struct window *s, cons
     vf sums[ACROSS];
     for (int i = 0; i < many; i++) sums[i] = to.bias;
     add_taps(many, taps, s, x + at * s->across.stride * VL, row, weight, sums);
-    for (int i = 0; i < many && at + i < s->across.outputs; i++)
+    const int there = at + many <= s->across.outputs ? many : (int)(s->across.outputs - at);
+#pragma GCC unroll 8
+    for (int i = 0; i < many && i < there; i++)
         finish(sums[i], 0, to.residual ? to.residual + (at + i) * to.residual_step : 0, to.y + (at + i) * to.step,
                to.wide, to.activation);
 }
