@@ -5,6 +5,12 @@
 #include "product.h"
 #include "window.h"
 
+/* Where an output goes, and what is added to it. */
+struct target {
+    const float *bias, *residual; /* or 0 */
+    float *y;
+};
+
 enum { POSITIONS = 4 * ROWS, COLUMNS = 2 * VL }; /* outputs at a time, and columns of a panel */
 
 /* These write whole vectors, and so up to VL - 1 floats after the n; what is gathered next goes there. */
@@ -33,25 +39,29 @@ INLINE void gather(const struct window *s, const float *x, struct place p, const
     const int64_t top = p.row * s->down.stride - s->down.before, left = p.column * s->across.stride - s->across.before;
     const int64_t begin = first_tap(s->across, left), end = last_tap(s->across, left), taps = s->across.taps;
     const int64_t highest = first_tap(s->down, top), lowest = last_tap(s->down, top);
-    const int64_t step = s->across.dilation * s->ld;
-    for (int64_t r = 0; r < s->down.taps; r++, to += taps * c) {
-        if (r < highest || r >= lowest || begin >= end) {
-            clear(to, taps * c);
+    const int64_t step = s->across.dilation * s->ld, row = s->down.dilation * s->across.size * s->ld, all = taps * c;
+    const int together = step == c && !scale;
+    if (highest > 0 || begin >= end) clear(to, (begin < end ? highest : s->down.taps) * all);
+    if (begin >= end) return;
+    const float *from = x + ((top + highest * s->down.dilation) * s->across.size + left + begin * s->across.dilation) * s->ld;
+    for (int64_t r = highest; r < lowest; r++, from += row) {
+        float *seen = to + r * all;
+        if (together && end - begin == taps) {
+            copy(from, all, seen);
             continue;
         }
-        const float *from =
-            x + ((top + r * s->down.dilation) * s->across.size + left + begin * s->across.dilation) * s->ld;
-        clear(to, begin * c);
-        if (step == c && !scale)
-            copy(from, (end - begin) * c, to + begin * c);
+        clear(seen, begin * c);
+        if (together)
+            copy(from, (end - begin) * c, seen + begin * c);
         else
-            for (int64_t q = begin; q < end; q++, from += step)
+            for (int64_t q = begin; q < end; q++)
                 if (scale)
-                    copy_normed(from, c, scale, shift, to + q * c);
+                    copy_normed(from + (q - begin) * step, c, scale, shift, seen + q * c);
                 else
-                    copy(from, c, to + q * c);
-        clear(to + end * c, (taps - end) * c);
+                    copy(from + (q - begin) * step, c, seen + q * c);
+        clear(seen + end * c, (taps - end) * c);
     }
+    clear(to + lowest * all, (s->down.taps - lowest) * all);
 }
 
 INLINE int64_t depth(const struct window *s) { return s->down.taps * s->across.taps * s->c; }
@@ -75,14 +85,17 @@ void convolution(const struct call *call) {
     const int64_t outputs = s.n * s.down.outputs * s.across.outputs, last = share(call, outputs, 1);
     const float *x = call->at[0], *scales = call->at[1], *bias = call->at[3], *residual = call->at[4];
     float *products = call->space, *seen = products + POSITIONS * COLUMNS;
-    struct place places[POSITIONS], p = place_of(share(call, outputs, 0), &s);
+    struct target targets[POSITIONS];
+    struct place p = place_of(share(call, outputs, 0), &s);
     for (int64_t at = share(call, outputs, 0); at < last; at += POSITIONS) {
         const int many = (int)(last - at < POSITIONS ? last - at : POSITIONS);
         for (int i = 0; i < many; i++, p = after(p, &s)) {
             const float *scale = scales ? scales + p.picture * number[1].i : 0;
             const float *picture = x + p.picture * s.down.size * s.across.size * s.ld;
             gather(&s, picture, p, scale, scale ? scale + number[2].i : 0, seen + (int64_t)i * k);
-            places[i] = p;
+            targets[i] = (struct target){.bias = bias ? bias + p.picture * number[6].i : 0,
+                                         .residual = residual ? residual + offset(other, p) : 0,
+                                         .y = call->at[5] + offset(s.y, p)};
         }
         for (int j = 0; j < o; j += COLUMNS) {
             const float *panel = call->at[2] + (int64_t)j * k;
@@ -91,10 +104,11 @@ void convolution(const struct call *call) {
             else
                 strip(1, many, k, seen, k, 1, panel, VL, products, COLUMNS);
             for (int v = j; v < j + COLUMNS && v < o; v += VL)
-                for (int i = 0; i < many; i++)
-                    finish(load(products + i * COLUMNS + v - j), bias ? bias + places[i].picture * number[6].i + v : 0,
-                           residual ? residual + offset(other, places[i]) + v : 0,
-                           call->at[5] + offset(s.y, places[i]) + v, o - v < VL ? o - v : VL, activation);
+                for (int i = 0; i < many; i++) {
+                    const struct target to = targets[i];
+                    finish(load(products + i * COLUMNS + v - j), to.bias ? to.bias + v : 0,
+                           to.residual ? to.residual + v : 0, to.y + v, o - v < VL ? o - v : VL, activation);
+                }
         }
     }
 }
