@@ -66,6 +66,36 @@ INLINE void gather(const struct window *s, const float *x, struct place p, const
 
 INLINE int64_t depth(const struct window *s) { return s->down.taps * s->across.taps * s->c; }
 
+enum { ABREAST = 8 }; /* rows whose sums are independent of each other */
+
+/* sums += seen (rows, k) times k weights, at q: `wide` entries. */
+INLINE void add_products(const int rows, int64_t k, const float *seen, const float *weights, int64_t q, const int wide,
+                         vf *sums) {
+    const vf weight = load_some(weights + q, wide);
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) sums[i] = fused(load_some(seen + i * k + q, wide), weight, sums[i]);
+}
+
+/* products (rows, o) = seen (rows, k) weights (o, k)^T, vectors along k: for few outputs, which a panel's vectors would
+ * not fill. */
+INLINE void some_dots(const int rows, int k, int o, const float *seen, const float *weights, float *products) {
+    for (int j = 0; j < o; j++, weights += k) {
+        vf sums[ABREAST] = {{0}};
+        int q = 0;
+        for (; q + VL <= k; q += VL) add_products(rows, k, seen, weights, q, VL, sums);
+        if (q < k) add_products(rows, k, seen, weights, q, k - q, sums);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) products[i * COLUMNS + j] = sum(sums[i]);
+    }
+}
+
+INLINE void dots(int rows, int k, int o, const float *seen, const float *weights, float *products) {
+    int i = 0;
+    for (; i + ABREAST <= rows; i += ABREAST)
+        some_dots(ABREAST, k, o, seen + (int64_t)i * k, weights, products + i * COLUMNS);
+    for (; i < rows; i++) some_dots(1, k, o, seen + (int64_t)i * k, weights, products + i * COLUMNS);
+}
+
 int64_t convolution_space(const union number *number) {
     const struct window s = window_of(number);
     return POSITIONS * depth(&s) + VL + POSITIONS * COLUMNS;
@@ -74,13 +104,14 @@ int64_t convolution_space(const union number *number) {
 /* y (n, down, across, o) = activation(conv(x scale + shift) + bias) + residual, x (n, h, w, c).
  *
  * Operands: x; scale and shift of a norm (n, 2, c), or 0; weights (taps down, taps across, c; o rounded up to VL) in the
- * panels of product_panels; bias (o) or 0; residual (n, down, across, o) or 0; y. Numbers: those of window_of; o; how far
- * a picture's scales lie after those of the one before, and its shifts after its scales; the residual's steps; how far
- * the bias of a picture lies after that of the one before, 0 for the same; the activation. */
+ * panels of product_panels, or (o; taps down, taps across, c) where o is less than VL; bias (o) or 0; residual (n, down,
+ * across, o) or 0; y. Numbers: those of window_of; o; how far a picture's scales lie after those of the one before, and
+ * its shifts after its scales; the residual's steps; how far the bias of a picture lies after that of the one before, 0
+ * for the same; the activation; whether the weights are rows of (o; ...). */
 void convolution(const struct call *call) {
     const struct window s = window_of(call->number);
     const union number *number = call->number + WINDOW;
-    const int o = (int)number[0].i, k = (int)depth(&s), activation = (int)number[7].i;
+    const int o = (int)number[0].i, k = (int)depth(&s), activation = (int)number[7].i, flat = (int)number[8].i;
     const struct steps other = steps_of(number + 3);
     const int64_t outputs = s.n * s.down.outputs * s.across.outputs, last = share(call, outputs, 1);
     const float *x = call->at[0], *scales = call->at[1], *bias = call->at[3], *residual = call->at[4];
@@ -99,16 +130,20 @@ void convolution(const struct call *call) {
         }
         for (int j = 0; j < o; j += COLUMNS) {
             const float *panel = call->at[2] + (int64_t)j * k;
-            if (o - j > VL)
+            if (flat)
+                dots(many, k, o, seen, panel, products);
+            else if (o - j > VL)
                 strip(2, many, k, seen, k, 1, panel, 2 * VL, products, COLUMNS);
             else
                 strip(1, many, k, seen, k, 1, panel, VL, products, COLUMNS);
-            for (int v = j; v < j + COLUMNS && v < o; v += VL)
+            for (int v = j; v < j + COLUMNS && v < o; v += VL) {
+                const int wide = o - v < VL ? o - v : VL;
                 for (int i = 0; i < many; i++) {
                     const struct target to = targets[i];
-                    finish(load(products + i * COLUMNS + v - j), to.bias ? to.bias + v : 0,
-                           to.residual ? to.residual + v : 0, to.y + v, o - v < VL ? o - v : VL, activation);
+                    finish(load_some(products + i * COLUMNS + v - j, wide), to.bias ? to.bias + v : 0,
+                           to.residual ? to.residual + v : 0, to.y + v, wide, activation);
                 }
+            }
         }
     }
 }
