@@ -19,9 +19,14 @@ INLINE void clear(float *to, int64_t n) {
 }
 
 INLINE void copy(const float *from, int64_t n, float *to) {
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL) store(to + i, load(from + i));
-    if (i < n) store(to + i, load_some(from + i, (int)(n - i)));
+    const int64_t whole = n / VL * VL;
+    for (int64_t i = 0; i < whole; i += VL) store(to + i, load(from + i));
+    if (whole < n) store(to + whole, load_some(from + whole, (int)(n - whole)));
+}
+
+/* A function of its own, so that all its variables are in registers. */
+SHARED void copy_rows(const float *from, int64_t apart, int64_t rows, int64_t n, float *to) {
+    for (; rows > 0; rows--, from += apart, to += n) copy(from, n, to);
 }
 
 INLINE void copy_normed(const float *from, int n, const float *scale, const float *shift, float *to) {
@@ -29,6 +34,23 @@ INLINE void copy_normed(const float *from, int n, const float *scale, const floa
         const int wide = n - i < VL ? n - i : VL;
         store(to + i, fused(load_some(from + i, wide), load_some(scale + i, wide), load_some(shift + i, wide)));
     }
+}
+
+/* Taps `begin` to `end` of a row of taps, the first of which sees `from`; the others see padding. */
+INLINE void gather_row(const struct window *s, const float *from, int64_t begin, int64_t end, const float *scale,
+                       const float *shift, float *to) {
+    const int c = s->c;
+    clear(to, begin * c);
+    const int64_t step = s->across.dilation * s->ld;
+    if (step == c && !scale)
+        copy(from, (end - begin) * c, to + begin * c);
+    else
+        for (int64_t q = begin; q < end; q++, from += step)
+            if (scale)
+                copy_normed(from, c, scale, shift, to + q * c);
+            else
+                copy(from, c, to + q * c);
+    clear(to + end * c, (s->across.taps - end) * c);
 }
 
 /* What the output at a place sees of x, its picture: (taps down, taps across, c), of x scale + shift where scale is not
@@ -39,29 +61,17 @@ INLINE void gather(const struct window *s, const float *x, struct place p, const
     const int64_t top = p.row * s->down.stride - s->down.before, left = p.column * s->across.stride - s->across.before;
     const int64_t begin = first_tap(s->across, left), end = last_tap(s->across, left), taps = s->across.taps;
     const int64_t highest = first_tap(s->down, top), lowest = last_tap(s->down, top);
-    const int64_t step = s->across.dilation * s->ld, row = s->down.dilation * s->across.size * s->ld, all = taps * c;
-    const int together = step == c && !scale;
-    if (highest > 0 || begin >= end) clear(to, (begin < end ? highest : s->down.taps) * all);
-    if (begin >= end) return;
-    const float *from = x + ((top + highest * s->down.dilation) * s->across.size + left + begin * s->across.dilation) * s->ld;
-    for (int64_t r = highest; r < lowest; r++, from += row) {
-        float *seen = to + r * all;
-        if (together && end - begin == taps) {
-            copy(from, all, seen);
-            continue;
-        }
-        clear(seen, begin * c);
-        if (together)
-            copy(from, (end - begin) * c, seen + begin * c);
-        else
-            for (int64_t q = begin; q < end; q++)
-                if (scale)
-                    copy_normed(from + (q - begin) * step, c, scale, shift, seen + q * c);
-                else
-                    copy(from + (q - begin) * step, c, seen + q * c);
-        clear(seen + end * c, (taps - end) * c);
-    }
-    clear(to + lowest * all, (s->down.taps - lowest) * all);
+    const int64_t row = taps * c, high = begin < end ? highest : s->down.taps, low = begin < end ? lowest : high;
+    const int64_t apart = s->down.dilation * s->across.size * s->ld;
+    const float *from = x + (top + high * s->down.dilation) * s->across.size * s->ld +
+                        (left + begin * s->across.dilation) * s->ld;
+    clear(to, high * row);
+    if (end - begin == taps && s->across.dilation * s->ld == c && !scale)
+        copy_rows(from, apart, low - high, row, to + high * row);
+    else
+        for (int64_t r = high; r < low; r++, from += apart)
+            gather_row(s, from, begin, end, scale, shift, to + r * row);
+    clear(to + low * row, (s->down.taps - low) * row);
 }
 
 INLINE int64_t depth(const struct window *s) { return s->down.taps * s->across.taps * s->c; }
@@ -103,15 +113,15 @@ int64_t convolution_space(const union number *number) {
 
 /* y (n, down, across, o) = activation(conv(x scale + shift) + bias) + residual, x (n, h, w, c).
  *
- * Operands: x; scale and shift of a norm (n, 2, c), or 0; weights (taps down, taps across, c; o rounded up to VL) in the
- * panels of product_panels, or (o; taps down, taps across, c) where o is less than VL; bias (o) or 0; residual (n, down,
- * across, o) or 0; y. Numbers: those of window_of; o; how far a picture's scales lie after those of the one before, and
- * its shifts after its scales; the residual's steps; how far the bias of a picture lies after that of the one before, 0
- * for the same; the activation; whether the weights are rows of (o; ...). */
+ * Operands: x; scale and shift of a norm (n, 2, c), or 0; weights (taps down, taps across, c; o rounded up to VL) in
+ * the panels of product_panels, or for dots (o; taps down, taps across, c); bias (o) or 0; residual (n, down, across, o)
+ * or 0; y. Numbers: those of window_of; o; how far a picture's scales lie after those of the one before, and its shifts
+ * after its scales; the residual's steps; how far the bias of a picture lies after that of the one before, 0 for the
+ * same; the activation; whether the weights are for dots, o less than VL. */
 void convolution(const struct call *call) {
     const struct window s = window_of(call->number);
     const union number *number = call->number + WINDOW;
-    const int o = (int)number[0].i, k = (int)depth(&s), activation = (int)number[7].i, flat = (int)number[8].i;
+    const int o = (int)number[0].i, k = (int)depth(&s), activation = (int)number[7].i, few = (int)number[8].i;
     const struct steps other = steps_of(number + 3);
     const int64_t outputs = s.n * s.down.outputs * s.across.outputs, last = share(call, outputs, 1);
     const float *x = call->at[0], *scales = call->at[1], *bias = call->at[3], *residual = call->at[4];
@@ -130,7 +140,7 @@ void convolution(const struct call *call) {
         }
         for (int j = 0; j < o; j += COLUMNS) {
             const float *panel = call->at[2] + (int64_t)j * k;
-            if (flat)
+            if (few)
                 dots(many, k, o, seen, panel, products);
             else if (o - j > VL)
                 strip(2, many, k, seen, k, 1, panel, 2 * VL, products, COLUMNS);

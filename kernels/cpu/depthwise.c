@@ -22,8 +22,8 @@ int64_t depthwise_space(const union number *number) {
     return extent(s.down, band(&s)) * columns(&s) * VL;
 }
 
-/* Rows of x from `top`, columns from the first that an output sees, 0 outside of the picture; one vector of channels, of
- * which there are `wide`. */
+/* Rows of x from `top`, columns from the first that an output sees, 0 outside of the picture; one vector of channels,
+ * `wide` of them. */
 INLINE void pad(const struct window *s, const float *x, int wide, int64_t top, int64_t rows, float *to) {
     const int64_t left = -s->across.before, end = left + columns(s);
     const int64_t stop = end < s->across.size ? end : s->across.size;
@@ -93,8 +93,8 @@ INLINE void line(const int taps, const struct window *s, const float *x, int64_t
 /* y (n, down, across, c) = activation(conv(x) + bias) + residual, each channel by itself.
  *
  * Operands: x (n, h, w, c); weights (vectors of channels, taps down, taps across, VL), a vector's channels those of
- * vector_at; bias (c) or 0; residual (n, down, across, c) or 0; y. Numbers: those of window_of; the residual's steps; how
- * far the bias of a picture lies after that of the one before, 0 for the same; the activation. */
+ * vector_at; bias (c) or 0; residual (n, down, across, c) or 0; y. Numbers: those of window_of; the residual's steps;
+ * how far the bias of a picture lies after that of the one before, 0 for the same; the activation. */
 void depthwise(const struct call *call) {
     const struct window s = window_of(call->number);
     const union number *number = call->number + WINDOW;
