@@ -114,10 +114,10 @@ int64_t convolution_space(const union number *number) {
 /* y (n, down, across, o) = activation(conv(x scale + shift) + bias) + residual, x (n, h, w, c).
  *
  * Operands: x; scale and shift of a norm (n, 2, c), or 0; weights (taps down, taps across, c; o rounded up to VL) in
- * the panels of product_panels, or for dots (o; taps down, taps across, c); bias (o) or 0; residual (n, down, across, o)
- * or 0; y. Numbers: those of window_of; o; how far a picture's scales lie after those of the one before, and its shifts
- * after its scales; the residual's steps; how far the bias of a picture lies after that of the one before, 0 for the
- * same; the activation; whether the weights are for dots, o less than VL. */
+ * the panels of product_panels, or for dots (o; taps down, taps across, c); bias (o) or 0; residual (n, down, across,
+ * o) or 0; y. Numbers: those of window_of; o; how far a picture's scales lie after those of the one before, and its
+ * shifts after its scales; the residual's steps; how far the bias of a picture lies after that of the one before, 0 for
+ * the same; the activation; whether the weights are for dots, o less than VL. */
 void convolution(const struct call *call) {
     const struct window s = window_of(call->number);
     const union number *number = call->number + WINDOW;
