@@ -6,14 +6,26 @@ import math
 
 from torch import Tensor
 
+from fastdiff.kernels.cpu.compiled import vector_width
 from fastdiff.kernels.cpu.phases import phase_calls, phase_weights
 from fastdiff.kernels.cpu.plan import Call, View, activation_code, check_shape, dense, per_channel
 from fastdiff.kernels.cpu.weights import panels, wide
 from fastdiff.kernels.cpu.window import Pair, pair, steps, window
 
 
+def _few(depth: int, o: int) -> bool:
+    """Whether so few outputs are faster as a dot product each: of `depth` numbers, then of a vector's."""
+    width = vector_width()
+    return o * (depth / width + width) < depth
+
+
 def convolution_weight(weight: Tensor) -> Tensor:
-    """(O, C, KH, KW) → (KH KW C times O rounded up to whole vectors,), as `convolution` takes it."""
+    """(O, C, KH, KW), flat, as `convolution` takes it.
+
+    For few outputs that is (O, KH KW C), else (KH KW C times O rounded up to whole vectors).
+    """
+    if _few(weight[0].numel(), len(weight)):
+        return weight.detach().float().permute(0, 2, 3, 1).flatten()
     return panels(weight.permute(2, 3, 1, 0).flatten(0, 2)[None])[0]
 
 
@@ -53,14 +65,16 @@ def convolution(
     o = out.shape[1] if len(out.shape) > 1 else 0
     numbers = window(op, x, out, o, kernel, stride, padding, dilation)
     b, c = x.shape[:2]
-    dense(op, "weight", weight, math.prod(pair(op, "kernel", kernel, 0)) * c * wide(o))
+    depth = math.prod(pair(op, "kernel", kernel, 0)) * c
+    few = _few(depth, o)
+    dense(op, "weight", weight, depth * (o if few else wide(o)))
     check_shape(op, "norm", norm, (b, 2, c))
     if norm is not None and c > 1 and norm.strides[2] != 1:
         raise ValueError(f"{op}: norm has strides {norm.strides}; accepted: a picture's scales and shifts side by side")
     normed = (0, 0) if norm is None else norm.strides[:2]
     other = steps(op, "residual", residual, *out.shape)
     apart = per_channel(op, "bias", bias, b, o)
-    numbers += o, *normed, *other, apart, activation_code(op, "activation", activation)
+    numbers += o, *normed, *other, apart, activation_code(op, "activation", activation), int(few)
     return Call(op, (x, norm, weight, bias, residual), (out,), numbers)
 
 
