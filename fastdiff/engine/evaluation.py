@@ -42,7 +42,6 @@ from fastdiff.engine.placement import out_of_memory
 from fastdiff.errors import first_line
 from fastdiff.kernels import dispatch
 from fastdiff.kernels.attention_block import fits as fits_triton
-from fastdiff.kernels.cpu import attention
 
 Made = TypeVar("Made")
 
@@ -295,7 +294,7 @@ def _fuse(graph: Graph, given: Given) -> None:
     if triton:
         fold_linear_attention(graph, lambda channels, width, _: fits_triton(given.dtype, channels, width))
     elif _in_c(given):
-        fold_linear_attention(graph, lambda _, width, __: attention.fits(width))
+        fold_linear_attention(graph, lambda *sizes: True)
     fuse_softmax_attention(graph)
     fuse_norms(graph)
     if triton:

@@ -9,6 +9,7 @@ import torch
 
 from fastdiff.capture.graph import Graph
 from fastdiff.capture.passes.match import Node, arguments, aten, constant, ours, places, stored
+from fastdiff.capture.tidy import fold_constants
 from fastdiff.engine.cpu import convolutions, norms
 from fastdiff.engine.cpu.elementwise import ELEMENTWISE
 from fastdiff.engine.cpu.lowering import Lowering, Value, Way, concatenate
@@ -28,6 +29,7 @@ from fastdiff.kernels.position_norm import position_norm
 
 def planned(graph: Graph, batch: int, halves: int = 1) -> Plan:
     """The plan of a graph of one batch after the passes; see Lowering."""
+    fold_constants(graph)  # what depends on the batch alone
     return Plan(Lowering(graph, WAYS, batch, halves))
 
 
