@@ -35,7 +35,9 @@ from fastdiff.capture.refusal import NotRecordableError
 from fastdiff.capture.split import Split
 from fastdiff.engine import cuda
 from fastdiff.engine.cpu.function import PlannedFunction
+from fastdiff.engine.cpu.lowering import Packed
 from fastdiff.engine.cpu.operations import planned
+from fastdiff.engine.cpu.plan import Plan
 from fastdiff.engine.cpu.step import PlannedStep
 from fastdiff.engine.memory import held_bytes
 from fastdiff.engine.placement import out_of_memory
@@ -280,7 +282,11 @@ def _programs(graphs: Split, given: Given) -> Parts:
     time, context = at_batch(graphs.time, ROWS), fused(graphs.context, given.batch)
     if _in_c(given):
         before = [PlannedFunction(planned(graph, batch)) for graph, batch in ((time, ROWS), (context, given.batch))]
-        step = PlannedStep(lambda batch: planned(fused(graphs.step, batch), batch, given.halves), given.batch, given.halves)
+
+        def of_batch(batch: int, packed: Packed) -> Plan:
+            return planned(fused(graphs.step, batch), batch, given.halves, packed)
+
+        step = PlannedStep(of_batch, given.batch, given.halves)
         return Parts(before[0], contexts_first(before[1]), step)
     run = program(fused(graphs.step, given.batch))
     return Parts(program(time), contexts_first(program(context)), lambda *inputs: run(*inputs)[0])

@@ -141,6 +141,11 @@ def assembled(calls: Iterable[Call], placed: Callable[[Any], tuple[int, int]] = 
     return Code(instructions, space, (numbers, [(call.reads, call.writes) for call in calls]))
 
 
+def joined(codes: Sequence[Code]) -> Code:
+    """Codes one after another as one."""
+    return Code(np.concatenate([code.instructions for code in codes]), max(code.space for code in codes), codes)
+
+
 class Program:
     """Code with the threads that run it.
 

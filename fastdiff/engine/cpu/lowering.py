@@ -71,6 +71,7 @@ class Deferred:
 
 Value = View | Deferred | Loose | list[View]  # the last is a result in several parts
 Way = Callable[["Lowering", Node], Value | None]
+Packed = dict[Hashable, tuple[Tensor, Any]]  # by kind and constant, the constant and what was made of it
 
 
 class Lowering:
@@ -81,17 +82,20 @@ class Lowering:
         ways: for an operation how it is lowered; None for a node means that torch computes it.
         batch: of the graph.
         halves: 2 where the inputs of the batch come in two halves, as with guidance.
+        packed: weights that were packed for the same graph at another batch.
 
     Attributes:
         steps: what is called, in order.
         results: of the graph.
     """
 
-    def __init__(self, graph: Graph, ways: dict[Any, Way], batch: int, halves: int = 1) -> None:
+    def __init__(
+        self, graph: Graph, ways: dict[Any, Way], batch: int, halves: int = 1, packed: Packed | None = None
+    ) -> None:
         self.graph, self.ways, self.batch, self.halves = graph, ways, batch, halves
+        self.packed: Packed = {} if packed is None else packed
         self.steps: list[Call | Outside] = []
         self.values: dict[Node, Value] = {}
-        self.packed: dict[Any, Any] = {}
         self._homes = _homes(graph)
         nodes = list(graph.nodes.nodes)
         for number, node in enumerate(node for node in nodes if node.op == "placeholder"):
@@ -266,10 +270,11 @@ class Lowering:
 
     def pack(self, kind: Hashable, weight: Node, make: Callable[[Tensor], Any]) -> Any:
         """A constant's form of that kind, made once."""
-        key = kind, weight.target
-        if key not in self.packed:
-            self.packed[key] = make(self.graph.constants[str(weight.target)])
-        return self.packed[key]
+        value = self.graph.constants[str(weight.target)]
+        known = self.packed.get((kind, weight.target))
+        if known is None or not torch.equal(known[0], value):
+            known = self.packed[kind, weight.target] = value, make(value)
+        return known[1]
 
 
 class _Home(NamedTuple):

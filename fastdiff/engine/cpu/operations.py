@@ -12,7 +12,7 @@ from fastdiff.capture.passes.match import Node, arguments, aten, constant, ours,
 from fastdiff.capture.tidy import fold_constants
 from fastdiff.engine.cpu import convolutions, norms
 from fastdiff.engine.cpu.elementwise import ELEMENTWISE
-from fastdiff.engine.cpu.lowering import Lowering, Value, Way, concatenate
+from fastdiff.engine.cpu.lowering import Lowering, Packed, Value, Way, concatenate
 from fastdiff.engine.cpu.plan import Plan
 from fastdiff.engine.cpu.views import dense
 from fastdiff.kernels.attention_block import attention_of
@@ -27,10 +27,10 @@ from fastdiff.kernels.folded_attention import FoldedAttention
 from fastdiff.kernels.position_norm import position_norm
 
 
-def planned(graph: Graph, batch: int, halves: int = 1) -> Plan:
+def planned(graph: Graph, batch: int, halves: int = 1, packed: Packed | None = None) -> Plan:
     """The plan of a graph of one batch after the passes; see Lowering."""
     fold_constants(graph)  # what depends on the batch alone
-    return Plan(Lowering(graph, WAYS, batch, halves))
+    return Plan(Lowering(graph, WAYS, batch, halves, packed))
 
 
 def _linear(low: Lowering, node: Node) -> Value | None:
@@ -62,7 +62,8 @@ def _linear_attention(low: Lowering, node: Node) -> Value | None:
     x, w_q, w_k, q_bias, values, bias, shift, gain, *rest = node.args
     tensors: list[Any] = [constant(low.graph, one) for one in (w_q, w_k, q_bias, *values, bias, shift, gain)]
     w_q, w_k, q_bias, *parts = tensors[:-3]
-    packed = attention.pack(FoldedAttention(w_q, w_k, q_bias, tuple(parts), *tensors[-3:], *rest))
+    folded = FoldedAttention(w_q, w_k, q_bias, tuple(parts), *tensors[-3:], *rest)
+    packed = low.pack("attention", node.args[1], lambda _: attention.pack(folded))
     images, out = low.images(x), low.images_out(node)
     memory = [low.new(shape(images.shape[0])) for shape in (packed.numbers_shape, packed.context_shape)]
     low.call(*attention.attention_block(images, packed, out, *memory))

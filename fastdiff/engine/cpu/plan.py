@@ -38,17 +38,24 @@ class Plan:
 
 
 class Bound:
-    """A plan with an arena of its own, and its inputs' memory.
+    """A plan with an arena, and its inputs' memory.
 
     Args:
         plan: the plan.
         inputs: for each placeholder its memory, or one for each half; dense, images in NHWC.
         after: calls that follow, whose views may be of the plan's memory as well.
+        arena: memory that others use as well, before and after; by default its own.
     """
 
-    def __init__(self, plan: Plan, inputs: Sequence[Sequence[Given]], after: Sequence[Call] = ()) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        inputs: Sequence[Sequence[Given]],
+        after: Sequence[Call] = (),
+        arena: Tensor | None = None,
+    ) -> None:
         self.plan, self.inputs = plan, inputs
-        self.arena = torch.empty(plan.size, dtype=torch.float32, device="cpu")
+        self.arena = torch.empty(plan.size, dtype=torch.float32, device="cpu") if arena is None else arena
         self.kept: dict[str, Any] = {}
         self.steps = [*plan.steps, *after]
 
