@@ -44,12 +44,13 @@ class PlannedStep:
         lowered: (the number of pictures that the network is given, a cache of packed weights) → its plan.
         batch: of these.
         halves: 2 with guidance: each sample is given twice, in two halves.
+        divisible: whether all inputs have a row for each of these, or one for all of them.
 
     Attributes:
         pieces: for each thread the pieces that it runs one after another; with one list all threads share each piece.
     """
 
-    def __init__(self, lowered: Callable[[int, Packed], Plan], batch: int, halves: int) -> None:
+    def __init__(self, lowered: Callable[[int, Packed], Plan], batch: int, halves: int, divisible: bool) -> None:
         self.samples, self.halves, self.threads = batch // halves, halves, torch.get_num_threads()
         packed: Packed = {}
         plan = cache(lambda count: lowered(count * halves, packed))
@@ -57,7 +58,7 @@ class PlannedStep:
         shares = _split(self.samples, self.threads) if alone else [self.samples]
         largest = plan(shares[-1])
         many = math.ceil(4 * largest.size / PIECE_BYTES)
-        if largest.outside:  # torch shares out what it computes itself, and its bits depend on the batch
+        if largest.outside or not divisible:  # torch shares out what it computes itself; its bits depend on the batch
             shares, many = [self.samples], 1
         self.pieces: list[list[Piece]] = []
         first = 0
