@@ -64,7 +64,9 @@ def same_function(rel, forward, shape=(4, 6, 6), *, batch=3, width=None, halves=
             with with_threads(count):
                 parts = captured(Network(network, CPU, torch.float32), given)
                 results.append(evaluated(parts, inputs))
-        exact = network.double()(*(one.double() if one.is_floating_point() else one for one in inputs.values()))[:, : shape[0]]
+        exact = network.double()(*(one.double() if one.is_floating_point() else one for one in inputs.values()))[
+            :, : shape[0]
+        ]
     assert results[0].shape == exact.shape and rel(results[0], exact) < 1e-5
     if not parts.step.plan.outside:
         assert all(torch.equal(one, results[0]) for one in results)
