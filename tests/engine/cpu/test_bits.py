@@ -18,9 +18,8 @@ def model_of(name, randomise):
         network = AnnotatedUnet(8, dim_mults=(1, 2), channels=1)
         return Model(randomise(network), make_schedule("linear", 40), image_shape=(1, 12, 12))
     if name == "context":
-        return Model(
-            randomise(ContextUnet(3, 16, 5, 8)), make_schedule("linear", 40), image_shape=(3, 8, 8), time="fraction"
-        )
+        network, options = ContextUnet(3, 16, 5, 8), dict(image_shape=(3, 8, 8), time="fraction")
+        return Model(randomise(network), make_schedule("linear", 40), **options)
     if find_spec("diffusers") is None:
         pytest.skip("needs diffusers")
     from diffusers import UNet2DModel
@@ -59,21 +58,35 @@ N = 17
 
 
 def samples(model, size, sampler, steps, clip=None, n=N, **options):
-    table = model.table(sampler, steps)
-    return Engine(model, table, batch_size=size, device="cpu", clip=clip, form="cpu").sample(
-        n, seed=7, first=2, **options
-    )
+    engine = Engine(model, model.table(sampler, steps), batch_size=size, device="cpu", clip=clip, form="cpu")
+    return engine.sample(n, seed=7, first=2, **options)
+
+
+def check(model, request, with_threads, configurations):
+    expected = samples(model, 16, **request)
+    assert torch.isfinite(expected).all() and expected.unique(dim=0).shape[0] == N
+    for size, threads in configurations:
+        with with_threads(threads):
+            found = samples(model, size, **request, n=3 if size == 1 else N)
+        assert torch.equal(found, expected[: len(found)]), (size, threads)
 
 
 @pytest.mark.parametrize("name, kind", CASES)
 def test_batches_and_threads_change_no_bit(name, kind, randomised, with_threads):
-    model = model_of(name, randomised)
-    expected = samples(model, 16, **REQUESTS[kind])
-    assert torch.isfinite(expected).all() and expected.unique(dim=0).shape[0] == N
-    for size, threads in ((1, 1), (3, 1), (64, 1), (1, 2), (16, 2), (64, 2), (3, 3), (64, 3)):
-        with with_threads(threads):
-            found = samples(model, size, **REQUESTS[kind], n=3 if size == 1 else N)
-        assert torch.equal(found, expected[: len(found)]), (size, threads)
+    check(model_of(name, randomised), REQUESTS[kind], with_threads, ((1, 1), (3, 2), (16, 3)))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_large_batches_change_no_bit(name, randomised, with_threads):
+    request = REQUESTS["guidance" if name == "context" else "history and noise"]
+    check(model_of(name, randomised), request, with_threads, ((64, 1), (64, 2), (64, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, kind", CASES)
+def test_any_batch_and_number_of_threads_change_no_bit(name, kind, randomised, with_threads):
+    configurations = [(size, threads) for size in (1, 3, 16, 64) for threads in (1, 2, 3)]
+    check(model_of(name, randomised), REQUESTS[kind], with_threads, configurations)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
