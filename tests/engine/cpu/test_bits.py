@@ -54,6 +54,8 @@ REQUESTS = {
 }
 NETWORKS = ("annotated", "context", "unet2d")
 CASES = [(name, kind) for name in NETWORKS for kind in REQUESTS if name == "context" or "context" not in REQUESTS[kind]]
+FEW = [(name, kind) for name, kind in CASES if name == "annotated" or "context" in REQUESTS[kind]]
+FEW += [("unet2d", "ddpm"), ("unet2d", "history")]
 N = 17
 
 
@@ -71,7 +73,7 @@ def check(model, request, with_threads, configurations):
         assert torch.equal(found, expected[: len(found)]), (size, threads)
 
 
-@pytest.mark.parametrize("name, kind", CASES)
+@pytest.mark.parametrize("name, kind", FEW)
 def test_batches_and_threads_change_no_bit(name, kind, randomised, with_threads):
     check(model_of(name, randomised), REQUESTS[kind], with_threads, ((1, 1), (3, 2), (16, 3)))
 
@@ -79,7 +81,7 @@ def test_batches_and_threads_change_no_bit(name, kind, randomised, with_threads)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_large_batches_change_no_bit(name, randomised, with_threads):
     request = REQUESTS["guidance" if name == "context" else "history and noise"]
-    check(model_of(name, randomised), request, with_threads, ((64, 1), (64, 2), (64, 3)))
+    check(model_of(name, randomised), request, with_threads, ((64, 1), (64, 3)))
 
 
 @pytest.mark.slow
@@ -89,7 +91,7 @@ def test_any_batch_and_number_of_threads_change_no_bit(name, kind, randomised, w
     check(model_of(name, randomised), REQUESTS[kind], with_threads, configurations)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["annotated", "context", pytest.param("unet2d", marks=pytest.mark.slow)])
 def test_pieces_of_a_batch_change_no_bit(name, randomised, monkeypatch, with_threads):
     model, request = model_of(name, randomised), REQUESTS["guidance" if name == "context" else "ddpm"]
     expected, pieces = samples(model, 16, **request), set()
@@ -100,7 +102,7 @@ def test_pieces_of_a_batch_change_no_bit(name, randomised, monkeypatch, with_thr
         pieces.add(tuple(tuple(piece.count for piece in one) for one in self.pieces))
 
     monkeypatch.setattr(PlannedStep, "__init__", look)
-    for limit, threads in ((1, 1), (100_000, 1), (200_000, 2), (1, 2)):
+    for limit, threads in ((1, 1), (100_000, 1), (1, 2)):
         release()
         monkeypatch.setattr(step, "PIECE_BYTES", limit)
         with with_threads(threads):

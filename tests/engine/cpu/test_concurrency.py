@@ -126,7 +126,9 @@ def script(rest, threads):
     return subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes)
 
 
-@pytest.mark.parametrize("threads, prepare", [(1, ""), (2, ""), (2, "torch.set_num_threads(1)")])
+@pytest.mark.parametrize(
+    "threads, prepare", [(1, ""), (2, "torch.set_num_threads(1)"), pytest.param(2, "", marks=pytest.mark.slow)]
+)
 def test_a_process_that_was_forked_after_use_samples_the_same(threads, prepare):
     """torch's own threads are lost in a fork, and it waits for them; those of a plan live no longer than a call.
 

@@ -28,7 +28,7 @@ OUTSIDE = {
     "looked up": lambda net, x: x + net.table(x.flatten(1).argmax(1) % 7)[:, :, None, None],
     "gathered": lambda net, x: x.gather(1, x.argsort(1)),
     "rounded": lambda net, x: x.round() + x.floor() * x.sign() + net.conv(x),
-    "bits": lambda net, x: _cleared(net.conv(x), F.silu(net.conv(x * 2))),
+    "bits": lambda net, x: _cleared(net, x),
     "complex": lambda net, x: _turned(net, x),
     "in float64": lambda net, x: net.conv(x.double().sin().to(x.dtype)) + x.double().mean().to(x.dtype),
     "bilinear": lambda net, x: F.interpolate(F.interpolate(net.conv(x), scale_factor=2, mode="bilinear"), size=(6, 6)),
@@ -43,20 +43,19 @@ OUTSIDE = {
 }
 
 
-def _cleared(a, b):
-    """A view of the bits, which must not share memory that is used again while it is kept."""
-    if a.dtype == torch.float64:
-        return a + b  # as large as float32 allows
-    return (a.view(torch.int32) & ~3).view(torch.float32) + b
+def _cleared(net, x):
+    """The bits of a result, a view of its memory, are kept while more is computed."""
+    y = net.conv(x)
+    bits = None if y.dtype == torch.float64 else y.view(torch.int32)
+    other = net.conv(net.conv(x.sin()))
+    return (y if bits is None else (bits & ~3).view(torch.float32)) + other
 
 
 def _turned(net, x):
     y = net.conv(x).permute(0, 2, 3, 1).reshape(-1, 36, 2, 2)
-    return (
-        torch.view_as_real(torch.view_as_complex(y) * 1j + net.conv(x.sin()).sum())
-        .reshape(-1, 6, 6, 4)
-        .permute(0, 3, 1, 2)
-    )
+    z = torch.view_as_complex(y)
+    other = net.conv(net.conv(x.sin()))
+    return torch.view_as_real(z * 1j).reshape(-1, 6, 6, 4).permute(0, 3, 1, 2) + other
 
 
 def _written(y):
