@@ -252,7 +252,8 @@ class Engine:
         table = self.table if request.table is None else request.table
         self._used = slice(at - start, upto - start)
         run, kept = self._begin(start, at, upto, request, table), []
-        row, keeps = 0, [row for row in range(len(table)) if request.keeps(row, len(table))]
+        row, kept = 0, kept
+        keeps = [row for row in range(len(table)) if request.keeps(row, len(table))]
         while row < len(table):
             most = keeps[len(kept)] + 1 - row
             if request.noise is not None:
@@ -407,13 +408,16 @@ class Engine:
         return f"Engine({type(self._model.network).__name__}, {table}, batches of {self.batch_size} on {where})"
 
     def holds(self) -> dict[str, Any]:
-        """Bytes of the batch's buffers, what became of each kind of step, and the graph pool of the whole process."""
+        """Bytes of the batch's buffers, what became of each kind of step, and the graph pool of the whole process.
+
+        On a CPU a kind of step says which operations torch computes, since there is no C kernel for them.
+        """
         buffers = (self.x, self.x0_prev, self.noise, self.rows)
-        steps = {kind: run for kind, (_, run) in self.steps.items() if isinstance(run, CapturedStep)}
+        steps = {str(kind): said for kind, step in self.steps.items() if (said := _said(*step)) is not None}
         return {
             "buffers": sum(b.numel() * b.element_size() for b in buffers)
             + sum(prediction.bytes() for prediction, _ in self.steps.values()),
-            "steps": {str(kind): f"{run.status}; {run.bytes()} bytes" for kind, run in steps.items()},
+            "steps": steps,
             "pool": graphs.POOL.bytes(),
             "pool_limit": graphs.POOL.limit,
         }
@@ -433,3 +437,15 @@ class Engine:
             "machine": device_name(self.device),
             "versions": versions(),
         }
+
+
+def _said(prediction: Prediction, run: Step) -> str | None:
+    """What became of a kind of step, where there is something to say."""
+    if isinstance(run, CapturedStep):
+        return f"{run.status}; {run.bytes()} bytes"
+    if not isinstance(prediction.parts.step, PlannedStep):
+        return None
+    plan = prediction.parts.step.plan
+    outside = sorted({str(step.function) for step in plan.outside})
+    calls = f"{len(plan.steps) - len(plan.outside)} calls of C kernels, {4 * plan.size} bytes of results"
+    return f"{calls}; in torch: {', '.join(outside)}" if outside else calls

@@ -137,7 +137,9 @@ def _in_two(
     elif groups > 1:
         weights = packed(general.grouped_weights, groups)
         low.call(*general.grouped_convolution(x, weights, out, size, **options, **ending, norm=norm))
-    elif size == (3, 3) and simple and padding == (1, 1) and _same_size(x, out) and winograd.fits(channels, out.shape[1]):
+    elif (
+        size == (3, 3) and simple and padding == (1, 1) and _same_size(x, out) and winograd.fits(channels, out.shape[1])
+    ):
         low.call(winograd.winograd(x, packed(winograd.winograd_weight), out, **ending, norm=norm))
     else:
         weight = packed(general.convolution_weight)
@@ -184,9 +186,7 @@ def upsample(low: Lowering, node: Node) -> Value | None:
     down, across = tall // height, wide // width
     given = [one for one in node.args[2:] if one is not None]
     scales = given[0] if given and isinstance(given[0], (list, tuple)) else given
-    if (down * height, across * width) != (tall, wide) or any(
-        scale not in (down, across) for scale in scales
-    ):
+    if (down * height, across * width) != (tall, wide) or any(scale not in (down, across) for scale in scales):
         return None
     out = low.images_out(node)
     target = reshaped(out, (b, c, height, down, width, across))

@@ -108,7 +108,9 @@ def _max_pool(low: Lowering, node: Node) -> Value | None:
         return None
     first = next(iter(node.users))
     out = low.images_out(first)
-    low.call(pooling.max_pool(low.images(x), out, _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation)))
+    low.call(
+        pooling.max_pool(low.images(x), out, _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation))
+    )
     return [out]
 
 
