@@ -251,8 +251,9 @@ class Engine:
         """What the request keeps of samples at .. upto - 1, in the batch that begins at sample `start`."""
         table = self.table if request.table is None else request.table
         self._used = slice(at - start, upto - start)
-        run, kept = self._begin(start, at, upto, request, table), []
-        row, kept = 0, kept
+        run = self._begin(start, at, upto, request, table)
+        kept: list[Tensor] = []
+        row = 0
         keeps = [row for row in range(len(table)) if request.keeps(row, len(table))]
         while row < len(table):
             most = keeps[len(kept)] + 1 - row
