@@ -179,13 +179,13 @@ class Engine:
         noise: NoiseSource | None = None,
         table: StepTable | None = None,
         origin: int = 0,
-        on_step: Callable[[int], None] | None = None,
+        on_steps: Callable[[int], None] | None = None,
     ) -> Iterator[Tensor]:
         """Images of samples first .. first + n - 1 of the seed, a batch at a time; memory does not grow with n.
 
         Args:
             n, seed, first, context, guidance_scale, noise, table: as in `sample`.
-            origin, on_step: see `batches`.
+            origin, on_steps: see `batches`.
 
         Yields:
             (m, C, H, W) float32 on the CPU.
@@ -195,17 +195,17 @@ class Engine:
         """
         asked = Asked(seed=seed, first=first, context=context, guidance_scale=guidance_scale, noise=noise)
         request = Request.of(self._model, n, table=self.table if table is None else table, **asked)
-        return (images for (images,) in self.batches(request, origin=origin, on_step=on_step))
+        return (images for (images,) in self.batches(request, origin=origin, on_steps=on_steps))
 
     def batches(
-        self, request: Request, *, origin: int = 0, on_step: Callable[[int], None] | None = None
+        self, request: Request, *, origin: int = 0, on_steps: Callable[[int], None] | None = None
     ) -> Iterator[list[Tensor]]:
         """The images of a checked request, a batch at a time.
 
         Args:
             origin: batches begin at multiples of batch_size counted from here, so the first and the last may be cut
                 short; 0 to request.first.
-            on_step: called after each step, or after several that take little time, with the last one's row; the
+            on_steps: called after each step, or after several that take little time together, with their number; the
                 batch's x at that moment is `current()`.
 
         Yields:
@@ -214,7 +214,7 @@ class Engine:
         Raises:
             InputError: at the call, for an origin outside these.
         """
-        return self._batches(request, check_int("origin", origin, 0, request.first), on_step)
+        return self._batches(request, check_int("origin", origin, 0, request.first), on_steps)
 
     def _kind(
         self, table: StepTable, guided: bool = False, context: int | None = None, noise_input: bool = False
@@ -227,7 +227,7 @@ class Engine:
             history=self.form.captured or bool(table.c.any()),
         )
 
-    def _batches(self, request: Request, origin: int, on_step: Callable[[int], None] | None) -> Iterator[list[Tensor]]:
+    def _batches(self, request: Request, origin: int, on_steps: Callable[[int], None] | None) -> Iterator[list[Tensor]]:
         at = request.first
         while at < request.end:
             start = at - (at - origin) % self.batch_size
@@ -235,7 +235,7 @@ class Engine:
             kept = None
             try:
                 with self._settings():
-                    kept = self._batch(start, at, upto, request, on_step)
+                    kept = self._batch(start, at, upto, request, on_steps)
             except Exception as problem:
                 if not out_of_memory(problem) or self.batch_size == 1:
                     raise
@@ -246,7 +246,7 @@ class Engine:
             at = upto
 
     def _batch(
-        self, start: int, at: int, upto: int, request: Request, on_step: Callable[[int], None] | None
+        self, start: int, at: int, upto: int, request: Request, on_steps: Callable[[int], None] | None
     ) -> list[Tensor]:
         """What the request keeps of samples at .. upto - 1, in the batch that begins at sample `start`."""
         table = self.table if request.table is None else request.table
@@ -261,9 +261,10 @@ class Engine:
                 most = 1
                 if table.s[row]:
                     self.noise[self._used] = self._drawn(request.noise, row + 1, at, upto)
-            row += run(most)
-            if on_step is not None:
-                on_step(row - 1)
+            done = run(most)
+            row += done
+            if on_steps is not None:
+                on_steps(done)
             if row > keeps[len(kept)]:
                 kept.append(self.current())
         return kept

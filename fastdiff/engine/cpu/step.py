@@ -57,7 +57,8 @@ class PlannedStep:
         shares = _split(self.samples, self.threads) if alone else [self.samples]
         largest = plan(shares[-1])
         many = math.ceil(4 * largest.size / PIECE_BYTES)
-        if largest.outside:  # torch shares out what it computes itself, and its bits depend on the batch
+        # What torch computes it shares out itself, and its bits depend on the batch.
+        if largest.outside or not largest.separable:
             shares, many = [self.samples], 1
         self.pieces: list[list[Piece]] = []
         first = 0
@@ -100,7 +101,8 @@ class PlannedStep:
     @staticmethod
     def _result(piece: Piece) -> View:
         (result,) = piece.plan.results
-        assert isinstance(result, View)
+        if not isinstance(result, View):
+            raise TypeError("the prediction is not float32")
         return result
 
     def _halves(self, piece: Piece, given: Tensor) -> list[Tensor]:
@@ -111,11 +113,13 @@ class PlannedStep:
     def _bound(
         self, piece: Piece, x: Sequence[Given], inputs: Sequence[Given], after: Sequence[Call], arena: Tensor
     ) -> Bound:
-        def parts(given: Given) -> Sequence[Given]:
-            whole = isinstance(given, Table) or not given.ndim or len(given) != self.samples * self.halves
-            return [given] if whole or given.dtype != torch.float32 else self._halves(piece, given)
+        def parts(given: Given, by_picture: bool) -> Sequence[Given]:
+            if isinstance(given, Table) or not by_picture or given.dtype != torch.float32:
+                return [given]
+            return self._halves(piece, given)
 
-        return Bound(piece.plan, [x, *map(parts, inputs)], after, arena)
+        rest = map(parts, inputs, piece.plan.by_picture[1:])
+        return Bound(piece.plan, [x, *rest], after, arena)
 
     def loop(self, state: State, prediction: Prediction) -> Callable[[int], int]:
         """What runs steps of that state: (the most that may be run) → how many were, at least one."""
