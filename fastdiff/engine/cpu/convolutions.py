@@ -114,7 +114,8 @@ def _in_two(
         activation=conv.after,
         residual=None if conv.residual is None else image(low.images(conv.residual)),
     )
-    pointwise_product = size == (1, 1) and simple and groups == 1 and tuple(conv.padding) == (0, 0)
+    padded = isinstance(low.values[conv.x], Padded) or tuple(conv.padding) != (0, 0)
+    pointwise_product = size == (1, 1) and simple and groups == 1 and not padded
     x, norm, padding = _read(low, conv, image, not pointwise_product and not each)
     options: dict[str, Any] = dict(stride=tuple(conv.stride), padding=padding, dilation=tuple(conv.dilation))
 

@@ -76,15 +76,19 @@ def _way(make: Make, *names: str) -> Way:
         usual = {one.name: one.default_value for one in node.target._schema.arguments if one.name not in names}
         if any(given[name] != value for name, value in usual.items()):
             return None
-        wanted = [given[name] for name in names]
-        for inline in (True, False):
-            made = Expression(node)
-            number = make(made, *(_operand(low, made, one, inline) for one in wanted))
-            if len(made.inputs) <= INPUTS and len(made.steps) <= STEPS and number == INPUTS + len(made.steps) - 1:
-                return made
-        return None
+        return _made(low, node, make, [given[name] for name in names])
 
     return lower
+
+
+def _made(low: Lowering, node: Node, make: Make, given: list[Any]) -> Expression | None:
+    """Of operands as the node has them: together with what computes them, unless that is too much for one pass."""
+    for inline in (True, False):
+        made = Expression(node)
+        number = make(made, *(_operand(low, made, one, inline) for one in given))
+        if len(made.inputs) <= INPUTS and len(made.steps) <= STEPS and number == INPUTS + len(made.steps) - 1:
+            return made
+    return None
 
 
 def _operand(low: Lowering, made: Expression, value: Any, inline: bool) -> Operand | None:
@@ -119,12 +123,7 @@ def _one(name: str) -> Make:
 
 def _activation(low: Lowering, node: Node) -> Value | None:
     name = activation(node)
-    made = Expression(node)
-    x = _operand(low, made, node.args[0], True)
-    if name is None or x is None:
-        return None
-    made.apply(name, x)
-    return made
+    return None if name is None else _made(low, node, _one(name), [node.args[0]])
 
 
 _UNARY = ("neg", "abs", "exp", "log", "sin", "cos", "tanh", "sigmoid", "sqrt", "rsqrt", "reciprocal", "erf", "mish")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from fastdiff.capture.passes.match import Node, aten
 from fastdiff.engine.cpu.arena import Buffer
 from fastdiff.engine.cpu.views import MOVES, NHWC, SAME, dense, moved, reshaped, same, undone
 from fastdiff.kernels.cpu.plan import Call, View
-from fastdiff.kernels.cpu.pointwise import pointwise
+from fastdiff.kernels.cpu.pointwise import DIMS, pointwise
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,6 @@ class Lowering:
                 self.values[node] = self._lowered(node)
         self.results = [self._result(node) for node in graph.results]
 
-    def _result(self, node: Node) -> View | Loose:
-        value = self.value(node)
-        if isinstance(value, Loose) or len(value.shape) != 4:
-            return value
-        return self.nhwc(value) if isinstance(value.memory, Buffer) else self.copied(value)
-
     def _input(self, number: int, node: Node) -> Value:
         shape = tuple(node.meta["shape"])
         if node.meta["dtype"] != torch.float32:
@@ -133,7 +127,13 @@ class Lowering:
             self.copy(given, whole.part(0, half * size, size))
         return whole
 
+    def _result(self, node: Node) -> View | Loose:
+        value = self.value(node)
+        return self.nhwc(value) if isinstance(value, View) and len(value.shape) == 4 else value
+
     def _lowered(self, node: Node) -> Value:
+        if max(len(one.meta.get("shape") or ()) for one in (node, *node.all_input_nodes)) > DIMS:
+            return self._outside(node)
         if node.target in SAME | MOVES and self._is_view(node.args[0]):
             return self._moved(node)
         if node.target is getitem:
@@ -305,26 +305,32 @@ def _homes(graph: Graph) -> dict[Node, _Home]:
     for node in graph.nodes.nodes:
         if node.target is not aten.cat.default or node.meta["dtype"] != torch.float32:
             continue
-        dim, start = (node.args[1] if len(node.args) > 1 else 0) % len(node.meta["shape"]), 0
-        for part in node.args[0]:
-            size, source, moves = part.meta["shape"][dim], part, []
+        for part, dim, start, size in _parts(node):
+            source, moves = part, []
             while source.target in MOVES and source.op == "call_function":
                 moves.append(source)
                 source = source.args[0]
             if source.op == "call_function" and source.meta.get("dtype") == torch.float32 and source not in homes:
                 homes[source] = _Home(node, dim, start, size, tuple(moves))
-            start += size
     return homes
+
+
+def _parts(node: Node) -> Iterator[tuple[Node, int, int, int]]:
+    """Of a concatenation: each part, the dimension, and where in it the part begins and how long it is."""
+    dims = len(node.meta["shape"])
+    dim, start = (node.args[1] if len(node.args) > 1 else 0) % dims, 0
+    for part in node.args[0]:
+        if len(part.meta["shape"]) == dims:  # torch leaves out one of shape (0,)
+            size = part.meta["shape"][dim]
+            yield part, dim, start, size
+            start += size
 
 
 def concatenate(low: Lowering, node: Node) -> Value | None:
     """Of which most parts lie in their places already."""
-    dim, start = (node.args[1] if len(node.args) > 1 else 0) % len(node.meta["shape"]), 0
     whole = low.whole(node)
-    for part in node.args[0]:
-        x = low.view(part)
-        place = whole.part(dim, start, x.shape[dim])
+    for part, dim, start, size in _parts(node):
+        x, place = low.view(part), whole.part(dim, start, size)
         if not same(x, place):
             low.copy(x, place)
-        start += x.shape[dim]
     return whole

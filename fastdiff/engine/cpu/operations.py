@@ -18,10 +18,10 @@ from fastdiff.engine.cpu.views import dense
 from fastdiff.kernels.attention_block import attention_of
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.cpu import attention, linear, pooling
+from fastdiff.kernels.cpu import reduce as reduction
 from fastdiff.kernels.cpu.matmul import matmul
 from fastdiff.kernels.cpu.plan import View
-from fastdiff.kernels.cpu.reduce import reduce
-from fastdiff.kernels.cpu.softmax import softmax
+from fastdiff.kernels.cpu.softmax import MOST_DIMENSIONS, softmax
 from fastdiff.kernels.cpu.softmax_attention import softmax_attention
 from fastdiff.kernels.folded_attention import FoldedAttention
 from fastdiff.kernels.position_norm import position_norm
@@ -53,7 +53,9 @@ def _softmax_attention(low: Lowering, node: Node) -> Value | None:
     shapes = [one.meta["shape"] for one in (q, k, v)]
     if not plain or any(len(shape) != 4 or shape[:2] != shapes[0][:2] for shape in shapes):
         return None  # torch has one head's keys serve several
-    out = low.result(node, (0, 2, 1, 3))
+    out = low.place(node)
+    if out is None or out.rows(3) is None:
+        out = low.new(node.meta["shape"], (0, 2, 1, 3))
     low.call(softmax_attention(low.view(q), low.view(k), low.view(v), out, scale))
     return out
 
@@ -80,7 +82,7 @@ def _product(low: Lowering, node: Node) -> Value | None:
 def _softmax(low: Lowering, node: Node) -> Value | None:
     x, dim, _ = node.args
     view = low.view(x)
-    if len(view.shape) > 4:
+    if not 1 <= len(view.shape) <= MOST_DIMENSIONS:
         return None
     out = low.place(node) or dense(low.buffer(view.shape), view.shape, _order(view))
     low.call(softmax(view, out, dim % len(view.shape)))
@@ -93,10 +95,10 @@ def _order(view: View) -> list[int]:
 
 def _reduced(low: Lowering, node: Node, how: str) -> Value | None:
     x, dims, _, dtype = arguments(node)
-    view, out = low.view(x), low.result(node)
-    if dtype not in (None, torch.float32):
+    if dtype not in (None, torch.float32) or not 1 <= len(x.meta["shape"]) <= reduction.MOST_DIMENSIONS:
         return None
-    low.call(reduce(view, out, places(dims, len(view.shape)), how))
+    view, out = low.view(x), low.result(node)
+    low.call(reduction.reduce(view, out, places(dims, len(view.shape)), how))
     return out
 
 

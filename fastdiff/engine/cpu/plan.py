@@ -113,6 +113,11 @@ class Bound:
         (given,) = self.inputs[one.input]
         return given.values[row : row + 1] if isinstance(given, Table) else given
 
+    def _own(self, one: Any) -> Any:
+        """A result to keep: what shares the arena's memory, such as the complex view of a result, is copied."""
+        shared = isinstance(one, Tensor) and one.untyped_storage().data_ptr() == self.arena.untyped_storage().data_ptr()
+        return one.clone() if shared else one
+
     def _called(self, step: Outside) -> Callable[[int], None]:
         out = step.out
 
@@ -125,7 +130,7 @@ class Bound:
             args, kwargs = replaced((step.args, step.kwargs), lambda one: value(one, row))
             result = step.function(*args, **kwargs)
             if isinstance(out, Loose):
-                self.kept[out.name] = result
+                self.kept[out.name] = replaced(result, self._own)
             else:
                 self.tensor(out).copy_(result)
 

@@ -27,6 +27,7 @@ MOVES = RESHAPES | {
     aten.select.int,
     aten.split.Tensor,
     aten.split_with_sizes.default,
+    aten.unsafe_split.Tensor,
     aten.unbind.int,
 }
 SAME = {aten.clone.default, aten.contiguous.default, aten.lift_fresh_copy.default}
