@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import fastdiff
+from fastdiff.bench import limits
 from fastdiff.bench.case import Case
 from fastdiff.bench.contender import DIFFUSERS, PUBLISHED, Contender, Ready
 from fastdiff.bench.contenders import evaluations
@@ -93,11 +94,13 @@ def by_engine(case: Case, form: str | None = None) -> Ready:
     """`form` as users choose it."""
     settings: dict[str, Any] = dict(batch_size=case.batch, dtype=case.precision, device=case.place, form=form)
     engine = Engine(case.model, case.table, **settings)
-    facts: dict[str, str] = {}
+    facts: dict[str, Any] = {}
 
     def sample() -> Tensor:
         images = engine.sample(case.batch)
         facts["remark"] = "; ".join([*engine.notes, *engine.holds()["steps"].values()])  # smaller batches, captures
+        if "operations" not in facts:
+            facts.update(limits.of_plan(engine, case.steps))
         return images
 
     return Ready(sample, sample, facts=facts)
