@@ -48,6 +48,9 @@ def standard(networks: Iterable[str], cuda: bool) -> Iterator[Case]:
     for network in networks:
         for what, rounds in (("ddim 50", 5), ("dpmpp_2m 15", 7), (NETWORKS[network].published_loop, 3)):
             yield Case(Kind.SAMPLING, network, what, steps_batch, rounds=rounds)
+        # As many steps without noise, so that the noise's cost can be seen.
+        without = f"ddim {NETWORKS[network].published_loop.split()[1]}"
+        yield Case(Kind.SAMPLING, network, without, steps_batch, rounds=3, others=False)
     yield from _cases(networks, (training_batch,), kind=Kind.TRAINING, rounds=9)
     if not cuda:  # which exporting does not use
         yield from _cases(networks, (1,), kind=Kind.EXPORT, rounds=2)

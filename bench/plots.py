@@ -119,7 +119,7 @@ def pictures(rows: list[Row]) -> dict[str, tuple[str, dict[str, list[Row]], Call
             by_steps,
         ),
         "share-of-limit": (
-            "One evaluation: share of the limit (directly counted operations)",
+            "One evaluation: share of the limit",
             panels(limited, ("batch", "dtype", "threads")),
             share_of_limit,
         ),

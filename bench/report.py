@@ -161,7 +161,8 @@ EXPLAINED = {
     "operators; the bytes of the limit are each one's own.",
     Kind.LOOP: "Exported files of the whole sampling loop in ONNX Runtime; the reference is the network's file, "
     "evaluated as often as the loop has steps.",
-    Kind.EAGER: "From noise to images on the host, by fastdiff.sample; the reference calls the network as it is.",
+    Kind.EAGER: "From noise to images on the host, by fastdiff.sample; the reference calls the network as it is, "
+    "ONNX Runtime has its plain export in the same loop.",
 }
 METHOD = (
     "Contenders take turns, round after round, in one process, each after its result has been compared with the "

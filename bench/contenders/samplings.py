@@ -90,10 +90,10 @@ def _by_scheduler(case: Case) -> Ready:
     return Ready(lambda: sample(None), lambda: sample(shared))
 
 
-def by_engine(case: Case, form: str | None = None) -> Ready:
-    """`form` as users choose it."""
+def by_engine(case: Case, form: str | None = None, model: fastdiff.Model | None = None) -> Ready:
+    """`form` as users choose it; the case's model unless another is given."""
     settings: dict[str, Any] = dict(batch_size=case.batch, dtype=case.precision, device=case.place, form=form)
-    engine = Engine(case.model, case.table, **settings)
+    engine = Engine(case.model if model is None else model, case.table, **settings)
     facts: dict[str, Any] = {}
 
     def sample() -> Tensor:

@@ -28,6 +28,7 @@ def test_the_standard_plan_has_every_kind_and_the_published_loops():
             "ddim 50",
             "dpmpp_2m 15",
             published,
+            f"ddim {published.split()[1]}",  # the same without noise
         }
         assert {case.batch for case in mine if case.kind == Kind.EVALUATION} == {1, 4, 16}
         assert {case.batch for case in mine if case.kind in (Kind.EXPORT, Kind.COLD)} == {1}
