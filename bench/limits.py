@@ -38,7 +38,7 @@ from fastdiff.kernels.cpu.rate import multiply_adds
 SIZES = {"cpu": (1024, 2**22), "cuda": (8192, 2**29)}  # of the product; floats that are copied
 SECONDS = 0.05  # of the loop of multiply-adds
 EVERY = 3  # rounds between two looks at the rates
-WITHOUT = (Kind.EXPORT, Kind.COLD)  # have no limit
+WITHOUT = (Kind.EXPORT, Kind.COLD, Kind.THREADS)  # have no limit
 LOOPS = (Kind.SAMPLING, Kind.LOOP, Kind.EAGER)
 
 

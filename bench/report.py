@@ -163,6 +163,9 @@ EXPLAINED = {
     "evaluated as often as the loop has steps.",
     Kind.EAGER: "From noise to images on the host, by fastdiff.sample; the reference calls the network as it is, "
     "ONNX Runtime has its plain export in the same loop.",
+    Kind.THREADS: "From noise to images on the host by fastdiff with several threads against one, and a large product "
+    "likewise. Busy: `fastdiff sample` as a process, by default and with one thread, while other processes compute on "
+    "all cores.",
 }
 METHOD = (
     "Contenders take turns, round after round, in one process, each after its result has been compared with the "

@@ -73,6 +73,20 @@ def test_foreign_networks_are_measured_against_eager_alone():
             plan(name, "cpu", networks=("edm@32",))
 
 
+def test_several_threads_are_measured_against_one_where_they_are_asked_for():
+    cases = plan("standard", "cpu", only=("threads",))
+    assert {(case.kind, case.threads) for case in cases} == {(Kind.THREADS, 2)}
+    assert {(case.network, case.what, case.batch) for case in cases} == {
+        (name, what, batch)
+        for name in ("A28@28", "B@16")
+        for what, batch in (("ddim 10", 16), ("ddim 10", 64), ("ddim 25 busy", 64))
+    }
+    assert len(plan("standard", "cpu", only=("threads busy B@16",))) == 1
+    assert {case.threads for case in plan("standard", "cpu", (4,), only=("threads",))} == {4}
+    with pytest.raises(InputError, match="no case for 'threads'"):
+        plan("standard", "cuda", only=("threads",))
+
+
 def test_batches_narrow_threads_and_dtypes_multiply():
     cases = plan("standard", "cpu", (1, 2), ("B@16",), (4,), ("float32", "float16"), ("evaluation",))
     assert [(case.dtype, case.threads) for case in cases] == [(d, n) for d in ("float32", "float16") for n in (1, 2)]

@@ -82,7 +82,8 @@ def test_an_attention_block_is_counted_with_its_matrices_folded_or_not():
 
     def made(c):
         into, out, vector = torch.zeros(3 * width, c, 1, 1), torch.zeros(c, width, 1, 1), torch.zeros(c)
-        packed = attention.pack(fold(vector, vector, into, out, vector, vector[None, :, None, None], heads, False, 1e-5))
+        gain = torch.zeros(1, c, 1, 1)
+        packed = attention.pack(fold(vector, vector, into, out, vector, gain, heads, False, 1e-5))
         memory = zeros(*packed.numbers_shape(n)), zeros(*packed.context_shape(n))
         return packed, attention.attention_block(images(n, c, 6, 6), packed, images(n, c, 6, 6), *memory)
 
