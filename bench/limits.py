@@ -136,11 +136,11 @@ def of_plan(engine: Engine, steps: int = 1) -> dict[str, Any]:
     if len(planned) != 1 or not isinstance(planned[0], PlannedStep):
         return {}
     plans = [share.plan for share in planned[0].shares]
-    calls = [step for plan in plans for step in plan.steps if isinstance(step, Call)]
+    operations, moved = counts.work(step for plan in plans for step in plan.steps if isinstance(step, Call))
     outside = Counter(str(step.function) for step in plans[0].outside)
     return {
-        "operations": steps * 2 * sum(map(counts.multiply_adds, calls)),
-        "bytes_moved": steps * sum(map(counts.moved, calls)),
+        "operations": steps * operations,
+        "bytes_moved": steps * moved,
         "in_torch": [name if times == 1 else f"{name}, {times} times" for name, times in outside.items()],
     }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastdiff.bench.operators.operator import A, B, Call, Draw, Operator, attention, folded, in_its_dtype
 from fastdiff.kernels.cpu import attention as attention_in_c
-from fastdiff.kernels.cpu import plan
+from fastdiff.kernels.cpu import counts, plan
 from fastdiff.kernels.cpu.depthwise import depthwise, depthwise_weight
 from fastdiff.kernels.cpu.norm import norm_statistics, scale_shift
 from fastdiff.kernels.cpu.plan import Program, View, assembled
@@ -25,8 +25,10 @@ FLOAT32 = ("float32",)
 Planned = Callable[..., Sequence[plan.Call]]
 
 
-def _programmed(calls: Planned, channels: int) -> Callable[..., Tensor]:
-    """inputs → (B, channels, H, W): a plan that is made when these tensors first come, and run each time."""
+def _planned(
+    inputs: Callable[[int], tuple[Tensor, ...]], calls: Planned, channels: int, plain: Callable[..., Tensor]
+) -> Call:
+    """Of (B, channels, H, W), by a plan that is made when some inputs first come, and run each time."""
     made: dict[tuple[int, ...], tuple[Any, Program, Tensor]] = {}  # kept with the tensors whose memory it names
 
     def call(x: Tensor, *more: Tensor) -> Tensor:
@@ -39,7 +41,10 @@ def _programmed(calls: Planned, channels: int) -> Callable[..., Tensor]:
         program()
         return out
 
-    return call
+    def work(x: Tensor, *more: Tensor) -> tuple[int, int]:
+        return counts.work(calls(*map(View.of, (x, *more, _images(x, channels)))))
+
+    return Call(inputs, call, plain, work)
 
 
 def _images(x: Tensor, channels: int) -> Tensor:
@@ -72,7 +77,7 @@ def _winograd(network: str, label: str, c: int, o: int, size: int, norm: bool, g
         def inputs(b: int) -> tuple[Tensor, ...]:
             return (draw.image(b, c, size), *([draw.image(b, o, size)] if added else []))
 
-        return Call(inputs, _programmed(calls, o), plain)
+        return _planned(inputs, calls, o, plain)
 
     return Operator(network, "winograd", f"3x3, {c} to {o}, {size}x{size}, {label}", make, FLOAT32)
 
@@ -81,9 +86,10 @@ def _depthwise(c: int, size: int) -> Operator:
     def make(draw: Draw) -> Call:
         taps, bias = draw.weight(c, 1, 7, 7), torch.randn(c)
         packed, last = View.of(depthwise_weight(taps)), View.of(bias)
-        return Call(
+        return _planned(
             lambda b: (draw.image(b, c, size),),
-            _programmed(lambda x, out: [depthwise(x, packed, out, (7, 7), padding=3, bias=last)], c),
+            lambda x, out: [depthwise(x, packed, out, (7, 7), padding=3, bias=last)],
+            c,
             lambda x: F.conv2d(x, taps.to(x.dtype), bias.to(x.dtype), padding=3, groups=c),
         )
 
@@ -101,9 +107,10 @@ def _group_norm(network: str, c: int, size: int, groups: int) -> Operator:
             statistics = norm_statistics(x, numbers, groups, View.of(weight), View.of(bias))
             return [statistics, scale_shift(x, numbers, out, "relu")]
 
-        return Call(
+        return _planned(
             lambda b: (draw.image(b, c, size),),
-            _programmed(calls, c),
+            calls,
+            c,
             lambda x: F.relu(F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype))),
         )
 
@@ -120,7 +127,7 @@ def _attention(c: int, size: int) -> Operator:
             memory = _empty(*packed.numbers_shape(b)), _empty(*packed.context_shape(b))
             return attention_in_c.attention_block(x, packed, out, *memory)
 
-        return Call(lambda b: (draw.image(b, c, size),), _programmed(calls, c), plain)
+        return _planned(lambda b: (draw.image(b, c, size),), calls, c, plain)
 
     return Operator(A, "attention_block", f"{c} channels, 4 heads of 32, {size}x{size}", make, FLOAT32)
 

@@ -1,12 +1,18 @@
-"""What a call of a plan does: its multiply-adds, and the bytes that it has to move."""
+"""What calls of a plan do: their multiply-adds, and the bytes that they have to move."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from fastdiff.kernels.cpu.plan import Call, View
 from fastdiff.kernels.cpu.winograd import POINTS, TILE
+
+
+def work(calls: Iterable[Call]) -> tuple[int, int]:
+    """(operations, two for each multiply-add; bytes), of all calls."""
+    each = [(2 * multiply_adds(call), moved(call)) for call in calls]
+    return sum(operations for operations, _ in each), sum(size for _, size in each)
 
 
 def multiply_adds(call: Call) -> int:
