@@ -74,6 +74,7 @@ def _scheduler(case: Case) -> Ready:
 def _ours(case: Case) -> Ready:
     """The engine's own step body around that prediction, captured where the engine captures its own.
 
+    On a CPU in float32, where the engine has the update as one more call of its plan, the same kernel by its operator.
     x and the row are put back before each, which is part of the time.
     """
     x, out, _ = _inputs(case)
