@@ -135,7 +135,7 @@ def of_plan(engine: Engine, steps: int = 1) -> dict[str, Any]:
     planned = [prediction.parts.step for prediction, _ in engine.steps.values()]
     if len(planned) != 1 or not isinstance(planned[0], PlannedStep):
         return {}
-    plans = [share.plan for share in planned[0].shares]
+    plans = [piece.plan for pieces in planned[0].pieces for piece in pieces]
     operations, moved = counts.work(step for plan in plans for step in plan.steps if isinstance(step, Call))
     outside = Counter(str(step.function) for step in plans[0].outside)
     return {
