@@ -101,11 +101,11 @@ def _ours(case: Case) -> Ready:
         body()
         steps.add_(1)
 
-    step = body
+    step: Callable[[], object] = body
     if captured:
-        step = CapturedStep(counted, steps, engine.device)
+        step = replayed = CapturedStep(counted, steps, engine.device)
         with fixed_numerics(), torch.no_grad():
-            step.ready()
+            replayed.ready()
 
     def run() -> Tensor:
         with torch.no_grad():  # of the engine's settings, which hold for a batch, all that an update needs
