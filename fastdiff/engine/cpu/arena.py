@@ -33,7 +33,7 @@ def layout(uses: Sequence[Iterable[Buffer]], kept: Iterable[Buffer]) -> tuple[di
             alive[buffer] = (alive.get(buffer, (at, at))[0], at)
     alive |= {buffer: (alive.get(buffer, (0, 0))[0], len(uses)) for buffer in kept}
     placed: list[tuple[int, int, Buffer]] = []  # begin, end
-    for buffer in sorted(alive, key=lambda one: -one.size):
+    for buffer in sorted(alive, key=lambda one: -_lines(one)):  # of equal ones that which is alive first
         first, last = alive[buffer]
         at = 0
         for begin, end, other in sorted(placed, key=lambda one: one[0]):
@@ -41,5 +41,10 @@ def layout(uses: Sequence[Iterable[Buffer]], kept: Iterable[Buffer]) -> tuple[di
                 if begin - at >= buffer.size:
                     break
                 at = end
-        placed.append((at, at + -(-buffer.size // ALIGNED) * ALIGNED, buffer))
+        placed.append((at, at + _lines(buffer) * ALIGNED, buffer))
     return {buffer: begin for begin, _, buffer in placed}, max((end for _, end, _ in placed), default=0)
+
+
+def _lines(buffer: Buffer) -> int:
+    """Cache lines that it takes."""
+    return -(-buffer.size // ALIGNED)
