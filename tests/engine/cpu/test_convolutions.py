@@ -28,7 +28,7 @@ KINDS = {
     "grouped": lambda c: C(c, 2 * c, 3, padding=1, groups=4),
     "grouped, strided": lambda c: C(c, c, 3, stride=2, padding=1, groups=2),
     "grouped, 1x1": lambda c: C(c, c, 1, groups=2),
-    "same": lambda c: C(c, c, 4, padding="same"),
+    "same": lambda c: C(c, c, 5, padding="same"),
     "reflected": lambda c: C(c, c, 3, padding=1, padding_mode="reflect"),
     "transposed": lambda c: nn.ConvTranspose2d(c, c, 2, stride=2),
     "transposed, 4x4": lambda c: nn.ConvTranspose2d(c, 2 * c, 4, stride=2, padding=1),
