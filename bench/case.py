@@ -27,6 +27,7 @@ class Kind(StrEnum):
     PROFILE = "profile"
     LOOP = "exported loop"
     EAGER = "against eager"
+    THREADS = "threads"
 
 
 IDENTITY = ("kind", "network", "what", "batch", "dtype", "device", "threads")
@@ -38,7 +39,8 @@ class Case:
 
     Attributes:
         network: Its name in bench.networks; of an operator, the network that has it at this shape.
-        what: Of denoise steps the sampler; of operators which one; of whole loops and cold starts "sampler steps".
+        what: Of denoise steps the sampler; of operators which one; of whole loops and cold starts "sampler steps", of
+            threads on a busy machine "sampler steps busy".
         others: Whether whole loops of other libraries' networks are among sampling's contenders.
     """
 

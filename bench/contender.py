@@ -94,6 +94,7 @@ class Contender:
         make: Does what a user does once, and may fail.
         precision: What it computes in, where that is not the case's dtype.
         needs: Packages without which it cannot run.
+        against: Whose time its ratio has above its own, if not the reference's.
     """
 
     name: str
@@ -101,3 +102,4 @@ class Contender:
     role: Role = Role.PEER
     precision: str | None = None
     needs: tuple[str, ...] = ()
+    against: str | None = None

@@ -1,9 +1,13 @@
-"""What the hardware would allow: operations and bytes counted from the shapes, over the rates measured in the run.
+"""What the hardware would allow: operations and bytes over the rates measured in the run.
 
-Of one evaluation, the limit is the larger of its operations over the rate of a large matrix product and its bytes over
-that of a large copy. Operations are two for each multiply-add of convolutions and products of the plain network, done
-directly: Winograd's convolutions do fewer, so that a share can exceed 100%. Bytes are those of fastdiff's fused
-operators (static.traffic); other libraries' networks have their own operations alone. A training step is three
+Of one evaluation, the limit is the larger of its operations over the rate of arithmetic and its bytes over that of a
+large copy. Of float32 on a CPU the first is that of the cores' multiply-adds, by a loop in C that waits for no memory;
+else that of a large matrix product. Operations are two for each multiply-add of convolutions and products.
+
+Where fastdiff runs a plan of C kernels, operations and bytes are those of its calls (kernels.cpu.counts), Winograd's
+convolutions with the fewer products that they do. Of all others they are counted from the shapes: the operations those
+of the plain network, done directly, so that a share can exceed 100% where they are not; the bytes those of fastdiff's
+fused operators (static.traffic); other libraries' networks have their own operations alone. A training step is three
 evaluations; a sampler's update reads x and the prediction and writes x. Contenders may state their own work.
 """
 
@@ -11,6 +15,9 @@ from __future__ import annotations
 
 import copy
 import statistics
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,20 +28,33 @@ from fastdiff.bench.case import Case, Kind
 from fastdiff.bench.contender import Role, end_of
 from fastdiff.bench.networks import Network
 from fastdiff.bench.static.traffic import network_flop, network_traffic
+from fastdiff.engine.cpu.step import PlannedStep
+from fastdiff.engine.engine import Engine
 from fastdiff.engine.placement import out_of_memory
+from fastdiff.kernels.cpu import compiled, counts
+from fastdiff.kernels.cpu.plan import Call
+from fastdiff.kernels.cpu.rate import multiply_adds
 
 SIZES = {"cpu": (1024, 2**22), "cuda": (8192, 2**29)}  # of the product; floats that are copied
+SECONDS = 0.05  # of the loop of multiply-adds
 EVERY = 3  # rounds between two looks at the rates
-WITHOUT = (Kind.EXPORT, Kind.COLD)  # have no limit
+WITHOUT = (Kind.EXPORT, Kind.COLD, Kind.THREADS)  # have no limit
 LOOPS = (Kind.SAMPLING, Kind.LOOP, Kind.EAGER)
 
 
 class Rates:
-    """Operations per second of a large matrix product and bytes per second, read plus written, of a large copy."""
+    """Operations per second, and bytes per second, read plus written, of a large copy.
+
+    Attributes:
+        core: whether the operations are the cores' multiply-adds, as many cores as the case has threads, at once; else
+            they are those of a large matrix product.
+    """
 
     def __init__(self, case: Case) -> None:
-        self.product: list[float] = []
+        self.arithmetic: list[float] = []
         self.copy: list[float] = []
+        self.threads = case.threads
+        self.core = (case.device, case.dtype) == ("cpu", "float32") and compiled.build_error() is None
         self.wanted = case.kind not in WITHOUT
         self.turn = 0
         self.end = end_of(case.place)
@@ -50,13 +70,22 @@ class Rates:
         if not self.wanted or self.turn % EVERY != 1:
             return
         a, b, source, target = self.given
-        for taken, work, call in (
-            (self.product, 2 * len(a) ** 3, lambda: a @ b),
-            (self.copy, 2 * source.nbytes, lambda: target.copy_(source)),
-        ):
-            call()  # once to be warm
-            self.end()
-            taken.append(work / timing.timed(call, end=self.end))
+        if self.core:
+            self.arithmetic.append(2 * _multiply_adds(self.threads))
+        else:
+            self.arithmetic.append(2 * len(a) ** 3 / self._timed(lambda: a @ b))
+        self.copy.append(2 * source.nbytes / self._timed(lambda: target.copy_(source)))
+
+    def _timed(self, call: Callable[[], Any]) -> float:
+        call()  # once to be warm
+        self.end()
+        return timing.timed(call, end=self.end)
+
+
+def _multiply_adds(threads: int) -> float:
+    """A second, of so many threads at once."""
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(multiply_adds, [SECONDS] * threads))
 
 
 @cache
@@ -89,8 +118,31 @@ def work(case: Case) -> Work:
         numbers = case.batch * torch.Size(case.model.image_shape).numel()
         return Work(0, 0, 3 * 4 * numbers)
     flop, moved = counted(case.network, case.batch, case.dtype)
-    times = case.steps if case.kind in LOOPS else 3 if case.kind == Kind.TRAINING else 1
+    times = _evaluations(case)
     return Work(times, times * flop, times * moved)
+
+
+def _evaluations(case: Case) -> int:
+    """In a call."""
+    return case.steps if case.kind in LOOPS else 3 if case.kind == Kind.TRAINING else 1
+
+
+def of_plan(engine: Engine, steps: int = 1) -> dict[str, Any]:
+    """Columns of a row whose call is so many steps of the engine, if a plan of C kernels runs them; else none.
+
+    "in_torch" are the operations that torch computes between the kernels, and that are not counted.
+    """
+    planned = [prediction.parts.step for prediction, _ in engine.steps.values()]
+    if len(planned) != 1 or not isinstance(planned[0], PlannedStep):
+        return {}
+    plans = [piece.plan for pieces in planned[0].pieces for piece in pieces]
+    operations, moved = counts.work(step for plan in plans for step in plan.steps if isinstance(step, Call))
+    outside = Counter(str(step.function) for step in plans[0].outside)
+    return {
+        "operations": steps * operations,
+        "bytes_moved": steps * moved,
+        "in_torch": [name if times == 1 else f"{name}, {times} times" for name, times in outside.items()],
+    }
 
 
 def derived(case: Case, row: dict[str, Any], rates: Rates) -> dict[str, Any]:
@@ -101,23 +153,24 @@ def derived(case: Case, row: dict[str, Any], rates: Rates) -> dict[str, Any]:
         made["images_per_second"] = case.batch / seconds
     if case.kind in WITHOUT:
         return made
-    done = Work(0, row["operations"], row["bytes_moved"]) if case.kind == Kind.OPERATOR else work(case)
     if case.kind in (*LOOPS, Kind.EVALUATION, Kind.PROFILE):
-        made["evaluations_per_second"] = case.batch * done.evaluations / seconds
+        made["evaluations_per_second"] = case.batch * _evaluations(case) / seconds
     if not rates.wanted:
         return made
-    if row["role"] == Role.OTHER_NETWORK:  # its own operations; its bytes are not counted
+    if "operations" in row:
+        operations, moved = row["operations"], row["bytes_moved"]
+    elif row["role"] == Role.OTHER_NETWORK:  # its own operations; its bytes are not counted
         if "gflop_of_an_image" not in row:
             return made
-        done = done._replace(operations=row["gflop_of_an_image"] * 1e9 * case.batch * done.evaluations, moved=0)
-    elif "bytes_moved" in row:
-        done = done._replace(moved=row["bytes_moved"])
-    product, copy = statistics.median(rates.product), statistics.median(rates.copy)
+        operations, moved = row["gflop_of_an_image"] * 1e9 * case.batch * _evaluations(case), 0
+    else:
+        _, operations, moved = work(case)
+    arithmetic, copy = statistics.median(rates.arithmetic), statistics.median(rates.copy)
     return {
         **made,
-        "gflop": done.operations / 1e9,
-        "megabytes": done.moved / 1e6,
-        "product_gflops": product / 1e9,
+        "gflop": operations / 1e9,
+        "megabytes": moved / 1e6,
+        "core_gflops" if rates.core else "product_gflops": arithmetic / 1e9,
         "copy_gigabytes": copy / 1e9,
-        "share_of_limit": max(done.operations / product, done.moved / copy) / seconds,
+        "share_of_limit": max(operations / arithmetic, moved / copy) / seconds,
     }

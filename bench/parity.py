@@ -14,7 +14,7 @@ from fastdiff.bench.contender import Role
 # a loop of trained networks amplifies them; 16-bit networks round every layer, to 2^-8 or 2^-11.
 BOUNDS = {
     **dict.fromkeys(Kind, 1e-5),
-    **dict.fromkeys((Kind.SAMPLING, Kind.COLD, Kind.LOOP, Kind.EAGER), 3e-4),
+    **dict.fromkeys((Kind.SAMPLING, Kind.COLD, Kind.LOOP, Kind.EAGER, Kind.THREADS), 3e-4),
     Kind.TRAINING: 1e-4,
 }
 # 10 bits of mantissa, in the others' convolutions

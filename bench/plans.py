@@ -15,11 +15,11 @@ from fastdiff.errors import InputError
 
 # Where not all dtypes mean something: x is float32 in a sampler's update, and these files and processes compute in it.
 COMPUTED_IN = {
-    **dict.fromkeys((Kind.STEP, Kind.EXPORT, Kind.COLD, Kind.LOOP, Kind.EAGER), ("float32",)),
+    **dict.fromkeys((Kind.STEP, Kind.EXPORT, Kind.COLD, Kind.LOOP, Kind.EAGER, Kind.THREADS), ("float32",)),
     Kind.TRAINING: ("float32", "bfloat16"),
 }
 # Measured only where --only names their kind.
-ON_REQUEST = (Kind.OPERATOR, Kind.PROFILE, Kind.LOOP, Kind.EAGER)
+ON_REQUEST = (Kind.OPERATOR, Kind.PROFILE, Kind.LOOP, Kind.EAGER, Kind.THREADS)
 
 
 def _cases(networks: Iterable[str], batches: Iterable[int], **more: Any) -> Iterator[Case]:
@@ -48,6 +48,9 @@ def standard(networks: Iterable[str], cuda: bool) -> Iterator[Case]:
     for network in networks:
         for what, rounds in (("ddim 50", 5), ("dpmpp_2m 15", 7), (NETWORKS[network].published_loop, 3)):
             yield Case(Kind.SAMPLING, network, what, steps_batch, rounds=rounds)
+        # As many steps without noise, so that the noise's cost can be seen.
+        without = f"ddim {NETWORKS[network].published_loop.split()[1]}"
+        yield Case(Kind.SAMPLING, network, without, steps_batch, rounds=3, others=False)
     yield from _cases(networks, (training_batch,), kind=Kind.TRAINING, rounds=9)
     if not cuda:  # which exporting does not use
         yield from _cases(networks, (1,), kind=Kind.EXPORT, rounds=2)
@@ -55,13 +58,17 @@ def standard(networks: Iterable[str], cuda: bool) -> Iterator[Case]:
 
 
 def on_request(networks: Iterable[str], cuda: bool) -> Iterator[Case]:
-    """Operators alone, where an evaluation's time goes, and the exported loop."""
+    """Operators alone, where an evaluation's time goes, the exported loop, and threads."""
     for one in catalogue("cuda" if cuda else "cpu"):
         for batch in ((32768,) if one.is_step else (1024, 64)) if cuda else (64,):
             yield Case(Kind.OPERATOR, one.network, one.what, batch, rounds=9)
     yield from _cases(networks, (1, 64, 1024) if cuda else (1, 16), kind=Kind.PROFILE)
     for what in () if cuda else ("ddim 10", "ddpm 10"):
         yield from _cases(networks, (16,), kind=Kind.LOOP, what=what)
+    if not cuda:
+        yield from _cases(networks, (16, 64), kind=Kind.THREADS, what="ddim 10", threads=2, rounds=9)
+        shipped = [name for name in networks if name in SHIPPED]
+        yield from _cases(shipped, (64,), kind=Kind.THREADS, what="ddim 25 busy", threads=2, rounds=5)
 
 
 def against_eager(networks: Iterable[str]) -> Iterator[Case]:
@@ -108,8 +115,9 @@ def plan(
         cases += [*on_request(measured, cuda), *against_eager(networks or (*SHIPPED, *FOREIGN))]
     unique: dict[Key, Case] = {}
     default = ("bfloat16", "float32") if cuda else ("float32",)
-    for dtype, count, case in itertools.product(dtypes or default, threads or (1,), cases):
-        case = replace(case, device=device, threads=count, dtype=dtype, rounds=rounds or case.rounds)
+    for dtype, count, case in itertools.product(dtypes or default, threads or (None,), cases):
+        threads_of = case.threads if count is None else count
+        case = replace(case, device=device, threads=threads_of, dtype=dtype, rounds=rounds or case.rounds)
         if dtype in (find(case).dtypes if case.kind == Kind.OPERATOR else COMPUTED_IN.get(case.kind, DTYPES)):
             unique.setdefault(case.key, case)
     kept = [

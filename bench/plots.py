@@ -64,9 +64,11 @@ def by_batch(axis: Any, rows: list[Row], colours: dict[str, Any]) -> None:
 
 def by_steps(axis: Any, rows: list[Row], colours: dict[str, Any]) -> None:
     _lines(axis, rows, colours, steps_of, "median_seconds")
-    labels = sorted({(steps_of(row), row["what"]) for row in rows})
+    labels: dict[int, list[str]] = {}
+    for steps, what in sorted({(steps_of(row), row["what"]) for row in rows}):
+        labels.setdefault(steps, []).append(what)
     axis.set(ylabel="seconds")
-    axis.set_xticks([steps for steps, _ in labels], [what for _, what in labels], rotation=30, fontsize=7)
+    axis.set_xticks(list(labels), [", ".join(some) for some in labels.values()], rotation=30, fontsize=7)
 
 
 def _lines(axis: Any, rows: list[Row], colours: dict[str, Any], x: Callable[[Row], float], y: str) -> None:
@@ -119,7 +121,7 @@ def pictures(rows: list[Row]) -> dict[str, tuple[str, dict[str, list[Row]], Call
             by_steps,
         ),
         "share-of-limit": (
-            "One evaluation: share of the limit (directly counted operations)",
+            "One evaluation: share of the limit",
             panels(limited, ("batch", "dtype", "threads")),
             share_of_limit,
         ),

@@ -161,16 +161,22 @@ EXPLAINED = {
     "operators; the bytes of the limit are each one's own.",
     Kind.LOOP: "Exported files of the whole sampling loop in ONNX Runtime; the reference is the network's file, "
     "evaluated as often as the loop has steps.",
-    Kind.EAGER: "From noise to images on the host, by fastdiff.sample; the reference calls the network as it is.",
+    Kind.EAGER: "From noise to images on the host, by fastdiff.sample; the reference calls the network as it is, "
+    "ONNX Runtime has its plain export in the same loop.",
+    Kind.THREADS: "From noise to images on the host by fastdiff with several threads against one, and a large product "
+    "likewise. Busy: `fastdiff sample` as a process, by default and with one thread, while other processes compute on "
+    "all cores.",
 }
 METHOD = (
     "Contenders take turns, round after round, in one process, each after its result has been compared with the "
     "reference's (*difference*: relative, of the whole result). *Faster*: the reference's time over the "
     "contender's within a round, median over rounds and its 95% bootstrap interval. *A second*: images. *Of the "
-    "limit*: the time that the operations, counted directly, would take at the rate of a large matrix product in "
-    "the same run, or the bytes at that of a large copy, whichever is longer, over the time taken; Winograd's "
-    "convolutions do fewer operations, so it can exceed 100%. An *other network* has about as many parameters, and "
-    "does not compute the same."
+    "limit*: the time that the operations would take at the rate, in the same run, of the cores' multiply-adds (in "
+    "float32 on a CPU, by a loop in C) or of a large matrix product, or the bytes at that of a large copy, whichever "
+    "is longer, over the time taken. A plan of fastdiff's C kernels has the operations and bytes that it does itself, "
+    "Winograd's convolutions the fewer products; all others have the plain network's operations, counted directly, and "
+    "can exceed 100% where they do fewer. An *other network* has about as many parameters, and does not compute the "
+    "same."
 )
 COLUMNS = ("case", "contender", "time", "faster", "a second", "of the limit", "difference", "first call", "")
 

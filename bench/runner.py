@@ -56,11 +56,14 @@ class Prepared:
         """Args: among: which contenders take part."""
         self.case, self.turns = case, Turns()
         self.rows: dict[str, Row] = {}
+        self.against: dict[str, str] = {}
         self.expected: Tensor | None = None
         with _settings(case):
             for contender in filter(among, CONTENDERS[case.kind](case, cold)):
                 watcher.preparing(case, contender.name)
                 row = self.rows[contender.name] = {**case.facts, "contender": contender.name, "role": contender.role}
+                if contender.against:
+                    self.against[contender.name] = contender.against
                 if contender.precision:
                     row["precision"] = contender.precision
                 try:
@@ -134,8 +137,9 @@ class Prepared:
             row["status"] = Status.MEASURED
             row["seconds"] = [float(f"{s:.6g}") for s in seconds[name]]
             row["median_seconds"] = statistics.median(seconds[name])
-            if base:
-                row["ratio"] = ratio(base, seconds[name])
+            against = seconds.get(self.against[name]) if name in self.against else base
+            if against:
+                row["ratio"] = ratio(against, seconds[name])
             if fastest and row["role"] == Role.FASTDIFF:
                 row["against_compiled"] = ratio(fastest, seconds[name])
             row.update(self.turns.ready[name].facts)

@@ -67,6 +67,9 @@ def remarks(row: dict[str, Any]) -> str:
         words.append(f"{row['parameters'] / 1e6:.2f} M parameters")
         if "gflop_of_an_image" in row:
             words.append(f"{row['gflop_of_an_image']:.3g} GFLOP an image and evaluation")
+    if "in_torch" in row and "gflop" in row:
+        words.append(f"{row['gflop']:.3g} GFLOP by its plan")
+        words += [f"not counted, in torch: {', '.join(row['in_torch'])}"] if row["in_torch"] else []
     if "peak_bytes" in row:
         words.append(f"peak {row['peak_bytes'] / 1e6:.0f} MB")
     if "graph_bytes" in row:

@@ -124,7 +124,7 @@ def sample(
     origin = request.first if batch_size is None else 0
     steps = -(-request.n // size) * len(table)
     with tqdm(total=steps, disable=not progress, unit="step", leave=False) as bar:
-        batches = list(engine.batches(request, origin=origin, on_step=lambda row: bar.update()))
+        batches = list(engine.batches(request, origin=origin, on_steps=bar.update))
     images = torch.cat([kept[-1] for kept in batches])
     if frames is None:
         return images

@@ -14,6 +14,7 @@ from fastdiff.bench.contenders import (
     operators,
     profiles,
     samplings,
+    threads,
     trainings,
 )
 
@@ -28,4 +29,5 @@ CONTENDERS: dict[Kind, Callable[[Case, bool], Iterable[Contender]]] = {
     Kind.PROFILE: profiles.contenders,
     Kind.LOOP: exported_loops.contenders,
     Kind.EAGER: against_eager.contenders,
+    Kind.THREADS: threads.contenders,
 }

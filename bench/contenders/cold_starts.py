@@ -87,13 +87,18 @@ def _process(
     def run(held: Any = folder) -> None:  # the folder goes with the last that needs it
         with tempfile.TemporaryDirectory() as made:
             more = {"FASTDIFF_CACHE": made, "TRITON_CACHE_DIR": str(Path(made) / "triton")} if empty else {}
-            ended = subprocess.run(words, env={**environment, **more}, capture_output=True, text=True)
-        if ended.returncode:
-            raise RuntimeError((ended.stderr.strip().splitlines() or ["it failed"])[-1])
-        facts["peak_bytes"] = int(ended.stdout.split()[-1])
+            facts["peak_bytes"] = int(printed(words, {**environment, **more}).split()[-1])
 
     def outputs() -> Tensor:
         run()
         return torch.from_numpy(np.load(image))
 
     return Ready(run, outputs, facts=facts)
+
+
+def printed(words: list[str], environment: dict[str, str]) -> str:
+    """What a process prints; where it fails, raises RuntimeError with the last line of its errors."""
+    ended = subprocess.run(words, env=environment, capture_output=True, text=True)
+    if ended.returncode:
+        raise RuntimeError((ended.stderr.strip().splitlines() or ["it failed"])[-1])
+    return ended.stdout

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import fastdiff
+from fastdiff.bench import limits
 from fastdiff.bench.case import Case
 from fastdiff.bench.contender import FASTDIFF, Contender, Ready, Role, end_of
 from fastdiff.bench.peers import others, predictors
@@ -92,7 +93,9 @@ def by_engine(case: Case, form: str | None = None) -> Ready:
         return engine.x
 
     step(0)  # captures, where steps are
-    return _of_rows(case, step)
+    ready = _of_rows(case, step)
+    ready.facts.update(limits.of_plan(engine))
+    return ready
 
 
 def size_of(case: Case, other: others.Other) -> dict[str, float]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import fastdiff
+from fastdiff.bench import limits
 from fastdiff.bench.case import Case
 from fastdiff.bench.contender import DIFFUSERS, PUBLISHED, Contender, Ready
 from fastdiff.bench.contenders import evaluations
@@ -89,15 +90,17 @@ def _by_scheduler(case: Case) -> Ready:
     return Ready(lambda: sample(None), lambda: sample(shared))
 
 
-def by_engine(case: Case, form: str | None = None) -> Ready:
-    """`form` as users choose it."""
+def by_engine(case: Case, form: str | None = None, model: fastdiff.Model | None = None) -> Ready:
+    """`form` as users choose it; the case's model unless another is given."""
     settings: dict[str, Any] = dict(batch_size=case.batch, dtype=case.precision, device=case.place, form=form)
-    engine = Engine(case.model, case.table, **settings)
-    facts: dict[str, str] = {}
+    engine = Engine(case.model if model is None else model, case.table, **settings)
+    facts: dict[str, Any] = {}
 
     def sample() -> Tensor:
         images = engine.sample(case.batch)
         facts["remark"] = "; ".join([*engine.notes, *engine.holds()["steps"].values()])  # smaller batches, captures
+        if "operations" not in facts:
+            facts.update(limits.of_plan(engine, case.steps))
         return images
 
     return Ready(sample, sample, facts=facts)

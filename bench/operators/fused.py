@@ -110,7 +110,7 @@ def _of_a(c: int, size: int) -> Iterator[Operator]:
 
 
 def steps(network: str, c: int, size: int) -> Iterator[Operator]:
-    """The sampler's step: x in float32, the prediction in the network's dtype and channels_last."""
+    """The sampler's step: x in float32, the prediction in the network's dtype, all in channels_last."""
 
     def made(label: str, noise: bool = False, history: bool = False, guided: bool = False) -> Operator:
         def make(draw: Draw) -> Call:
@@ -120,7 +120,7 @@ def steps(network: str, c: int, size: int) -> Iterator[Operator]:
             scale = torch.tensor(2.0, device=draw.device)
 
             def inputs(b: int) -> tuple[Tensor, ...]:
-                x, prev = (torch.randn(b, c, size, size, device=draw.device) for _ in range(2))
+                x, prev = (Draw(draw.device, torch.float32).image(b, c, size) for _ in range(2))
                 return (x, draw.image((2 if guided else 1) * b, c, size), *([prev] if history else []))
 
             def more(x: Tensor) -> dict[str, Any]:

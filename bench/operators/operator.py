@@ -44,11 +44,13 @@ class Call:
         inputs: batch → tensors, the first of them with a dimension of samples.
         call: inputs → the result.
         plain: The same in plain torch and in the inputs' dtype.
+        work: inputs → (operations, bytes) of `call`, where these are not those of `plain`.
     """
 
     inputs: Callable[[int], tuple[Tensor, ...]]
     call: Callable[..., Tensor]
     plain: Callable[..., Tensor]
+    work: Callable[..., tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,10 @@ def merged(one: Graph, two: Graph, batches: tuple[int, int]) -> Graph:
 
 
 def at_batch(graph: Graph, batch: int) -> Graph:
-    """A copy for one batch, without Batch integers, in the shapes either; the constants are shared."""
+    """A copy for one batch, without Batch integers, in the shapes either; the constants are shared.
+
+    node.meta["grows"] says for each dimension of a result how many times the batch it is, 0 for not at all.
+    """
 
     def number(value: Any) -> Any:
         return value.times * batch if isinstance(value, Batch) else value
@@ -57,6 +60,7 @@ def at_batch(graph: Graph, batch: int) -> Graph:
         copy.args, copy.kwargs = mapped(copy.args, number), mapped(copy.kwargs, number)
         if "shape" in node.meta:
             copy.meta["shape"] = mapped(node.meta["shape"], number)
+            copy.meta["grows"] = tuple(size.times if isinstance(size, Batch) else 0 for size in node.meta["shape"])
     return Graph(made, dict(graph.constants), dict(graph.exact))
 
 

@@ -30,6 +30,9 @@ class Refused(click.ClickException):
 
 class Commands(Group):
     def main(self, *args: Any, **options: Any) -> Any:
+        # Read when torch is loaded. Else the threads of its own operations spin while they wait for one another, and on
+        # a busy machine the one that has work waits for the spinning ones to be put to sleep.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         try:
             return super().main(*args, **options)
         except OSError as error:

@@ -179,13 +179,13 @@ class Engine:
         noise: NoiseSource | None = None,
         table: StepTable | None = None,
         origin: int = 0,
-        on_step: Callable[[int], None] | None = None,
+        on_steps: Callable[[int], None] | None = None,
     ) -> Iterator[Tensor]:
         """Images of samples first .. first + n - 1 of the seed, a batch at a time; memory does not grow with n.
 
         Args:
             n, seed, first, context, guidance_scale, noise, table: as in `sample`.
-            origin, on_step: see `batches`.
+            origin, on_steps: see `batches`.
 
         Yields:
             (m, C, H, W) float32 on the CPU.
@@ -195,17 +195,17 @@ class Engine:
         """
         asked = Asked(seed=seed, first=first, context=context, guidance_scale=guidance_scale, noise=noise)
         request = Request.of(self._model, n, table=self.table if table is None else table, **asked)
-        return (images for (images,) in self.batches(request, origin=origin, on_step=on_step))
+        return (images for (images,) in self.batches(request, origin=origin, on_steps=on_steps))
 
     def batches(
-        self, request: Request, *, origin: int = 0, on_step: Callable[[int], None] | None = None
+        self, request: Request, *, origin: int = 0, on_steps: Callable[[int], None] | None = None
     ) -> Iterator[list[Tensor]]:
         """The images of a checked request, a batch at a time.
 
         Args:
             origin: batches begin at multiples of batch_size counted from here, so the first and the last may be cut
                 short; 0 to request.first.
-            on_step: called after each step, or after several that take little time, with the last one's row; the
+            on_steps: called after each step, or after several that take little time together, with their number; the
                 batch's x at that moment is `current()`.
 
         Yields:
@@ -214,7 +214,7 @@ class Engine:
         Raises:
             InputError: at the call, for an origin outside these.
         """
-        return self._batches(request, check_int("origin", origin, 0, request.first), on_step)
+        return self._batches(request, check_int("origin", origin, 0, request.first), on_steps)
 
     def _kind(
         self, table: StepTable, guided: bool = False, context: int | None = None, noise_input: bool = False
@@ -227,7 +227,7 @@ class Engine:
             history=self.form.captured or bool(table.c.any()),
         )
 
-    def _batches(self, request: Request, origin: int, on_step: Callable[[int], None] | None) -> Iterator[list[Tensor]]:
+    def _batches(self, request: Request, origin: int, on_steps: Callable[[int], None] | None) -> Iterator[list[Tensor]]:
         at = request.first
         while at < request.end:
             start = at - (at - origin) % self.batch_size
@@ -235,7 +235,7 @@ class Engine:
             kept = None
             try:
                 with self._settings():
-                    kept = self._batch(start, at, upto, request, on_step)
+                    kept = self._batch(start, at, upto, request, on_steps)
             except Exception as problem:
                 if not out_of_memory(problem) or self.batch_size == 1:
                     raise
@@ -246,22 +246,25 @@ class Engine:
             at = upto
 
     def _batch(
-        self, start: int, at: int, upto: int, request: Request, on_step: Callable[[int], None] | None
+        self, start: int, at: int, upto: int, request: Request, on_steps: Callable[[int], None] | None
     ) -> list[Tensor]:
         """What the request keeps of samples at .. upto - 1, in the batch that begins at sample `start`."""
         table = self.table if request.table is None else request.table
         self._used = slice(at - start, upto - start)
-        run, kept = self._begin(start, at, upto, request, table), []
-        row, keeps = 0, [row for row in range(len(table)) if request.keeps(row, len(table))]
+        run = self._begin(start, at, upto, request, table)
+        kept: list[Tensor] = []
+        row = 0
+        keeps = [row for row in range(len(table)) if request.keeps(row, len(table))]
         while row < len(table):
             most = keeps[len(kept)] + 1 - row
             if request.noise is not None:
                 most = 1
                 if table.s[row]:
                     self.noise[self._used] = self._drawn(request.noise, row + 1, at, upto)
-            row += run(most)
-            if on_step is not None:
-                on_step(row - 1)
+            done = run(most)
+            row += done
+            if on_steps is not None:
+                on_steps(done)
             if row > keeps[len(kept)]:
                 kept.append(self.current())
         return kept
@@ -407,13 +410,16 @@ class Engine:
         return f"Engine({type(self._model.network).__name__}, {table}, batches of {self.batch_size} on {where})"
 
     def holds(self) -> dict[str, Any]:
-        """Bytes of the batch's buffers, what became of each kind of step, and the graph pool of the whole process."""
+        """Bytes of the batch's buffers, what became of each kind of step, and the graph pool of the whole process.
+
+        On a CPU a kind of step says which operations torch computes, since there is no C kernel for them.
+        """
         buffers = (self.x, self.x0_prev, self.noise, self.rows)
-        steps = {kind: run for kind, (_, run) in self.steps.items() if isinstance(run, CapturedStep)}
+        steps = {str(kind): said for kind, step in self.steps.items() if (said := _said(*step)) is not None}
         return {
             "buffers": sum(b.numel() * b.element_size() for b in buffers)
             + sum(prediction.bytes() for prediction, _ in self.steps.values()),
-            "steps": {str(kind): f"{run.status}; {run.bytes()} bytes" for kind, run in steps.items()},
+            "steps": steps,
             "pool": graphs.POOL.bytes(),
             "pool_limit": graphs.POOL.limit,
         }
@@ -433,3 +439,15 @@ class Engine:
             "machine": device_name(self.device),
             "versions": versions(),
         }
+
+
+def _said(prediction: Prediction, run: Step) -> str | None:
+    """What became of a kind of step, where there is something to say."""
+    if isinstance(run, CapturedStep):
+        return f"{run.status}; {run.bytes()} bytes"
+    if not isinstance(prediction.parts.step, PlannedStep):
+        return None
+    plan = prediction.parts.step.plan
+    outside = sorted({str(step.function) for step in plan.outside})
+    calls = f"{len(plan.steps) - len(plan.outside)} calls of C kernels, {4 * plan.size} bytes of results"
+    return f"{calls}; in torch: {', '.join(outside)}" if outside else calls

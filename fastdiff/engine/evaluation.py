@@ -16,12 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastdiff.capture.batch import at_batch
 from fastdiff.capture.capture import capture
-from fastdiff.capture.graph import Batch, Graph, grows
+from fastdiff.capture.graph import Graph
 from fastdiff.capture.outputs import first_output
 from fastdiff.capture.passes.batch_norm import fold_batch_norm
 from fastdiff.capture.passes.convolutions import fuse_convolutions
@@ -286,16 +286,10 @@ def _programs(graphs: Split, given: Given) -> Parts:
         def of_batch(batch: int, packed: Packed) -> Plan:
             return planned(fused(graphs.step, batch), batch, given.halves, packed)
 
-        shapes = [node.meta["shape"] for node in graphs.step.nodes.nodes if node.op == "placeholder"]
-        step = PlannedStep(of_batch, given.batch, given.halves, all(map(_by_sample, shapes)))
+        step = PlannedStep(of_batch, given.batch, given.halves)
         return Parts(before[0], contexts_first(before[1]), step)
     run = program(fused(graphs.step, given.batch))
     return Parts(program(time), contexts_first(program(context)), lambda *inputs: run(*inputs)[0])
-
-
-def _by_sample(shape: tuple[int | Batch, ...]) -> bool:
-    """Whether a tensor of that shape has a row for each sample, or one row, or is a number."""
-    return not shape or (shape[0] in (1, Batch()) and not grows(shape[1:]))
 
 
 def _fuse(graph: Graph, given: Given) -> None:

@@ -149,6 +149,7 @@ _SIGNATURES: dict[str, list[Any]] = {  # all return an int64
     "kernel_space": [_INT, _POINTER],
     "run_call": [_INT, _POINTER, _POINTER, _POINTER, _INT],
     "run_plan": [_POINTER, _INT, _INT, _INT, _INT, ctypes.c_double],
+    "multiply_adds": [ctypes.c_double],
 }
 
 

@@ -142,10 +142,8 @@ void convolution(const struct call *call) {
             const float *panel = call->at[2] + (int64_t)j * k;
             if (few)
                 dots(many, k, o, seen, panel, products);
-            else if (o - j > VL)
-                strip(2, many, k, seen, k, 1, panel, 2 * VL, products, COLUMNS);
             else
-                strip(1, many, k, seen, k, 1, panel, VL, products, COLUMNS);
+                product_panels(many, o - j > VL ? COLUMNS : VL, k, seen, k, panel, products, COLUMNS);
             for (int v = j; v < j + COLUMNS && v < o; v += VL) {
                 const int wide = o - v < VL ? o - v : VL;
                 for (int i = 0; i < many; i++) {

@@ -70,20 +70,29 @@ struct target {
     int wide, activation;
 };
 
+/* A function of its own, because activations unrolled for every output would take longer to compile than all else. */
+SHARED void finish_outputs(const float *sums, int many, const struct target *to, int64_t at) {
+    const float *residual = to->residual ? to->residual + at * to->residual_step : 0;
+    float *y = to->y + at * to->step;
+    for (int i = 0; i < many; i++, sums += VL, y += to->step) {
+        finish(load(sums), 0, residual, y, to->wide, to->activation);
+        if (residual) residual += to->residual_step;
+    }
+}
+
 INLINE void outputs(const int many, const int taps, const struct window *s, const float *x, int64_t row,
-                    const float *weight, struct target to, int64_t at) {
+                    const float *weight, const struct target *to, int64_t at) {
     vf sums[ACROSS];
-    for (int i = 0; i < many; i++) sums[i] = to.bias;
+    float held[ACROSS * VL];
+    for (int i = 0; i < many; i++) sums[i] = to->bias;
     add_taps(many, taps, s, x + at * s->across.stride * VL, row, weight, sums);
-    const int there = at + many <= s->across.outputs ? many : (int)(s->across.outputs - at);
 #pragma GCC unroll 8
-    for (int i = 0; i < many && i < there; i++)
-        finish(sums[i], 0, to.residual ? to.residual + (at + i) * to.residual_step : 0, to.y + (at + i) * to.step,
-               to.wide, to.activation);
+    for (int i = 0; i < many; i++) store(held + i * VL, sums[i]);
+    finish_outputs(held, at + many <= s->across.outputs ? many : (int)(s->across.outputs - at), to, at);
 }
 
 INLINE void line(const int taps, const struct window *s, const float *x, int64_t row, const float *weight,
-                 struct target to) {
+                 const struct target *to) {
     const int64_t w = s->across.outputs;
     int64_t q = 0;
     for (; q + FEWER < w; q += ACROSS) outputs(ACROSS, taps, s, x, row, weight, to, q);
@@ -125,16 +134,16 @@ void depthwise(const struct call *call) {
                                       .activation = activation};
             switch (dense ? s.across.taps : 0) {
             case 3:
-                line(3, &s, from, width, weight, to);
+                line(3, &s, from, width, weight, &to);
                 break;
             case 5:
-                line(5, &s, from, width, weight, to);
+                line(5, &s, from, width, weight, &to);
                 break;
             case 7:
-                line(7, &s, from, width, weight, to);
+                line(7, &s, from, width, weight, &to);
                 break;
             default:
-                line(0, &s, from, width, weight, to);
+                line(0, &s, from, width, weight, &to);
             }
         }
     }

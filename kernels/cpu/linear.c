@@ -24,10 +24,7 @@ void linear(const struct call *call) {
         const float *x = call->at[0] + from * ld;
         for (int j = 0; j < o; j += COLUMNS) {
             const float *panel = call->at[1] + (int64_t)j * c;
-            if (o - j > VL)
-                strip(2, many, c, x, ld, 1, panel, 2 * VL, products, COLUMNS);
-            else
-                strip(1, many, c, x, ld, 1, panel, VL, products, COLUMNS);
+            product_panels(many, o - j > VL ? COLUMNS : VL, c, x, ld, panel, products, COLUMNS);
             for (int k = 0; k < COLUMNS && j + k < o; k += VL) {
                 const int at = j + k, wide = o - at < VL ? o - at : VL;
                 for (int64_t i = 0; i < many; i++) {

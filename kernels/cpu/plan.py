@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,7 +94,7 @@ class Call(NamedTuple):
 class Code(NamedTuple):
     """Calls as C reads them; `kept` is what must live as long."""
 
-    instructions: np.ndarray
+    instructions: Tensor  # (calls, kernel, numbers and operands) int64
     space: int
     kept: Any
 
@@ -123,27 +123,36 @@ def assembled(calls: Iterable[Call], placed: Callable[[Any], tuple[int, int]] = 
     """
     calls = list(calls)
     operands = library().operands()
-    starts = np.cumsum([0, *(len(call.numbers) for call in calls)])
-    numbers = np.zeros(max(1, starts[-1]), np.int64)
-    instructions = np.zeros((len(calls), 2 + 2 * operands), np.int64)
-    space = 0
-    for row, call, start in zip(instructions, calls, starts, strict=False):
-        reals = [at for at, value in enumerate(call.numbers) if isinstance(value, float)]
-        numbers[start : start + len(call.numbers)] = [0 if isinstance(one, float) else one for one in call.numbers]
-        numbers.view(np.float64)[[start + at for at in reals]] = [call.numbers[at] for at in reals]
-        kernel, address = _kernel(call.kernel), numbers.ctypes.data + 8 * int(start)
+    numbers = _integers([_bits(number) for call in calls for number in call.numbers])
+    address, space = numbers.data_ptr(), 0
+    instructions: list[int] = []
+    for call in calls:
+        kernel = _kernel(call.kernel)
         space = max(space, library().kernel_space(kernel, address))
-        row[:2] = kernel, address
-        for at, view in enumerate((*call.reads, *call.writes)):
-            if view is not None:
-                base, step = placed(view.memory)
-                row[2 + 2 * at : 4 + 2 * at] = base + 4 * view.offset, step
-    return Code(instructions, space, (numbers, [(call.reads, call.writes) for call in calls]))
+        instructions += kernel, address
+        views = (*call.reads, *call.writes)
+        for view in views:
+            base, step = (0, 0) if view is None else placed(view.memory)
+            instructions += base + (0 if view is None else 4 * view.offset), step
+        instructions += (0, 0) * (operands - len(views))
+        address += 8 * len(call.numbers)
+    kept = numbers, [(call.reads, call.writes) for call in calls]
+    return Code(_integers(instructions).view(len(calls), 2 + 2 * operands), space, kept)
+
+
+def _integers(values: Sequence[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
+
+
+def _bits(number: int | float) -> int:
+    """A number as C reads it: a real one as its bits."""
+    bits: int = struct.unpack("q", struct.pack("d", number))[0] if isinstance(number, float) else number
+    return bits
 
 
 def joined(codes: Sequence[Code]) -> Code:
     """Codes one after another as one."""
-    return Code(np.concatenate([code.instructions for code in codes]), max(code.space for code in codes), codes)
+    return Code(torch.cat([code.instructions for code in codes]), max(code.space for code in codes), codes)
 
 
 class Program:
@@ -158,12 +167,12 @@ class Program:
         self.codes, self.shared = codes, len(codes) == 1
         self.threads = threads if self.shared else len(codes)
         self.space = [torch.empty(code.space, device="cpu", dtype=torch.float32) for code in self._each()]
-        self.workers = np.array(
+        self.workers = _integers(
             [
-                (code.instructions.ctypes.data, len(code.instructions), space.data_ptr())
+                number
                 for code, space in zip(self._each(), self.space, strict=True)
-            ],
-            np.int64,
+                for number in (code.instructions.data_ptr(), len(code.instructions), space.data_ptr())
+            ]
         )
 
     def _each(self) -> list[Code]:
@@ -178,7 +187,7 @@ class Program:
         Returns:
             The first row that was not run.
         """
-        stop: int = library().run_plan(self.workers.ctypes.data, self.threads, self.shared, first, rows, seconds)
+        stop: int = library().run_plan(self.workers.data_ptr(), self.threads, self.shared, first, rows, seconds)
         return stop
 
 

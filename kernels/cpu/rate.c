@@ -11,7 +11,7 @@ static double seconds_now(void) {
 }
 
 /* Float32 multiply-adds a second of one thread: the best round of independent chains of them, in so many seconds. */
-double multiply_adds(double seconds) {
+int64_t multiply_adds(double seconds) {
     const double until = seconds_now() + seconds;
     double best = 0, begin, end;
     volatile float used; /* so that the chains are computed */
@@ -30,5 +30,5 @@ double multiply_adds(double seconds) {
         const double rate = (double)STEPS * CHAINS * VL / (end - begin);
         best = rate > best ? rate : best;
     } while (end < until);
-    return best;
+    return (int64_t)best;
 }

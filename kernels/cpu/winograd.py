@@ -18,7 +18,7 @@ _G = (
     (1 / 24, -1 / 12, 1 / 6),
     (0, 0, 1),
 )
-POINTS = 36  # of a transformed tile
+TILE, POINTS = 4, 36  # outputs down and across; points of its transform
 
 
 def winograd_weight(weight: Tensor) -> Tensor:

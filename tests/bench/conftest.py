@@ -70,7 +70,7 @@ def compiler(monkeypatch, tmp_path):
 @pytest.fixture
 def stubbed(small, compiler, monkeypatch):
     """No long work: what ONNX Runtime would run runs in torch, other networks return noise, every turn is one call, the
-    large product is small, operations are not counted."""
+    rates are measured briefly, operations are not counted."""
     monkeypatch.setattr(predictors, "onnxruntime", lambda name, device, threads: predictors.published(name, device))
     other = others.Other("another", torch.nn.Identity(), 1000, lambda x, t: x + 1, lambda *case: torch.zeros(case[-1]))
     for name in ("diffusers_unet", "lucidrains_unet"):
@@ -78,6 +78,7 @@ def stubbed(small, compiler, monkeypatch):
     monkeypatch.setattr(timing, "PAUSE", 0)
     monkeypatch.setattr(timing, "TURN", 0)
     monkeypatch.setattr(limits, "SIZES", {"cpu": (16, 256)})
+    monkeypatch.setattr(limits, "SECONDS", 1e-3)
     monkeypatch.setattr(limits, "counted", lambda *given: (10**6, 10**5))
 
 

@@ -11,7 +11,7 @@ from fastdiff.bench.case import Kind, case_text
 from fastdiff.bench.contender import TUNED, Role
 from fastdiff.bench.contenders.by_kind import CONTENDERS
 from fastdiff.bench.plans import plan
-from fastdiff.engine.prediction import Prediction
+from fastdiff.engine.engine import Engine
 
 QUICK = ("--quick", "--only", "evaluation")
 CASES = [case for case in plan("quick", "cpu") if case.kind == Kind.EVALUATION]
@@ -127,8 +127,13 @@ def test_a_slowdown_that_is_gone_when_measured_again_is_no_slowdown(old, clocked
 
 def test_what_is_refused_now_and_was_not_then_is_worse(old, clocked, run, monkeypatch):
     clocked(1)
-    right = Prediction.__call__
-    monkeypatch.setattr(Prediction, "__call__", lambda self, *given: right(self, *given) * 1.001)
+    right = Engine.step_once
+
+    def wrong(self):
+        right(self)
+        self.x.mul_(1.001)
+
+    monkeypatch.setattr(Engine, "step_once", wrong)
     result = run(*QUICK, "--against", "old", "-o", "new", code=1)
     own = [row for row in old["rows"] if row["role"] == Role.FASTDIFF]
     assert len(worse(result)) == len(own)

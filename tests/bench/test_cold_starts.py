@@ -137,7 +137,7 @@ def test_the_processes_of_a_cold_start_make_the_same_image(network, tmp_path, re
             ready = contender.make()
             images[contender.name] = ready.outputs()
             assert ready.facts["peak_bytes"] > 2**25
-    assert len(images) == 3
+    assert len(images) == 4
     for image in images.values():
         assert image.shape == (1, *load(networks.SHIPPED[network]).image_shape)
         assert rel(image, images[PUBLISHED]) < parity.BOUNDS[Kind.COLD]

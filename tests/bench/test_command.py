@@ -116,7 +116,7 @@ def test_list_prints_the_cases_and_measures_nothing(run, tmp_path, monkeypatch):
         (("--threads", "-1"), "threads = -1; accepted: 1 or more"),
         (("--rounds", "0"), "rounds = 0; accepted: 1 or more"),
         (("--only", "nothing"), "no case for 'nothing'; its kinds: evaluation"),
-        (("--only", "nothing"), "against eager; --list without these options prints the cases"),
+        (("--only", "nothing"), "threads; --list without these options prints the cases"),
         (("--device", "abacus"), "abacus"),
         (("-o", ""), "-o ''; accepted: a folder"),
         (("-o", "file"), "cannot write to 'file'"),

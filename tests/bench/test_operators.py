@@ -22,6 +22,7 @@ def small(monkeypatch):
     monkeypatch.setattr(timing, "PAUSE", 0)
     monkeypatch.setattr(timing, "TURN", 0)
     monkeypatch.setattr(limits, "SIZES", {"cpu": (16, 256)})
+    monkeypatch.setattr(limits, "SECONDS", 1e-3)
 
 
 def measured(*names, batch):
@@ -75,6 +76,9 @@ def test_operators_of_a_cpu_are_those_of_its_c_kernels(monkeypatch):
             rows = runner.measure([case], cold=False, together=False)
             (row,) = of(rows, Role.FASTDIFF)
             assert row["status"] == Status.MEASURED and row["parity"] < 1e-5, row
+            (reference,) = of(rows, Role.REFERENCE)
+            assert (row["gflop"] < reference["gflop"]) == (one.name in ("winograd", "attention_block"))
+            assert row["megabytes"] > reference["megabytes"]  # weights too
 
 
 def test_an_operator_that_is_wrong_in_any_sample_is_not_timed(monkeypatch):

@@ -28,6 +28,7 @@ def test_the_standard_plan_has_every_kind_and_the_published_loops():
             "ddim 50",
             "dpmpp_2m 15",
             published,
+            f"ddim {published.split()[1]}",  # the same without noise
         }
         assert {case.batch for case in mine if case.kind == Kind.EVALUATION} == {1, 4, 16}
         assert {case.batch for case in mine if case.kind in (Kind.EXPORT, Kind.COLD)} == {1}
@@ -70,6 +71,20 @@ def test_foreign_networks_are_measured_against_eager_alone():
     for name in ("quick", "standard"):
         with pytest.raises(InputError, match="no case for 'edm@32'; its kinds: none; on request: .*against eager"):
             plan(name, "cpu", networks=("edm@32",))
+
+
+def test_several_threads_are_measured_against_one_where_they_are_asked_for():
+    cases = plan("standard", "cpu", only=("threads",))
+    assert {(case.kind, case.threads) for case in cases} == {(Kind.THREADS, 2)}
+    assert {(case.network, case.what, case.batch) for case in cases} == {
+        (name, what, batch)
+        for name in ("A28@28", "B@16")
+        for what, batch in (("ddim 10", 16), ("ddim 10", 64), ("ddim 25 busy", 64))
+    }
+    assert len(plan("standard", "cpu", only=("threads busy B@16",))) == 1
+    assert {case.threads for case in plan("standard", "cpu", (4,), only=("threads",))} == {4}
+    with pytest.raises(InputError, match="no case for 'threads'"):
+        plan("standard", "cuda", only=("threads",))
 
 
 def test_batches_narrow_threads_and_dtypes_multiply():

@@ -102,6 +102,8 @@ def test_the_markdown_has_every_row_and_note():
         row("fastdiff", kind=Kind.PROFILE, kernels=[{"kernel": "a|b", "calls": 2.0, "microseconds": 3.0}]),
         row("sampler.onnx", kind=Kind.LOOP, what="ddim 10"),
         row("fastdiff", kind=Kind.EAGER, what="ddim 10"),
+        row("fastdiff", kind=Kind.THREADS, what="ddim 10", threads=2),
+        row("fastdiff", batch=7, gflop=0.3, in_torch=["aten.sort.stable, 2 times"]),
     ]
     text = report.markdown(made(*rows), ["images-by-batch.png"])
     for each in rows:
@@ -111,6 +113,7 @@ def test_the_markdown_has_every_row_and_note():
         assert f"## {kind.capitalize()}" in text and report.EXPLAINED[kind] in text
     expected = (
         "2.50 M parameters, 0.123 GFLOP an image and evaluation",
+        "0.3 GFLOP by its plan, not counted, in torch: aten.sort.stable, 2 times",
         "peak 300 MB",
         "its graphs hold 5 MB",
         "| 2 ms | 2.00x (1.90 to 2.10) | 50 | 50% | 1e-07 | 500 ms |",
@@ -125,7 +128,7 @@ def test_the_markdown_has_every_row_and_note():
         "B@16, ddim 25, batch 1, bfloat16, 2 threads",
     )
     assert [words for words in expected if words not in text] == []
-    assert "Cut short" not in text and "Cut short: 10 of 12 cases" in report.markdown(made(*rows, cases=12))
+    assert "Cut short" not in text and "Cut short: 12 of 14 cases" in report.markdown(made(*rows, cases=14))
 
 
 @pytest.mark.parametrize(

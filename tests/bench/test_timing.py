@@ -12,7 +12,8 @@ from fastdiff import Model, make_schedule
 from fastdiff.bench import limits, networks, parity, timing
 from fastdiff.bench.case import Case, Kind
 from fastdiff.bench.contender import Ready, Role
-from fastdiff.bench.contenders import denoise_steps, evaluations
+from fastdiff.bench.contenders import denoise_steps, evaluations, samplings
+from fastdiff.kernels.cpu import compiled
 
 CPU = torch.device("cpu")
 
@@ -130,7 +131,7 @@ def test_where_steps_are_captured_a_captured_one_is_timed(kind, what, network, s
 
 
 def test_the_share_of_the_limit_is_the_longer_of_work_and_traffic_over_the_time(one):
-    rates = SimpleNamespace(wanted=True, product=[1e9, 5e6, 2e9, 1e9], copy=[4e9, 1e9, 2e9])
+    rates = SimpleNamespace(wanted=True, core=False, arithmetic=[1e9, 5e6, 2e9, 1e9], copy=[4e9, 1e9, 2e9])
     row = {"median_seconds": 0.5, "role": Role.FASTDIFF}
     made = limits.derived(Case(Kind.EVALUATION, "one", batch=5), row, rates)
     assert made["product_gflops"] == 1 and made["copy_gigabytes"] == 2  # medians
@@ -147,6 +148,11 @@ def test_the_share_of_the_limit_is_the_longer_of_work_and_traffic_over_the_time(
     assert other["gflop"] == 2 * 25 * 5 and other["megabytes"] == 0  # of another network, its own
     assert other["share_of_limit"] == pytest.approx(2e9 * 25 * 5 / 1e9 / 0.5)
     assert limits.derived(Case(Kind.COLD, "one"), row, SimpleNamespace(wanted=False)) == {}
+    rates.core = True  # what a plan does itself
+    planned = {**row, "operations": 3e8, "bytes_moved": 200, "in_torch": []}
+    made = limits.derived(Case(Kind.SAMPLING, "one", "ddim 25", 5), planned, rates)
+    assert (made["gflop"], made["core_gflops"], made["share_of_limit"]) == (0.3, 1, pytest.approx(0.6))
+    assert made["evaluations_per_second"] == 250 and "product_gflops" not in made
 
 
 def test_the_rates_are_looked_at_every_third_round(monkeypatch, clock):
@@ -158,13 +164,38 @@ def test_the_rates_are_looked_at_every_third_round(monkeypatch, clock):
         clock.now += 1e-3
 
     monkeypatch.setattr(limits, "end_of", lambda device: end)
-    rates = limits.Rates(Case(Kind.EVALUATION, "one"))
+    rates = limits.Rates(Case(Kind.EVALUATION, "one", dtype="bfloat16"))
     for _ in range(7):
         rates.measure()
-    assert rates.product == pytest.approx([2 * 4**3 * 1e3] * 3)
+    assert not rates.core and rates.arithmetic == pytest.approx([2 * 4**3 * 1e3] * 3)
     assert rates.copy == pytest.approx([2 * 8 * 4 * 1e3] * 3)  # read and written
     assert len(ends) == 2 * 2 * 3  # the first of each warms up
     for kind in (Kind.EXPORT, Kind.COLD):
         idle = limits.Rates(Case(kind, "one"))
         idle.measure()
-        assert not idle.product and not idle.wanted
+        assert not idle.arithmetic and not idle.wanted
+
+
+def test_the_rate_of_float32_on_a_cpu_is_the_cores(monkeypatch):
+    if compiled.build_error() is not None:
+        pytest.skip("no C compiler")
+    monkeypatch.setattr(limits, "SIZES", {"cpu": (4, 8)})
+    asked = []
+    monkeypatch.setattr(limits, "multiply_adds", lambda seconds: asked.append(seconds) or 10**9)
+    rates = limits.Rates(Case(Kind.EVALUATION, "one", threads=2))
+    rates.measure()
+    assert rates.core and rates.arithmetic == [4e9] and asked == [limits.SECONDS] * 2 and len(rates.copy) == 1
+
+
+@pytest.mark.parametrize("network", ["A28@28", "B@16"])
+def test_a_plan_has_its_own_operations(network, small):
+    """Fewer than the plain network, whose convolutions are direct."""
+    if compiled.build_error() is not None:
+        pytest.skip("no C compiler")
+    facts = evaluations.by_engine(Case(Kind.EVALUATION, network, batch=3)).facts
+    assert facts["in_torch"] == [] and facts["bytes_moved"] > 0
+    made = samplings.by_engine(Case(Kind.SAMPLING, network, "ddim 5", batch=3))
+    made.run()
+    assert made.facts["operations"] == 5 * facts["operations"] and made.facts["bytes_moved"] == 5 * facts["bytes_moved"]
+    eager = evaluations.by_engine(Case(Kind.EVALUATION, network, batch=3), "eager")
+    assert eager.facts == {}

@@ -347,18 +347,18 @@ def test_batches_of_a_stream(randomised, monkeypatch):
     assert [len(images) for images in engine.stream(9, first=2)] == [2, 4, 3]
     assert [len(images) for images in engine.stream(9, first=2, origin=1)] == [3, 4, 2]
     assert [len(images) for images in engine.stream(9, first=2, origin=2)] == [4, 4, 1]
-    rows, seen = [], []
+    steps, seen = [], []
 
-    def on_step(row):
-        rows.append(row)
+    def on_steps(done):
+        steps.append(done)
         seen.append(engine.current())
 
-    list(engine.stream(5, first=3, on_step=on_step))
-    assert rows[-1] == 2 and rows.count(2) == 2  # steps that take little time are run together
-    rows.clear(), seen.clear()
+    list(engine.stream(5, first=3, on_steps=on_steps))
+    assert sum(steps) == 6  # those that take little time are run together
+    steps.clear(), seen.clear()
     monkeypatch.setattr(step, "SECONDS", 0.0)
-    batches = list(engine.stream(5, first=3, on_step=on_step))
-    assert rows == [0, 1, 2] * 2 and [len(x) for x in seen] == [1] * 3 + [4] * 3
+    batches = list(engine.stream(5, first=3, on_steps=on_steps))
+    assert steps == [1] * 6 and [len(x) for x in seen] == [1] * 3 + [4] * 3
     assert torch.equal(seen[2], batches[0]) and torch.equal(seen[5], batches[1])
     assert batches[0].is_contiguous() and batches[0].data_ptr() != seen[2].data_ptr()
 

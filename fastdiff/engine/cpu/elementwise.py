@@ -69,7 +69,7 @@ Make = Callable[..., int]  # (expression, operands) → the number of the result
 
 
 def _way(make: Make, *names: str) -> Way:
-    """A way for an operation of which `names` are the arguments that matter, in order; the others have to be as usual."""
+    """A way for an operation whose arguments `names` matter, in this order; the others have to be as usual."""
 
     def lower(low: Lowering, node: Node) -> Value | None:
         given = dict(zip((one.name for one in node.target._schema.arguments), arguments(node), strict=True))

@@ -86,7 +86,9 @@ class Lowering:
 
     Attributes:
         steps: what is called, in order.
-        results: of the graph.
+        results: of the graph; images in NHWC.
+        by_picture: for each input whether it has each picture's values one after another.
+        separable: whether pictures may be computed apart: no input mixes them.
     """
 
     def __init__(
@@ -98,7 +100,11 @@ class Lowering:
         self.values: dict[Node, Value] = {}
         self._homes = _homes(graph)
         nodes = list(graph.nodes.nodes)
-        for number, node in enumerate(node for node in nodes if node.op == "placeholder"):
+        inputs = [node for node in nodes if node.op == "placeholder"]
+        grows = [node.meta["grows"] for node in inputs]
+        self.by_picture = [one[:1] == (1,) and not any(one[1:]) for one in grows]
+        self.separable = all(by or not any(one) for by, one in zip(self.by_picture, grows, strict=True))
+        for number, node in enumerate(inputs):
             self.values[node] = self._input(number, node)
         for node in nodes:
             if node.op == "get_attr":
@@ -113,7 +119,7 @@ class Lowering:
         if node.meta["dtype"] != torch.float32:
             return Loose(node.name, number)
         order = NHWC if number == 0 and len(shape) == 4 else None  # x; all else is contiguous
-        if self.halves == 1 or not shape or shape[0] != self.batch:
+        if self.halves == 1 or not self.by_picture[number]:
             return dense(Input(number), shape, order)
         whole, size = dense(self.buffer(shape), shape, order), self.batch // self.halves
         for half in range(self.halves):

@@ -21,14 +21,14 @@ class Plan:
 
     Attributes:
         steps: in order.
-        results: of the graph.
-        inputs: how many placeholders there are.
+        results, by_picture, separable: see Lowering.
         outside: the calls of torch among the steps.
         constants: those that only torch reads, by name.
     """
 
     def __init__(self, low: Lowering) -> None:
         self.steps, self.results = low.steps, low.results
+        self.by_picture, self.separable = low.by_picture, low.separable
         self.outside = [step for step in self.steps if isinstance(step, Outside)]
         loose = {one.name for step in self.outside for one in _given(step) if isinstance(one, Loose)}
         self.constants = {name: one for name, one in low.graph.constants.items() if name in loose}
