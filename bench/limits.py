@@ -137,7 +137,7 @@ def of_plan(engine: Engine, steps: int = 1) -> dict[str, Any]:
         return {}
     plans = [piece.plan for pieces in planned[0].pieces for piece in pieces]
     operations, moved = counts.work(step for plan in plans for step in plan.steps if isinstance(step, Call))
-    outside = Counter(str(step.function) for step in plans[0].outside)
+    outside = Counter(map(str, plans[0].outside))
     return {
         "operations": steps * operations,
         "bytes_moved": steps * moved,

@@ -424,6 +424,11 @@ class Engine:
             "pool_limit": graphs.POOL.limit,
         }
 
+    def _threads(self) -> int:
+        """Those that steps were made for, else torch's."""
+        planned = [prediction.parts.step for prediction, _ in self.steps.values()]
+        return next((step.threads for step in planned if isinstance(step, PlannedStep)), torch.get_num_threads())
+
     def configuration(self) -> dict[str, Any]:
         """What a sample's bits depend on besides model, table, seed, index and context; plain values for a manifest."""
         return {
@@ -434,7 +439,7 @@ class Engine:
             "cudnn": torch.backends.cudnn.version() if self.device.type == "cuda" else None,
             "cudnn_algorithms": CUDNN_ALGORITHMS if self.device.type == "cuda" else None,
             "device": self.device.type,
-            "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
+            "threads": self._threads() if self.device.type == "cpu" else None,
             "clip": list(self.clip) if isinstance(self.clip, tuple) else self.clip,
             "machine": device_name(self.device),
             "versions": versions(),
@@ -447,7 +452,7 @@ def _said(prediction: Prediction, run: Step) -> str | None:
         return f"{run.status}; {run.bytes()} bytes"
     if not isinstance(prediction.parts.step, PlannedStep):
         return None
-    plan = prediction.parts.step.plan
-    outside = sorted({str(step.function) for step in plan.outside})
-    calls = f"{len(plan.steps) - len(plan.outside)} calls of C kernels, {4 * plan.size} bytes of results"
+    step = prediction.parts.step
+    outside = sorted(set(map(str, step.plan.outside)))
+    calls = f"{len(step.plan.steps) - len(step.plan.outside)} calls of C kernels, {step.bytes()} bytes of results"
     return f"{calls}; in torch: {', '.join(outside)}" if outside else calls

@@ -65,8 +65,8 @@ class Prediction:
         self.context: tuple[Tensor, ...] = ()
         self.capacity = 0
 
-    def load_table(self, table: StepTable, capacity: int) -> bool:
-        """Compute what depends on the time for a table's rows. Returns whether buffers were made anew."""
+    def load_table(self, table: StepTable, capacity: int) -> None:
+        """Compute what depends on the time for a table's rows."""
         times = torch.tensor(table.time, dtype=self.time_dtype, device=self.device)
         count = len(times)
         times = torch.cat((times, times[-1:].expand(-count % ROWS)))
@@ -83,7 +83,6 @@ class Prediction:
                 self.tables = [next(tables[part.dtype]) for part in parts]
             for dtype, found in kinds.items():
                 self.rows[dtype].load(found, at)
-        return made
 
     def load_context(self, context: Tensor | None) -> None:
         """Set the batch's contexts: (B, K), or None. Equal shapes reuse the same buffers."""

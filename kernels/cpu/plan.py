@@ -150,7 +150,7 @@ def _bits(number: int | float) -> int:
     return bits
 
 
-def joined(codes: Sequence[Code]) -> Code:
+def chained(codes: Sequence[Code]) -> Code:
     """Codes one after another as one."""
     return Code(torch.cat([code.instructions for code in codes]), max(code.space for code in codes), codes)
 

@@ -1,4 +1,4 @@
-"""3x3 convolutions in C, by Winograd's F(m x m, 3x3): Lavin and Gray (2016)."""
+"""3x3 convolutions in C, by Winograd's F(4x4, 3x3): Lavin and Gray (2016)."""
 
 from __future__ import annotations
 

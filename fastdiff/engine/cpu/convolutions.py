@@ -40,7 +40,7 @@ class Padded(Deferred):
 def pad(low: Lowering, node: Node) -> Value | None:
     """constant_pad_nd of images by zeros, at their four sides."""
     x, sides, value = (*node.args, 0)[:3]
-    if value != 0 or len(node.meta["shape"]) != 4 or len(sides) > 4 or min(sides) < 0:
+    if not sides or value != 0 or len(node.meta["shape"]) != 4 or len(sides) > 4 or min(sides) < 0:
         return None
     left, _, top, _ = (*sides, 0, 0)[:4]
     return Padded(node, x, top, left)

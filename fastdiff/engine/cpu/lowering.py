@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from fastdiff.capture.graph import Graph
 from fastdiff.capture.passes.match import Node, aten
@@ -51,6 +52,10 @@ class Outside(NamedTuple):
     out: View | Loose
     node: Node
 
+    def __str__(self) -> str:
+        """The operation's name."""
+        return str(self.function) if isinstance(self.function, OpOverload) else self.function.__name__
+
 
 def replaced(value: Any, function: Callable[[Any], Any]) -> Any:
     """An argument of torch's with the function applied to everything in its lists, tuples and dicts."""
@@ -59,6 +64,10 @@ def replaced(value: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
         return {name: replaced(one, function) for name, one in value.items()}
     return function(value)
+
+
+# Operations that read memory as it lies.
+_CONTIGUOUS = {aten.view_as_complex.default, aten.view.dtype}
 
 
 class Deferred:
@@ -87,8 +96,9 @@ class Lowering:
     Attributes:
         steps: what is called, in order.
         results: of the graph; images in NHWC.
+        shapes: of the inputs.
         by_picture: for each input whether it has each picture's values one after another.
-        separable: whether pictures may be computed apart: no input mixes them.
+        separable: whether each input has, or is the same for all pictures.
     """
 
     def __init__(
@@ -102,6 +112,7 @@ class Lowering:
         nodes = list(graph.nodes.nodes)
         inputs = [node for node in nodes if node.op == "placeholder"]
         grows = [node.meta["grows"] for node in inputs]
+        self.shapes = [tuple(node.meta["shape"]) for node in inputs]
         self.by_picture = [one[:1] == (1,) and not any(one[1:]) for one in grows]
         self.separable = all(by or not any(one) for by, one in zip(self.by_picture, grows, strict=True))
         for number, node in enumerate(inputs):
@@ -142,7 +153,10 @@ class Lowering:
                 return whole[node.args[1]]
         floats = node.meta.get("dtype", torch.float32) == torch.float32
         if floats and node.target in self.ways and all(map(self._is_view, node.all_input_nodes)):
-            value = self.ways[node.target](self, node)
+            try:
+                value = self.ways[node.target](self, node)
+            except ValueError:  # of a kernel, which does not take these sizes; calls added so far do no harm
+                value = None
             if value is not None:
                 return value
         return self._outside(node)
@@ -164,15 +178,20 @@ class Lowering:
         return found
 
     def _outside(self, node: Node) -> Value:
-        args, kwargs = replaced((tuple(node.args), dict(node.kwargs)), self._given)
+        dense_first = self._contiguous if node.target in _CONTIGUOUS else self._given
+        args, kwargs = replaced((tuple(node.args), dict(node.kwargs)), dense_first)
         out: View | Loose = Loose(node.name)
         if node.meta.get("dtype") == torch.float32:
-            out = self.result(node)
+            out = self.result(node, range(len(node.meta["shape"])))
         self.steps.append(Outside(node.target, args, kwargs, out, node))
         return out
 
     def _given(self, value: Any) -> Any:
         return self.value(value) if isinstance(value, torch.fx.Node) else value
+
+    def _contiguous(self, value: Any) -> Any:
+        given = self._given(value)
+        return self.copied(given, range(len(given.shape))) if isinstance(given, View) else given
 
     def value(self, node: Node) -> View | Loose:
         """A result as torch is given it."""
@@ -188,10 +207,6 @@ class Lowering:
             value = self.values[node] = value.view(self)
         assert isinstance(value, View)
         return value
-
-    def optional(self, node: Node | None) -> View | None:
-        """`view`, or None for None."""
-        return None if node is None else self.view(node)
 
     def buffer(self, shape: Sequence[int]) -> Buffer:
         """New memory for a result of that shape."""

@@ -47,6 +47,19 @@ def norm_of_positions(low: Lowering, node: Node) -> Value | None:
     return _of_positions(low, node, *node.args)
 
 
+def layer_norm(low: Lowering, node: Node) -> Value | None:
+    """aten.layer_norm over the last dimension."""
+    x, over, weight, bias, eps, _ = arguments(node)
+    if len(over) != 1:
+        return None
+    dims = range(len(node.meta["shape"]))
+    out = low.place(node)
+    if out is None or out.rows(*dims) is None:
+        out = low.new(node.meta["shape"], dims)
+    low.call(position_norm(low.rows(low.view(x)), out, low.vector(weight), low.vector(bias), eps, True))
+    return out
+
+
 def channel_norm(low: Lowering, node: Node) -> Value | None:
     """kernels.channel_norm."""
     x, gain, residual, eps = arguments(node)

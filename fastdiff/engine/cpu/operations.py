@@ -14,7 +14,7 @@ from fastdiff.engine.cpu import convolutions, norms
 from fastdiff.engine.cpu.elementwise import ELEMENTWISE
 from fastdiff.engine.cpu.lowering import Lowering, Packed, Value, Way, concatenate
 from fastdiff.engine.cpu.plan import Plan
-from fastdiff.engine.cpu.views import dense
+from fastdiff.engine.cpu.views import order_of
 from fastdiff.kernels.attention_block import attention_of
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.cpu import attention, linear, pooling
@@ -65,7 +65,8 @@ def _linear_attention(low: Lowering, node: Node) -> Value | None:
     tensors: list[Any] = [constant(low.graph, one) for one in (w_q, w_k, q_bias, *values, bias, shift, gain)]
     w_q, w_k, q_bias, *parts = tensors[:-3]
     folded = FoldedAttention(w_q, w_k, q_bias, tuple(parts), *tensors[-3:], *rest)
-    packed = low.pack("attention", node.args[1], lambda _: attention.pack(folded))
+    kind = "attention", str(node.args[2:])  # the other constants' names, and the numbers
+    packed = low.pack(kind, node.args[1], lambda _: attention.pack(folded))
     images, out = low.images(x), low.images_out(node)
     memory = [low.new(shape(images.shape[0])) for shape in (packed.numbers_shape, packed.context_shape)]
     low.call(*attention.attention_block(images, packed, out, *memory))
@@ -84,22 +85,32 @@ def _softmax(low: Lowering, node: Node) -> Value | None:
     view = low.view(x)
     if not 1 <= len(view.shape) <= MOST_DIMENSIONS:
         return None
-    out = low.place(node) or dense(low.buffer(view.shape), view.shape, _order(view))
+    out = low.result(node, order_of(view))
     low.call(softmax(view, out, dim % len(view.shape)))
     return out
 
 
-def _order(view: View) -> list[int]:
-    return sorted(range(len(view.shape)), key=lambda dim: -view.strides[dim])
-
-
 def _reduced(low: Lowering, node: Node, how: str) -> Value | None:
-    x, dims, _, dtype = arguments(node)
+    given = arguments(node)
+    x, dims, dtype = given[0], given[1] if len(given) > 2 else None, given[-1]
     if dtype not in (None, torch.float32) or not 1 <= len(x.meta["shape"]) <= reduction.MOST_DIMENSIONS:
         return None
     view, out = low.view(x), low.result(node)
     low.call(reduction.reduce(view, out, places(dims, len(view.shape)), how))
     return out
+
+
+def _stack(low: Lowering, node: Node) -> Value | None:
+    parts, dim = (*node.args, 0)[:2]
+    whole = low.result(node)
+    dim %= len(whole.shape)
+    for at, part in enumerate(parts):
+        place = whole.part(dim, at, 1)
+        shape, strides = (
+            tuple(size for k, size in enumerate(sizes) if k != dim) for sizes in (place.shape, place.strides)
+        )
+        low.copy(low.view(part), place._replace(shape=shape, strides=strides))
+    return whole
 
 
 def _max_pool(low: Lowering, node: Node) -> Value | None:
@@ -147,6 +158,10 @@ WAYS: dict[Any, Way] = {
     aten._softmax.default: _softmax,
     aten.mean.dim: lambda low, node: _reduced(low, node, "mean"),
     aten.sum.dim_IntList: lambda low, node: _reduced(low, node, "sum"),
+    aten.mean.default: lambda low, node: _reduced(low, node, "mean"),
+    aten.sum.default: lambda low, node: _reduced(low, node, "sum"),
+    aten.stack.default: _stack,
+    aten.layer_norm.default: norms.layer_norm,
     aten.max_pool2d_with_indices.default: _max_pool,
     aten.avg_pool2d.default: _average_pool,
 }

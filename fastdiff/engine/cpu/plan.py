@@ -21,20 +21,31 @@ class Plan:
 
     Attributes:
         steps: in order.
-        results, by_picture, separable: see Lowering.
+        results, shapes, by_picture, separable: see Lowering.
         outside: the calls of torch among the steps.
         constants: those that only torch reads, by name.
+        read_last: for the call of torch at each place in `outside` what no later one reads, by name.
     """
 
     def __init__(self, low: Lowering) -> None:
         self.steps, self.results = low.steps, low.results
-        self.by_picture, self.separable = low.by_picture, low.separable
+        self.shapes, self.by_picture, self.separable = low.shapes, low.by_picture, low.separable
         self.outside = [step for step in self.steps if isinstance(step, Outside)]
-        loose = {one.name for step in self.outside for one in _given(step) if isinstance(one, Loose)}
+        loose = self._loose()
         self.constants = {name: one for name, one in low.graph.constants.items() if name in loose}
         uses = [[view.memory for view in _views(step) if isinstance(view.memory, Buffer)] for step in self.steps]
         kept = [view.memory for view in self.results if isinstance(view, View) and isinstance(view.memory, Buffer)]
         self.offsets, self.size = layout(uses, kept)
+
+    def _loose(self) -> set[str]:
+        """The names of all that only torch reads; notes where each is read last, unless it is a result."""
+        seen = {one.name for one in self.results if isinstance(one, Loose)}
+        self.read_last: dict[int, list[str]] = {}
+        for at in reversed(range(len(self.outside))):
+            names = {one.name for one in _given(self.outside[at]) if isinstance(one, Loose)}
+            self.read_last[at] = sorted(names - seen)
+            seen |= names
+        return seen
 
 
 class Bound:
@@ -119,7 +130,7 @@ class Bound:
         return one.clone() if shared else one
 
     def _called(self, step: Outside) -> Callable[[int], None]:
-        out = step.out
+        out, done = step.out, self.plan.read_last[self.plan.outside.index(step)]
 
         def value(one: Any, row: int) -> Any:
             if isinstance(one, View):
@@ -133,6 +144,8 @@ class Bound:
                 self.kept[out.name] = replaced(result, self._own)
             else:
                 self.tensor(out).copy_(result)
+            for name in done:
+                self.kept.pop(name, None)
 
         return run
 

@@ -16,7 +16,7 @@ from fastdiff.engine.cpu.plan import Bound, Given, Plan
 from fastdiff.engine.step import State
 from fastdiff.kernels.cpu.denoise_step import denoise_step
 from fastdiff.kernels.cpu.philox import key_view
-from fastdiff.kernels.cpu.plan import Call, Program, Table, View, joined
+from fastdiff.kernels.cpu.plan import Call, Program, Table, View, chained
 from fastdiff.kernels.cpu.pointwise import pointwise
 
 ALONE = 8  # samples from which on a thread has samples of its own; with fewer it reads the weights too often
@@ -61,8 +61,7 @@ class PlannedStep:
         shares = _split(self.samples, self.threads) if alone else [self.samples]
         largest = plan(shares[-1])
         many = math.ceil(4 * largest.size / PIECE_BYTES)
-        # What torch computes it shares out itself, and its bits depend on the batch.
-        if largest.outside or not largest.separable:
+        if (len(shares) > 1 or many > 1) and not self._apart(plan):
             shares, many = [self.samples], 1
         self.pieces: list[list[Piece]] = []
         first = 0
@@ -71,6 +70,34 @@ class PlannedStep:
             for count in _split(share, min(share, max(1, many))):
                 self.pieces[-1].append(Piece(first, count, plan(count)))
                 first += count
+
+    def _apart(self, plan: Callable[[int], Plan]) -> bool:
+        """Whether a sample's prediction depends on the sample alone, so that a batch may be computed in pieces.
+
+        Then it has the same bits among other samples, as many as there may be, and wherever it is among them. Where torch
+        computes something it has not.
+        """
+        two, three = plan(2), plan(3)
+        if two.outside or not two.separable:
+            return False
+        dice = torch.Generator().manual_seed(0)
+        pairs = []
+        for shape, by_picture in zip(two.shapes, two.by_picture, strict=True):
+            if not by_picture:
+                value = torch.randn(shape, generator=dice, device="cpu", dtype=torch.float32)
+                pairs.append(([value], [value]))
+                continue
+            rows = [torch.randn(5, *shape[1:], generator=dice, device="cpu", dtype=torch.float32) for _ in range(self.halves)]
+            pairs.append(([one[:2] for one in rows], [one[[2, 0, 3]] for one in rows]))
+        seen = []
+        for count, which in ((2, 0), (3, 1)):
+            inputs = [[_laid_out(half) for half in pair[which]] for pair in pairs]
+            bound = Bound(plan(count), inputs)
+            for stretch in bound.stretches(threads=1):
+                stretch(0)
+            out = bound.tensor(self._result(Piece(0, count, plan(count))))
+            seen.append(out.unflatten(0, (self.halves, count))[:, which].clone())
+        return torch.equal(seen[0].view(torch.int32), seen[1].view(torch.int32))  # NaN as well
 
     @property
     def plan(self) -> Plan:
@@ -93,6 +120,10 @@ class PlannedStep:
         given = [one.contiguous() for one in inputs]
         _Rows(self._each(bound), self.threads)(0, 1)
         return out
+
+    def bytes(self) -> int:
+        """Of the arenas in which results lie while steps run."""
+        return sum(4 * max(piece.plan.size for piece in pieces) for pieces in self.pieces)
 
     def _each(self, bound: Callable[[Piece, Tensor], Bound]) -> list[list[Bound]]:
         """All pieces bound; those of a thread have one arena."""
@@ -163,7 +194,7 @@ class _Rows:
         if bound[0][0].plan.outside:
             self.stretches = bound[0][0].stretches(threads)
         else:
-            self.program = Program([joined([one.code() for one in pieces]) for pieces in bound], threads)
+            self.program = Program([chained([one.code() for one in pieces]) for pieces in bound], threads)
 
     def __call__(self, first: int, rows: int) -> int:
         """Rows first .. rows - 1, fewer if they take longer than SECONDS; returns the first that was not run."""
@@ -187,12 +218,19 @@ class _Loop:
         self.context: tuple[Tensor, ...] | None = None
 
     def __call__(self, most: int) -> int:
+        row, length = int(self.state.index), len(self.state.rows)
+        if not 0 <= row < length:
+            raise IndexError(f"row {row} of a table; accepted: 0 to {length - 1}")
         if self.rows is None or self.context is not self.inputs.context:
             self.rows, self.context = self.step.stepping(self.state, self.inputs), self.inputs.context
-        row = int(self.state.index)
         done = self.rows(row, row + most) - row
         self.state.index.add_(done)
         return done
+
+
+def _laid_out(given: Tensor) -> Tensor:
+    """As inputs lie in memory: images in NHWC."""
+    return given.contiguous(memory_format=torch.channels_last if given.ndim == 4 else torch.contiguous_format)
 
 
 def _split(count: int, parts: int) -> list[int]:
