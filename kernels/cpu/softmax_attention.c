@@ -4,7 +4,6 @@
 #include "plan.h"
 #include "product.h"
 
-enum { QUERIES = 2 * ROWS }; /* at a time, against all keys */
 
 /* Where a position's first channel lies. */
 INLINE float *position_at(float *base, const union number *stride, int64_t picture, int64_t head, int64_t position) {

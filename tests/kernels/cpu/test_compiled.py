@@ -18,7 +18,9 @@ def needs_compiler():
     """Overrides the folder's, since these are also about what happens without one."""
 
 
-SMALL = "long " + " ".join(f"{name}() {{ return 3; }} long" for name in compiled._SIGNATURES) + " other;"
+SMALL = "".join(
+    f'__attribute__((visibility("default"))) long {name}() {{ return 3; }}\n' for name in compiled._SIGNATURES
+)
 
 
 @pytest.fixture
