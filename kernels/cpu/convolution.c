@@ -36,7 +36,7 @@ INLINE void copy_normed(const float *from, int n, const float *scale, const floa
 }
 
 /* Taps `begin` to `end` of a row of taps, the first of which sees `from`; the others see padding. */
-INLINE void gather_row(const struct window *s, const float *from, int64_t begin, int64_t end, const float *scale,
+SHARED void gather_row(const struct window *s, const float *from, int64_t begin, int64_t end, const float *scale,
                        const float *shift, float *to) {
     const int c = s->c;
     clear(to, begin * c);

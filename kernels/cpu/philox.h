@@ -101,11 +101,17 @@ INLINE void box_muller(vu word0, vu word1, vf *z0, vf *z1) {
 
 /* a0 b0 a1 b1 ... in two vectors. */
 INLINE void interleave(vf a, vf b, vf *first, vf *second) {
+#if defined(__clang__)
 #pragma GCC unroll 8
     for (int i = 0; i < VL / 2; i++) {
         (*first)[2 * i] = a[i], (*first)[2 * i + 1] = b[i];
         (*second)[2 * i] = a[VL / 2 + i], (*second)[2 * i + 1] = b[VL / 2 + i];
     }
+#else
+    const vi from = (counted() >> 1) + (counted() & 1) * VL; /* the entries of b are counted from VL */
+    *first = __builtin_shuffle(a, b, from);
+    *second = __builtin_shuffle(a, b, from + VL / 2);
+#endif
 }
 
 /* z: the normals of elements from .. to - 1 of a sample for one draw; `from` is a multiple of 4. key: two int64, the

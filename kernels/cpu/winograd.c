@@ -67,15 +67,15 @@ INLINE void input_tile(const float *x, long ld, const float *scale, const float 
     x += ((long)top * w + left) * ld;
     for (int i = 0; i < c; i += VL) {
         const int at = vector_at(i, c);
-        const vf a = scale ? load(scale + at) : all(1), b = scale ? load(shift + at) : all(0);
+        const float *from = x + at;
+        vf a = scale ? load(scale + at) : all(1), b = scale ? load(shift + at) : all(0);
         if (padded) {
             for (int r = r0; r < r1; r++)
                 for (int s = s0; s < s1; s++)
-                    store(tile + (SIDE * r + s) * VL, fused(load(x + ((long)r * w + s) * ld + at), a, b));
-            input_vector(tile, SIDE * VL, VL, all(1), all(0), v + at, stride);
-        } else {
-            input_vector(x + at, w * ld, ld, a, b, v + at, stride);
+                    store(tile + (SIDE * r + s) * VL, fused(load(from + ((long)r * w + s) * ld), a, b));
+            from = tile, a = all(1), b = all(0);
         }
+        input_vector(from, padded ? SIDE * VL : w * ld, padded ? VL : ld, a, b, v + at, stride);
     }
 }
 
