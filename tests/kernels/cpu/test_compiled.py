@@ -93,6 +93,18 @@ def test_where_libraries_are_kept(monkeypatch):
     assert compiled.cache_folder() == Path("/somebody/.cache/fastdiff")
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 100])
+def test_every_source_is_in_one_unit(count):
+    units = compiled._units(count)
+    assert len(units) == min(count, len(compiled.FILES)) and all(units)
+    assert sorted(name for unit in units for name in unit) == list(compiled.FILES)
+
+
+def test_units_are_of_about_the_same_size():
+    sizes = [sum((compiled.SOURCES / name).stat().st_size for name in unit) for unit in compiled._units(2)]
+    assert max(sizes) < 1.2 * min(sizes)
+
+
 @with_compiler
 def test_the_library_is_kept_and_a_broken_one_is_made_anew(load, tmp_path):
     assert load().vector_width() == 3
