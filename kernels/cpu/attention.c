@@ -5,7 +5,6 @@
 #include "plan.h"
 #include "product.h"
 
-
 /* to (p, c) <- x scale + shift. */
 INLINE void normalise(const float *x, int64_t ld, const float *scale, int p, int c, float *to) {
     const int wide = vector_of(c);

@@ -11,7 +11,6 @@ struct output {
     float *y;
 };
 
-
 /* These write whole vectors, and so up to VL - 1 floats after the n; what is gathered next goes there. */
 INLINE void clear(float *to, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) store(to + i, (vf){0});

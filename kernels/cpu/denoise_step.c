@@ -2,7 +2,7 @@
  * its reference, none is fused, and all are element by element, except for the bound of dynamic thresholding. */
 #include "philox.h"
 
-enum { PIECE = 256 }; /* of a picture at a time */
+enum { PIECE = 256 }; /* positions of a picture that are stepped at a time */
 enum clip { UNCLIPPED, LIMIT, SAMPLE, DYNAMIC };
 enum { GREATEST = 0x7fffffff }; /* the bits of a NaN that no |number| exceeds */
 

@@ -3,7 +3,6 @@
 #include "plan.h"
 #include "product.h"
 
-
 int64_t linear_space(const union number *number) { return STACK * PANEL; }
 
 /* y (m, o) = activation(x w + bias) + residual. A row's bits do not depend on the others.

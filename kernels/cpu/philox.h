@@ -123,7 +123,8 @@ SHARED void normals_of(const void *key, int64_t sample, uint32_t draw, int64_t f
     const uint64_t index = given[1] + (uint64_t)sample;
     for (; from < to; from += 4 * VL, z += 4 * VL) {
         const vu zero = {0};
-        vu word[4] = {(vu)counted() + (uint32_t)(from / 4), zero + draw, zero + (uint32_t)index, zero + (uint32_t)(index >> 32)};
+        vu word[4] = {(vu)counted() + (uint32_t)(from / 4), zero + draw, zero + (uint32_t)index,
+                      zero + (uint32_t)(index >> 32)};
         vf value[4], pair[4], made[4];
         philox4x32(word, (uint32_t)given[0], (uint32_t)(given[0] >> 32));
         box_muller(word[0], word[1], &value[0], &value[1]);

@@ -38,7 +38,8 @@ INLINE vf run_sum(const float *x, int64_t step, int count, int wide) {
 static void add_runs(struct pairwise *sums, const float *x, int64_t step, int64_t count, int wide) {
     for (int64_t i = 0; i < count; i += RUN) {
         const int many = (int)(count - i < RUN ? count - i : RUN);
-        pairwise_add(sums, wide == VL ? run_sum(x + i * step, step, many, VL) : run_sum(x + i * step, step, many, wide));
+        const float *from = x + i * step;
+        pairwise_add(sums, wide == VL ? run_sum(from, step, many, VL) : run_sum(from, step, many, wide));
     }
 }
 
