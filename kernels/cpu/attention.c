@@ -5,8 +5,6 @@
 #include "plan.h"
 #include "product.h"
 
-enum { POSITIONS = 2 * ROWS }; /* of queries at a time */
-
 /* to (p, c) <- x scale + shift. */
 INLINE void normalise(const float *x, int64_t ld, const float *scale, int p, int c, float *to) {
     const int wide = vector_of(c);
@@ -97,7 +95,7 @@ INLINE void channel_norm(float *v, const float *constant, const float *gain, con
 
 int64_t attention_output_space(const union number *number) {
     const int64_t c = number[2].i, heads = number[3].i, d = number[4].i;
-    return POSITIONS * (c + heads * (d + 2) + rounded_up((int)c));
+    return QUERIES * (c + heads * (d + 2) + rounded_up((int)c));
 }
 
 /* y = LayerNorm(o) gain + x, o = softmax(q) times the context, plus a constant; y = o where there is no gain.
@@ -109,12 +107,12 @@ void attention_output(const struct call *call) {
     const int p = (int)number[1].i, c = (int)number[2].i, heads = (int)number[3].i, d = (int)number[4].i;
     const int width = heads * d, wide = rounded_up(c);
     const int64_t n = number[0].i, ld = number[5].i, to = number[6].i;
-    float *q = call->space, *v = q + POSITIONS * width, *xh = v + POSITIONS * wide, *tops = xh + POSITIONS * c,
-          *shares = tops + POSITIONS * heads;
-    const int64_t blocks = (p + POSITIONS - 1) / POSITIONS;
+    float *q = call->space, *v = q + QUERIES * width, *xh = v + QUERIES * wide, *tops = xh + QUERIES * c,
+          *shares = tops + QUERIES * heads;
+    const int64_t blocks = (p + QUERIES - 1) / QUERIES;
     for (int64_t task = share(call, n * blocks, 0); task < share(call, n * blocks, 1); task++) {
         const int64_t b = task / blocks;
-        const int first = (int)(task % blocks) * POSITIONS, many = p - first < POSITIONS ? p - first : POSITIONS;
+        const int first = (int)(task % blocks) * QUERIES, many = p - first < QUERIES ? p - first : QUERIES;
         const float *x = call->at[0] + (b * p + first) * ld, *context = call->at[4] + b * width * wide;
         float *y = call->at[7] + (b * p + first) * to;
         normalise(x, ld, call->at[1] + b * 2 * c, many, c, xh);

@@ -6,27 +6,25 @@
 #include "window.h"
 
 /* Where an output goes, and what is added to it. */
-struct target {
+struct output {
     const float *bias, *residual; /* or 0 */
     float *y;
 };
-
-enum { POSITIONS = 4 * ROWS, COLUMNS = 2 * VL }; /* outputs at a time, and columns of a panel */
 
 /* These write whole vectors, and so up to VL - 1 floats after the n; what is gathered next goes there. */
 INLINE void clear(float *to, int64_t n) {
     for (int64_t i = 0; i < n; i += VL) store(to + i, (vf){0});
 }
 
-INLINE void copy(const float *from, int64_t n, float *to) {
+INLINE void copy_floats(const float *from, int64_t n, float *to) {
     const int64_t whole = n / VL * VL;
     for (int64_t i = 0; i < whole; i += VL) store(to + i, load(from + i));
     if (whole < n) store(to + whole, load_some(from + whole, (int)(n - whole)));
 }
 
 /* A function of its own, so that all its variables are in registers. */
-SHARED void copy_rows(const float *from, int64_t apart, int64_t rows, int64_t n, float *to) {
-    for (; rows > 0; rows--, from += apart, to += n) copy(from, n, to);
+SHARED void copy_taps(const float *from, int64_t apart, int64_t rows, int64_t n, float *to) {
+    for (; rows > 0; rows--, from += apart, to += n) copy_floats(from, n, to);
 }
 
 INLINE void copy_normed(const float *from, int n, const float *scale, const float *shift, float *to) {
@@ -37,19 +35,19 @@ INLINE void copy_normed(const float *from, int n, const float *scale, const floa
 }
 
 /* Taps `begin` to `end` of a row of taps, the first of which sees `from`; the others see padding. */
-INLINE void gather_row(const struct window *s, const float *from, int64_t begin, int64_t end, const float *scale,
+SHARED void gather_row(const struct window *s, const float *from, int64_t begin, int64_t end, const float *scale,
                        const float *shift, float *to) {
     const int c = s->c;
     clear(to, begin * c);
     const int64_t step = s->across.dilation * s->ld;
     if (step == c && !scale)
-        copy(from, (end - begin) * c, to + begin * c);
+        copy_floats(from, (end - begin) * c, to + begin * c);
     else
         for (int64_t q = begin; q < end; q++, from += step)
             if (scale)
                 copy_normed(from, c, scale, shift, to + q * c);
             else
-                copy(from, c, to + q * c);
+                copy_floats(from, c, to + q * c);
     clear(to + end * c, (s->across.taps - end) * c);
 }
 
@@ -67,7 +65,7 @@ INLINE void gather(const struct window *s, const float *x, struct place p, const
                         (left + begin * s->across.dilation) * s->ld;
     clear(to, high * row);
     if (end - begin == taps && s->across.dilation * s->ld == c && !scale)
-        copy_rows(from, apart, low - high, row, to + high * row);
+        copy_taps(from, apart, low - high, row, to + high * row);
     else
         for (int64_t r = high; r < low; r++, from += apart)
             gather_row(s, from, begin, end, scale, shift, to + r * row);
@@ -95,20 +93,20 @@ INLINE void some_dots(const int rows, int k, int o, const float *seen, const flo
         for (; q + VL <= k; q += VL) add_products(rows, k, seen, weights, q, VL, sums);
         if (q < k) add_products(rows, k, seen, weights, q, k - q, sums);
 #pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) products[i * COLUMNS + j] = sum(sums[i]);
+        for (int i = 0; i < rows; i++) products[i * PANEL + j] = sum(sums[i]);
     }
 }
 
 INLINE void dots(int rows, int k, int o, const float *seen, const float *weights, float *products) {
     int i = 0;
     for (; i + ABREAST <= rows; i += ABREAST)
-        some_dots(ABREAST, k, o, seen + (int64_t)i * k, weights, products + i * COLUMNS);
-    for (; i < rows; i++) some_dots(1, k, o, seen + (int64_t)i * k, weights, products + i * COLUMNS);
+        some_dots(ABREAST, k, o, seen + (int64_t)i * k, weights, products + i * PANEL);
+    for (; i < rows; i++) some_dots(1, k, o, seen + (int64_t)i * k, weights, products + i * PANEL);
 }
 
 int64_t convolution_space(const union number *number) {
     const struct window s = window_of(number);
-    return POSITIONS * depth(&s) + VL + POSITIONS * COLUMNS;
+    return STACK * depth(&s) + VL + STACK * PANEL;
 }
 
 /* y (n, down, across, o) = activation(conv(x scale + shift) + bias) + residual, x (n, h, w, c).
@@ -125,30 +123,30 @@ void convolution(const struct call *call) {
     const struct steps other = steps_of(number + 3);
     const int64_t outputs = s.n * s.down.outputs * s.across.outputs, last = share(call, outputs, 1);
     const float *x = call->at[0], *scales = call->at[1], *bias = call->at[3], *residual = call->at[4];
-    float *products = call->space, *seen = products + POSITIONS * COLUMNS;
-    struct target targets[POSITIONS];
+    float *products = call->space, *seen = products + STACK * PANEL;
+    struct output targets[STACK];
     struct place p = place_of(share(call, outputs, 0), &s);
-    for (int64_t at = share(call, outputs, 0); at < last; at += POSITIONS) {
-        const int many = (int)(last - at < POSITIONS ? last - at : POSITIONS);
+    for (int64_t at = share(call, outputs, 0); at < last; at += STACK) {
+        const int many = (int)(last - at < STACK ? last - at : STACK);
         for (int i = 0; i < many; i++, p = after(p, &s)) {
             const float *scale = scales ? scales + p.picture * number[1].i : 0;
             const float *picture = x + p.picture * s.down.size * s.across.size * s.ld;
             gather(&s, picture, p, scale, scale ? scale + number[2].i : 0, seen + (int64_t)i * k);
-            targets[i] = (struct target){.bias = bias ? bias + p.picture * number[6].i : 0,
+            targets[i] = (struct output){.bias = bias ? bias + p.picture * number[6].i : 0,
                                          .residual = residual ? residual + offset(other, p) : 0,
                                          .y = call->at[5] + offset(s.y, p)};
         }
-        for (int j = 0; j < o; j += COLUMNS) {
+        for (int j = 0; j < o; j += PANEL) {
             const float *panel = call->at[2] + (int64_t)j * k;
             if (few)
                 dots(many, k, o, seen, panel, products);
             else
-                product_panels(many, o - j > VL ? COLUMNS : VL, k, seen, k, panel, products, COLUMNS);
-            for (int v = j; v < j + COLUMNS && v < o; v += VL) {
+                product_panels(many, o - j > VL ? PANEL : VL, k, seen, k, panel, products, PANEL);
+            for (int v = j; v < j + PANEL && v < o; v += VL) {
                 const int wide = o - v < VL ? o - v : VL;
                 for (int i = 0; i < many; i++) {
-                    const struct target to = targets[i];
-                    finish(load_some(products + i * COLUMNS + v - j, wide), to.bias ? to.bias + v : 0,
+                    const struct output to = targets[i];
+                    finish(load_some(products + i * PANEL + v - j, wide), to.bias ? to.bias + v : 0,
                            to.residual ? to.residual + v : 0, to.y + v, wide, activation);
                 }
             }

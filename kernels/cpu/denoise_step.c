@@ -2,7 +2,7 @@
  * its reference, none is fused, and all are element by element, except for the bound of dynamic thresholding. */
 #include "philox.h"
 
-enum { POSITIONS = 256 }; /* of a picture at a time */
+enum { PIECE = 256 }; /* positions of a picture that are stepped at a time */
 enum clip { UNCLIPPED, LIMIT, SAMPLE, DYNAMIC };
 enum { GREATEST = 0x7fffffff }; /* the bits of a NaN that no |number| exceeds */
 
@@ -39,7 +39,7 @@ static struct step step_of(const struct call *call) {
 }
 
 /* How many elements of a picture are stepped at a time. */
-static int64_t piece(int64_t c, int64_t p) { return c * (p < POSITIONS ? p : POSITIONS); }
+static int64_t piece(int64_t c, int64_t p) { return c * (p < PIECE ? p : PIECE); }
 
 int64_t denoise_step_space(const union number *number) {
     const int64_t c = number[1].i, p = number[2].i;
@@ -105,8 +105,8 @@ static float number_of(int32_t bits) {
 static float dynamic_bound(const struct step *step, int64_t b, float *size, float *space) {
     const int64_t elements = step->c * step->p, vectors = (elements + VL - 1) / VL;
     const float *x = step->x + b * elements;
-    for (int64_t from = 0; from < step->p; from += POSITIONS) {
-        const int64_t positions = step->p - from < POSITIONS ? step->p - from : POSITIONS, start = from * step->c;
+    for (int64_t from = 0; from < step->p; from += PIECE) {
+        const int64_t positions = step->p - from < PIECE ? step->p - from : PIECE, start = from * step->c;
         const struct predictions one = predictions(step, b, from, positions, space);
         for (int64_t i = 0; i < positions * step->c; i += VL) {
             const int n = (int)(positions * step->c - i < VL ? positions * step->c - i : VL);
@@ -176,14 +176,14 @@ void denoise_step(const struct call *call) {
     const int64_t one = piece(step.c, step.p);
     float *out = call->space, *noise = out + 2 * one, *size = noise + 2 * one + 4 * step.c;
     /* A bound needs all of x, which another part might have stepped; so pictures are shared then, else pieces. */
-    const int64_t pieces = (step.p + POSITIONS - 1) / POSITIONS;
+    const int64_t pieces = (step.p + PIECE - 1) / PIECE;
     const int64_t units = step.clip == DYNAMIC ? step.pictures : step.pictures * pieces;
     const int64_t each = step.clip == DYNAMIC ? pieces : 1;
     const int drawn = step.key && step.row[5] != 0;
     float bound = (float)step.clipped;
     for (int64_t i = share(call, units, 0) * each; i < share(call, units, 1) * each; i++) {
-        const int64_t b = i / pieces, from = i % pieces * POSITIONS;
-        const int64_t positions = step.p - from < POSITIONS ? step.p - from : POSITIONS;
+        const int64_t b = i / pieces, from = i % pieces * PIECE;
+        const int64_t positions = step.p - from < PIECE ? step.p - from : PIECE;
         const int64_t at = (b * step.p + from) * step.c;
         if (step.clip == SAMPLE) bound = step.bounds[b];
         if (step.clip == DYNAMIC && from == 0) bound = dynamic_bound(&step, b, size, out);

@@ -4,7 +4,7 @@
 #include "window.h"
 
 enum { ACROSS = 8, FEWER = 4 }; /* outputs of a row at a time, which share each loaded weight */
-enum { MOST = 1 << 16 };        /* floats of a padded copy: it stays in the second-level cache */
+enum { CACHED = 1 << 16 };        /* floats of a padded copy: it stays in the second-level cache */
 
 /* Columns of a padded copy: those that the last of a row's outputs see, in whole groups of FEWER. */
 INLINE int64_t columns(const struct window *s) {
@@ -13,7 +13,7 @@ INLINE int64_t columns(const struct window *s) {
 
 /* Rows of outputs that share a padded copy of one vector of channels. */
 INLINE int64_t band(const struct window *s) {
-    const int64_t fit = MOST / (columns(s) * VL), rows = (fit - extent(s->down, 1)) / s->down.stride + 1;
+    const int64_t fit = CACHED / (columns(s) * VL), rows = (fit - extent(s->down, 1)) / s->down.stride + 1;
     return rows < 1 ? 1 : rows < s->down.outputs ? rows : s->down.outputs;
 }
 
@@ -62,7 +62,7 @@ INLINE void add_taps(const int many, const int taps, const struct window *s, con
 }
 
 /* Where a row of results goes, and what is added before the activation and after it. */
-struct target {
+struct line_output {
     vf bias;
     const float *residual; /* or 0 */
     float *y;
@@ -71,7 +71,7 @@ struct target {
 };
 
 /* A function of its own, because activations unrolled for every output would take longer to compile than all else. */
-SHARED void finish_outputs(const float *sums, int many, const struct target *to, int64_t at) {
+SHARED void finish_outputs(const float *sums, int many, const struct line_output *to, int64_t at) {
     const float *residual = to->residual ? to->residual + at * to->residual_step : 0;
     float *y = to->y + at * to->step;
     for (int i = 0; i < many; i++, sums += VL, y += to->step) {
@@ -81,9 +81,10 @@ SHARED void finish_outputs(const float *sums, int many, const struct target *to,
 }
 
 INLINE void outputs(const int many, const int taps, const struct window *s, const float *x, int64_t row,
-                    const float *weight, const struct target *to, int64_t at) {
+                    const float *weight, const struct line_output *to, int64_t at) {
     vf sums[ACROSS];
     float held[ACROSS * VL];
+#pragma GCC unroll 8
     for (int i = 0; i < many; i++) sums[i] = to->bias;
     add_taps(many, taps, s, x + at * s->across.stride * VL, row, weight, sums);
 #pragma GCC unroll 8
@@ -92,7 +93,7 @@ INLINE void outputs(const int many, const int taps, const struct window *s, cons
 }
 
 INLINE void line(const int taps, const struct window *s, const float *x, int64_t row, const float *weight,
-                 const struct target *to) {
+                 const struct line_output *to) {
     const int64_t w = s->across.outputs;
     int64_t q = 0;
     for (; q + FEWER < w; q += ACROSS) outputs(ACROSS, taps, s, x, row, weight, to, q);
@@ -125,7 +126,7 @@ void depthwise(const struct call *call) {
             extent(s.down, many), padded);
         for (; p.row < row + many; p.row++) {
             const float *from = padded + (p.row - row) * s.down.stride * width;
-            const struct target to = {.bias = bias ? load_some(bias + p.picture * number[3].i + at, wide) : (vf){0},
+            const struct line_output to = {.bias = bias ? load_some(bias + p.picture * number[3].i + at, wide) : (vf){0},
                                       .residual = residual ? residual + offset(other, p) + at : 0,
                                       .y = call->at[4] + offset(s.y, p) + at,
                                       .residual_step = other.position,

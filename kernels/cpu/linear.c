@@ -3,9 +3,7 @@
 #include "plan.h"
 #include "product.h"
 
-enum { POSITIONS = 4 * ROWS, COLUMNS = 2 * VL }; /* rows at a time, and columns of a panel */
-
-int64_t linear_space(const union number *number) { return POSITIONS * COLUMNS; }
+int64_t linear_space(const union number *number) { return STACK * PANEL; }
 
 /* y (m, o) = activation(x w + bias) + residual. A row's bits do not depend on the others.
  *
@@ -19,17 +17,17 @@ void linear(const struct call *call) {
     const int c = (int)number[1].i, o = (int)number[2].i, activation = (int)number[8].i;
     const int64_t last = share(call, m, 1);
     float *products = call->space;
-    for (int64_t from = share(call, m, 0); from < last; from += POSITIONS) {
-        const int many = (int)(last - from < POSITIONS ? last - from : POSITIONS);
+    for (int64_t from = share(call, m, 0); from < last; from += STACK) {
+        const int many = (int)(last - from < STACK ? last - from : STACK);
         const float *x = call->at[0] + from * ld;
-        for (int j = 0; j < o; j += COLUMNS) {
+        for (int j = 0; j < o; j += PANEL) {
             const float *panel = call->at[1] + (int64_t)j * c;
-            product_panels(many, o - j > VL ? COLUMNS : VL, c, x, ld, panel, products, COLUMNS);
-            for (int k = 0; k < COLUMNS && j + k < o; k += VL) {
+            product_panels(many, o - j > VL ? PANEL : VL, c, x, ld, panel, products, PANEL);
+            for (int k = 0; k < PANEL && j + k < o; k += VL) {
                 const int at = j + k, wide = o - at < VL ? o - at : VL;
                 for (int64_t i = 0; i < many; i++) {
                     const int64_t row = from + i;
-                    finish(load(products + i * COLUMNS + k), call->at[2] ? call->at[2] + row / sharing * apart + at : 0,
+                    finish(load(products + i * PANEL + k), call->at[2] ? call->at[2] + row / sharing * apart + at : 0,
                            call->at[3] ? call->at[3] + row * other + at : 0, call->at[4] + row * to + at, wide,
                            activation);
                 }

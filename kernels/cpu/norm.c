@@ -10,6 +10,7 @@ INLINE void some_sums(const int vectors, const int ahead, const float *x, int p,
     for (int j = 0; j < vectors; j++) m[j] = mean ? load_some(mean + j * VL, wide) : (vf){0};
     for (int q = 0; q < p; q += ahead)
         for (int i = 0; i < ahead && q + i < p; i++)
+#pragma GCC unroll 4
             for (int j = 0; j < vectors; j++) {
                 vf v = load_some(x + (q + i) * ld + j * VL, wide) - m[j];
                 s[i][j] = mean ? fused(v, v, s[i][j]) : s[i][j] + v;

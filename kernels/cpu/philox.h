@@ -101,10 +101,17 @@ INLINE void box_muller(vu word0, vu word1, vf *z0, vf *z1) {
 
 /* a0 b0 a1 b1 ... in two vectors. */
 INLINE void interleave(vf a, vf b, vf *first, vf *second) {
+#if defined(__clang__)
+#pragma GCC unroll 8
     for (int i = 0; i < VL / 2; i++) {
         (*first)[2 * i] = a[i], (*first)[2 * i + 1] = b[i];
         (*second)[2 * i] = a[VL / 2 + i], (*second)[2 * i + 1] = b[VL / 2 + i];
     }
+#else
+    const vi from = (counted() >> 1) + (counted() & 1) * VL; /* the entries of b are counted from VL */
+    *first = __builtin_shuffle(a, b, from);
+    *second = __builtin_shuffle(a, b, from + VL / 2);
+#endif
 }
 
 /* z: the normals of elements from .. to - 1 of a sample for one draw; `from` is a multiple of 4. key: two int64, the
@@ -114,11 +121,10 @@ SHARED void normals_of(const void *key, int64_t sample, uint32_t draw, int64_t f
     uint64_t given[2];
     memcpy(given, key, sizeof given);
     const uint64_t index = given[1] + (uint64_t)sample;
-    vu lane;
-    for (int i = 0; i < VL; i++) lane[i] = (uint32_t)i;
     for (; from < to; from += 4 * VL, z += 4 * VL) {
         const vu zero = {0};
-        vu word[4] = {lane + (uint32_t)(from / 4), zero + draw, zero + (uint32_t)index, zero + (uint32_t)(index >> 32)};
+        vu word[4] = {(vu)counted() + (uint32_t)(from / 4), zero + draw, zero + (uint32_t)index,
+                      zero + (uint32_t)(index >> 32)};
         vf value[4], pair[4], made[4];
         philox4x32(word, (uint32_t)given[0], (uint32_t)(given[0] >> 32));
         box_muller(word[0], word[1], &value[0], &value[1]);

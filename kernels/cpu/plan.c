@@ -1,9 +1,9 @@
 /* Runs plans: instructions one after another, for one row of a sampler's table after another. */
+#include "clock.h"
 #include "plan.h"
 #include "vectors.h"
 #include <pthread.h>
 #include <stdatomic.h>
-#include <time.h>
 
 /* Each row of a table may have an address of its own: base + row step, in bytes. */
 struct operand {
@@ -33,20 +33,20 @@ static measure *const measures[] = {KERNELS(MEASURE)};
 static const char *const names[] = {KERNELS(NAME)};
 enum { COUNT = sizeof names / sizeof *names, SPINS = 4000 };
 
-int64_t operands(void) { return OPERANDS; }
-int64_t vector_width(void) { return VL; }
+EXPORTED int64_t operands(void) { return OPERANDS; }
+EXPORTED int64_t vector_width(void) { return VL; }
 
 /* The number of the kernel of that name, or -1. */
-int64_t find_kernel(const char *name) {
+EXPORTED int64_t find_kernel(const char *name) {
     for (int i = 0; i < COUNT; i++)
         if (!strcmp(name, names[i])) return i;
     return -1;
 }
 
-int64_t kernel_space(int64_t kernel, const union number *number) { return measures[kernel](number); }
+EXPORTED int64_t kernel_space(int64_t kernel, const union number *number) { return measures[kernel](number); }
 
 /* One call, now and on this thread, for one row; returns 0. */
-int64_t run_call(int64_t kernel, const union number *number, float *const *at, float *space, int64_t row) {
+EXPORTED int64_t run_call(int64_t kernel, const union number *number, float *const *at, float *space, int64_t row) {
     functions[kernel](&(struct call){.at = at, .number = number, .space = space, .row = row, .parts = 1});
     return 0;
 }
@@ -62,16 +62,10 @@ struct team {
     atomic_int arrived, phase;
 };
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Whether a worker shall run a row. After the deadline none begins that no worker has begun, but the first. */
 static int begin(struct team *team, int64_t row) {
     pthread_mutex_lock(&team->lock);
-    if (team->stop == team->rows && row > team->first && now() > team->deadline)
+    if (team->stop == team->rows && row > team->first && seconds_now() > team->deadline)
         team->stop = row > team->furthest ? row : team->furthest;
     const int wanted = row < team->stop;
     if (wanted && row >= team->furthest) team->furthest = row + 1;
@@ -141,22 +135,22 @@ static void *enter(void *given) {
     return 0;
 }
 
-enum { MOST = 256 }; /* threads */
+enum { MOST_THREADS = 256 }; /* threads */
 
 /* Run rows first .. rows - 1, fewer if they take longer than `seconds`, at least one; returns where it stopped. Where
  * `shared`, the workers run one plan together and each has its share of every instruction; else each runs its own. A
  * thread lives as long as the call, so that a forked process lacks none. */
-int64_t run_plan(const struct worker *workers, int64_t threads, int64_t shared, int64_t first, int64_t rows,
+EXPORTED int64_t run_plan(const struct worker *workers, int64_t threads, int64_t shared, int64_t first, int64_t rows,
                  double seconds) {
-    struct member members[MOST];
+    struct member members[MOST_THREADS];
     struct team team = {.workers = workers, .shared = (int)shared, .first = first, .rows = rows};
     int made = 1;
-    team.deadline = now() + seconds;
+    team.deadline = seconds_now() + seconds;
     team.stop = rows, team.furthest = first;
     pthread_mutex_init(&team.lock, 0);
     pthread_cond_init(&team.moved, 0);
     pthread_mutex_lock(&team.lock);
-    for (; made < threads && made < MOST; made++) {
+    for (; made < threads && made < MOST_THREADS; made++) {
         members[made] = (struct member){.team = &team, .index = made};
         if (pthread_create(&members[made].thread, 0, enter, &members[made])) break;
     }

@@ -4,6 +4,8 @@
 
 enum { OPERANDS = 12 };
 
+#define EXPORTED __attribute__((visibility("default"))) /* what Python calls */
+
 /* A size, or a real number such as a norm's eps. */
 union number {
     int64_t i;

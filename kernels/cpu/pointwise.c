@@ -106,12 +106,12 @@ static void apply(int operation, int n, struct source a, struct source b, float 
 }
 
 /* Where a tile lies: a step down to the next row, and a step across to the next column. */
-struct place {
+struct tile {
     float *at;
     int64_t down, across;
 };
 
-INLINE void copy_rows(int rows, int columns, struct place from, struct place to) {
+INLINE void copy_tile_rows(int rows, int columns, struct tile from, struct tile to) {
     for (int i = 0; i < rows; i++, from.at += from.down, to.at += to.down)
         for (int j = 0; j < columns; j += VL) {
             const int at = vector_at(j, columns), wide = vector_of(columns);
@@ -119,10 +119,10 @@ INLINE void copy_rows(int rows, int columns, struct place from, struct place to)
         }
 }
 
-static void copy(int rows, int columns, struct place from, struct place to) {
+static void copy_tile(int rows, int columns, struct tile from, struct tile to) {
     if (from.across == 1 && to.across == 1) {
         if (from.down == columns && to.down == columns) columns *= rows, rows = 1;
-        copy_rows(rows, columns, from, to);
+        copy_tile_rows(rows, columns, from, to);
     } else if (from.across == 0 && to.across == 1) {
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < columns; j++) to.at[i * to.down + j] = from.at[i * from.down];
@@ -134,12 +134,12 @@ static void copy(int rows, int columns, struct place from, struct place to) {
 }
 
 /* Whether a tile's numbers lie one after the other and fill whole vectors, so that operations may use them in place. */
-static int in_order(int rows, int columns, struct place where) {
+static int in_order(int rows, int columns, struct tile where) {
     return where.across == 1 && (rows == 1 || where.down == columns) && rows * columns % VL == 0;
 }
 
 /* Have the source be a tile where it lies, or a copy of it, which is one vector where all of the tile is one number. */
-static void fetch(int rows, int columns, struct place where, float *slot, struct source *source) {
+static void fetch_tile(int rows, int columns, struct tile where, float *slot, struct source *source) {
     const int n = rows * columns;
     *source = (struct source){slot, VL};
     if (in_order(rows, columns, where)) {
@@ -149,18 +149,18 @@ static void fetch(int rows, int columns, struct place where, float *slot, struct
         source->step = 0;
     } else {
         if (n % VL) store(slot + n / VL * VL, all(0)); /* what fills the last vector is computed with, but not stored */
-        copy(rows, columns, where, (struct place){slot, columns, 1});
+        copy_tile(rows, columns, where, (struct tile){slot, columns, 1});
     }
 }
 
 /* Copy a tile; if it is transposed, by way of a slot, so that the result is written in whole rows. */
-static void move(int rows, int columns, struct place from, struct place to, float *slot) {
+static void move_tile(int rows, int columns, struct tile from, struct tile to, float *slot) {
     if (from.across > 1 && to.across == 1) {
-        const struct place between = {slot, columns, 1};
-        copy(rows, columns, from, between);
+        const struct tile between = {slot, columns, 1};
+        copy_tile(rows, columns, from, between);
         from = between;
     }
-    copy(rows, columns, from, to);
+    copy_tile(rows, columns, from, to);
 }
 
 /* The numbers of a call, as pointwise.py lays them out. */
@@ -195,14 +195,14 @@ int64_t pointwise_space(const union number *number) {
 /* At least what pointwise.py lets be: 10 inputs, 64 constants, 32 registers. */
 enum { DIMS = 6, INPUTS = 10, SOURCES = 128 };
 
-static struct place tile_of(const struct chain *c, int operand, const int64_t *index, float *at) {
+static struct tile tile_of(const struct chain *c, int operand, const int64_t *index, float *at) {
     const union number *stride = c->stride + operand * c->dims;
     for (int k = 0; k < c->dims; k++) at += index[k] * c->tile[k].i * stride[k].i;
-    return (struct place){at, stride[c->dims - 2].i, stride[c->dims - 1].i};
+    return (struct tile){at, stride[c->dims - 2].i, stride[c->dims - 1].i};
 }
 
 /* Rows or columns of the tile of that index in dimension k: fewer at the end. */
-static int extent(const struct chain *c, int k, int64_t index) {
+static int tile_extent(const struct chain *c, int k, int64_t index) {
     const int64_t left = c->size[k].i - index * c->tile[k].i;
     return (int)(left < c->tile[k].i ? left : c->tile[k].i);
 }
@@ -235,14 +235,14 @@ void pointwise(const struct call *call) {
     const float *before[INPUTS] = {0};
     int high = 0, wide = 0; /* of the tile before */
     for (int64_t t = 0; t < many; t++) {
-        const int rows = extent(&c, last - 1, index[last - 1]), columns = extent(&c, last, index[last]);
-        const struct place y = tile_of(&c, c.inputs, index, call->at[c.inputs]);
+        const int rows = tile_extent(&c, last - 1, index[last - 1]), columns = tile_extent(&c, last, index[last]);
+        const struct tile y = tile_of(&c, c.inputs, index, call->at[c.inputs]);
         if (c.steps) {
             float *to = in_order(rows, columns, y) ? y.at : result;
             const int same = rows == high && columns == wide;
             for (int i = 0; i < c.inputs; i++) {
-                const struct place x = tile_of(&c, i, index, call->at[i]);
-                if (!same || x.at != before[i]) fetch(rows, columns, x, slots + i * slot, sources + i);
+                const struct tile x = tile_of(&c, i, index, call->at[i]);
+                if (!same || x.at != before[i]) fetch_tile(rows, columns, x, slots + i * slot, sources + i);
                 before[i] = x.at; /* what is broadcast, such as a bias, is often the next tile's too */
             }
             high = rows, wide = columns;
@@ -251,9 +251,9 @@ void pointwise(const struct call *call) {
                 apply((int)step[0].i, rows * columns, sources[step[2].i], sources[step[3].i],
                       step[1].i < 0 ? to : registers + step[1].i * slot);
             }
-            if (to == result) copy(rows, columns, (struct place){result, columns, 1}, y);
+            if (to == result) copy_tile(rows, columns, (struct tile){result, columns, 1}, y);
         } else
-            move(rows, columns, tile_of(&c, 0, index, call->at[0]), y, result);
+            move_tile(rows, columns, tile_of(&c, 0, index, call->at[0]), y, result);
         for (int k = last; k >= 0 && ++index[k] == count[k]; k--) index[k] = 0;
     }
 }

@@ -15,7 +15,7 @@ INLINE void block(const int rows, const int columns, int k, const float *a, long
     vf s[ROWS][2];
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) s[i][j] = (vf){0};
+        s[i][0] = s[i][1] = (vf){0};
     for (int q = 0; q < k; q++) {
         const vf b0 = load_once(b), b1 = columns > 1 ? load_once(b + VL) : b0;
 #pragma GCC unroll 12

@@ -46,8 +46,8 @@ void softmax(const struct call *call) {
     int many = 0;
     for (int64_t task = share(call, tasks, 0); task < last; task++) {
         const int64_t index = task / steps * width + task % steps * across;
-        const struct rows at = {.x = call->at[0] + place(index, size, from, OTHERS),
-                                .y = call->at[1] + place(index, size, to, OTHERS)};
+        const struct rows at = {.x = call->at[0] + element_offset(index, size, from, OTHERS),
+                                .y = call->at[1] + element_offset(index, size, to, OTHERS)};
         if (columns) {
             const int64_t left = width - index % width;
             softmax_columns(at, of[1].i, of[2].i, n, (int)(left < VL ? left : VL));

@@ -4,8 +4,6 @@
 #include "plan.h"
 #include "product.h"
 
-enum { QUERIES = 2 * ROWS }; /* at a time, against all keys */
-
 /* Where a position's first channel lies. */
 INLINE float *position_at(float *base, const union number *stride, int64_t picture, int64_t head, int64_t position) {
     return base + picture * stride[0].i + head * stride[1].i + position * stride[2].i;

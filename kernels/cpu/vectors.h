@@ -98,6 +98,7 @@ union fours {
 INLINE float sum(vf v) {
     const union fours of = {v};
     v4 s = of.part[0];
+#pragma GCC unroll 3
     for (int i = 1; i < VL / 4; i++) s += of.part[i];
     return (s[0] + s[1]) + (s[2] + s[3]);
 }
@@ -105,6 +106,7 @@ INLINE float sum(vf v) {
 INLINE float largest(vf v) {
     const union fours of = {v};
     v4 most = of.part[0];
+#pragma GCC unroll 3
     for (int i = 1; i < VL / 4; i++) {
         const i4 more = of.part[i] > most;
         most = (v4)((more & (i4)of.part[i]) | (~more & (i4)most));
@@ -112,12 +114,15 @@ INLINE float largest(vf v) {
     const float a = most[0] > most[1] ? most[0] : most[1], b = most[2] > most[3] ? most[2] : most[3];
     return a > b ? a : b;
 }
-/* The first n entries of v, and those of other in place of the rest. */
-INLINE vf only(vf v, int n, vf other) {
-    vi lane;
-    for (int i = 0; i < VL; i++) lane[i] = i;
-    return n == VL ? v : pick(lane < n, v, other);
+/* 0, 1, 2, ... */
+INLINE vi counted(void) {
+    static const int32_t first[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    vi v;
+    memcpy(&v, first, sizeof v);
+    return v;
 }
+/* The first n entries of v, and those of other in place of the rest. */
+INLINE vf only(vf v, int n, vf other) { return n == VL ? v : pick(counted() < n, v, other); }
 
 /* e^x = 2^n (1 + p) by Cephes' expf: x = n ln 2 + r, |r| <= ln 2 / 2, p = e^r - 1 a polynomial in r, right near 0 too.
  * Returns p; |x| is below 1000. */

@@ -67,15 +67,15 @@ INLINE void input_tile(const float *x, long ld, const float *scale, const float 
     x += ((long)top * w + left) * ld;
     for (int i = 0; i < c; i += VL) {
         const int at = vector_at(i, c);
-        const vf a = scale ? load(scale + at) : all(1), b = scale ? load(shift + at) : all(0);
+        const float *from = x + at;
+        vf a = scale ? load(scale + at) : all(1), b = scale ? load(shift + at) : all(0);
         if (padded) {
             for (int r = r0; r < r1; r++)
                 for (int s = s0; s < s1; s++)
-                    store(tile + (SIDE * r + s) * VL, fused(load(x + ((long)r * w + s) * ld + at), a, b));
-            input_vector(tile, SIDE * VL, VL, all(1), all(0), v + at, stride);
-        } else {
-            input_vector(x + at, w * ld, ld, a, b, v + at, stride);
+                    store(tile + (SIDE * r + s) * VL, fused(load(from + ((long)r * w + s) * ld), a, b));
+            from = tile, a = all(1), b = all(0);
         }
+        input_vector(from, padded ? SIDE * VL : w * ld, padded ? VL : ld, a, b, v + at, stride);
     }
 }
 
@@ -102,7 +102,7 @@ INLINE void output_vector(const float *s, long stride, vf *y) {
 }
 
 /* Where results go, and what is added to them: a bias (o) or 0, then an activation, then a residual or 0. */
-struct finish {
+struct tile_output {
     const float *bias, *residual;
     float *y;
     long residual_ld, ld; /* from one position to the next */
@@ -110,7 +110,7 @@ struct finish {
 };
 
 INLINE void output_tile(const float *from, long stride, int h, int w, int o, int top, int left,
-                        struct finish to) {
+                        struct tile_output to) {
     for (int i = 0; i < o; i += VL) {
         const int at = vector_at(i, o);
         vf s[M * M];
@@ -135,7 +135,7 @@ INLINE int most_tiles(int c, int o) {
 
 /* How far the tiles of a point lie after those of the one before. It is an odd number of cache lines, so that the 36
  * vectors of a tile lie in different sets of the cache: the transforms then take half the time or less. */
-INLINE int64_t apart(int tiles, int channels) {
+INLINE int64_t point_stride(int tiles, int channels) {
     return (((int64_t)tiles * rounded_up(channels) + LINE - 1) / LINE | 1) * LINE;
 }
 
@@ -153,7 +153,7 @@ struct sizes {
 
 /* Ask for the channels at positions begin .. end - 1: the transforms touch them in patches, which the hardware does not
  * foresee. */
-INLINE void fetch(const float *x, long ld, int channels, int64_t begin, int64_t end) {
+INLINE void prefetch(const float *x, long ld, int channels, int64_t begin, int64_t end) {
     for (x += begin * ld; begin < end; begin++, x += ld)
         for (int i = 0; i < channels; i += LINE) __builtin_prefetch(x + i);
 }
@@ -165,7 +165,7 @@ INLINE void convolve(const struct call *call, struct sizes s) {
     const long each = (long)down * across, tiles = s.n * each, positions = (long)s.n * h * w;
     /* Whether the pictures exceed the second-level cache: fetching them takes up to 20 % off eight of 32 x 32. */
     const int far = positions * (c + o) >= 1 << 18;
-    const int64_t in = apart(most, c), out = apart(most, o);
+    const int64_t in = point_stride(most, c), out = point_stride(most, o);
     const long blocks = count_blocks(tiles, most, call->parts);
     const float *x = call->at[0], *scales = call->at[1], *u = call->at[2], *bias = call->at[3], *residual = call->at[4];
     float *v = call->space, *products = v + POINTS * in; /* both (36, tiles, channels) */
@@ -174,7 +174,7 @@ INLINE void convolve(const struct call *call, struct sizes s) {
         const int many = (int)(tiles * (b + 1) / blocks - from);
         const long first = from / across, next = (from + many - 1) / across + 1; /* rows of tiles */
         const int64_t begin = (first / down * h + first % down * M) * w, end = (next / down * h + next % down * M) * w;
-        if (far) fetch(x, s.ld, c, begin, end < positions ? end + w : end);
+        if (far) prefetch(x, s.ld, c, begin, end < positions ? end + w : end);
         for (int t = 0; t < many; t++) {
             const long image = (from + t) / each, place = (from + t) % each;
             const float *scale = scales ? scales + 2 * image * c : 0;
@@ -184,11 +184,11 @@ INLINE void convolve(const struct call *call, struct sizes s) {
         }
         for (int f = 0; f < POINTS; f++)
             product_panels(many, wide, c, v + f * in, rounded_up(c), u + (long)f * c * wide, products + f * out, wide);
-        if (far) fetch(call->at[5], s.result_ld, o, begin, end);
-        if (far && residual) fetch(residual, s.residual_ld, o, begin, end);
+        if (far) prefetch(call->at[5], s.result_ld, o, begin, end);
+        if (far && residual) prefetch(residual, s.residual_ld, o, begin, end);
         for (int t = 0; t < many; t++) {
             const long image = (from + t) / each, place = (from + t) % each, start = image * h * w;
-            const struct finish to = {.bias = bias ? bias + image * s.apart : 0,
+            const struct tile_output to = {.bias = bias ? bias + image * s.apart : 0,
                                       .residual = residual ? residual + start * s.residual_ld : 0,
                                       .y = call->at[5] + start * s.result_ld,
                                       .residual_ld = s.residual_ld,
@@ -202,7 +202,7 @@ INLINE void convolve(const struct call *call, struct sizes s) {
 
 int64_t winograd_space(const union number *number) {
     const int c = (int)number[3].i, o = (int)number[4].i;
-    return POINTS * (apart(most_tiles(c, o), c) + apart(most_tiles(c, o), o));
+    return POINTS * (point_stride(most_tiles(c, o), c) + point_stride(most_tiles(c, o), o));
 }
 
 /* y (n, h, w, o) = activation(conv(x scale + shift) + bias) + residual, x (n, h, w, c); c and o at least VL.

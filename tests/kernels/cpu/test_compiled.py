@@ -18,7 +18,9 @@ def needs_compiler():
     """Overrides the folder's, since these are also about what happens without one."""
 
 
-SMALL = "long " + " ".join(f"{name}() {{ return 3; }} long" for name in compiled._SIGNATURES) + " other;"
+SMALL = "".join(
+    f'__attribute__((visibility("default"))) long {name}() {{ return 3; }}\n' for name in compiled._SIGNATURES
+)
 
 
 @pytest.fixture
@@ -89,6 +91,18 @@ def test_where_libraries_are_kept(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/somebody")
     assert compiled.cache_folder() == Path("/somebody/.cache/fastdiff")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 100])
+def test_every_source_is_in_one_unit(count):
+    units = compiled._units(count)
+    assert len(units) == min(count, len(compiled.FILES)) and all(units)
+    assert sorted(name for unit in units for name in unit) == list(compiled.FILES)
+
+
+def test_units_are_of_about_the_same_size():
+    sizes = [sum((compiled.SOURCES / name).stat().st_size for name in unit) for unit in compiled._units(2)]
+    assert max(sizes) < 1.2 * min(sizes)
 
 
 @with_compiler
