@@ -48,9 +48,6 @@ def standard(networks: Iterable[str], cuda: bool) -> Iterator[Case]:
     for network in networks:
         for what, rounds in (("ddim 50", 5), ("dpmpp_2m 15", 7), (NETWORKS[network].published_loop, 3)):
             yield Case(Kind.SAMPLING, network, what, steps_batch, rounds=rounds)
-        # As many steps without noise, so that the noise's cost can be seen.
-        without = f"ddim {NETWORKS[network].published_loop.split()[1]}"
-        yield Case(Kind.SAMPLING, network, without, steps_batch, rounds=3, others=False)
     yield from _cases(networks, (training_batch,), kind=Kind.TRAINING, rounds=9)
     if not cuda:  # which exporting does not use
         yield from _cases(networks, (1,), kind=Kind.EXPORT, rounds=2)
@@ -76,6 +73,10 @@ def against_eager(networks: Iterable[str]) -> Iterator[Case]:
     for name in networks:
         batches = (1, 8) if name in FOREIGN else (1, 4, 16)
         yield from _cases((name,), batches, kind=Kind.EAGER, what="ddim 10", rounds=9)
+        if name in SHIPPED:  # a loop with noise, and as many steps without, so that the noise's cost can be seen
+            loop = NETWORKS[name].published_loop
+            for what in (loop, f"ddim {loop.split()[1]}"):
+                yield Case(Kind.EAGER, name, what, 1, rounds=5)
 
 
 def plan(

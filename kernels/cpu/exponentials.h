@@ -11,6 +11,9 @@ INLINE float row_maximum(const float *x, int n) {
     return largest(top);
 }
 
+/* e^x of x up to 0: 0 below -87, so that what a mask took out has no share. */
+INLINE vf vanishing(vf x) { return pick(x < -87.0f, (vf){0}, exponential(x)); }
+
 /* to <- e^(scale (x - top)) of n entries side by side; returns their sum. scale is above 0, and top the maximum; x may
  * be `to`. Of several rows first all maxima and then all exponentials, so that one row's sums do not keep the processor
  * waiting. */
@@ -18,12 +21,12 @@ INLINE float row_exponentials(const float *x, float *to, int n, float scale, flo
     const int whole = n / VL * VL, rest = n - whole;
     vf total = {0};
     for (int i = 0; i < whole; i += VL) {
-        const vf e = exponential(scale * (load(x + i) - top));
+        const vf e = vanishing(scale * (load(x + i) - top));
         store(to + i, e);
         total += e;
     }
     if (rest) {
-        const vf e = exponential(scale * (load_some(x + whole, rest) - top));
+        const vf e = vanishing(scale * (load_some(x + whole, rest) - top));
         store_some(to + whole, e, rest);
         total += only(e, rest, (vf){0});
     }
@@ -42,7 +45,7 @@ INLINE vf column_exponentials(const float *x, int64_t x_step, float *to, int64_t
     vf top = load_some(x, wide), total = {0};
     for (int q = 1; q < n; q++) top = maximum(load_some(x + q * x_step, wide), top);
     for (int q = 0; q < n; q++) {
-        const vf e = exponential(load_some(x + q * x_step, wide) - top);
+        const vf e = vanishing(load_some(x + q * x_step, wide) - top);
         store_some(to + q * to_step, e, wide);
         total += e;
     }

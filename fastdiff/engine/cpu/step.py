@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -55,6 +56,8 @@ class PlannedStep:
 
     def __init__(self, lowered: Callable[[int, Packed], Plan], batch: int, halves: int) -> None:
         self.samples, self.halves, self.threads = batch // halves, halves, torch.get_num_threads()
+        if self.threads > 1:
+            _ready_for_forks()
         packed: Packed = {}
         plan = cache(lambda count: lowered(count * halves, packed))
         alone = self.threads > 1 and self.samples >= ALONE * self.threads
@@ -74,30 +77,26 @@ class PlannedStep:
     def _apart(self, plan: Callable[[int], Plan]) -> bool:
         """Whether a sample's prediction depends on the sample alone, so that a batch may be computed in pieces.
 
-        Then it has the same bits among other samples, as many as there may be, and wherever it is among them. Where torch
-        computes something it has not.
+        Then it has the same bits with one other sample after it, and between two others. Where torch computes something
+        it has not.
         """
-        two, three = plan(2), plan(3)
-        if two.outside or not two.separable:
+        if plan(2).outside or not plan(2).separable:
             return False
-        dice = torch.Generator().manual_seed(0)
-        pairs = []
-        for shape, by_picture in zip(two.shapes, two.by_picture, strict=True):
-            if not by_picture:
-                value = torch.randn(shape, generator=dice, device="cpu", dtype=torch.float32)
-                pairs.append(([value], [value]))
-                continue
-            rows = [torch.randn(5, *shape[1:], generator=dice, device="cpu", dtype=torch.float32) for _ in range(self.halves)]
-            pairs.append(([one[:2] for one in rows], [one[[2, 0, 3]] for one in rows]))
         seen = []
-        for count, which in ((2, 0), (3, 1)):
-            inputs = [[_laid_out(half) for half in pair[which]] for pair in pairs]
-            bound = Bound(plan(count), inputs)
+        for place, others in ((0, [0, 1]), (1, [2, 0, 3])):
+            dice = torch.Generator().manual_seed(0)
+            piece = Piece(0, len(others), plan(len(others)))
+            inputs = []
+            for shape, by_picture in zip(piece.plan.shapes, piece.plan.by_picture, strict=True):
+                halves, shape = (self.halves, (4, *shape[1:])) if by_picture else (1, shape)
+                drawn = [torch.randn(shape, generator=dice, device="cpu", dtype=torch.float32) for _ in range(halves)]
+                inputs.append([_laid_out(one[others] if by_picture else one) for one in drawn])
+            bound = Bound(piece.plan, inputs)
             for stretch in bound.stretches(threads=1):
                 stretch(0)
-            out = bound.tensor(self._result(Piece(0, count, plan(count))))
-            seen.append(out.unflatten(0, (self.halves, count))[:, which].clone())
-        return torch.equal(seen[0].view(torch.int32), seen[1].view(torch.int32))  # NaN as well
+            out = bound.tensor(self._result(piece)).unflatten(0, (self.halves, piece.count))
+            seen.append(out[:, place].contiguous().view(torch.int32))  # as integers, of which NaN equals NaN
+        return torch.equal(*seen)
 
     @property
     def plan(self) -> Plan:
@@ -226,6 +225,13 @@ class _Loop:
         done = self.rows(row, row + most) - row
         self.state.index.add_(done)
         return done
+
+
+@cache
+def _ready_for_forks() -> None:
+    """A forked process lacks the threads of torch's own operations, which would wait for them: it has one."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def _laid_out(given: Tensor) -> Tensor:

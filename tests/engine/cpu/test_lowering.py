@@ -294,7 +294,7 @@ NORMS = {
 }
 
 
-NORMS_OF_TORCH = ("layer norm", "layer norm of tokens", "layer norm of the image", "instance norm")
+NORMS_OF_TORCH = ("layer norm of the image", "instance norm")
 
 
 def _written(net, x):
