@@ -171,13 +171,19 @@ METHOD = (
     "Contenders take turns, round after round, in one process, each after its result has been compared with the "
     "reference's (*difference*: relative, of the whole result). *Faster*: the reference's time over the "
     "contender's within a round, median over rounds and its 95% bootstrap interval. *A second*: images. *Of the "
-    "limit*: the time that the operations would take at the rate, in the same run, of the cores' multiply-adds (in "
+    "limit*: {limit} An *other network* has about as many parameters, and does not compute the same."
+)
+# By whether a report has the rate of the cores' multiply-adds.
+LIMITS = {
+    True: "the time that the operations would take at the rate, in the same run, of the cores' multiply-adds (in "
     "float32 on a CPU, by a loop in C) or of a large matrix product, or the bytes at that of a large copy, whichever "
     "is longer, over the time taken. A plan of fastdiff's C kernels has the operations and bytes that it does itself, "
-    "Winograd's convolutions the fewer products; all others have the plain network's operations, counted directly, and "
-    "can exceed 100% where they do fewer. An *other network* has about as many parameters, and does not compute the "
-    "same."
-)
+    "Winograd's convolutions the fewer products; all others have the plain network's operations, counted directly, "
+    "and can exceed 100% where they do fewer.",
+    False: "the time that the operations, counted directly, would take at the rate of a large matrix product in "
+    "the same run, or the bytes at that of a large copy, whichever is longer, over the time taken; Winograd's "
+    "convolutions do fewer operations, so it can exceed 100%.",
+}
 COLUMNS = ("case", "contender", "time", "faster", "a second", "of the limit", "difference", "first call", "")
 
 
@@ -185,7 +191,8 @@ def markdown(report: Report, pictures: Iterable[str] = ()) -> str:
     lines = [f"# fastdiff bench, {report['plan']}", "", f"{heading(report)}; {report['seconds'] / 60:.0f} minutes."]
     if done(report) != report["cases"]:
         lines += ["", f"**Cut short: {done(report)} of {report['cases']} cases.**"]
-    lines += ["", METHOD, ""]
+    by_core = any("core_gflops" in row for row in report["rows"])
+    lines += ["", METHOD.format(limit=LIMITS[by_core]), ""]
     for picture in pictures:
         lines += [f"![{Path(picture).stem.replace('-', ' ')}]({picture})", ""]
     for kind in Kind:
