@@ -12,7 +12,7 @@ import click
 
 from fastdiff.bench import report
 from fastdiff.bench.case import Kind
-from fastdiff.bench.contender import FASTDIFF, Role, Status
+from fastdiff.bench.contender import FASTDIFF, ONNXRUNTIME, Role, Status
 from fastdiff.bench.networks import SHIPPED
 from fastdiff.bench.quality import page
 from fastdiff.bench.tables import ratio_text, seconds_text, table
@@ -97,19 +97,25 @@ def measured(folder: Path, made: dict[str, Any]) -> str:
 
 
 def against_own_loops() -> str:
-    """Sampling against each network's own eager loop: a line for each network, a column for each batch."""
+    """Sampling against eager and ONNX Runtime in the same loop: a line for each network, a column for each batch."""
     folder = RESULTS / "networks-cpu"
     made = report.read(folder)
-    rows = [row for row in made["rows"] if row["kind"] == Kind.EAGER and row["role"] == Role.FASTDIFF]
+    all_rows = [row for row in made["rows"] if row["kind"] == Kind.EAGER and row["status"] == Status.MEASURED]
+    all_rows = [row for row in all_rows if row["what"] == all_rows[0]["what"]]
+    rows = [row for row in all_rows if row["role"] == Role.FASTDIFF]
+    theirs = {
+        (row["network"], row["batch"]): row["median_seconds"] for row in all_rows if row["contender"] == ONNXRUNTIME
+    }
     batches = sorted({row["batch"] for row in rows})
     lines = []
     for network in dict.fromkeys(row["network"] for row in rows):
-        found = {row["batch"]: row for row in rows if row["network"] == network}
-        cells = [
-            ratio_text(found[batch].get("ratio")) or found[batch]["reason"] if batch in found else ""
-            for batch in batches
-        ]
-        lines.append([f"`{network}`", *cells])
+        cells = dict.fromkeys(batches, "")
+        for row in rows:
+            if row["network"] == network:
+                other = theirs.get((network, row["batch"]))
+                against = f"; {other / row['median_seconds']:.2f}x" if other else ""
+                cells[row["batch"]] = f"{ratio_text(row['ratio'])}{against}"
+        lines.append([f"`{network}`", *cells.values()])
     heads = [f"{batch} image{'s' * (batch > 1)}" for batch in batches]
     where = f"{report.heading(made)}; [the whole report]({_link(folder, SPEED)}/report.md)."
     return "\n".join([*table([f"{rows[0]['what']}{_threads(rows[0])}", *heads], lines), "", where])
