@@ -159,6 +159,8 @@ def test_a_process_that_was_forked_after_use_samples_the_same(threads):
 def test_an_interrupt_stops_a_long_run_within_a_second(threads):
     process = script(
         """
+        import signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
         one = engine(16, 1000)
         one.sample(16, table=model.table("ddpm", 2))
         print("begins", flush=True)
