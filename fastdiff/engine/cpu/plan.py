@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdiff.capture.passes.match import Node
 from fastdiff.engine.cpu.arena import Buffer, layout
 from fastdiff.engine.cpu.lowering import Input, Loose, Lowering, Outside, replaced
 from fastdiff.engine.cpu.views import tensor
@@ -24,7 +25,7 @@ class Plan:
         results, shapes, by_picture, separable: see Lowering.
         outside: the calls of torch among the steps.
         constants: those that only torch reads, by name.
-        read_last: for the call of torch at each place in `outside` what no later one reads, by name.
+        read_last: for the node of each call of torch what no later one reads, by name.
     """
 
     def __init__(self, low: Lowering) -> None:
@@ -40,10 +41,10 @@ class Plan:
     def _loose(self) -> set[str]:
         """The names of all that only torch reads; notes where each is read last, unless it is a result."""
         seen = {one.name for one in self.results if isinstance(one, Loose)}
-        self.read_last: dict[int, list[str]] = {}
-        for at in reversed(range(len(self.outside))):
-            names = {one.name for one in _given(self.outside[at]) if isinstance(one, Loose)}
-            self.read_last[at] = sorted(names - seen)
+        self.read_last: dict[Node, list[str]] = {}
+        for step in reversed(self.outside):
+            names = {one.name for one in _given(step) if isinstance(one, Loose)}
+            self.read_last[step.node] = sorted(names - seen)
             seen |= names
         return seen
 
@@ -130,7 +131,7 @@ class Bound:
         return one.clone() if shared else one
 
     def _called(self, step: Outside) -> Callable[[int], None]:
-        out, done = step.out, self.plan.read_last[self.plan.outside.index(step)]
+        out, done = step.out, self.plan.read_last[step.node]
 
         def value(one: Any, row: int) -> Any:
             if isinstance(one, View):

@@ -26,6 +26,9 @@ OUTSIDE = {
     "top": lambda net, x: x + x.topk(2, 1).values.mean(1, keepdim=True),
     "indexed": lambda net, x: x[:, [2, 1, 0, 3]] + x[:, :, torch.arange(5, -1, -1)],
     "looked up": lambda net, x: x + net.table(x.flatten(1).argmax(1) % 7)[:, :, None, None],
+    "looked up in two tables": lambda net, x: (
+        lambda ids: x + (net.table(ids) * net.other_table(ids))[:, :, None, None]
+    )(x.flatten(1).argmax(1) % 7),
     "gathered": lambda net, x: x.gather(1, x.argsort(1)),
     "rounded": lambda net, x: x.round() + x.floor() * x.sign() + net.conv(x),
     "bits": lambda net, x: _cleared(net, x),
@@ -72,6 +75,7 @@ def modules():
         table=nn.Embedding(7, 4),
         gru=nn.GRU(4, 4, batch_first=True),
         mha=nn.MultiheadAttention(4, 2, batch_first=True),
+        other_table=nn.Embedding(7, 4),
     )
 
 
