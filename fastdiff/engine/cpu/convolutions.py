@@ -11,13 +11,11 @@ from torch import Tensor
 from fastdiff.capture.passes.match import Node, aten, stored
 from fastdiff.engine.cpu.lowering import Deferred, Lowering, Value
 from fastdiff.engine.cpu.norms import Normed
-from fastdiff.engine.cpu.views import permuted, reshaped
+from fastdiff.engine.cpu.views import NHWC, permuted, reshaped
 from fastdiff.kernels.cpu import convolution as general
 from fastdiff.kernels.cpu import depthwise, linear, winograd
 from fastdiff.kernels.cpu.plan import View
 from fastdiff.kernels.cpu.pointwise import broadcast, pointwise
-
-ROWS = (0, 2, 3, 1)
 
 
 @dataclass
@@ -125,8 +123,8 @@ def _in_two(
 
     if pointwise_product:
         if ending["residual"] is not None:
-            ending["residual"] = permuted(ending["residual"], ROWS)
-        low.call(linear.linear(permuted(x, ROWS), packed(linear.linear_weight), permuted(out, ROWS), **ending))
+            ending["residual"] = permuted(ending["residual"], NHWC)
+        low.call(linear.linear(permuted(x, NHWC), packed(linear.linear_weight), permuted(out, NHWC), **ending))
     elif each and conv.transposed:
         weights = packed(depthwise.transposed_depthwise_weights, *options.values())
         low.call(*depthwise.transposed_depthwise(x, weights, out, size, **options, **ending))
@@ -139,17 +137,17 @@ def _in_two(
         weights = packed(general.grouped_weights, groups)
         low.call(*general.grouped_convolution(x, weights, out, size, **options, **ending, norm=norm))
     elif (
-        size == (3, 3) and simple and padding == (1, 1) and _same_size(x, out) and winograd.fits(channels, out.shape[1])
+        size == (3, 3)
+        and simple
+        and padding == (1, 1)
+        and x.shape[2:] == out.shape[2:]
+        and winograd.fits(channels, out.shape[1])
     ):
         low.call(winograd.winograd(x, packed(winograd.winograd_weight), out, **ending, norm=norm))
     else:
         weight = packed(general.convolution_weight)
         low.call(general.convolution(x, weight, out, size, **options, **ending, norm=norm))
     return out
-
-
-def _same_size(x: View, out: View) -> bool:
-    return x.shape[2:] == out.shape[2:]
 
 
 def _read(

@@ -265,6 +265,11 @@ class Lowering:
         place = self.place(node)
         return self.new(node.meta["shape"]) if place is None or place.pictures() is None else place
 
+    def rows_out(self, node: Node) -> View:
+        """`result` as rows of the last dimension, evenly spaced."""
+        place, dims = self.place(node), range(len(node.meta["shape"]))
+        return self.new(node.meta["shape"], dims) if place is None or place.rows(*dims) is None else place
+
     def rows(self, x: View) -> View:
         """Rows of the last dimension, evenly spaced, copied if need be."""
         return x if x.rows(*range(len(x.shape))) is not None else self.copied(x, range(len(x.shape)))

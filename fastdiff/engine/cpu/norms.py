@@ -52,10 +52,7 @@ def layer_norm(low: Lowering, node: Node) -> Value | None:
     x, over, weight, bias, eps, _ = arguments(node)
     if len(over) != 1:
         return None
-    dims = range(len(node.meta["shape"]))
-    out = low.place(node)
-    if out is None or out.rows(*dims) is None:
-        out = low.new(node.meta["shape"], dims)
+    out = low.rows_out(node)
     low.call(position_norm(low.rows(low.view(x)), out, low.vector(weight), low.vector(bias), eps, True))
     return out
 

@@ -38,10 +38,7 @@ def _linear(low: Lowering, node: Node) -> Value | None:
     matrix = stored(low.graph, weight)
     if matrix is None or matrix.ndim != 2 or not convolutions.fits_channels(bias, len(matrix)):
         return None
-    shape = node.meta["shape"]
-    out = low.place(node)
-    if out is None or out.rows(*range(len(shape))) is None:
-        out = low.new(shape, range(len(shape)))
+    out = low.rows_out(node)
     packed = View.of(low.pack("linear", weight, linear.linear_weight))
     low.call(linear.linear(low.rows(low.view(x)), packed, out, low.vector(bias)))
     return out
