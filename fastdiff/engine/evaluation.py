@@ -53,6 +53,9 @@ ROWS = 32  # times whose embeddings are computed together; with another number a
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 
 
+OURS = "this is a fault of fastdiff's rewriting or kernels, please report it: {}"
+
+
 class NotCapturedError(Exception):
     """Why a network runs as it is."""
 
@@ -260,7 +263,6 @@ def captured(network: Network, given: Given) -> Parts:
     try:
         with idle:
             graphs = network.captured(given)
-        return _programs(graphs, given)
     except NotRecordableError as problem:
         raise NotCapturedError(str(problem)) from problem
     except Exception as problem:
@@ -268,19 +270,28 @@ def captured(network: Network, given: Given) -> Parts:
             raise
         network(**given.example(given.batch))  # which raises what it raises without a recorder
         raise NotCapturedError(first_line(problem)) from problem
+    try:
+        return _programs(graphs, given)
+    except Exception as problem:
+        if out_of_memory(problem):
+            raise
+        raise NotCapturedError(OURS.format(first_line(problem))) from problem
 
 
-def _programs(graphs: Split, given: Given) -> Parts:
+def _programs(graphs: Split, given: Given, rewritten: bool = True) -> Parts:
+    """By the kernels, or, unless `rewritten`, the recorded operations one by one in torch."""
+
     def fused(graph: Graph, batch: int) -> Graph:
         graph = at_batch(graph, batch)
-        _fuse(graph, given)
+        if rewritten:
+            _fuse(graph, given)
         return graph
 
     def contexts_first(context: Callable[..., tuple[Tensor, ...]]) -> Callable[[Tensor | None], tuple[Tensor, ...]]:
         return lambda contexts: context() if contexts is None else context(contexts)
 
     time, context = at_batch(graphs.time, ROWS), fused(graphs.context, given.batch)
-    if _in_c(given):
+    if rewritten and _in_c(given):
         before = [PlannedFunction(planned(graph, batch)) for graph, batch in ((time, ROWS), (context, given.batch))]
 
         def of_batch(batch: int, packed: Packed) -> Plan:
@@ -341,14 +352,23 @@ def check(network: Network, parts: Parts, given: Given) -> None:
     # Else the kernels of a network that calls them are compiled for this alone.
     with dispatch.using("reference"), _WithoutDropout():
         expected = network(**inputs).float()
-    try:
-        out = evaluated(parts, inputs, times, row).float()
-    except Exception as problem:
-        if out_of_memory(problem):
-            raise
-        raise NotCapturedError(first_line(problem)) from problem
-    if out.shape != expected.shape or not (out - expected).norm() <= BOUNDS[given.dtype] * expected.norm():
-        raise NotCapturedError(
-            "what was recorded computes something else on other inputs; some of the network is computed outside of "
-            "torch, or depends on the values that it is given"
-        )
+
+    def problem_of(parts: Parts) -> str | None:
+        try:
+            out = evaluated(parts, inputs, times, row).float()
+        except Exception as problem:
+            if out_of_memory(problem):
+                raise
+            return first_line(problem)
+        if out.shape == expected.shape and (out - expected).norm() <= BOUNDS[given.dtype] * expected.norm():
+            return None
+        return "what was recorded computes something else on other inputs"
+
+    problem = problem_of(parts)
+    if problem is None:
+        return
+    if problem_of(_programs(network.captured(given), given, rewritten=False)) is None:
+        raise NotCapturedError(OURS.format(problem))
+    raise NotCapturedError(
+        f"{problem}; some of the network is computed outside of torch, or depends on the values that it is given"
+    )

@@ -253,9 +253,23 @@ def test_odd_but_right_networks_are_captured(kind, rel):
         evaluation.check(network, parts, given((3, 6, 6)))
 
 
+def test_a_wrong_rewriting_is_said_to_be_a_fault_of_fastdiff(monkeypatch):
+    def wrong(graph):
+        for node in graph.nodes.nodes:
+            if node.target is torch.ops.aten.convolution.default:
+                node.args = (*node.args[:2], None, *node.args[3:])  # without its bias
+
+    network, inputs = Network(Keeps().eval(), CPU, torch.float32), given((3, 8, 8))
+    monkeypatch.setattr(evaluation, "fold_batch_norm", wrong)
+    with torch.no_grad():
+        parts = captured(network, inputs)
+        with pytest.raises(evaluation.NotCapturedError, match="a fault of fastdiff.*something else on other inputs$"):
+            evaluation.check(network, parts, inputs)
+
+
 def test_an_error_of_a_pass_leaves_the_network_as_it_is(monkeypatch):
     monkeypatch.setattr(evaluation, "fuse_norms", lambda graph: graph.nodes.no_such_thing)
     model = Model(Keeps(), make_schedule("linear", 20), image_shape=(3, 8, 8))
-    with pytest.warns(UserWarning, match="runs as it is.*no_such_thing"):
+    with pytest.warns(UserWarning, match="runs as it is.*a fault of fastdiff.*no_such_thing"):
         images = sample(model, 2, "ddim", steps=2, device="cpu")
     assert torch.equal(images, sample(model, 2, "ddim", steps=2, device="cpu", form="eager"))
