@@ -72,11 +72,11 @@ def against_eager(networks: Iterable[str]) -> Iterator[Case]:
     """The one kind of case that measures foreign networks; of others the batches of the standard plan on a CPU."""
     for name in networks:
         batches = (1, 8) if name in FOREIGN else (1, 4, 16)
-        yield from _cases((name,), batches, kind=Kind.EAGER, what="ddim 10", rounds=9)
+        yield from _cases((name,), batches, kind=Kind.EAGER, what="ddim 10", rounds=15)
         if name in SHIPPED:  # a loop with noise, and as many steps without, so that the noise's cost can be seen
             loop = NETWORKS[name].published_loop
             for what in (loop, f"ddim {loop.split()[1]}"):
-                yield Case(Kind.EAGER, name, what, 1, rounds=5)
+                yield Case(Kind.EAGER, name, what, 1, rounds=9)
 
 
 def plan(
