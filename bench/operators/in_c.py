@@ -13,9 +13,12 @@ from fastdiff.bench.operators.operator import A, B, Call, Draw, Operator, attent
 from fastdiff.kernels.cpu import attention as attention_in_c
 from fastdiff.kernels.cpu import counts, plan
 from fastdiff.kernels.cpu.depthwise import depthwise, depthwise_weight
+from fastdiff.kernels.cpu.ending import Ending
 from fastdiff.kernels.cpu.norm import norm_statistics, scale_shift
+from fastdiff.kernels.cpu.operands import Operands
 from fastdiff.kernels.cpu.plan import Program, View, assembled
-from fastdiff.kernels.cpu.winograd import winograd, winograd_weight
+from fastdiff.kernels.cpu.window import Window
+from fastdiff.kernels.cpu.winograd import WINDOW, winograd, winograd_weight
 
 # In a network on a CPU these run as the C kernels, or within them.
 REPLACED = {"depthwise_conv", "group_norm", "conv_norm", "conv_add", "attention_block"}
@@ -66,8 +69,8 @@ def _winograd(network: str, label: str, c: int, o: int, size: int, norm: bool, g
             *residual, out = others
             numbers = _empty(x.shape[0], 2, c) if norm else None
             first = [] if numbers is None else [norm_statistics(x, numbers, 1, scale, shift)]
-            ending: dict[str, Any] = dict(activation="gelu" if gelu else None, residual=next(iter(residual), None))
-            return [*first, winograd(x, packed, out, last, **ending, norm=numbers)]
+            ending = Ending(last, "gelu" if gelu else None, next(iter(residual), None))
+            return [*first, winograd(Operands(x, out, WINDOW, ending, numbers), packed)]
 
         def plain(x: Tensor, *residual: Tensor) -> Tensor:
             y = F.group_norm(x, 1, gain.to(x.dtype), offset.to(x.dtype)) if norm else x
@@ -88,7 +91,7 @@ def _depthwise(c: int, size: int) -> Operator:
         packed, last = View.of(depthwise_weight(taps)), View.of(bias)
         return _planned(
             lambda b: (draw.image(b, c, size),),
-            lambda x, out: [depthwise(x, packed, out, (7, 7), padding=3, bias=last)],
+            lambda x, out: [depthwise(Operands(x, out, Window((7, 7), padding=(3, 3)), Ending(last)), packed)],
             c,
             lambda x: F.conv2d(x, taps.to(x.dtype), bias.to(x.dtype), padding=3, groups=c),
         )

@@ -8,13 +8,14 @@ is an ordinary convolution of stride 1 with those taps in reverse.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 from torch import Tensor
 
-from fastdiff.kernels.cpu.plan import Call, View
-from fastdiff.kernels.cpu.window import Pair, pair
+from fastdiff.kernels.cpu.operands import Operands
+from fastdiff.kernels.cpu.plan import View
+from fastdiff.kernels.cpu.window import Window
 
 
 class Axis(NamedTuple):
@@ -32,64 +33,41 @@ def _axis(first: int, kernel: int, stride: int, padding: int, dilation: int) -> 
     return Axis(first, taps, -sees, dilation // math.gcd(stride, dilation))
 
 
-def phases(
-    op: str, kernel: Pair, stride: Pair, padding: Pair = 0, dilation: Pair = 1
-) -> tuple[tuple[int, int], list[tuple[Axis, Axis]]]:
-    """The stride, down and across, and as many phases as its product."""
-    given = (
-        pair(op, "kernel", kernel, 1),
-        pair(op, "stride", stride, 1),
-        pair(op, "padding", padding, 0),
-        pair(op, "dilation", dilation, 1),
-    )
-    down, across = zip(*given, strict=True)
-    rows, columns = ([_axis(first, *axis) for first in range(axis[1])] for axis in (down, across))
-    return given[1], [(row, column) for row in rows for column in columns]
+def _phases(window: Window) -> list[tuple[Axis, Axis]]:
+    """As many as the product of the strides."""
+    rows, columns = ([_axis(first, *axis) for first in range(axis[1])] for axis in window.axes())
+    return [(row, column) for row in rows for column in columns]
 
 
-def phase_weights(
-    op: str, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, packed: Callable[[Tensor], Tensor]
-) -> list[Tensor]:
-    """What `packed` makes of each phase's taps of (O, C, KH, KW)."""
-    _, each = phases(op, (weight.shape[2], weight.shape[3]), stride, padding, dilation)
-    return [packed(weight[:, :, down.taps][:, :, :, across.taps]) for down, across in each]
+def phase_taps(weight: Tensor, window: Window) -> list[Tensor]:
+    """(C, O, KH, KW) of a transposed convolution → for each phase (O, C, its taps down, its taps across)."""
+    weight = weight.transpose(0, 1)
+    return [weight[:, :, down.taps][:, :, :, across.taps] for down, across in _phases(window)]
 
 
-def _part(view: View, stride: tuple[int, int], down: int, across: int) -> View:
-    """Of (B, O, H, W), the rows and the columns that leave these remainders."""
-    return view.part(2, down, step=stride[0]).part(3, across, step=stride[1])
+def in_phases(whole: Operands) -> list[Operands]:
+    """The ordinary convolutions that a transposed one consists of, each with its taps; some may have no outputs.
 
+    The padding of a transposed one is the rows and columns left out before the first output; how many are left out
+    after the last one, or added, follows from the size of out.
+    """
 
-def phase_calls(
-    one: Callable[..., Call],
-    op: str,
-    x: View,
-    weights: list[View],
-    out: View,
-    kernel: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    residual: View | None,
-    **more: Any,
-) -> list[Call]:
-    """A call of `one`, a convolution, for each phase that has outputs."""
-    whole, each = phases(op, kernel, stride, padding, dilation)
-    if len(weights) != len(each):
-        raise ValueError(f"{op}: {len(weights)} weights; accepted: {len(each)}, one for each phase")
-    if residual is not None and residual.shape != out.shape:
-        raise ValueError(f"{op}: residual has shape {residual.shape}; accepted: {out.shape}")
+    tall, wide = whole.window.stride
+
+    def part(view: View, down: Axis, across: Axis) -> View:
+        return view.part(2, down.first, step=tall).part(3, across.first, step=wide)
+
+    residual = whole.ending.residual
     return [
-        one(
-            x,
-            weight,
-            _part(out, whole, down.first, across.first),
-            (len(down.taps), len(across.taps)),
-            padding=(down.padding, across.padding),
-            dilation=(down.dilation, across.dilation),
-            residual=None if residual is None else _part(residual, whole, down.first, across.first),
-            **more,
+        replace(
+            whole,
+            out=part(whole.out, down, across),
+            window=Window(
+                kernel=(len(down.taps), len(across.taps)),
+                padding=(down.padding, across.padding),
+                dilation=(down.dilation, across.dilation),
+            ),
+            ending=whole.ending._replace(residual=None if residual is None else part(residual, down, across)),
         )
-        for weight, (down, across) in zip(weights, each, strict=True)
-        if down.first < out.shape[2] and across.first < out.shape[3]
+        for down, across in _phases(whole.window)
     ]

@@ -2,18 +2,72 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, fields
+
 from fastdiff.kernels.cpu.plan import View, images
 
-Pair = int | tuple[int, int]  # for rows and columns alike, or for each
-_LIMIT = 2**31
+Pair = tuple[int, int]  # down and across
+_LEAST = {"kernel": 0, "stride": 1, "padding": 1 - 2**31, "dilation": 1}
 
 
-def pair(op: str, name: str, value: Pair, least: int) -> tuple[int, int]:
-    """Two numbers; raises ValueError where one is less than `least`, or larger than any picture."""
-    rows, columns = value if isinstance(value, tuple) else (value, value)
-    if not (least <= rows < _LIMIT and least <= columns < _LIMIT):
-        raise ValueError(f"{op}: {name} = {value}; accepted: from {least} to 2^31 - 1")
-    return rows, columns
+@dataclass(frozen=True)
+class Window:
+    """What each output sees. All that it sees outside of the picture is 0, unless a kernel says otherwise.
+
+    Attributes:
+        kernel: taps down and across.
+        stride: at least 1.
+        padding: positions above the picture and left of it that the first output sees, or fewer than 0; how many the
+            last one sees below it and right of it follows from the size of the result.
+        dilation: at least 1.
+
+    Raises:
+        ValueError: for anything else.
+    """
+
+    kernel: Pair
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), _LEAST[field.name]
+            if not all(least <= one < 2**31 for one in value):
+                raise ValueError(f"window: {field.name} = {value}; accepted: from {least} to 2^31 - 1")
+
+    @property
+    def taps(self) -> int:
+        """Of the whole kernel."""
+        return math.prod(self.kernel)
+
+    def axes(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+        """Kernel, stride, padding and dilation, down and across."""
+        down, across = zip(self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return down, across
+
+    def numbers(self, op: str, x: View, out: View, each: bool = False) -> tuple[int, ...]:
+        """What window_of reads.
+
+        Args:
+            op: the kernel's name, for messages.
+            x: (B, C, H, W), NHWC.
+            out: (B, any channels, any height, any width), a position's channels side by side.
+            each: whether out has x's channels.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        if len(x.shape) != 4 or len(out.shape) != 4 or min(out.shape[2:]) < 1:
+            raise ValueError(f"{op}: x has shape {x.shape} and out {out.shape}; accepted: (B, C, H, W), out not empty")
+        (b, c, *size), (_, o, *outputs) = x.shape, out.shape
+        ld, to = images(op, "x", x, *x.shape), steps(op, "out", out, b, c if each else o, *outputs)
+        down, across = (
+            (pixels, results, kernel, stride, dilation, padding)
+            for pixels, results, (kernel, stride, padding, dilation) in zip(size, outputs, self.axes(), strict=True)
+        )
+        return b, c, ld, *down, *across, *to
 
 
 def steps(op: str, name: str, view: View | None, *shape: int) -> tuple[int, int, int]:
@@ -30,35 +84,3 @@ def steps(op: str, name: str, view: View | None, *shape: int) -> tuple[int, int,
             "channels side by side"
         )
     return view.strides[0], view.strides[2], view.strides[3]
-
-
-def window(
-    op: str, x: View, out: View, channels: int, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> tuple[int, ...]:
-    """What window_of reads.
-
-    Args:
-        op: the kernel's name, for messages.
-        x: (B, C, H, W), NHWC.
-        out: (B, channels, any height, any width), a position's channels side by side.
-        channels: of out.
-        kernel: taps down and across.
-        stride: at least 1.
-        padding: positions above the picture and left of it that the first output sees, or fewer than 0.
-        dilation: at least 1.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if len(x.shape) != 4 or len(out.shape) != 4 or min(out.shape[2:]) < 1:
-        raise ValueError(f"{op}: x has shape {x.shape} and out {out.shape}; accepted: (B, C, H, W), out not empty")
-    (b, c, *size), outputs = x.shape, out.shape[2:]
-    ld, to = images(op, "x", x, *x.shape), steps(op, "out", out, b, channels, *outputs)
-    each = (
-        pair(op, "kernel", kernel, 0),
-        pair(op, "stride", stride, 1),
-        pair(op, "dilation", dilation, 1),
-        pair(op, "padding", padding, 1 - _LIMIT),
-    )
-    down, across = zip(size, outputs, *each, strict=True)
-    return b, c, ld, *down, *across, *to

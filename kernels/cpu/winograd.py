@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from fastdiff.kernels.cpu.compiled import vector_width
-from fastdiff.kernels.cpu.plan import Call, View, activation_code, dense, images, per_channel
+from fastdiff.kernels.cpu.operands import Operands
+from fastdiff.kernels.cpu.plan import Call, View, dense, images
 from fastdiff.kernels.cpu.weights import panels, wide
+from fastdiff.kernels.cpu.window import Window
 
 # G of Winograd's F(4x4, 3x3), section 4.3.
 _G = (
@@ -19,6 +21,7 @@ _G = (
     (0, 0, 1),
 )
 TILE, POINTS = 4, 36  # outputs down and across; points of its transform
+WINDOW = Window((3, 3), padding=(1, 1))
 
 
 def winograd_weight(weight: Tensor) -> Tensor:
@@ -31,44 +34,35 @@ def winograd_weight(weight: Tensor) -> Tensor:
     return panels(transformed.flatten(0, 1))
 
 
-def fits(channels: int, out: int) -> bool:
-    """Whether `winograd` takes so many channels."""
-    return min(channels, out) >= vector_width()
+def fits(given: Operands) -> bool:
+    """Whether `winograd` takes the window, the size and so many channels."""
+    (_, c, *size), (_, o, *outputs) = given.x.shape, given.out.shape
+    return given.window == WINDOW and size == outputs and min(c, o) >= vector_width()
 
 
-def winograd(
-    x: View,
-    weight: View,
-    out: View,
-    bias: View | None = None,
-    activation: str | None = None,
-    residual: View | None = None,
-    norm: View | None = None,
-) -> Call:
+def winograd(given: Operands, weight: View) -> Call:
     """activation(conv2d(norm(x), w, bias, padding=1)) + residual, w a 3x3 kernel, by Winograd's F(4x4, 3x3).
 
     The rounding error is some 3 times that of a direct convolution (1e-6, relative).
 
     Args:
-        x: (B, C, H, W), NHWC; see `fits` for C and O.
+        given: see `fits`; out and the residual NHWC as well.
         weight: from winograd_weight.
-        out: (B, O, H, W), NHWC.
-        bias: (O,), (1, O) or (B, O), or None.
-        activation: None, "gelu" (erf), "gelu_tanh", "silu" or "relu".
-        residual: as out, or None.
-        norm: (B, 2, C) from norm_statistics, applied to x; the padding around the result is 0.
 
     Raises:
         ValueError: for anything else.
     """
-    op, (b, c, h, w), o = "winograd", x.shape, out.shape[1]
-    if not fits(c, o):
-        raise ValueError(f"{op}: {c} channels to {o}; accepted: at least {vector_width()} on this processor")
+    op, (x, out, norm, ending) = "winograd", (given.x, given.out, given.norm, given.ending)
+    (b, c, h, w), o = x.shape, out.shape[1]
+    if not fits(given):
+        raise ValueError(
+            f"{op}: {given.window}, x has shape {x.shape} and out {out.shape}; accepted: {WINDOW}, one size, and at "
+            f"least {vector_width()} channels on this processor"
+        )
     dense(op, "weight", weight, POINTS, c * wide(o))
     if norm is not None:
         dense(op, "norm", norm, b, 2, c)
     ld = images(op, "x", x, b, c, h, w)
-    steps = ld, images(op, "residual", residual, b, o, h, w), images(op, "out", out, b, o, h, w)
-    apart = per_channel(op, "bias", bias, b, o)
-    numbers = b, h, w, c, o, *steps, apart, activation_code(op, "activation", activation)
-    return Call(op, (x, norm, weight, bias, residual), (out,), numbers)
+    steps = ld, images(op, "residual", ending.residual, b, o, h, w), images(op, "out", out, b, o, h, w)
+    numbers = b, h, w, c, o, *steps, *ending.numbers(op, b, o)
+    return Call(op, (x, norm, weight, ending.bias, ending.residual), (out,), numbers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,10 +12,15 @@ from fastdiff.capture.passes.match import Node, aten, stored
 from fastdiff.engine.cpu.lowering import Deferred, Lowering, Value
 from fastdiff.engine.cpu.norms import Normed
 from fastdiff.engine.cpu.views import NHWC, permuted, reshaped
-from fastdiff.kernels.cpu import convolution as general
-from fastdiff.kernels.cpu import depthwise, linear, winograd
+from fastdiff.kernels.cpu import linear, winograd
+from fastdiff.kernels.cpu.convolution import convolution, convolution_weight
+from fastdiff.kernels.cpu.depthwise import depthwise, depthwise_weight
+from fastdiff.kernels.cpu.ending import Ending
+from fastdiff.kernels.cpu.operands import Operands, calls, in_groups
+from fastdiff.kernels.cpu.phases import in_phases, phase_taps
 from fastdiff.kernels.cpu.plan import View
 from fastdiff.kernels.cpu.pointwise import broadcast, pointwise
+from fastdiff.kernels.cpu.window import Window
 
 
 @dataclass
@@ -49,14 +54,14 @@ class _Convolution:
     """activation(conv(x) + bias + added) + residual."""
 
     node: Node
+    groups: int
+    transposed: bool
     x: Node
     weight: Node
     bias: Node | None
     stride: Sequence[int]
     padding: Sequence[int]
     dilation: Sequence[int]
-    transposed: bool
-    groups: int
     added: Node | None = None
     after: str | None = None
     residual: Node | None = None
@@ -64,14 +69,14 @@ class _Convolution:
 
 def fused(low: Lowering, node: Node) -> Value | None:
     """kernels.conv.convolution."""
-    *start, groups, added, after, residual = node.args
-    return _lowered(low, _Convolution(node, *start, False, groups, added, after, residual))
+    start, (groups, *ending) = node.args[:6], node.args[6:]
+    return _lowered(low, _Convolution(node, groups, False, *start, *ending))
 
 
 def plain(low: Lowering, node: Node) -> Value | None:
     """aten.convolution."""
-    *start, transposed, _, groups = node.args
-    return _lowered(low, _Convolution(node, *start, transposed, groups))
+    start, (transposed, _, groups) = node.args[:6], node.args[6:]
+    return _lowered(low, _Convolution(node, groups, transposed, *start))
 
 
 def _lowered(low: Lowering, conv: _Convolution) -> Value | None:
@@ -79,18 +84,25 @@ def _lowered(low: Lowering, conv: _Convolution) -> Value | None:
     shape = conv.node.meta["shape"]
     if kernel is None or len(shape) not in (3, 4) or not fits_channels(conv.bias, shape[1]):
         return None
+    given: list[Any] = [tuple(one) for one in (kernel.shape[2:], conv.stride, conv.padding, conv.dilation)]
     if len(shape) == 4:
-        return _in_two(low, conv, kernel, low.images_out(conv.node), lambda one: one)
-    out = low.new(shape, (0, 2, 1))  # along a line, which is an image one position high
+        out = low.images_out(conv.node)
+    else:
+        out, kernel = low.new(shape, (0, 2, 1)), kernel.unsqueeze(2)
+        given = [(usual, *one) for usual, one in zip(Window((1, 1)).axes()[0], given, strict=True)]
+    _call(low, conv, kernel, Window(*given), _image(out))
+    return out
 
-    def image(view: View) -> View:
-        found = reshaped(view, (*view.shape[:2], 1, view.shape[2]))
-        assert found is not None
-        return found
 
-    for name, usual in (("stride", 1), ("padding", 0), ("dilation", 1)):
-        setattr(conv, name, (usual, *getattr(conv, name)))
-    return out if _in_two(low, conv, kernel.unsqueeze(2), image(out), image) is not None else None
+def _image(view: View) -> View:
+    """Images as they are; a line is an image one position high."""
+    found = view if len(view.shape) == 4 else reshaped(view, (*view.shape[:2], 1, view.shape[2]))
+    assert found is not None
+    return found
+
+
+def _images(low: Lowering, node: Node) -> View:
+    return low.nhwc(_image(low.view(node)))
 
 
 def fits_channels(vector: Node | None, channels: int) -> bool:
@@ -98,73 +110,46 @@ def fits_channels(vector: Node | None, channels: int) -> bool:
     return vector is None or vector.meta["shape"] == (channels,)
 
 
-def _in_two(
-    low: Lowering, conv: _Convolution, kernel: Tensor, out: View, image: Callable[[View], View]
-) -> Value | None:
-    """The convolution of images, into `out`; None where no kernel takes it."""
-    groups, channels, size = conv.groups, conv.x.meta["shape"][1], tuple(kernel.shape[2:])
-    simple = tuple(conv.stride) == tuple(conv.dilation) == (1, 1) and not conv.transposed
-    each = groups == channels == out.shape[1] > 1 and kernel.shape[1] == 1
-    if conv.transposed and groups > 1 and not each:
-        return None
-    ending = dict(
-        bias=_sum(low, conv.bias, conv.added),
-        activation=conv.after,
-        residual=None if conv.residual is None else image(low.images(conv.residual)),
-    )
-    padded = isinstance(low.values[conv.x], Padded) or tuple(conv.padding) != (0, 0)
-    pointwise_product = size == (1, 1) and simple and groups == 1 and not padded
-    x, norm, padding = _read(low, conv, image, not pointwise_product and not each)
-    options: dict[str, Any] = dict(stride=tuple(conv.stride), padding=padding, dilation=tuple(conv.dilation))
+def _call(low: Lowering, conv: _Convolution, kernel: Tensor, window: Window, out: View) -> None:
+    """The convolution of images, into `out`."""
+    single = conv.groups == 1 and not conv.transposed
+    each = conv.groups == conv.x.meta["shape"][1] == out.shape[1] > 1 and kernel.shape[1] == 1
+    product = single and window == Window((1, 1)) and not isinstance(low.values[conv.x], Padded)
+    residual = None if conv.residual is None else _images(low, conv.residual)
+    ending = Ending(_sum(low, conv.bias, conv.added), conv.after, residual)
+    x, norm, window = _read(low, conv, window, takes_norm=not product and not each)
+    whole = Operands(x, out, window, ending, norm)
 
-    def packed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        made = low.pack((function, args), conv.weight, lambda _: function(kernel, *args, **kwargs))
-        return [View.of(one) for one in made] if isinstance(made, list) else View.of(made)
+    def packed(pack: Callable[[Tensor], Tensor]) -> View:
+        return View.of(low.pack(pack, conv.weight, lambda _: pack(kernel)))
 
-    if pointwise_product:
-        if ending["residual"] is not None:
-            ending["residual"] = permuted(ending["residual"], NHWC)
-        low.call(linear.linear(permuted(x, NHWC), packed(linear.linear_weight), permuted(out, NHWC), **ending))
-    elif each and conv.transposed:
-        weights = packed(depthwise.transposed_depthwise_weights, *options.values())
-        low.call(*depthwise.transposed_depthwise(x, weights, out, size, **options, **ending))
-    elif each:
-        low.call(depthwise.depthwise(x, packed(depthwise.depthwise_weight), out, size, **options, **ending))
-    elif conv.transposed:
-        weights = packed(general.transposed_weights, *options.values())
-        low.call(*general.transposed_convolution(x, weights, out, size, **options, **ending, norm=norm))
-    elif groups > 1:
-        weights = packed(general.grouped_weights, groups)
-        low.call(*general.grouped_convolution(x, weights, out, size, **options, **ending, norm=norm))
-    elif (
-        size == (3, 3)
-        and simple
-        and padding == (1, 1)
-        and x.shape[2:] == out.shape[2:]
-        and winograd.fits(channels, out.shape[1])
-    ):
-        low.call(winograd.winograd(x, packed(winograd.winograd_weight), out, **ending, norm=norm))
+    if product:
+        rows = None if residual is None else permuted(residual, NHWC)
+        weight, ending = packed(linear.linear_weight), ending._replace(residual=rows)
+        low.call(linear.linear(permuted(x, NHWC), weight, permuted(out, NHWC), ending))
+    elif single and winograd.fits(whole):
+        low.call(winograd.winograd(whole, packed(winograd.winograd_weight)))
     else:
-        weight = packed(general.convolution_weight)
-        low.call(general.convolution(x, weight, out, size, **options, **ending, norm=norm))
-    return out
+        one, pack = (depthwise, depthwise_weight) if each else (convolution, convolution_weight)
+        groups = 1 if each else conv.groups
+        parts, taps = in_groups(whole, groups), list(kernel.chunk(groups))
+        if conv.transposed:
+            parts = [phase for part in parts for phase in in_phases(part)]
+            taps = [phase for part in taps for phase in phase_taps(part, window)]
+        kind = pack, groups, window if conv.transposed else None
+        weights = low.pack(kind, conv.weight, lambda _: [pack(part) for part in taps])
+        low.call(*calls(one, parts, [View.of(weight) for weight in weights]))
 
 
-def _read(
-    low: Lowering, conv: _Convolution, image: Callable[[View], View], takes_norm: bool
-) -> tuple[View, View | None, tuple[int, int]]:
-    """What is read: x, a norm that is applied as it is read, and the padding above and on the left."""
-    top, left = conv.padding
+def _read(low: Lowering, conv: _Convolution, window: Window, takes_norm: bool) -> tuple[View, View | None, Window]:
+    """What is read: x, a norm that is applied as it is read, and the window with the padding that is not written."""
     value = low.values[conv.x]
     if isinstance(value, Padded) and not conv.transposed:
-        x = low.images(value.x)
-        return x, None, (top + value.top, left + value.left)
+        top, left = window.padding
+        return low.images(value.x), None, replace(window, padding=(top + value.top, left + value.left))
     if isinstance(value, Normed) and takes_norm:
-        return value.x, value.numbers, (top, left)
-    x = low.view(conv.x)
-    if len(x.shape) == 3:
-        x = image(x)
-    return low.nhwc(x), None, (top, left)
+        return value.x, value.numbers, window
+    return _images(low, conv.x), None, window
 
 
 def _sum(low: Lowering, bias: Node | None, added: Node | None) -> View | None:

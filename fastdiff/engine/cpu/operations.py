@@ -19,10 +19,12 @@ from fastdiff.kernels.attention_block import attention_of
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.cpu import attention, linear, pooling
 from fastdiff.kernels.cpu import reduce as reduction
+from fastdiff.kernels.cpu.ending import Ending
 from fastdiff.kernels.cpu.matmul import matmul
 from fastdiff.kernels.cpu.plan import View
 from fastdiff.kernels.cpu.softmax import MOST_DIMENSIONS, softmax
 from fastdiff.kernels.cpu.softmax_attention import softmax_attention
+from fastdiff.kernels.cpu.window import Window
 from fastdiff.kernels.folded_attention import FoldedAttention
 from fastdiff.kernels.position_norm import position_norm
 
@@ -40,7 +42,7 @@ def _linear(low: Lowering, node: Node) -> Value | None:
         return None
     out = low.rows_out(node)
     packed = View.of(low.pack("linear", weight, linear.linear_weight))
-    low.call(linear.linear(low.rows(low.view(x)), packed, out, low.vector(bias)))
+    low.call(linear.linear(low.rows(low.view(x)), packed, out, Ending(low.vector(bias))))
     return out
 
 
@@ -118,9 +120,8 @@ def _max_pool(low: Lowering, node: Node) -> Value | None:
         return None
     first = next(iter(node.users))
     out = low.images_out(first)
-    low.call(
-        pooling.max_pool(low.images(x), out, _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation))
-    )
+    window = Window(*map(_pair, (kernel, stride or kernel, padding, dilation)))
+    low.call(pooling.max_pool(low.images(x), out, window))
     return [out]
 
 
@@ -129,7 +130,8 @@ def _average_pool(low: Lowering, node: Node) -> Value | None:
     if ceil or divisor is not None or len(x.meta["shape"]) != 4:
         return None
     out = low.images_out(node)
-    low.call(pooling.average_pool(low.images(x), out, _pair(kernel), _pair(stride or kernel), _pair(padding), counted))
+    window = Window(*map(_pair, (kernel, stride or kernel, padding)))
+    low.call(pooling.average_pool(low.images(x), out, window, counted))
     return out
 
 

@@ -10,14 +10,17 @@ from fastdiff.kernels.cpu import attention, compiled
 from fastdiff.kernels.cpu.convolution import convolution, convolution_weight
 from fastdiff.kernels.cpu.counts import PRODUCTS, WITHOUT, moved, multiply_adds
 from fastdiff.kernels.cpu.depthwise import depthwise, depthwise_weight
+from fastdiff.kernels.cpu.ending import Ending
 from fastdiff.kernels.cpu.linear import linear, linear_weight
 from fastdiff.kernels.cpu.matmul import matmul
+from fastdiff.kernels.cpu.operands import Operands
 from fastdiff.kernels.cpu.plan import View
 from fastdiff.kernels.cpu.pointwise import broadcast, pointwise
 from fastdiff.kernels.cpu.rate import multiply_adds as rate
 from fastdiff.kernels.cpu.softmax_attention import softmax_attention
 from fastdiff.kernels.cpu.weights import wide
-from fastdiff.kernels.cpu.winograd import winograd, winograd_weight
+from fastdiff.kernels.cpu.window import Window
+from fastdiff.kernels.cpu.winograd import WINDOW, winograd, winograd_weight
 from fastdiff.kernels.folded_attention import fold
 
 
@@ -42,27 +45,32 @@ def test_every_kernel_is_counted_or_has_no_products():
     assert kernels == {*PRODUCTS, *WITHOUT} and len(kernels) == len(PRODUCTS) + len(WITHOUT)
 
 
-@pytest.mark.parametrize("stride, padding, dilation", [(1, 1, 1), (2, 0, 1), (1, (0, 2), (2, 1))])
+@pytest.mark.parametrize(
+    "stride, padding, dilation", [((1, 1), (1, 1), (1, 1)), ((2, 2), (0, 0), (1, 1)), ((1, 1), (0, 2), (2, 1))]
+)
 def test_convolutions_are_counted_as_torch_counts_them(stride, padding, dilation):
     n, c, o, kernel, options = 3, 5, 7, (3, 2), (stride, padding, dilation)
     shape = torch.nn.functional.conv2d(torch.zeros(n, c, 9, 11), torch.zeros(o, c, *kernel), None, *options).shape
     weight = View.of(convolution_weight(torch.zeros(o, c, *kernel)))
-    call = convolution(images(n, c, 9, 11), weight, images(*shape), kernel, *options)
+    window = Window(kernel, *options)
+    call = convolution(Operands(images(n, c, 9, 11), images(*shape), window), weight)
     plain = lambda x, w: torch.conv2d(x, w, None, *options)  # noqa: E731
     assert multiply_adds(call) == by_torch(plain, (n, c, 9, 11), (o, c, *kernel))
     written = torch.Size(shape).numel()
     assert moved(call) == 4 * (n * c * 9 * 11 + c * wide(o) * 6 + written)
     deep = View.of(depthwise_weight(torch.zeros(o, 1, *kernel)))
-    call = depthwise(images(n, o, 9, 11), deep, images(*shape), kernel, *options)
+    call = depthwise(Operands(images(n, o, 9, 11), images(*shape), window), deep)
     assert multiply_adds(call) == 6 * written
 
 
 def test_winograd_does_36_products_for_16_outputs():
     c, o = 32, 48
     x, out, weight = images(2, c, 8, 12), images(2, o, 8, 12), View.of(winograd_weight(torch.zeros(o, c, 3, 3)))
-    assert multiply_adds(winograd(x, weight, out)) == 2 * 8 * 12 * c * o * 36 / 16
-    assert moved(winograd(x, weight, out, residual=out)) == 4 * (2 * 96 * (c + 2 * o) + 36 * c * wide(o))
-    uneven = winograd(images(1, c, 5, 3), weight, images(1, o, 5, 3))  # two tiles
+    assert multiply_adds(winograd(Operands(x, out, WINDOW), weight)) == 2 * 8 * 12 * c * o * 36 / 16
+    assert moved(winograd(Operands(x, out, WINDOW, Ending(residual=out)), weight)) == 4 * (
+        2 * 96 * (c + 2 * o) + 36 * c * wide(o)
+    )
+    uneven = winograd(Operands(images(1, c, 5, 3), images(1, o, 5, 3), WINDOW), weight)  # two tiles
     assert multiply_adds(uneven) == 2 * 36 * c * o
 
 

@@ -6,13 +6,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdiff.kernels.cpu.depthwise import (
-    depthwise,
-    depthwise_weight,
-    transposed_depthwise,
-    transposed_depthwise_weights,
-)
+from fastdiff.kernels.cpu.depthwise import depthwise, depthwise_weight
+from fastdiff.kernels.cpu.ending import Ending
+from fastdiff.kernels.cpu.operands import Operands, calls
+from fastdiff.kernels.cpu.phases import in_phases, phase_taps
 from fastdiff.kernels.cpu.plan import View
+from fastdiff.kernels.cpu.window import Window
 
 PAIRS = st.tuples(st.integers(1, 4), st.integers(1, 4))
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 14), st.integers(1, 14))
@@ -41,11 +40,9 @@ def test_any_window(computed, activations, sizes, c, kernel, stride, dilation, p
     ]
     x, weight = torch.randn(b, c, h, w), torch.randn(c, 1, *kernel)
     bias, residual = (torch.randn(b, c), torch.randn(b, c, *size)) if more else (None, None)
-    packed = View.of(depthwise_weight(weight))
+    packed, window = View.of(depthwise_weight(weight)), Window(kernel, stride, (top, left), dilation)
     ours = computed(
-        lambda out, x, bias, residual: depthwise(
-            x, packed, out, kernel, stride, (top, left), dilation, bias, activation, residual
-        ),
+        lambda out, x, bias, residual: depthwise(Operands(x, out, window, Ending(bias, activation, residual)), packed),
         (b, c, *size),
         x,
         bias,
@@ -63,9 +60,9 @@ def test_any_window(computed, activations, sizes, c, kernel, stride, dilation, p
 @pytest.mark.parametrize("kernel", [3, 7])
 def test_layers_of_networks(computed, rel, c, size, kernel):
     x, weight, bias = torch.randn(2, c, size, size), torch.randn(c, 1, kernel, kernel), torch.randn(c)
-    packed = View.of(depthwise_weight(weight))
+    packed, window = View.of(depthwise_weight(weight)), Window((kernel, kernel), padding=(kernel // 2, kernel // 2))
     ours = computed(
-        lambda out, x: depthwise(x, packed, out, kernel, padding=kernel // 2, bias=View.of(bias)), tuple(x.shape), x
+        lambda out, x: depthwise(Operands(x, out, window, Ending(View.of(bias))), packed), tuple(x.shape), x
     )
     assert rel(ours, F.conv2d(x.double(), weight.double(), bias.double(), padding=kernel // 2, groups=c)) < 1e-6
 
@@ -81,11 +78,12 @@ def test_transposed(computed, sizes, c, kernel, stride, padding):
     further = tuple(s - 1 for s in stride)
     expected = F.conv_transpose2d(x.double(), weight.double(), None, stride, padding, further, groups=c)
     expected = F.relu(expected + bias[:, :, None, None])
-    packed = [View.of(one) for one in transposed_depthwise_weights(weight, stride, padding)]
+    window = Window(kernel, stride, padding)
+    weights = [View.of(depthwise_weight(taps)) for taps in phase_taps(weight, window)]
     residual = torch.randn(expected.shape)
     ours = computed(
-        lambda out, x, bias, residual: transposed_depthwise(
-            x, packed, out, kernel, stride, padding, 1, bias, "relu", residual
+        lambda out, x, bias, residual: calls(
+            depthwise, in_phases(Operands(x, out, window, Ending(bias, "relu", residual))), weights
         ),
         tuple(expected.shape),
         x,
@@ -99,10 +97,11 @@ def test_transposed(computed, sizes, c, kernel, stride, padding):
 def test_edm_resampling(computed, rel):
     """A box filter down and up by two, for each channel (Karras et al. 2022)."""
     x, weight = torch.randn(2, 20, 6, 8), torch.full((20, 1, 2, 2), 0.25)
-    down = computed(lambda out, x: depthwise(x, View.of(depthwise_weight(weight)), out, 2, 2), (2, 20, 3, 4), x)
+    packed, window = View.of(depthwise_weight(weight)), Window((2, 2), (2, 2))
+    down = computed(lambda out, x: depthwise(Operands(x, out, window), packed), (2, 20, 3, 4), x)
     assert rel(down, F.conv2d(x.double(), weight.double(), stride=2, groups=20)) < 1e-6
-    packed = [View.of(one) for one in transposed_depthwise_weights(weight * 4, 2)]
-    up = computed(lambda out, x: transposed_depthwise(x, packed, out, 2, 2), (2, 20, 12, 16), x)
+    weights = [View.of(depthwise_weight(taps)) for taps in phase_taps(weight * 4, window)]
+    up = computed(lambda out, x: calls(depthwise, in_phases(Operands(x, out, window)), weights), (2, 20, 12, 16), x)
     assert rel(up, F.conv_transpose2d(x.double(), weight.double() * 4, stride=2, groups=20)) < 1e-6
 
 
@@ -118,16 +117,20 @@ def zeros(*shape):
         ({"x": zeros(16, 4, 4)}, "x has shape"),
         ({"out": zeros(1, 17, 4, 4)}, "out has shape"),
         ({"weight": View.of(depthwise_weight(torch.zeros(50, 1, 3, 3)))}, "weight has shape"),
-        ({"kernel": 2}, "weight has shape"),
-        ({"stride": 0}, "stride = 0"),
-        ({"bias": zeros(17)}, "bias has shape"),
-        ({"residual": zeros(1, 16, 4, 5)}, "residual has shape"),
-        ({"activation": "tanh"}, "'tanh'"),
+        ({"window": Window((2, 2), padding=(1, 1))}, "weight has shape"),
+        ({"ending": Ending(zeros(17))}, "bias has shape"),
+        ({"ending": Ending(residual=zeros(1, 16, 4, 5))}, "residual has shape"),
+        ({"ending": Ending(activation="tanh")}, "'tanh'"),
+        ({"norm": zeros(1, 2, 16)}, "norm has shape"),
     ],
 )
 def test_bad_input_is_named(change, words):
-    weight = View.of(depthwise_weight(torch.zeros(16, 1, 3, 3)))
-    arguments = {"x": zeros(1, 16, 4, 4), "weight": weight, "out": zeros(1, 16, 4, 4), "kernel": 3, "padding": 1}
-    depthwise(**arguments)
+    weight, window = View.of(depthwise_weight(torch.zeros(16, 1, 3, 3))), Window((3, 3), padding=(1, 1))
+    given = {"x": zeros(1, 16, 4, 4), "weight": weight, "out": zeros(1, 16, 4, 4), "window": window}
+
+    def made(weight, **operands):
+        return depthwise(Operands(**operands), weight)
+
+    made(**given)
     with pytest.raises(ValueError, match=words):
-        depthwise(**{**arguments, **change})
+        made(**{**given, **change})

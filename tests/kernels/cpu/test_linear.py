@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fastdiff.kernels.cpu.compiled import vector_width
+from fastdiff.kernels.cpu.ending import Ending
 from fastdiff.kernels.cpu.linear import linear, linear_weight
 from fastdiff.kernels.cpu.plan import View, run
 from fastdiff.kernels.cpu.weights import panels, wide
@@ -27,7 +28,7 @@ def test_the_layer(m, c, o, activation, computed, activations, rel):
 
     def call(out, x, residual):
         x, residual, out = map(channels_last, (x, residual, out))
-        return linear(x, packed, out, View.of(bias), activation, residual)
+        return linear(x, packed, out, Ending(View.of(bias), activation, residual))
 
     expected = activations[activation](F.conv2d(x.double(), weight.double()[..., None, None], bias.double()))
     assert rel(computed(call, (1, o, 1, m), x, None), expected) < 1e-6
@@ -49,7 +50,7 @@ def test_the_1x1_convolution_with_biases_of_each_picture(rows, computed, rel):
 
     def call(out, x, residual, *each):
         (shift,) = each or (View.of(bias),)
-        return linear(channels_last(x), packed, channels_last(out), shift, "silu", channels_last(residual))
+        return linear(channels_last(x), packed, channels_last(out), Ending(shift, "silu", channels_last(residual)))
 
     ours = computed(call, (3, 19, 5, 7), x, residual, *([bias] if len(bias) > 1 else ()))
     expected = F.conv2d(x.double(), weight.double()) + bias.double()[:, :, None, None]
@@ -59,7 +60,7 @@ def test_the_1x1_convolution_with_biases_of_each_picture(rows, computed, rel):
 def test_what_is_not_finite_stays_in_its_row():
     x, out = torch.randn(9, 16), torch.empty(9, 16)
     x[4, 3], x[7, 0] = float("nan"), float("inf")
-    run([linear(View.of(x), View.of(linear_weight(torch.randn(16, 16))), View.of(out), None, "silu")])
+    run([linear(View.of(x), View.of(linear_weight(torch.randn(16, 16))), View.of(out), Ending(activation="silu"))])
     assert torch.equal(torch.isfinite(out).all(dim=1), torch.isfinite(x).all(dim=1))
 
 
@@ -86,9 +87,9 @@ X, WEIGHT = View.of(torch.zeros(3, 16)), View.of(torch.zeros(256))
     [
         (lambda: linear(X, View.of(torch.zeros(16 * 15)), X), "weight has shape"),
         (lambda: linear(X, WEIGHT, View.of(torch.zeros(4, 16))), "out has shape"),
-        (lambda: linear(X, WEIGHT, X, residual=View.of(torch.zeros(3, 15))), "residual has shape"),
-        (lambda: linear(X, WEIGHT, X, View.of(torch.zeros(2, 16))), "bias has shape"),
-        (lambda: linear(X, WEIGHT, X, None, "tanh"), "'tanh'"),
+        (lambda: linear(X, WEIGHT, X, Ending(residual=View.of(torch.zeros(3, 15)))), "residual has shape"),
+        (lambda: linear(X, WEIGHT, X, Ending(View.of(torch.zeros(2, 16)))), "bias has shape"),
+        (lambda: linear(X, WEIGHT, X, Ending(activation="tanh")), "'tanh'"),
         (lambda: linear(View.of(torch.zeros(16, 3).t()), WEIGHT, X), "x has shape .* evenly spaced"),
         (lambda: linear(View.of(torch.zeros(3, 16).half()), WEIGHT, X), "float16"),
     ],

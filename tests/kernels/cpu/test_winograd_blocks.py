@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.kernels.cpu.compiled import vector_width
+from fastdiff.kernels.cpu.ending import Ending
+from fastdiff.kernels.cpu.operands import Operands
 from fastdiff.kernels.cpu.plan import View, run
-from fastdiff.kernels.cpu.winograd import winograd, winograd_weight
+from fastdiff.kernels.cpu.winograd import WINDOW, winograd, winograd_weight
 
 
 def surrounded(values: Tensor) -> Tensor:
@@ -32,9 +34,9 @@ def test_edges(h: int, w: int, normed: bool) -> None:
     x, weight, bias = surrounded(torch.randn(b, c, h, w)), torch.randn(o, c, 3, 3), torch.randn(b, o)
     norm = torch.randn(b, 2, c) if normed else None
     residual, out = surrounded(torch.randn(b, o, h, w)), surrounded(torch.zeros(b, o, h, w))
-    views = [None if one is None else View.of(one) for one in (bias, residual, norm)]
-    call = winograd(View.of(x), View.of(winograd_weight(weight)), View.of(out), views[0], "relu", *views[1:])
-    run([call])
+    ending, numbers = Ending(View.of(bias), "relu", View.of(residual)), None if norm is None else View.of(norm)
+    given = Operands(View.of(x), View.of(out), WINDOW, ending, numbers)
+    run([winograd(given, View.of(winograd_weight(weight)))])
     scale, shift = torch.ones(2, b, c) if norm is None else norm.unbind(1)
     if norm is None:
         shift = torch.zeros(b, c)
@@ -54,7 +56,7 @@ def test_blocks_of_every_size() -> None:
     def convolved(pictures: Tensor, threads: int) -> Tensor:
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         out = torch.full((len(pictures), o, 4, 4), torch.nan).contiguous(memory_format=torch.channels_last)
-        run([winograd(View.of(pictures), packed, View.of(out))], threads)
+        run([winograd(Operands(View.of(pictures), View.of(out), WINDOW), packed)], threads)
         return out
 
     whole = convolved(x, 1)
@@ -71,6 +73,6 @@ def test_gelu() -> None:
     x = torch.cat([torch.linspace(-8, 8, o), torch.linspace(-1e-2, 1e-2, o), torch.linspace(-1e4, 1e4, o)]).view(3, o)
     zeros, out = torch.zeros(3, v, 1, 1), torch.empty(3, o, 1, 1)
     weight = View.of(torch.zeros(36, v * o))
-    run([winograd(View.of(zeros), weight, View.of(out), View.of(x), "gelu")])
+    run([winograd(Operands(View.of(zeros), View.of(out), WINDOW, Ending(View.of(x), "gelu")), weight)])
     exact = F.gelu(x.double())
     assert float((out.view(3, o) - exact).abs().div(exact.abs().clamp(min=8)).max()) < 1e-7
