@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -103,6 +103,8 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if function.overloadpacket in _DROPOUT:
             return self._dropout(function, *args, **kwargs)
+        if function is aten.instance_norm.default:
+            function, args, kwargs = _instance_norm(*_in_full(function, args, kwargs)[0])
         if function in _WHOLE or (function is aten.one_hot.default and len(args) > 1 and args[1] > 0):
             args, kwargs = _in_full(function, args, kwargs)
         elif _is_composite(function):
@@ -208,6 +210,8 @@ class _Recorder(TorchDispatchMode):
         """An operation in place, as the operation of the same name that has a result."""
         if function is aten.detach_.default:
             return args[0]
+        if function is aten.as_strided_.default and _shows_the_same(*args, **kwargs):
+            return function(*args, **kwargs)
         if torch.Tag.inplace_view in function.tags:
             return self._view_in_place(function, args, kwargs)
         functional = _functional(function)
@@ -282,6 +286,28 @@ def _is_composite(function: Any) -> bool:
 def _repeated(x: Tensor, *args: Any) -> Tensor:
     """The first sample's convolution for each sample: a recording has no values of results, and those take the time."""
     return torch.cat([aten.convolution.default(x[:1], *args)] * len(x))
+
+
+def _instance_norm(x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, own: bool, *rest: Any) -> tuple:
+    """An InstanceNorm's call, as that of the norm that it is.
+
+    Of the picture's own statistics it is a GroupNorm with a group for each channel, and of those that the network has
+    kept it is a BatchNorm. What torch composes it of puts the batch into the channels.
+    """
+    momentum, eps, cudnn = rest
+    if own and mean is None:
+        return aten.group_norm.default, (x, x.shape[1], weight, bias, eps, cudnn), {}
+    return aten.batch_norm.default, (x, weight, bias, mean, variance, own, momentum, eps, cudnn), {}
+
+
+def _shows_the_same(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> bool:
+    """Whether as_strided_ would show the same values in the same places.
+
+    F.adaptive_avg_pool2d to one position does that, so that its result counts as channels_last.
+    """
+    strides = zip(size, stride, x.stride(), strict=False)
+    same = all(count == 1 or one == other for count, one, other in strides)
+    return tuple(size) == tuple(x.shape) and same and storage_offset in (None, x.storage_offset())
 
 
 @functools.cache

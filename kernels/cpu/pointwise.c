@@ -50,7 +50,7 @@ INLINE vf mish(vf x) {
     return pick(x > 20.0f, x, x * (product / (product + 2.0f)));
 }
 
-/* The operations in the order of OPERATIONS of pointwise.py, of x or of x and y. */
+/* The operations in the order of OPERATIONS of pointwise.py, of x, of x and y, or of x, y and z. */
 #define OPERATIONS(DO)                                                                                                 \
     DO(ADD, x + y)                                                                                                     \
     DO(SUB, x - y)                                                                                                     \
@@ -59,6 +59,9 @@ INLINE vf mish(vf x) {
     DO(MAXIMUM, larger(x, y))                                                                                          \
     DO(MINIMUM, smaller(x, y))                                                                                         \
     DO(POW, power(x, y))                                                                                               \
+    DO(GT, pick(x > y, all(1.0f), all(0.0f)))                                                                          \
+    DO(GE, pick(x >= y, all(1.0f), all(0.0f)))                                                                         \
+    DO(EQ, pick(x == y, all(1.0f), all(0.0f)))                                                                         \
     DO(LEAKY_RELU, pick(x < 0.0f, x * y, x))                                                                           \
     DO(ELU, pick(x < 0.0f, y * exponential_less_1(x), x))                                                              \
     DO(NEG, -x)                                                                                                        \
@@ -80,7 +83,8 @@ INLINE vf mish(vf x) {
     DO(RELU, activate(x, RELU))                                                                                        \
     DO(SOFTPLUS, pick(x > 20.0f, x, lanes(log1pf, whole_exponential(x))))                                              \
     DO(MISH, mish(x))                                                                                                  \
-    DO(HARDSWISH, x *between(0.0f, x + 3.0f, 6.0f) / 6.0f)
+    DO(HARDSWISH, x *between(0.0f, x + 3.0f, 6.0f) / 6.0f)                                                             \
+    DO(WHERE, pick(x != 0.0f, y, z))
 
 #define NUMBER(name, value) OPERATION_##name,
 enum operation { OPERATIONS(NUMBER) };
@@ -91,12 +95,12 @@ struct source {
     int step;
 };
 
-static void apply(int operation, int n, struct source a, struct source b, float *to) {
+static void apply(int operation, int n, struct source a, struct source b, struct source c, float *to) {
     switch (operation) {
 #define LOOP(name, value)                                                                                              \
     case OPERATION_##name:                                                                                             \
-        for (int i = 0; i < n; i += VL, a.at += a.step, b.at += b.step) {                                              \
-            const vf x = load(a.at), y __attribute__((unused)) = load(b.at);                                           \
+        for (int i = 0; i < n; i += VL, a.at += a.step, b.at += b.step, c.at += c.step) {                              \
+            const vf x = load(a.at), y __attribute__((unused)) = load(b.at), z __attribute__((unused)) = load(c.at);   \
             store(to + i, value);                                                                                      \
         }                                                                                                              \
         break;
@@ -192,8 +196,8 @@ int64_t pointwise_space(const union number *number) {
     return c.constants * VL + (int64_t)(c.inputs + c.registers + 1) * slot_size(&c);
 }
 
-/* At least what pointwise.py lets be: 10 inputs, 64 constants, 32 registers. */
-enum { DIMS = 6, INPUTS = 10, SOURCES = 128 };
+/* At least what pointwise.py lets be: 10 inputs, 96 constants, 32 registers; and as many numbers of a step as it has. */
+enum { DIMS = 6, INPUTS = 10, SOURCES = 144, FIELDS = 5 };
 
 static struct tile tile_of(const struct chain *c, int operand, const int64_t *index, float *at) {
     const union number *stride = c->stride + operand * c->dims;
@@ -211,7 +215,7 @@ static int tile_extent(const struct chain *c, int k, int64_t index) {
  *
  * Operands: the inputs, then y. Numbers: how many dims, inputs, constants, registers and steps; the size of each dim,
  * at least two; how much of it a tile covers, 1 but for the last two; strides of each input and of y, in elements; the
- * constants; for each step the operation, the register for its value (or -1: y), and two numbers of what it reads:
+ * constants; for each step the operation, the register for its value (or -1: y), and three numbers of what it reads:
  * inputs are numbered first, then constants, then registers. */
 void pointwise(const struct call *call) {
     const struct chain c = parsed(call->number);
@@ -247,8 +251,8 @@ void pointwise(const struct call *call) {
             }
             high = rows, wide = columns;
             for (int s = 0; s < c.steps; s++) {
-                const union number *step = c.step + 4 * s;
-                apply((int)step[0].i, rows * columns, sources[step[2].i], sources[step[3].i],
+                const union number *step = c.step + FIELDS * s;
+                apply((int)step[0].i, rows * columns, sources[step[2].i], sources[step[3].i], sources[step[4].i],
                       step[1].i < 0 ? to : registers + step[1].i * slot);
             }
             if (to == result) copy_tile(rows, columns, (struct tile){result, columns, 1}, y);

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from fastdiff.kernels.cpu.plan import Call, View
 
-BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", "pow", "leaky_relu", "elu")
+BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", "pow", "gt", "ge", "eq", "leaky_relu", "elu")
 UNARY = (
     *("neg", "abs", "exp", "log", "sin", "cos", "tanh", "sigmoid", "sqrt", "rsqrt", "reciprocal", "square", "erf"),
     *("gelu", "gelu_tanh", "silu", "relu", "softplus", "mish", "hardswish"),
 )
-OPERATIONS = (*BINARY, *UNARY)  # in the order of OPERATIONS in pointwise.c
-OPERANDS = {**dict.fromkeys(BINARY, 2), **dict.fromkeys(UNARY, 1), "clamp": 3}
+OPERATIONS = (*BINARY, *UNARY, "where")  # in the order of OPERATIONS in pointwise.c
+OPERANDS = {**dict.fromkeys(BINARY, 2), **dict.fromkeys(UNARY, 1), "where": 3}
 
 # An operation and its operands: an int is a value, a float a constant. Values are numbered: the inputs, then the steps.
 Step = tuple[str | int | float, ...]
@@ -45,9 +45,9 @@ def pointwise(out: View, inputs: Sequence[View], steps: Sequence[Step] = ()) -> 
 
     Of two inputs `pointwise(out, (x, y), (("mul", 0, 0.5), ("add", 2, 1), ("silu", 3)))` is silu(x 0.5 + y).
 
-    Operations are BINARY and UNARY, by torch's names, and ("clamp", x, lowest, highest), whose bounds are constants
-    that may be infinite. `elu` takes alpha and `leaky_relu` the slope as second operand; gelu, gelu_tanh, silu and relu
-    have the bits that they have as another kernel's activation. NaN stays NaN.
+    Operations are BINARY and UNARY, by torch's names, and ("where", x, y, z), which is z where x is 0, and else y.
+    Comparisons are 1 or 0. `elu` takes alpha and `leaky_relu` the slope as second operand; gelu, gelu_tanh, silu and
+    relu have the bits that they have as another kernel's activation. NaN stays NaN.
 
     Args:
         out: up to 6 dimensions. It may be one of the inputs, with the same strides, and overlap none else.
@@ -71,8 +71,9 @@ def pointwise(out: View, inputs: Sequence[View], steps: Sequence[Step] = ()) -> 
     if any(size > 1 and stride < 1 for size, stride in zip(out.shape, out.strides, strict=True)):
         raise ValueError(f"{op}: out has strides {out.strides}; accepted: positive ones")
     sizes, strides, tile = _layout(out.shape, [view.strides for view in (*inputs, out)], TILE if steps else COPIED)
-    constants, registers, code = _code(_lowered(op, len(inputs), steps), len(inputs))
-    counts = len(sizes), len(inputs), len(constants), registers, len(code) // 4
+    operations = [_operation(op, len(inputs) + at, step) for at, step in enumerate(steps)]
+    constants, registers, code = _code(operations, len(inputs))
+    counts = len(sizes), len(inputs), len(constants), registers, len(steps)
     numbers = *counts, *sizes, *tile, *(step for one in strides for step in one), *constants, *code
     return Call(op, tuple(inputs), (out,), numbers)
 
@@ -122,32 +123,23 @@ def _rows(outside: list[tuple[int, tuple[int, ...]]], across: tuple[int, ...], w
     return max(range(len(outside)), key=lambda dim: (min(outside[dim][0], wanted), dim))
 
 
-def _lowered(op: str, inputs: int, steps: Sequence[Step]) -> list[_Operation]:
-    """The steps as operations of pointwise.c; raises ValueError for what it has not."""
-    made: list[_Operation] = []
-    numbers = list(range(inputs))  # of the steps' values, in what is made
-    for name, *operands in steps:
-        if OPERANDS.get(str(name)) != len(operands):
-            raise ValueError(
-                f"{op}: step {(name, *operands)}; accepted: {', '.join(OPERANDS)}, each with its number of operands"
-            )
-        if not all(isinstance(one, float) or (type(one) is int and 0 <= one < len(numbers)) for one in operands):
-            raise ValueError(f"{op}: step {(name, *operands)}; accepted: floats, and the numbers of earlier values")
-        given = [one if isinstance(one, float) else numbers[int(one)] for one in operands]
-        if name == "clamp":
-            if not all(isinstance(one, float) for one in given[1:]):
-                raise ValueError(f"{op}: step {(name, *operands)}; accepted: floats as bounds")
-            made += [("maximum", given[:2]), ("minimum", [inputs + len(made), given[2]])]
-        elif name == "pow" and isinstance(given[1], float) and given[1] in _POWERS:
-            made.append((_POWERS[given[1]], given[:1]))
-        else:
-            made.append((str(name), given))
-        numbers.append(inputs + len(made) - 1)
-    return made
+def _operation(op: str, values: int, step: Step) -> _Operation:
+    """A step as an operation of pointwise.c; raises ValueError for what it has not, or if it reads no earlier value."""
+    name, *operands = step
+    if OPERANDS.get(str(name)) != len(operands):
+        raise ValueError(
+            f"{op}: step {(name, *operands)}; accepted: {', '.join(OPERANDS)}, each with its number of operands"
+        )
+    if not all(isinstance(one, float) or (type(one) is int and 0 <= one < values) for one in operands):
+        raise ValueError(f"{op}: step {(name, *operands)}; accepted: floats, and the numbers of earlier values")
+    given = [one for one in operands if isinstance(one, (int, float))]
+    if name == "pow" and isinstance(given[1], float) and given[1] in _POWERS:
+        return _POWERS[given[1]], given[:1]
+    return str(name), given
 
 
 def _code(operations: list[_Operation], inputs: int) -> tuple[list[float], int, list[int]]:
-    """The constants, how many registers are needed, and four numbers for each operation, as pointwise.c reads them."""
+    """The constants, how many registers are needed, and five numbers for each operation, as pointwise.c reads them."""
     constants = [one for _, given in operations for one in given if isinstance(one, float)]
     last_use = {one: at for at, (_, given) in enumerate(operations) for one in given if isinstance(one, int)}
     place = {at: at for at in range(inputs)}  # where a value is, by the numbers of pointwise.c
@@ -170,5 +162,5 @@ def _code(operations: list[_Operation], inputs: int) -> tuple[list[float], int, 
             register = used
             used += 1
         place[inputs + at] = first + register
-        code += [OPERATIONS.index(name), register, sources[0], sources[-1]]
+        code += [OPERATIONS.index(name), register, *sources, *sources[-1:] * (3 - len(sources))]
     return constants, used, code

@@ -18,7 +18,12 @@ aten = torch.ops.aten
 WEIGHT = torch.linspace(-1, 1, 16).view(4, 4)
 TABLE = torch.linspace(-1, 1, 40).view(10, 4)
 GRU, LSTM = nn.GRU(16, 4, batch_first=True), nn.LSTM(16, 4, batch_first=True, bidirectional=True)
+INSTANCES = nn.InstanceNorm2d(4, track_running_stats=True).eval()
 ATTENTION = nn.MultiheadAttention(16, 2, batch_first=True).eval()
+
+
+def nhwc(x):
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def in_place_views(x, t):
@@ -138,10 +143,14 @@ RECORDED = {
     "interpolate": lambda x, t: scaled(x, 7),
     "pad and roll": lambda x, t: F.pad(F.pad(x, (1, 0, 2, 1)), (1, 1, 1, 1), mode="reflect").roll(1, dims=2),
     "pools": lambda x, t: F.max_pool2d(x, 2) + F.avg_pool2d(x, 2) + F.adaptive_avg_pool2d(x, (2, 2)),
+    "pools to one": lambda x, t: (
+        F.adaptive_avg_pool2d(nhwc(x * 2), 1) * x + F.adaptive_avg_pool1d(x.flatten(2), 1)[..., None]
+    ),
     "pixel shuffles": lambda x, t: F.pixel_shuffle(x, 2) + F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2)[:, :1].mean(),
     "einsum and matmul": lambda x, t: torch.einsum("bchw,cd->bdhw", x, WEIGHT) @ WEIGHT + x.matmul(x.mT),
     "attention": lambda x, t: F.scaled_dot_product_attention(x, x, x, dropout_p=0.0, is_causal=True),
     "norms": lambda x, t: F.layer_norm(x, (4,)) + F.rms_norm(x, (4,)) + F.instance_norm(x) + F.normalize(x, dim=1),
+    "instance norms": lambda x, t: F.instance_norm(nhwc(x), weight=TABLE[0], bias=TABLE[1]) + INSTANCES(x),
     "batch norm over the batch": lambda x, t: F.batch_norm(x, None, None, training=True),
     "a lookup": lambda x, t: x + F.embedding(t, TABLE)[:, :, None, None] + TABLE[t][..., None, None],
     "one hot": lambda x, t: x + F.one_hot(t, 10).float()[:, :4, None, None],
@@ -239,9 +248,14 @@ REFUSED = {
         lambda x, t: F.batch_norm(x, TABLE[0], TABLE[1].exp(), training=True),
         "running statistics",
     ),
+    "InstanceNorm in training": (
+        lambda x, t: F.instance_norm(x, TABLE[0], TABLE[1].exp(), use_input_stats=True),
+        "running statistics",
+    ),
     "out=": (lambda x, t: torch.add(x, 1, out=torch.empty_like(x)), "writes to an argument"),
     "resize_": (lambda x, t: (x * 1).resize_(4), "shape in place"),
     "a parameter transposed": (lambda x, t: x + TABLE.t_(), "writes to a tensor of the network"),
+    "as_strided_": (lambda x, t: (x * 1).as_strided_((2, 4, 4, 4), (64, 16, 1, 4)), "shape in place"),
     "as_strided written": (lambda x, t: (x * 1).as_strided((4,), (1,)).add_(1), "is written to"),
     "NumPy": (lambda x, t: x + torch.from_numpy(x.numpy()), "outside of torch's operations"),
     "a parameter made of x": (lambda x, t: x + nn.Parameter(x.mean()), "outside of torch's operations"),
@@ -304,6 +318,7 @@ def test_dropout_is_left_out():
         (nn.GroupNorm(2, 4), aten.group_norm.default),
         (nn.LayerNorm(4), aten.layer_norm.default),
         (nn.BatchNorm2d(4).eval(), aten.batch_norm.default),
+        (nn.InstanceNorm2d(4, affine=True), aten.group_norm.default),
         (nn.Linear(4, 4), aten.linear.default),
         (nn.Conv2d(4, 4, 1), aten.convolution.default),
     ],

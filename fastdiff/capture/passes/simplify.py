@@ -21,7 +21,8 @@ from fastdiff.capture.passes.match import (
 
 
 def simplify(graph: Graph) -> None:
-    """x sigmoid(x) becomes SiLU; a factor of one, and a softmax's maximum, go; fused operators are taken apart."""
+    """x sigmoid(x) becomes SiLU, and pooling to a size pooling by windows; a factor of one, and a softmax's maximum,
+    go; fused operators are taken apart."""
     for node in list(graph.nodes.nodes):
         if node.target in (aten.mul.Tensor, aten.div.Tensor) and node.args[1] == 1 and _keeps_dtype(node):
             supersede(graph, node, node.args[0])
@@ -29,11 +30,28 @@ def simplify(graph: Graph) -> None:
             replace(graph, node, aten.silu.default, (_sigmoid_of(node),))
         elif node.target is aten._softmax.default and _less_its_maximum(node.args[0], node.args[1]):
             node.args = (node.args[0].args[0], *node.args[1:])  # which softmax subtracts itself
+        elif node.target in _POOLS:
+            _as_windows(node)
         elif node.target is ours.group_norm.default:
             _open_norm(graph, node)
         elif node.target is ours.depthwise_conv.default:
             _open_depthwise(graph, node)
     graph.tidy()
+
+
+# Pooling to a size, and by windows.
+_POOLS = {
+    aten._adaptive_avg_pool2d.default: aten.avg_pool2d.default,
+    aten.adaptive_max_pool2d.default: aten.max_pool2d_with_indices.default,
+}
+
+
+def _as_windows(node: Node) -> None:
+    """Pooling to a size that divides the picture's sees windows of one size, side by side."""
+    x, wanted = node.args
+    size = x.meta["shape"][-2:]
+    if all(b and a % b == 0 for a, b in zip(size, wanted, strict=True)):
+        node.target, node.args = _POOLS[node.target], (x, [a // b for a, b in zip(size, wanted, strict=True)])
 
 
 def _keeps_dtype(node: Node) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
+from fastdiff.capture.passes.comparisons import chosen, compared
 from fastdiff.capture.passes.match import Node, activation, arguments, aten, only_user
 from fastdiff.engine.cpu.lowering import Deferred, Lowering, Value, Way
 from fastdiff.engine.cpu.views import order_of, same
@@ -65,7 +65,7 @@ def _renumbered(step: Step, number: Callable[[int], int]) -> Step:
 
 
 Operand = int | float
-Make = Callable[..., int]  # (expression, operands) → the number of the result
+Make = Callable[..., Operand]  # (expression, operands) → the number of the result
 
 
 def _way(make: Make, *names: str) -> Way:
@@ -92,6 +92,8 @@ def _made(low: Lowering, node: Node, make: Make, given: list[Any]) -> Expression
 
 
 def _operand(low: Lowering, made: Expression, value: Any, inline: bool) -> Operand | None:
+    if isinstance(value, View):
+        return made.read(broadcast(value, made.node.meta["shape"]))
     if not isinstance(value, fx.Node):
         return None if value is None else float(value)
     given = low.values[value]
@@ -113,8 +115,41 @@ def _sub(made: Expression, a: Operand, b: Operand, alpha: float) -> int:
     return made.apply("sub", a, _times(made, b, alpha))
 
 
-def _clamp(made: Expression, x: Operand, low: Operand | None, high: Operand | None) -> int:
-    return made.apply("clamp", x, -math.inf if low is None else low, math.inf if high is None else high)
+def _addcmul(made: Expression, x: Operand, a: Operand, b: Operand, value: float) -> int:
+    return _add(made, x, made.apply("mul", a, b), value)
+
+
+def _clamp(made: Expression, x: Operand, low: Operand | None, high: Operand | None) -> Operand:
+    x = x if low is None else made.apply("maximum", x, low)
+    return x if high is None else made.apply("minimum", x, high)
+
+
+def _lerp(made: Expression, x: Operand, end: Operand, weight: Operand) -> int:
+    return made.apply("add", x, made.apply("mul", made.apply("sub", end, x), weight))
+
+
+def _hardsigmoid(made: Expression, x: Operand) -> int:
+    return made.apply("div", _clamp(made, made.apply("add", x, 3.0), 0.0, 6.0), 6.0)
+
+
+def _compared(low: Lowering, node: Node) -> Value | None:
+    how, a, b = node.args
+    if how in ("lt", "le"):
+        how, a, b = {"lt": "gt", "le": "ge"}[how], b, a
+    if how == "ne":  # NaN too
+        return _made(low, node, lambda made, a, b: made.apply("sub", 1.0, made.apply("eq", a, b)), [a, b])
+    return _made(low, node, _one(how), [a, b])
+
+
+def _affine(made: Expression, x: Operand, *numbers: Operand) -> Operand:
+    for place, number in enumerate(numbers):
+        x = made.apply("add" if place % 2 else "mul", x, number)
+    return x
+
+
+def affine(low: Lowering, node: Node, x: Node | View, *numbers: Node | View) -> Value | None:
+    """A node's result as x a + b, or (x a + b) c + d, and so on, of numbers that broadcast to x's shape."""
+    return _made(low, node, _affine, [x, *numbers])
 
 
 def _one(name: str) -> Make:
@@ -145,7 +180,15 @@ ELEMENTWISE: dict[Any, Way] = {
     aten.maximum.default: _way(_one("maximum"), "self", "other"),
     aten.minimum.default: _way(_one("minimum"), "self", "other"),
     aten.pow.Tensor_Scalar: _way(_one("pow"), "self", "exponent"),
+    aten.lerp.Scalar: _way(_lerp, "self", "end", "weight"),
+    aten.lerp.Tensor: _way(_lerp, "self", "end", "weight"),
+    aten.addcmul.default: _way(_addcmul, "self", "tensor1", "tensor2", "value"),
+    compared: _compared,
+    chosen: lambda low, node: _made(low, node, _one("where"), list(node.args)),
+    aten.hardsigmoid.default: _way(_hardsigmoid, "self"),
+    aten._prelu_kernel.default: _way(_one("leaky_relu"), "self", "weight"),
     aten.clamp.default: _way(_clamp, "self", "min", "max"),
+    aten.clamp.Tensor: _way(_clamp, "self", "min", "max"),
     aten.hardtanh.default: _way(_clamp, "self", "min_val", "max_val"),
     aten.clamp_min.default: _way(lambda made, x, low: _clamp(made, x, low, None), "self", "min"),
     aten.clamp_max.default: _way(lambda made, x, high: _clamp(made, x, None, high), "self", "max"),

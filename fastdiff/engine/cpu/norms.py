@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastdiff.capture.passes.batch_norm import scale_and_offset
 from fastdiff.capture.passes.match import Node, arguments
+from fastdiff.engine.cpu.elementwise import affine
 from fastdiff.engine.cpu.lowering import Deferred, Lowering, Value
-from fastdiff.engine.cpu.views import NHWC, permuted
+from fastdiff.engine.cpu.views import NHWC, permuted, reshaped
 from fastdiff.kernels.cpu.norm import norm_statistics, scale_shift
 from fastdiff.kernels.cpu.plan import View
 from fastdiff.kernels.cpu.position_norm import position_norm
@@ -47,14 +49,42 @@ def norm_of_positions(low: Lowering, node: Node) -> Value | None:
     return _of_positions(low, node, *node.args)
 
 
+def batch_norm(low: Lowering, node: Node) -> Value | None:
+    """aten.batch_norm in eval(), where no convolution has taken it in."""
+    found, ndim = scale_and_offset(low.graph, node), len(node.meta["shape"])
+    if found is None:
+        return None
+    numbers = (View.of(one.float().view(-1, *[1] * (ndim - 2))) for one in found)
+    return affine(low, node, node.args[0], *numbers)
+
+
 def layer_norm(low: Lowering, node: Node) -> Value | None:
-    """aten.layer_norm over the last dimension."""
+    """aten.layer_norm over the last dimension, or over all of an image."""
     x, over, weight, bias, eps, _ = arguments(node)
+    if len(over) == 3 and len(x.meta["shape"]) == 4:
+        return _of_whole_images(low, node, x, weight, bias, eps)
     if len(over) != 1:
         return None
     out = low.rows_out(node)
     low.call(position_norm(low.rows(low.view(x)), out, low.vector(weight), low.vector(bias), eps, True))
     return out
+
+
+def _of_whole_images(
+    low: Lowering, node: Node, x: Node, weight: Node | None, bias: Node | None, eps: float
+) -> Value | None:
+    """A group norm of one group; its weight and bias (C, H, W) differ by position."""
+    if weight is None and bias is not None:
+        return None
+    images = low.images(x)
+    b, c, *_ = images.shape
+    numbers = low.new((b, 2, c))
+    low.call(norm_statistics(images, numbers, 1, eps=eps))
+    if weight is None:
+        return Normed(node, images, numbers)
+    scale, shift = (reshaped(numbers.part(1, at, 1), (b, c, 1, 1)) for at in range(2))
+    assert scale is not None and shift is not None  # they lie side by side
+    return affine(low, node, images, scale, shift, weight, *([] if bias is None else [bias]))
 
 
 def channel_norm(low: Lowering, node: Node) -> Value | None:

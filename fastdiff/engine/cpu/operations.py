@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fastdiff.capture.graph import Graph
+from fastdiff.capture.passes.comparisons import number_comparisons
 from fastdiff.capture.passes.match import Node, arguments, aten, constant, ours, places, stored
 from fastdiff.capture.tidy import fold_constants
 from fastdiff.engine.cpu import convolutions, norms
@@ -32,6 +33,7 @@ from fastdiff.kernels.position_norm import position_norm
 def planned(graph: Graph, batch: int, halves: int = 1, packed: Packed | None = None) -> Plan:
     """The plan of a graph of one batch after the passes; see Lowering."""
     fold_constants(graph)  # what depends on the batch alone
+    number_comparisons(graph)
     return Plan(Lowering(graph, WAYS, batch, halves, packed))
 
 
@@ -161,6 +163,7 @@ WAYS: dict[Any, Way] = {
     aten.sum.default: lambda low, node: _reduced(low, node, "sum"),
     aten.stack.default: _stack,
     aten.layer_norm.default: norms.layer_norm,
+    aten.batch_norm.default: norms.batch_norm,
     aten.max_pool2d_with_indices.default: _max_pool,
     aten.avg_pool2d.default: _average_pool,
 }

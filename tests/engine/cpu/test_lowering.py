@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastdiff import Model, make_schedule, sample
+from fastdiff import Engine, Model, make_schedule, sample
 from fastdiff.engine.cpu import step
 from fastdiff.kernels.cpu import winograd
 from fastdiff.kernels.cpu.pointwise import STEPS
@@ -47,6 +47,20 @@ ELEMENTWISE = {
     "clamp from above": lambda x: x.clamp(max=0.5),
     "clamp_min": lambda x: torch.clamp_min(x, 0.1),
     "clamp_max": lambda x: torch.clamp_max(x, 0.1),
+    "clamp between tensors": lambda x: x.clamp(x.sin() - 0.1, x.cos()) + x.clamp(max=x.sin()) + x.clamp(min=x.cos()),
+    "lerp": lambda x: torch.lerp(x, x.sin(), 0.3) + torch.lerp(x, x.cos(), x.sigmoid()),
+    "a product added": lambda x: torch.addcmul(x, x.sin(), x.cos(), value=0.5),
+    "hardsigmoid": lambda x: F.hardsigmoid(3 * x),
+    "prelu": lambda x: F.prelu(x, torch.tensor([0.1, 0.2, -0.3, 0.4], dtype=x.dtype)),
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x) + torch.where(x < 0.5, 0.0, x) + torch.where(x > x.cos(), 1, x),
+    "where, by a channel": lambda x: torch.where(x[:, :1] >= 0.3, x, -x),
+    "where there is NaN": lambda x: torch.where(x > 0.2, torch.log(x), 2.0) + torch.where(x.sqrt() != x.sqrt(), 1.0, x),
+    "compared with numbers": lambda x: x * (x > 0.2) + (x <= 0.1).to(x.dtype) + (x >= 0.4) * 2.0 - x * (x < -1),
+    "compared": lambda x: (x == x.relu()) * x + (x != x.relu()).to(x.dtype) / 3 + x * (x.sin() <= x.cos()),
+    "masked": lambda x: x.masked_fill(x.abs() > 1, 0.5).masked_fill(x < -0.5, torch.tensor(0.25, dtype=x.dtype)),
+    "one comparison, read by three": lambda x: (
+        lambda mask: torch.where(mask, x.sin(), x) + x.cos() * mask + mask.to(x.dtype)
+    )(x > 0),
     "square": torch.square,
     "a cube": lambda x: x**3,
     "a power": lambda x: x.abs() ** 1.7,
@@ -76,12 +90,39 @@ def _times(count, function, x):
 def test_elementwise(name, same_function, names):
     plan = same_function(lambda net, x, t: ELEMENTWISE[name](x))
     assert set(names(plan)) == {"pointwise"}
-    same_function(lambda net, x, t: net.last(ELEMENTWISE[name](net.first(x))), first=conv(), last=conv(), threads=(1,))
+    same_function(lambda net, x, t: net.last(ELEMENTWISE[name](net.first(x))), first=conv(), last=conv(), batch=1)
 
 
 def test_a_chain_is_one_pass(same_function, names):
     plan = same_function(lambda net, x, t: ((x * 2 + 1).sin() * x.cos()).clamp(-0.5, 0.5) - x.transpose(2, 3))
     assert names(plan) == ["pointwise"]
+    plan = same_function(lambda net, x, t: torch.lerp(x, torch.where(x.sin() > x.cos(), x.exp(), 0.5), 0.3) * (x <= 1))
+    assert names(plan) == ["pointwise"]
+
+
+class Squeezed(nn.Module):
+    """BatchNorm and an activation before a convolution; then squeeze and excitation (Hu et al. 2018)."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.before = nn.Sequential(nn.BatchNorm2d(c), nn.PReLU(c), conv(c, c), nn.InstanceNorm2d(c, affine=True))
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(c, 2, 1), nn.ReLU(), conv(2, c, 1), nn.Hardsigmoid())
+
+    def forward(self, x):
+        y = self.before(x)
+        return torch.where(y > 0, y, 0.1 * y) * self.gate(y) + x
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_blocks_of_other_networks_hold_no_torch(batch, Net, randomised, rel, poisoned):
+    """By the engine, whose images are channels_last."""
+    net = Net(lambda net, x, t: net.last(net.block(net.first(x))), first=conv(4, 8), block=Squeezed(8), last=conv(8, 4))
+    model = Model(randomised(net), make_schedule("linear", 20), image_shape=(4, 6, 6))
+    ours = Engine(model, model.table("ddim", 3), batch_size=batch, device="cpu", clip=2.0)
+    own = Engine(model, ours.table, batch_size=batch, device="cpu", clip=2.0, form="eager")
+    assert rel(ours.sample(batch), own.sample(batch)) < 1e-5
+    (said,) = ours.holds()["steps"].values()
+    assert "C kernels" in said and "torch" not in said
 
 
 UNUSUAL = {
@@ -152,6 +193,7 @@ PRODUCTS = {
         for dims in ((0,), (1,), (2,), (-1,), (2, 3), (1, 2, 3), (0, 2, 3), (0, 1, 2, 3), (-1, -3))
         for keep in (True, False)
     },
+    "recurrent": lambda net, x: net.gru(x.flatten(2).mT)[0].mT.reshape(x.shape),
     "mean of all": lambda net, x: x + net.conv(x).mean() + x.sum() / 9,
     "sum of five": lambda net, x: x + x.view(-1, 2, 2, 6, 6).sum((1, 4))[:, :, :, None].repeat(1, 2, 1, 1),
     "mean of three": lambda net, x: x * net.conv(x).flatten(2).mean(2)[:, :, None, None],
@@ -184,6 +226,7 @@ def _reduced(x, how, dims, keep):
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_and_sums(name, same_function):
     modules = dict(conv=conv(), line=nn.Linear(36, 36), cross=nn.Linear(4, 4), wide=nn.Linear(4, 36))
+    modules["gru"] = nn.GRU(4, 4, batch_first=True)
     plan = same_function(lambda net, x, t: PRODUCTS[name](net, x), **modules)
     left = {str(step.node.target) for step in plan.outside}
     assert left <= LEFT.get(name, set()), left
@@ -220,6 +263,10 @@ POOLED = {
     "average, padded": lambda x: F.avg_pool2d(x, 3, 2, 1),
     "average, without the padding": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
     "average, oblong": lambda x: F.avg_pool2d(x, (1, 3), (2, 1), (0, 1)),
+    "average, to one": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "average, of a line to one": lambda x: F.adaptive_avg_pool1d(x.flatten(2), 1)[..., None],
+    "average, to a size": lambda x: F.adaptive_avg_pool2d(x, (7, 2)) * F.adaptive_avg_pool2d(x, (1, None))[..., ::4],
+    "max, to a size": lambda x: F.adaptive_max_pool2d(x, (1, 4)) + F.adaptive_max_pool2d(x, 1),
     "nearest": lambda x: F.interpolate(x, scale_factor=2),
     "nearest, by size": lambda x: F.interpolate(x, size=(21, 16)),
     "nearest, oblong": lambda x: F.interpolate(x, scale_factor=(1.0, 3.0)),
@@ -231,6 +278,7 @@ POOLED = {
 LEFT_TO_TORCH = {
     "max, ceil": lambda x: F.max_pool2d(x, 2, ceil_mode=True),
     "average, ceil": lambda x: F.avg_pool2d(x, 2, ceil_mode=True),
+    "average, to a size that does not divide": lambda x: F.adaptive_avg_pool2d(x, 3),
     "average by a divisor": lambda x: F.avg_pool2d(x, 2, divisor_override=3),
     "nearest, at another size": lambda x: F.interpolate(x, size=(9, 10)),
     "nearest, smaller": lambda x: F.interpolate(x, scale_factor=0.5),
@@ -256,8 +304,9 @@ def test_sizes(name, same_function):
             1, keepdim=True
         )
 
-    plan = same_function(forward, (4, 7, 8), conv=conv())
-    assert bool(plan.outside) == (name in LEFT_TO_TORCH)
+    for batch in (1, 3):
+        plan = same_function(forward, (4, 7, 8), batch=batch, conv=conv())
+        assert bool(plan.outside) == (name in LEFT_TO_TORCH)
 
 
 def test_pooled_and_enlarged_again_where_the_result_is_seen(same_function):
@@ -283,18 +332,26 @@ NORMS = {
     "by a grouped one": lambda net, x, emb: net.grouped(net.norm(x)),
     "instance norm": lambda net, x, emb: F.instance_norm(x),
     "of a line": lambda net, x, emb: net.norm(x.flatten(2)).view(x.shape),
+    "instance norm with weights": lambda net, x, emb: net.conv(F.silu(net.each_image(x))) + net.conv(net.each_image(x)),
+    "instance norm of a line": lambda net, x, emb: F.instance_norm(x.flatten(2)).view(x.shape),
+    "instance norm with statistics": lambda net, x, emb: net.tracked(x),
     "batch norm": lambda net, x, emb: net.folded(net.conv(x)),
+    "batch norm before a convolution": lambda net, x, emb: net.conv(F.relu(net.folded(x))) + net.conv(net.folded(x)),
+    "batch norm of rows": lambda net, x, emb: x * net.rows(x.mean((2, 3)))[:, :, None, None],
     "layer norm": lambda net, x, emb: net.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
     "layer norm, written out": lambda net, x, emb: _written(net, x),
     "layer norm of tokens": lambda net, x, emb: (
         net.layer(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
     ),
-    "layer norm of the image": lambda net, x, emb: F.layer_norm(x, x.shape[1:]),
+    "layer norm of the image": lambda net, x, emb: net.conv(F.layer_norm(x, x.shape[1:])),
+    "layer norm of the image, with weights": lambda net, x, emb: F.gelu(net.whole(x)) + net.unbiased(x),
+    "layer norm of a plane": lambda net, x, emb: F.layer_norm(x, x.shape[2:]),
+    "batch norm over the batch": lambda net, x, emb: F.batch_norm(x, None, None, training=True),
     "rms": lambda net, x, emb: F.normalize(x, dim=1) * net.layer.weight.view(-1, 1, 1) * math.sqrt(8),
 }
 
 
-NORMS_OF_TORCH = ("layer norm of the image", "instance norm")
+NORMS_OF_TORCH = ("layer norm of a plane", "batch norm over the batch")
 
 
 def _written(net, x):
@@ -317,6 +374,11 @@ def test_norms(name, same_function, randomised):
             strided=conv(8, 8, stride=2),
             transposed=nn.ConvTranspose2d(8, 8, 2, stride=2),
             layer=nn.LayerNorm(8),
+            whole=nn.LayerNorm([8, 6, 6]),
+            unbiased=nn.LayerNorm([8, 6, 6], bias=False),
+            each_image=nn.InstanceNorm2d(8, affine=True),
+            tracked=nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+            rows=nn.BatchNorm1d(8),
             folded=nn.BatchNorm2d(8),
             time=nn.Linear(1, 16),
         )
@@ -326,8 +388,10 @@ def test_norms(name, same_function, randomised):
         emb = net.time(t.to(net.time.weight.dtype)[:, None] / 20)[:, :, None, None]
         return net.end(NORMS[name](net, net.start(x) + 0.3, emb))
 
-    plan = same_function(forward, **randomised(modules))
-    assert bool(plan.outside) == (name in NORMS_OF_TORCH)
+    modules = randomised(modules)
+    for batch in (1, 3):
+        plan = same_function(forward, batch=batch, **modules)
+        assert bool(plan.outside) == (name in NORMS_OF_TORCH)
 
 
 ATTENTION = {

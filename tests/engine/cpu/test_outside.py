@@ -17,9 +17,9 @@ def _rows(t, width):
 
 OUTSIDE = {
     "cumsum": lambda net, x: x.cumsum(1),
-    "where": lambda net, x: torch.where(x > 0, x, 0.1 * net.conv(x)),
-    "compared": lambda net, x: x * (x > 0.2) + (x <= 0.1).to(x.dtype),
-    "masked": lambda net, x: x.masked_fill(x.abs() > 1, 0.5),
+    "where": lambda net, x: torch.where((x > 0) & (x < 1), x, 0.1 * net.conv(x)),
+    "compared": lambda net, x: x * (x > 0.2).flip(1) + (x <= 0.1).sum(1, keepdim=True).to(x.dtype),
+    "masked": lambda net, x: x.masked_fill(~(x.abs() > 1), 0.5),
     "amax": lambda net, x: x - x.amax((2, 3), keepdim=True),
     "maxima with places": lambda net, x: x.max(1, keepdim=True)[0] + x * x.argmax(1, keepdim=True),
     "sorted": lambda net, x: (lambda found: found[0] + found[1])(x.sort(3)),
@@ -37,10 +37,9 @@ OUTSIDE = {
     "bilinear": lambda net, x: F.interpolate(F.interpolate(net.conv(x), scale_factor=2, mode="bilinear"), size=(6, 6)),
     "twice in turn": lambda net, x: net.conv(net.conv(x.cumsum(1)).cumsum(2)).cumsum(3),
     "at once": lambda net, x: x.cumsum(1).cumsum(2).cumsum(3).cumprod(1),
-    "kept": lambda net, x: (lambda mask: torch.where(mask, net.conv(x), x) + net.conv(x.sin()) * mask)(x > 0),
+    "kept": lambda net, x: (lambda mask: torch.where(mask, net.conv(x), x) + net.conv(x.sin()) * mask)((x > 0).flip(1)),
     "of parts": lambda net, x: torch.cat([part.cumsum(1) for part in x.chunk(2, 1)], 1),
-    "of a list": lambda net, x: torch.stack(x.unbind(1)[::-1], 1),
-    "recurrent": lambda net, x: net.gru(x.flatten(2).mT)[0].mT.reshape(x.shape),
+    "of a list": lambda net, x: x * torch.stack([one > 0 for one in x.unbind(1)][::-1], 1),
     "attention by a module": lambda net, x: net.mha(*[x.flatten(2).mT] * 3)[0].mT.reshape(x.shape),
     "written to": lambda net, x: _written(net.conv(x)),
 }
@@ -73,7 +72,6 @@ def modules():
         conv=conv(4, 4, 3, padding=1),
         last=conv(4, 4, 1),
         table=nn.Embedding(7, 4),
-        gru=nn.GRU(4, 4, batch_first=True),
         mha=nn.MultiheadAttention(4, 2, batch_first=True),
         other_table=nn.Embedding(7, 4),
     )
@@ -81,7 +79,7 @@ def modules():
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_between_two_stretches(name, same_function):
-    same_function(lambda net, x, t: net.last(OUTSIDE[name](net, net.first(x))), **modules())
+    assert same_function(lambda net, x, t: net.last(OUTSIDE[name](net, net.first(x))), **modules()).outside
     same_function(lambda net, x, t: OUTSIDE[name](net, x), batch=4, halves=2, **modules())
 
 
@@ -91,7 +89,7 @@ TIMES = {
     "one hot": lambda net, x, t: net.conv(x) * (1 + _rows(t, 4))[:, :, None, None],
     "a mask of the time": lambda net, x, t: torch.where((t > 9).view(-1, 1, 1, 1), net.conv(x), x.sin()),
     "a value kept": lambda net, x, t: net.conv(x).cumsum(1) * (1 + t.view(-1, 1, 1, 1)) + x,
-    "x and t in torch": lambda net, x, t: torch.where(x > t.view(-1, 1, 1, 1) / 20, x, net.conv(x)),
+    "x and t in torch": lambda net, x, t: torch.where((x > t.view(-1, 1, 1, 1) / 20).flip(1), x, net.conv(x)),
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastdiff.kernels.cpu.norm import scale_shift
 from fastdiff.kernels.cpu.plan import View, run
-from fastdiff.kernels.cpu.pointwise import OPERATIONS, broadcast, pointwise
+from fastdiff.kernels.cpu.pointwise import BINARY, UNARY, broadcast, pointwise
 
 # By name: torch's own, of x or of x and y, and constants y that it is tried with.
 TORCH = {
@@ -18,12 +18,11 @@ TORCH = {
     **{name: getattr(torch, name) for name in ("neg", "abs", "exp", "log", "sin", "cos", "tanh", "sigmoid", "sqrt")},
     **{name: getattr(torch, name) for name in ("rsqrt", "reciprocal", "square", "erf")},
     **{name: getattr(F, name) for name in ("gelu", "silu", "relu", "softplus", "mish", "hardswish")},
+    **{name: lambda x, y, name=name: getattr(torch, name)(x, y).to(x.dtype) for name in ("gt", "ge", "eq")},
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "leaky_relu": lambda x, y: torch.where(x < 0, x * y, x),
     "elu": lambda x, y: torch.where(x < 0, y * torch.expm1(x), x),
 }
-UNARY = [name for name in OPERATIONS if name not in ("add", "sub", "mul", "div", "maximum", "minimum", "pow")]
-UNARY = [name for name in UNARY if name not in ("leaky_relu", "elu")]
 POSITIVE = ("log", "sqrt", "rsqrt", "pow")
 # Right to an absolute error of some 1e-7 only: the activations are those of the other kernels.
 ABSOLUTE = ("gelu", "gelu_tanh")
@@ -59,7 +58,7 @@ def test_functions_of_one(name):
         assert largest_relative_error(ours, expected) < max(1e-6, 1.5 * theirs)
 
 
-@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "maximum", "minimum", "pow", "leaky_relu", "elu"])
+@pytest.mark.parametrize("name", BINARY)
 def test_functions_of_two(name, rel):
     x, y = 3 * torch.randn(7, 45), torch.randn(7, 45)
     x = x.abs() if name in POSITIVE else x
@@ -89,12 +88,22 @@ def test_nan_wins(name):
     assert torch.equal(computed([(name, 0, 1)], x, y).nan_to_num(7.0), expected.nan_to_num(7.0))
 
 
-@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, math.inf), (-math.inf, 2.5), (-math.inf, math.inf), (2.0, 1.0)])
-def test_clamp(bounds):
-    x = torch.cat((EXTREMES, 3 * torch.randn(50)))
-    ours = computed([("clamp", 0, *bounds), ("neg", 1), ("add", 1, 2), ("add", 3, 1)], x)
-    expected = x.clamp(*bounds)
-    assert torch.equal((expected - expected + expected).nan_to_num(9.0), ours.nan_to_num(9.0))
+@pytest.mark.parametrize("name", ["gt", "ge", "eq"])
+def test_comparisons_at_the_ends_of_the_range(name):
+    """None holds of NaN, and 0 equals -0."""
+    x, y = EXTREMES.repeat(len(EXTREMES)), EXTREMES.repeat_interleave(len(EXTREMES))
+    assert torch.equal(computed([(name, 0, 1)], x, y), getattr(torch, name)(x, y).float())
+
+
+def test_what_is_not_chosen_does_not_matter():
+    """NaN and infinity on the other side are no part of the result, whose bits are those of what is chosen."""
+    x, y = EXTREMES.repeat(len(EXTREMES)), EXTREMES.repeat_interleave(len(EXTREMES))
+    for mask in (torch.arange(len(x)) % 2.0, torch.zeros(len(x)), torch.full((len(x),), -0.5)):
+        expected = torch.where(mask != 0, x, y)
+        assert torch.equal(computed([("where", 0, 1, 2)], mask, x, y).view(torch.int32), expected.view(torch.int32))
+        assert torch.equal(computed([("where", 0, 3.0, -0.0)], mask), torch.where(mask != 0, 3.0, -0.0))
+        kept = computed([("where", 0, 1, -2.0), ("neg", 2)], mask, torch.ones(()))
+        assert torch.equal(kept, torch.where(mask != 0, -1.0, 2.0))
 
 
 def test_activations_have_the_bits_of_other_kernels():
@@ -133,9 +142,9 @@ def chains(draw):
     steps = []
     for at in range(draw(st.integers(0, 12))):
         operand = st.integers(max(0, len(inputs) + at - 4), len(inputs) + at - 1) | st.integers(0, len(inputs) - 1)
-        name = draw(st.sampled_from(["sub", "mul", "maximum", "neg", "clamp"]))
+        name = draw(st.sampled_from(["sub", "mul", "maximum", "neg", "gt", "where"]))
         one, other = draw(operand), draw(operand | st.sampled_from([0.5, -0.0, 3.0]))
-        steps.append((name, one, *({"neg": (), "clamp": (-1.0, 2.0)}.get(name, (other,)))))
+        steps.append((name, one, *({"neg": (), "where": (other, draw(operand))}.get(name, (other,)))))
     if not steps:
         inputs = inputs[:1]
     return shape, inputs, draw(strided(shape)), steps
@@ -146,7 +155,7 @@ def followed(steps, inputs):
     values = list(inputs)
     for name, *operands in steps:
         x, *more = (values[one] if isinstance(one, int) else torch.tensor(one) for one in operands)
-        values.append(x.clamp(*map(float, more)) if name == "clamp" else getattr(torch, name)(x, *more))
+        values.append(torch.where(x != 0, *more) if name == "where" else getattr(torch, name)(x, *more).to(x.dtype))
     return values[-1]
 
 
@@ -198,7 +207,7 @@ def test_a_constant_and_nothing():
 
 def test_the_most_of_everything():
     inputs = [torch.randn(5, 40) for _ in range(10)]
-    steps = [("clamp", at, -1.0 - at, 1.0 + at) for at in range(10)]
+    steps = [("maximum", at, -0.1 * at) for at in range(10)]
     steps += [("add", 9 + at, 10 + at) for at in range(1, 10)] + [("add", 20 + at, 28 - at) for at in range(9)]
     steps += [("mul", 37 - at, 0.5 + at) for at in range(4)]
     assert len(steps) == 32
@@ -246,7 +255,7 @@ X = View.of(torch.zeros(3, 5))
         (lambda: pointwise(X, [X], [("neg", 1)]), "numbers of earlier values"),
         (lambda: pointwise(X, [X], [("neg", -1)]), "numbers of earlier values"),
         (lambda: pointwise(X, [X], [("neg", True)]), "numbers of earlier values"),
-        (lambda: pointwise(X, [X], [("clamp", 0, 0, 1.0)]), "floats as bounds"),
+        (lambda: pointwise(X, [X], [("where", 0, 1.0)]), "number of operands"),
         (lambda: View.of(torch.zeros(3).double()), "float64"),
     ],
 )
