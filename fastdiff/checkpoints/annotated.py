@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdiff.checkpoints.tensors import ODD_SHAPES, filled, mismatch
+from fastdiff.checkpoints.tensors import ODD_SHAPES, assume, fill, mismatch
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.networks.annotated import AnnotatedUnet
@@ -76,8 +76,11 @@ def annotated_model(
     except ODD_SHAPES as error:
         raise InputError(f"{str(path)!r} does not match AnnotatedUnet: {mismatch(error)}") from error
     height, width = (image_size or 28,) * 2 if not isinstance(image_size, tuple) else image_size
-    return filled(
+    model = Model(network, schedule or make_schedule("linear", 200), image_shape=(network.channels, height, width))
+    fill(network, tensors, path)
+    assume(
         path,
-        tensors,
-        Model(network, schedule or make_schedule("linear", 200), image_shape=(network.channels, height, width)),
+        image_size=None if image_size else "28x28 pixels",
+        schedule=None if schedule else "linear, 200 timesteps",
     )
+    return model

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fastdiff.checkpoints.tensors import ODD_SHAPES, filled, mismatch
+from fastdiff.checkpoints.tensors import ODD_SHAPES, assume, fill, mismatch
 from fastdiff.errors import InputError, warn_caller
 from fastdiff.model import Model
 from fastdiff.networks.context import ContextUnet
@@ -37,13 +37,9 @@ def context_model(
             f"{path.name}: the published network draws its first shortcut at random in every pass, so no checkpoint "
             "has it; it is taken as zero, its mean"
         )
-    return filled(
-        path,
-        tensors,
-        Model(
-            network,
-            schedule or make_schedule("course", 500),
-            image_shape=(in_channels, height, height),
-            time="fraction",
-        ),
+    model = Model(
+        network, schedule or make_schedule("course", 500), image_shape=(in_channels, height, height), time="fraction"
     )
+    fill(network, tensors, path)
+    assume(path, schedule=None if schedule else "course, 500 timesteps")
+    return model
