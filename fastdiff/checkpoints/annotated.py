@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdiff.checkpoints.tensors import ODD_SHAPES, filled, mismatch
+from fastdiff.checkpoints.tensors import ODD_SHAPES, assume, fill, mismatch
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.networks.annotated import AnnotatedUnet
 from fastdiff.networks.blocks import HEAD_DIM, HEADS
+from fastdiff.samplers.prediction import usual_clip
 from fastdiff.samplers.schedule import Schedule, make_schedule
 
 
@@ -76,8 +77,12 @@ def annotated_model(
     except ODD_SHAPES as error:
         raise InputError(f"{str(path)!r} does not match AnnotatedUnet: {mismatch(error)}") from error
     height, width = (image_size or 28,) * 2 if not isinstance(image_size, tuple) else image_size
-    return filled(
+    fill(network, tensors, path)
+    assume(
         path,
-        tensors,
-        Model(network, schedule or make_schedule("linear", 200), image_shape=(network.channels, height, width)),
+        image_size=None if image_size else "28x28 pixels",
+        schedule=None if schedule else "linear, 200 timesteps",
     )
+    schedule = schedule or make_schedule("linear", 200)
+    clip = usual_clip("epsilon", schedule.alphas_cumprod)
+    return Model(network, schedule, image_shape=(network.channels, height, width), clip=clip)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fastdiff.checkpoints.tensors import ODD_SHAPES, filled, mismatch
+from fastdiff.checkpoints.tensors import ODD_SHAPES, assume, fill, mismatch
 from fastdiff.errors import InputError, warn_caller
 from fastdiff.model import Model
 from fastdiff.networks.context import ContextUnet
+from fastdiff.samplers.prediction import usual_clip
 from fastdiff.samplers.schedule import Schedule, make_schedule
 
 
@@ -37,13 +38,8 @@ def context_model(
             f"{path.name}: the published network draws its first shortcut at random in every pass, so no checkpoint "
             "has it; it is taken as zero, its mean"
         )
-    return filled(
-        path,
-        tensors,
-        Model(
-            network,
-            schedule or make_schedule("course", 500),
-            image_shape=(in_channels, height, height),
-            time="fraction",
-        ),
-    )
+    fill(network, tensors, path)
+    assume(path, schedule=None if schedule else "course, 500 timesteps")
+    schedule = schedule or make_schedule("course", 500)
+    clip = usual_clip("epsilon", schedule.alphas_cumprod)
+    return Model(network, schedule, image_shape=(in_channels, height, height), time="fraction", clip=clip)

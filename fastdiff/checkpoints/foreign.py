@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
 from fastdiff.checkpoints.annotated import annotated_model
 from fastdiff.checkpoints.context import context_model
 from fastdiff.checkpoints.mindspore import is_mindspore, read_mindspore
-from fastdiff.checkpoints.torch_file import read_torch, strip_prefixes
+from fastdiff.checkpoints.schedule_buffers import schedule_in
+from fastdiff.checkpoints.torch_file import read_torch
+from fastdiff.checkpoints.wrappings import state_dict, unprefixed
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.samplers.schedule import Schedule
 
+Size = int | tuple[int, int] | None
+
+
+class Family(NamedTuple):
+    """Networks of one kind.
+
+    Attributes:
+        name: for messages.
+        keys: which only their state dicts have.
+        model: (file, state dict, the schedule, the size of images in pixels) → the Model; what is None is assumed.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    model: Callable[[Path, Mapping[str, Tensor], Schedule | None, Size], Model]
+
+    def has(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether it is one's state dict, or a part of one."""
+        return all(key in tensors for key in self.keys)
+
+
+FAMILIES = (
+    Family("ContextUnet", ("init_conv.conv1.0.weight", "contextembed1.model.0.weight"), context_model),
+    Family("the Annotated Diffusion U-Net", ("init_conv.weight", "time_mlp.1.weight"), annotated_model),
+)
+
 
 def load_foreign(
-    path: Path,
-    tensors: Mapping[str, Tensor] | None,
-    schedule: Schedule | None,
-    image_size: int | tuple[int, int] | None,
+    path: Path, tensors: Mapping[str, Tensor] | None, schedule: Schedule | None, image_size: Size
 ) -> Model:
     """A Model from a file that is not fastdiff's own.
 
     Args:
         path: the file.
         tensors: its tensors, if they have been read already (bare safetensors).
-        schedule: the training schedule; None is the network's usual one.
+        schedule: the training schedule; None is the file's, or else the network's usual one.
         image_size: side or (height, width) in pixels; None is the network's usual one.
 
     Raises:
@@ -38,27 +64,28 @@ def load_foreign(
         try:
             return recognise(path, tensors, schedule, image_size)
         except InputError as error:
-            if "init_conv.weight" not in tensors and "time_mlp.1.weight" not in tensors and len(tensors) < 50:
+            if not any(key in tensors for family in FAMILIES for key in family.keys) and len(tensors) < 50:
                 raise
             raise InputError(
                 f"{error}; the file holds {len(tensors)} tensors: one saved without the tutorial's loop that renames "
                 "every parameter holds 114 of the network's 166, for parameters of one name overwrite each other; save "
                 "it again with that loop"
             ) from error
-    return recognise(path, read_torch(path) if tensors is None else tensors, schedule, image_size)
+    if tensors is None:
+        tensors = state_dict(read_torch(path), path)
+    return recognise(path, tensors, schedule, image_size)
 
 
-def recognise(
-    path: Path, tensors: Mapping[str, Tensor], schedule: Schedule | None, image_size: int | tuple[int, int] | None
-) -> Model:
-    """A Model from a bare state dict; raises InputError if its network or its edition is unknown."""
-    tensors = strip_prefixes(tensors)
-    if "init_conv.conv1.0.weight" in tensors and "contextembed1.model.0.weight" in tensors:
-        return context_model(path, tensors, schedule, image_size)
-    if "init_conv.weight" in tensors and "time_mlp.1.weight" in tensors:
-        return annotated_model(path, tensors, schedule, image_size)
-    some = ", ".join(sorted(tensors)[:3])
-    raise InputError(
-        f"{str(path)!r} is not a network that fastdiff knows (its keys begin {some}); accepted: the Annotated "
-        "Diffusion U-Net, ContextUnet, or wrap your own network: fastdiff.Model(network, schedule, image_shape=...)"
-    )
+def recognise(path: Path, tensors: Mapping[str, Tensor], schedule: Schedule | None, image_size: Size) -> Model:
+    """A Model from a state dict; raises InputError if its network or its edition is unknown."""
+    schedule = schedule_in(tensors, path) if schedule is None else schedule
+    bare = unprefixed(tensors, lambda inner: any(family.has(inner) for family in FAMILIES), path)
+    if bare is None:
+        some = ", ".join(sorted(tensors)[:3])
+        raise InputError(
+            f"{str(path)!r} is not a network that fastdiff knows (its keys begin {some}); accepted: "
+            f"{', '.join(family.name for family in FAMILIES)}; or wrap your own network: "
+            "fastdiff.Model(network, schedule, image_shape=...)"
+        )
+    family = next(family for family in FAMILIES if family.has(bare))
+    return family.model(path, bare, schedule, image_size)

@@ -20,9 +20,9 @@ from fastdiff.samplers.schedule import Schedule
 
 def load(
     name_or_path: str | Path,
-    *,
     schedule: Schedule | None = None,
     image_size: int | tuple[int, int] | None = None,
+    *,
     class_names: Sequence[str] = (),
 ) -> Model:
     """A model by its name or from a file; no code from the file is run.
@@ -30,12 +30,13 @@ def load(
     Args:
         name_or_path: a shipped model, `fashion-mnist` or `sprites`; fastdiff's own .safetensors, or the folder of a
             training run; a training checkpoint (its averaged weights, where it has them); a state dict of AnnotatedUnet
-            or ContextUnet (.pt, .pth, .safetensors; bare or under "ema", "model", "state_dict", ...), recognised by its
+            or ContextUnet (.pt, .pth, .safetensors; bare or in whatever a trainer put around it), recognised by its
             keys; the MindSpore tutorial's .ckpt.
-        schedule: the training schedule, for a state dict. Default: its tutorial's, which is linear with T = 200 for
-            AnnotatedUnet, course with T = 500 for ContextUnet.
-        image_size: side of the images or (height, width), in pixels, for a state dict. Default: 28 for AnnotatedUnet;
-            ContextUnet's follows from its weights.
+        schedule: the training schedule, for a state dict. Default: of its buffer betas or alphas_cumprod, if it has
+            one; else its tutorial's, with a warning, which is linear with T = 200 for AnnotatedUnet, course with
+            T = 500 for ContextUnet.
+        image_size: side of the images or (height, width), in pixels, for a state dict. Default: 28 for AnnotatedUnet,
+            with a warning; ContextUnet's follows from its weights.
         class_names: a name for each entry of the context, for a file that does not name them.
 
     Returns:

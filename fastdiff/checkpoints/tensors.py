@@ -12,9 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, warn_caller
 from fastdiff.files import write_atomically
-from fastdiff.model import Model
 
 # What is raised if keys are missing, or shapes unexpected, when a network's sizes are read off a state dict.
 ODD_SHAPES = (KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError, MemoryError)
@@ -83,8 +82,20 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | 
     network.eval()
 
 
-def filled(path: Path, tensors: Mapping[str, Tensor], model: Model) -> Model:
-    """The model, after these weights were loaded in float32."""
-    floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-    load_weights(model.network, floats, path)
-    return model
+def assume(path: Path, **assumed: str | None) -> None:
+    """Warn of what a file does not say: for image_size and schedule what is assumed, or None for what is known."""
+    unsaid = {name: value for name, value in assumed.items() if value}
+    if unsaid:
+        names = [name.replace("_", " ") for name in unsaid]
+        warn_caller(
+            f"{path.name} does not say the {' nor the '.join(names)}; assumed: {', '.join(unsaid.values())}; for "
+            f"another give {' and '.join(_BY[name] for name in unsaid)}"
+        )
+
+
+_BY = {"image_size": "image_size (--image-size)", "schedule": "schedule (--schedule, --timesteps)"}
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """load_weights, in float32."""
+    load_weights(network, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, path)

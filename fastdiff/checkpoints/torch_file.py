@@ -1,4 +1,4 @@
-"""State dicts in torch.save files, unwrapped from what trainers put around them. No code from a file is run."""
+"""torch.save files, as data: no code from a file is run."""
 
 from __future__ import annotations
 
@@ -7,41 +7,31 @@ import itertools
 import pickle
 import pickletools
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from fastdiff.errors import InputError, first_line
-
-# Entries under which trainers keep weights, averaged ones first, and prefixes that wrappers put before keys.
-WRAPPINGS = (
-    "ema",
-    "ema_model",
-    "ema_state_dict",
-    "shadow",
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "network",
-    "net",
-    "unet",
-)
-PREFIXES = ("module.", "_orig_mod.", "ema_model.", "model.", "network.", "net.", "unet.", "denoise_fn.")
 
 ACCEPTED = "accepted: .safetensors, state dicts of torch.save, MindSpore's .ckpt"
 SHOWN = 3  # objects that a refusal names
 PICKLES = 5  # in torch.save's format without a zip, before the tensors
 
 
-def read_torch(path: Path) -> dict[str, Tensor]:
-    """The state dict in a torch.save file, unwrapped; no code from the file is run."""
+# What a number, an array or a generator's state of NumPy is made of in a pickle. Each makes data alone.
+_NUMPY: list[Any] = [np.dtype, np.ndarray, *(getattr(np.dtypes, name) for name in np.dtypes.__all__)]
+for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before and since NumPy 2
+    _NUMPY += [(getattr(np._core.multiarray, name), f"{_core}.{name}") for name in ("scalar", "_reconstruct")]
+
+
+def read_torch(path: Path) -> Any:
+    """What a torch.save file holds: tensors, and plain values and NumPy's around them; no code from it is run."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY):
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         names = _objects_in(path)
         if not names:
@@ -55,17 +45,19 @@ def read_torch(path: Path) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         raise InputError(f"{str(path)!r} is not a whole checkpoint ({first_line(error)}); {ACCEPTED}") from error
-    return _unwrap(content, path)
 
 
 def _objects_in(path: Path) -> list[str]:
     """Names (module.name) of what the file would import when unpickled. It is only parsed; nothing is run."""
     try:
-        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        with torch.serialization.safe_globals(_NUMPY):
+            names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError):  # not in the zip format of torch.save
         # torch allows its own rebuild functions, but has no public list of them.
         names = {
-            name for name in _named_by_pickle(path.read_bytes()) if not name.startswith(("torch.", "collections."))
+            name
+            for name in _named_by_pickle(path.read_bytes())
+            if not name.startswith(("torch.", "collections.", "numpy.", "_codecs."))
         }
     return sorted(name if name.isprintable() else ascii(name) for name in names)
 
@@ -94,37 +86,3 @@ def _named_by_pickle(data: bytes) -> set[str]:
     except ValueError:  # damaged from here on
         pass
     return names
-
-
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    """{"model": ..., "ema": ...} and the like → the state dict inside."""
-    found = _state_dict(content)
-    if found is None:
-        raise InputError(f"{str(path)!r} holds no state dict; looked under {', '.join(WRAPPINGS)}")
-    return found
-
-
-def _state_dict(content: Any) -> dict[str, Tensor] | None:
-    """The weights under the first known wrapper (averaged ones first), else the tensors at this level."""
-    if not isinstance(content, Mapping):
-        return None
-    for name in WRAPPINGS:
-        inner = _state_dict(content.get(name))
-        if inner is not None:
-            return inner
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-    return tensors if any(name.endswith("weight") for name in tensors) else None
-
-
-def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove what wrappers put before every key; keys outside the network (a step count, say) are dropped."""
-    result = dict(tensors)
-    while "init_conv.weight" not in result and "init_conv.conv1.0.weight" not in result:
-        for prefix in PREFIXES:
-            inner = {k.removeprefix(prefix): v for k, v in result.items() if k.startswith(prefix)}
-            if any(k.split(".")[-1] == "weight" for k in inner):
-                result = inner
-                break
-        else:
-            break
-    return result

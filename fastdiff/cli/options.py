@@ -9,7 +9,7 @@ import click
 
 from fastdiff.cli.completion import complete
 from fastdiff.engine.placement import DTYPES, choose_device
-from fastdiff.errors import InputError, unknown_name
+from fastdiff.errors import InputError, unknown_name, warn_caller
 from fastdiff.samplers.samplers import SAMPLERS
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
 
@@ -135,6 +135,14 @@ def parse_clip(text: str | None) -> Any:
         return ("dynamic", float(quantile or 0.995)) if word == "dynamic" else float(text)
     except ValueError:
         raise InputError(f"clip {text!r}; accepted: off, a bound such as 1, dynamic, dynamic=0.99") from None
+
+
+def say_clip(text: str | None, model: Model) -> None:
+    """Note that the model's own clip is used, where nothing is said."""
+    if text is None and model.clip is not None:
+        warn_caller(
+            f"the predicted image is clipped, by {model.clip}, as the model has it; --clip off leaves it as it is"
+        )
 
 
 def given_flags(context: click.Context) -> dict[str, str]:

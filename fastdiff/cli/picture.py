@@ -19,6 +19,7 @@ from fastdiff.cli.options import (
     parse_device,
     parse_dtype,
     parse_gif_frames,
+    say_clip,
     set_threads,
 )
 from fastdiff.engine.context import in_turn
@@ -100,6 +101,7 @@ def _draw(
     table = loaded.table(options.pop("sampler"), steps, eta=options.pop("eta"), spacing=options.pop("spacing"))
     check_grid(loaded.image_shape)
     rows = parse_contexts(contexts, loaded.class_names, loaded.context_width)
+    say_clip(clip, loaded)
     chosen, dtype = parse_device(device), dtype or "float32"
     form = choose_form(form, chosen, parse_dtype(dtype)).name
 

@@ -22,6 +22,11 @@ def coefficients(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> 
     x0 = alpha x - sigma v (Salimans and Ho 2022, appendix D).
     """
     if prediction_type == "epsilon":
+        if not alpha.all():
+            raise InputError(
+                "a step from alphas_cumprod = 0 with prediction type 'epsilon', from which no x0 follows; accepted: "
+                "v_prediction or sample, or a spacing that leaves the last timestep out"
+            )
         return 1.0 / alpha, -sigma / alpha
     if prediction_type == "sample":
         return np.zeros_like(alpha), np.ones_like(alpha)
@@ -52,6 +57,16 @@ def check_clip(clip: object) -> Clip:
         if isinstance(quantile, (int, float)) and 0 < quantile <= 1:
             return ("dynamic", float(quantile))
     raise InputError(f"clip = {clip!r}; accepted: None, a positive bound, or ('dynamic', quantile in (0, 1])")
+
+
+def usual_clip(prediction_type: str, alphas_cumprod: np.ndarray) -> Clip:
+    """What published code does where the first x0 would be noise: 1 if the network's error counts over 1,000 times.
+
+    That is (x - sigma eps) / alpha at the last timestep: 2e4 with the cosine schedule and T = 1000, 160 with the linear
+    one.
+    """
+    amplified = prediction_type == "epsilon" and alphas_cumprod[-1] < 1e-6
+    return 1.0 if amplified else None
 
 
 def choose_clip(clip: object, own: Clip) -> Clip:

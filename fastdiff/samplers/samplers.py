@@ -112,7 +112,8 @@ def ddpm_large(path: Path) -> Coefficients:
     # abar' = 1 - betas[0] = 0.9999, not 1; with 1 its whole loop would be 9e-4 off.
     unit = path.timestep_next == path.timestep - 1
     beta = np.where(unit, path.schedule.betas[path.timestep], 1 - (path.alpha / path.alpha_next) ** 2)
-    abar_next = np.minimum(path.alpha**2 / (1 - beta), 1.0)
+    abar_next = np.divide(path.alpha**2, 1 - beta, out=path.alpha_next**2, where=beta < 1)
+    abar_next = np.minimum(abar_next, 1.0)
     alpha_next, sigma_next = np.sqrt(abar_next), np.sqrt(1 - abar_next)
     mean = ddim(replace(path, alpha_next=alpha_next, sigma_next=sigma_next), eta=1.0)
     last = path.timestep == path.timestep[-1]
@@ -146,7 +147,8 @@ def dpmpp_2m_sde(path: Path) -> Coefficients:
 def _second_order(path: Path, e: np.ndarray, a: np.ndarray, w: np.ndarray) -> Coefficients:
     """x0 extrapolated through the one before, by k = h / (2 h_last); w: the weight of x0 in a first-order step."""
     k = np.zeros_like(e)  # 0, hence first order, in the first row (no history) and in the last (h is infinite)
-    h = -np.log(e[:-1])
+    with np.errstate(divide="ignore"):  # from pure noise h is infinite, and k in the row after it 0
+        h = -np.log(e[:-1])
     k[1:-1] = h[1:] / (2 * h[:-1])
     return Coefficients(a, b=w * (1 + k), c=-w * k)
 

@@ -7,6 +7,7 @@ timesteps 1 .. T; `first` is the number of the first noisy timestep.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,14 +27,15 @@ class Schedule:
     """A variance-preserving noise schedule (Ho et al. 2020, eq. 2 and 4).
 
     Attributes:
-        betas: (N,) float64 in (0, 1), indexed by timestep; N = T, or T + 1 where first = 1.
+        betas: (N,) float64 in (0, 1), indexed by timestep; N = T, or T + 1 where first = 1. The last may be 1, so that
+            x_T is pure noise (zero terminal SNR); such a schedule is not for networks that predict epsilon.
         first: the first timestep, 0 or 1. With 1, alphas_cumprod[0] is set to 1 after the product is taken, so the
             factor 1 - betas[0] stays in every later entry, as the course has it.
         name, params: how it was made, kept in checkpoints; "custom" for betas of the user's own.
         alphas_cumprod: (N,) float64, the product of 1 - betas.
 
     Raises:
-        InputError: for betas outside (0, 1) or not one-dimensional.
+        InputError: for betas outside of these or not one-dimensional.
     """
 
     betas: np.ndarray
@@ -51,9 +53,11 @@ class Schedule:
             raise InputError(f"first = {self.first!r}; accepted: 0 or 1")
         if betas.ndim != 1 or len(betas) <= self.first:
             raise InputError(f"betas of shape {betas.shape}; accepted: one dimension, one entry per timestep")
-        if not ((betas > 0) & (betas < 1)).all():  # also refuses NaN
-            bad = betas[~((betas > 0) & (betas < 1))][0]
-            raise InputError(f"a beta of {bad}; accepted: values strictly between 0 and 1")
+        good = (betas > 0) & ((betas < 1) | ((betas == 1) & (np.arange(len(betas)) == len(betas) - 1)))  # not NaN
+        if not good.all():
+            raise InputError(
+                f"a beta of {betas[~good][0]}; accepted: values strictly between 0 and 1, the last up to 1"
+            )
         alphas_cumprod = np.cumprod(1.0 - betas)
         if self.first == 1:
             alphas_cumprod[0] = 1.0
@@ -134,11 +138,25 @@ def _sigmoid(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -
     return 1.0 / (1.0 + np.exp(-np.linspace(-6, 6, timesteps))) * (beta_end - beta_start) + beta_start
 
 
-def _cosine(timesteps: int, s: float = 0.008) -> np.ndarray:
+def _cosine(timesteps: int, s: float = 0.008, min_beta: float = 1e-4, max_beta: float = 0.9999) -> np.ndarray:
     """Improved DDPM (Nichol and Dhariwal 2021), eq. 17, with beta clipped as the Annotated tutorial does."""
+    if not 0 <= min_beta < max_beta < 1:
+        raise InputError(f"min_beta = {min_beta}, max_beta = {max_beta}; accepted: 0 <= min_beta < max_beta < 1")
     x = np.linspace(0, timesteps, timesteps + 1) / timesteps
     abar = np.cos((x + s) / (1 + s) * np.pi / 2) ** 2
-    return np.clip(1 - abar[1:] / abar[:-1], 1e-4, 0.9999)
+    return np.clip(1 - abar[1:] / abar[:-1], min_beta, max_beta)
+
+
+def _squaredcos_cap_v2(timesteps: int, max_beta: float = 0.999) -> np.ndarray:
+    """The cosine with the bounds of diffusers, OpenAI's code and denoising-diffusion-pytorch."""
+    return _cosine(timesteps, min_beta=0.0, max_beta=max_beta)
+
+
+def _rescaled(betas: np.ndarray) -> np.ndarray:
+    """Betas whose abar ends in 0 and starts as before (Lin et al. 2024, algorithm 1)."""
+    root = np.sqrt(np.cumprod(1 - betas))
+    abar = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+    return 1 - abar / np.append(1.0, abar[:-1])
 
 
 def _course(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
@@ -149,21 +167,26 @@ def _course(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) ->
 _BETAS: dict[str, Callable[..., np.ndarray]] = {
     "linear": _linear,
     "cosine": _cosine,
+    "squaredcos_cap_v2": _squaredcos_cap_v2,
     "quadratic": _quadratic,
+    "scaled_linear": _quadratic,
     "sigmoid": _sigmoid,
     "course": _course,
 }
 NAMES = tuple(_BETAS)
 
 
-def make_schedule(name: str, timesteps: int, **params: float) -> Schedule:
+def make_schedule(name: str, timesteps: int, *, rescale_zero_snr: bool = False, **params: float) -> Schedule:
     """A schedule by name.
 
     Args:
-        name: linear, cosine, quadratic, sigmoid, or course (How Diffusion Models Work: T + 1 linear points, of which
-            timesteps 1 .. T are used).
+        name: linear, cosine, squaredcos_cap_v2, quadratic, scaled_linear (the same), sigmoid, or course (How Diffusion
+            Models Work: T + 1 linear points, of which timesteps 1 .. T are used).
         timesteps: T, 1 to 1,000,000.
-        params: beta_start, beta_end (all but cosine; defaults 1e-4 and 0.02) or s (cosine; default 0.008).
+        rescale_zero_snr: Whether abar is shifted and scaled to end in 0 (Lin et al. 2024, algorithm 1), from 2
+            timesteps on.
+        params: beta_start, beta_end (defaults 1e-4 and 0.02); of cosine s, min_beta and max_beta (0.008, 1e-4, 0.9999);
+            of squaredcos_cap_v2 max_beta (0.999).
 
     Returns:
         The schedule, of T timesteps.
@@ -173,13 +196,14 @@ def make_schedule(name: str, timesteps: int, **params: float) -> Schedule:
     """
     if name not in _BETAS:
         raise unknown_name("schedule", name, _BETAS)
-    timesteps = check_int("timesteps", timesteps, 1, MAX_TIMESTEPS)
+    timesteps = check_int("timesteps", timesteps, 1 + bool(rescale_zero_snr), MAX_TIMESTEPS)
     params = {key: check_float(key, value) for key, value in params.items()}
-    try:
-        betas = _BETAS[name](timesteps, **params)
-    except TypeError:
-        accepted = "s" if name == "cosine" else "beta_start, beta_end"
-        raise InputError(f"schedule {name!r} got {sorted(params)}; accepted parameters: {accepted}") from None
+    accepted = list(inspect.signature(_BETAS[name]).parameters)[1:]
+    if not params.keys() <= set(accepted):
+        raise InputError(f"schedule {name!r} got {sorted(params)}; accepted parameters: {', '.join(accepted)}")
+    betas = _BETAS[name](timesteps, **params)
+    if rescale_zero_snr:
+        betas, params = _rescaled(betas), {**params, "rescale_zero_snr": True}
     return Schedule(betas, first=int(name == "course"), name=name, params=dict(params))
 
 

@@ -20,6 +20,7 @@ from fastdiff.engine.placement import choose_device
 from fastdiff.errors import InputError, wrong_type
 from fastdiff.model import Model, context_width
 from fastdiff.networks.registry import network_class
+from fastdiff.samplers.prediction import usual_clip
 from fastdiff.training.averaging import averaged
 from fastdiff.training.checkpoint import TrainingCheckpoint, read_checkpoint, restore, write_checkpoint
 from fastdiff.training.losses import denoising_loss
@@ -124,6 +125,7 @@ class Trainer:
             image_shape=self.data.image_shape,
             time=self.time,
             class_names=self.data.class_names if self.takes_context else (),
+            clip=usual_clip(self.recipe.prediction_type, self.schedule.alphas_cumprod),
         )
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import pickle
 import struct
+import warnings
 import zipfile
 
 import numpy as np
@@ -139,7 +140,7 @@ def test_state_dicts_of_b(tmp_path):
     torch.save(state, tmp_path / "b.pth")
     with pytest.warns(UserWarning, match="taken as zero, its mean") as warned:
         model = load(tmp_path / "b.pth")
-    assert [one.filename for one in warned] == [__file__]  # the caller's line, not one of fastdiff's own
+    assert {one.filename for one in warned} == {__file__}  # the caller's line, not one of fastdiff's own
     assert model.network.options == dict(in_channels=3, n_feat=16, n_cfeat=5, height=20, shortcut=False)
     assert all(torch.equal(v, model.network.state_dict()[k]) for k, v in state.items())
     assert model.time == "fraction" and model.schedule.name == "course" and model.schedule.num_timesteps == 500
@@ -147,24 +148,38 @@ def test_state_dicts_of_b(tmp_path):
     assert load(tmp_path / "s.pth").network.options["shortcut"]
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda s: {"model": s, "epoch": 3},
-        lambda s: {"model": s, "ema": {"decay": 0.999, "shadow_params": [torch.zeros(1)]}},
-        lambda s: {"model": {"x": torch.zeros(1)}, "ema": {"decay": 0.999, "shadow": s}},
-        lambda s: {"step": 7, "model": {"x": torch.zeros(1)}, "ema": s},
-        lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
-        lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
-        lambda s: {"ema": {"initted": torch.tensor(True), **{f"ema_model.model.{k}": v for k, v in s.items()}}},
-        lambda s: {"ema_model": {"n_averaged": torch.tensor(5), **{f"module.{k}": v for k, v in s.items()}}},
-    ],
-)
-def test_wrappings(wrap, tmp_path):
+BESIDE = {
+    "a loss": np.mean([0.1, 0.2]),
+    "a score": np.float32(3),
+    "a step": np.int64(7),
+    "a history": np.arange(3.0),
+    "a generator": np.random.RandomState(0).get_state(),
+    "a flag": np.bool_(True),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("what", BESIDE)
+def test_values_of_numpy_beside_the_weights(what, zipped, tmp_path):
     state = annotated_state(dict(dim=8))
-    torch.save(wrap(state), tmp_path / "a.pt")
+    torch.save({"model": state, what: BESIDE[what]}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     loaded = load(tmp_path / "a.pt").network.state_dict()
     assert all(torch.equal(v, loaded[k]) for k, v in state.items())
+
+
+def test_what_a_file_does_not_say_is_said_once(tmp_path):
+    torch.save(annotated_state(dict(dim=8)), tmp_path / "a.pt")
+    with pytest.warns(UserWarning) as warned:
+        load(tmp_path / "a.pt")
+    assert [str(one.message) for one in warned] == [
+        "a.pt does not say the image size nor the schedule; assumed: 28x28 pixels, linear, 200 timesteps; for another "
+        "give image_size (--image-size) and schedule (--schedule, --timesteps)"
+    ]
+    with pytest.warns(UserWarning, match="does not say the image size; assumed: 28x28 pixels; .*--image-size.$"):
+        load(tmp_path / "a.pt", make_schedule("cosine", 9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(tmp_path / "a.pt", make_schedule("cosine", 9), 32)
 
 
 def test_bare_safetensors_and_legacy_files(tmp_path):
@@ -312,9 +327,13 @@ def write(name):
         path.write_bytes(pickle.dumps(Evil(), protocol=0))
         return [f"({os.system.__module__}.system)"]
 
-    def numpy_scalar(path):
-        torch.save({"model": state, "loss": np.float64(0.1)}, path)
-        return ["refused", "numpy.dtype)"]
+    def code_in_an_array(path):
+        torch.save({"model": state, "history": np.array([Evil()], dtype=object)}, path)
+        return [f"pickled code or objects ({os.system.__module__}.system), and only"]
+
+    def code_beside_a_number(path):
+        torch.save({"model": state, "loss": np.float64(0.1), "x": Evil()}, path, _use_new_zipfile_serialization=False)
+        return [f"pickled code or objects ({os.system.__module__}.system), and only"]
 
     def escape_sequences(path):
         path.write_bytes(b"c\x1b[2J\nname\n.")
@@ -435,7 +454,8 @@ REFUSED = [
     ("code", ".pt"),
     ("bare_pickle", ".pt"),
     ("old_pickle", ".pt"),
-    ("numpy_scalar", ".pt"),
+    ("code_in_an_array", ".pt"),
+    ("code_beside_a_number", ".pt"),
     ("escape_sequences", ".pt"),
     ("whole_module", ".pth"),
     ("old_whole_module", ".pth"),

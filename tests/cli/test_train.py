@@ -85,6 +85,16 @@ def test_options_change_the_recipe(run, tmp_path):
     assert "| flip | `False` |" in (tmp_path / "r" / "README.md").read_text()
 
 
+def test_a_model_whose_schedule_needs_a_clip_has_it(run, sprites, tmp_path):
+    """Cosine with T = 1000 and noise prediction: 1 / alpha is 2e4 at the start."""
+    run("train", *sprites, *TINY, "--schedule", "cosine", "--timesteps", 1000, "-o", "r")
+    assert load("r").clip == 1.0 and load("r/checkpoint.safetensors").clip == 1.0
+    said = "note: the predicted image is clipped, by 1.0, as the model has it; --clip off leaves it as it is"
+    assert said in run("sample", "r", "-n", 2, "--steps", 5, "--npy", "own.npy")
+    assert said not in run("sample", "r", "-n", 2, "--steps", 5, "--clip", "off", "--npy", "off.npy")
+    assert np.abs(np.load("own.npy")).max() < 2 < 10 < np.abs(np.load("off.npy")).max()
+
+
 def test_an_interrupted_run_is_resumed_exactly(run, sprites, tmp_path, refused):
     """Ctrl-C in a real process, --resume, and the result is that of the uninterrupted run."""
     # Four more epochs than are waited for: seconds, in which the signal comes.

@@ -1,6 +1,7 @@
 """Schedules against the published formulas, and the forward process."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdiff import InputError, Schedule, make_schedule
+from fastdiff import InputError, Schedule, make_schedule, make_table
 from fastdiff.bench.peers.reference import CourseLoop
+from fastdiff.samplers.prediction import usual_clip
+from fastdiff.samplers.samplers import SAMPLERS
 from fastdiff.samplers.schedule import NAMES, from_config
 
 
@@ -48,6 +51,48 @@ def test_every_schedule_falls_and_is_kept(name, timesteps):
     assert np.array_equal(again.betas, schedule.betas) and again.first == schedule.first
 
 
+def test_the_bounds_of_cosines_betas():
+    assert make_schedule("cosine", 1000, max_beta=0.999).betas.max() == 0.999
+    ours, theirs = make_schedule("squaredcos_cap_v2", 1000), make_schedule("cosine", 1000, min_beta=0, max_beta=0.999)
+    assert np.array_equal(ours.betas, theirs.betas)
+    x = np.arange(1001) / 1000  # as it stands in OpenAI's code
+    abar = np.cos((x + 0.008) / 1.008 * np.pi / 2) ** 2
+    assert np.allclose(ours.betas, np.minimum(1 - abar[1:] / abar[:-1], 0.999), rtol=1e-12)
+
+
+@given(name=st.sampled_from(NAMES), timesteps=st.integers(2, 1000))
+def test_zero_terminal_snr(name, timesteps):
+    before, schedule = make_schedule(name, timesteps), make_schedule(name, timesteps, rescale_zero_snr=True)
+    root = np.sqrt(np.cumprod(1 - before.betas))
+    wanted = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    assert schedule.betas[-1] == 1 and schedule.alphas_cumprod[-1] == 0
+    assert np.allclose(np.sqrt(schedule.alphas_cumprod[schedule.first :]), wanted[schedule.first :], atol=1e-12)
+    assert np.array_equal(from_config(schedule.config()).betas, schedule.betas)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 50])
+@pytest.mark.parametrize("kind", ["sample", "v_prediction"])
+def test_samplers_start_from_pure_noise(sampler, steps, kind):
+    schedule = make_schedule("linear", 50, rescale_zero_snr=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = make_table(sampler, schedule, steps, prediction_type=kind)  # which checks itself
+    assert table.alpha[0] == 0 and np.isfinite(table.rows).all()
+    with pytest.raises(InputError, match="from alphas_cumprod = 0 with prediction type 'epsilon'"):
+        make_table(sampler, schedule, steps)
+
+
+def test_a_clip_where_the_first_x0_would_be_noise():
+    for name, kind, clip in (
+        ("cosine", "epsilon", 1.0),
+        ("squaredcos_cap_v2", "epsilon", 1.0),
+        ("cosine", "v_prediction", None),
+        ("linear", "epsilon", None),
+    ):
+        assert usual_clip(kind, make_schedule(name, 1000).alphas_cumprod) == clip
+
+
 def test_custom_betas_are_kept():
     schedule = Schedule(np.array([0.1, 0.2, 0.3]))
     assert np.array_equal(from_config(schedule.config()).alphas_cumprod, schedule.alphas_cumprod)
@@ -84,9 +129,13 @@ def test_a_schedule_says_in_a_line_what_it_is():
         (lambda: make_schedule("linear", 0), ["0", "from 1 to 1000000"]),
         (lambda: make_schedule("linear", 10**13), ["10000000000000"]),
         (lambda: make_schedule("linear", 10, beta_start="a"), ["beta_start = 'a'"]),
-        (lambda: make_schedule("linear", 10, s=1), ["'s'", "beta_start"]),
+        (lambda: make_schedule("linear", 10, s=1), ["'s'", "beta_start, beta_end"]),
+        (lambda: make_schedule("cosine", 10, beta_end=0.1), ["'beta_end'", "s, min_beta, max_beta"]),
+        (lambda: make_schedule("cosine", 10, max_beta=1.5), ["max_beta = 1.5"]),
+        (lambda: make_schedule("linear", 1, rescale_zero_snr=True), ["from 2 to 1000000"]),
         (lambda: make_schedule("linear", 10, beta_end=2.0), ["2.0"]),
-        (lambda: Schedule(np.array([0.1, 1.0])), ["1.0"]),
+        (lambda: Schedule(np.array([1.0, 0.1])), ["1.0", "the last up to 1"]),
+        (lambda: Schedule(np.array([0.1, 1.1])), ["1.1"]),
         (lambda: Schedule(np.array([0.1, float("nan")])), ["nan"]),
         (lambda: Schedule(np.zeros((2, 2))), ["(2, 2)"]),
         (lambda: make_schedule("linear", 10).q_sample(torch.zeros(1, 1, 2, 2), -1), ["t = [-1]", "from 0 to 9"]),
