@@ -14,11 +14,13 @@ from fastdiff.bench.case import Case
 from fastdiff.bench.contender import COMPILED, DIFFUSERS, FASTDIFF, PUBLISHED, Contender, Ready, Role, end_of
 from fastdiff.bench.peers import schedulers
 from fastdiff.bench.peers.reference import ancestral_step, ddim_step
+from fastdiff.engine.cpu.step import update
 from fastdiff.engine.engine import Engine
 from fastdiff.engine.graphs import CapturedStep
 from fastdiff.engine.numerics import fixed_numerics
 from fastdiff.engine.step import State, advance
 from fastdiff.kernels import philox
+from fastdiff.kernels.cpu.plan import Program, View, assembled
 
 ROW, STEPS = 12, 25
 
@@ -72,9 +74,9 @@ def _scheduler(case: Case) -> Ready:
 
 
 def _ours(case: Case) -> Ready:
-    """The engine's own step body around that prediction, captured where the engine captures its own.
+    """The engine's own step around that prediction: captured where the engine captures its own; where it has a plan,
+    the plan's last call, run as the engine runs plans.
 
-    On a CPU in float32, where the engine has the update as one more call of its plan, the same kernel by its operator.
     x and the row are put back before each, which is part of the time.
     """
     x, out, _ = _inputs(case)
@@ -102,7 +104,14 @@ def _ours(case: Case) -> Ready:
         steps.add_(1)
 
     step: Callable[[], object] = body
-    if captured:
+    if engine.form.name == "cpu":
+        program = Program([assembled([update(state, View.of(out), slice(0, case.batch))])])
+
+        def step() -> None:
+            state.x.copy_(x)
+            program(ROW, ROW + 1)
+
+    elif captured:
         step = replayed = CapturedStep(counted, steps, engine.device)
         with fixed_numerics(), torch.no_grad():
             replayed.ready()

@@ -161,26 +161,30 @@ class PlannedStep:
 
     def stepping(self, state: State, inputs: Inputs) -> _Rows:
         """The rows of the inputs' tables, each a whole step."""
-        rows = View(Table(state.rows), (6,), (1,))
 
         def bound(piece: Piece, arena: Tensor) -> Bound:
             own = slice(piece.first, piece.first + piece.count)
-            x0_prev, noise = (None if one is None else View.of(one[own]) for one in (state.x0_prev, state.noise))
-            update = denoise_step(
-                View.of(state.x[own]),
-                self._result(piece),
-                rows,
-                x0_prev,
-                noise=noise,
-                key=None if state.key is None else key_view(state.key),
-                clip=state.clip,
-                guidance_scale=None if state.guidance_scale is None else View.of(state.guidance_scale),
-                ahead=piece.first,
-            )
+            after = [update(state, self._result(piece), own)]
             given = [*map(Table, inputs.tables), *inputs.context]
-            return self._bound(piece, [state.x[own]] * self.halves, given, [update], arena)
+            return self._bound(piece, [state.x[own]] * self.halves, given, after, arena)
 
         return _Rows(self._each(bound), self.threads)
+
+
+def update(state: State, prediction: View, own: slice) -> Call:
+    """The update of those of the state's samples, for the row that is run."""
+    x0_prev, noise = (None if one is None else View.of(one[own]) for one in (state.x0_prev, state.noise))
+    return denoise_step(
+        View.of(state.x[own]),
+        prediction,
+        View(Table(state.rows), (6,), (1,)),
+        x0_prev,
+        noise=noise,
+        key=None if state.key is None else key_view(state.key),
+        clip=state.clip,
+        guidance_scale=None if state.guidance_scale is None else View.of(state.guidance_scale),
+        ahead=own.start,
+    )
 
 
 class _Rows:
