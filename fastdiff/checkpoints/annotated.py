@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fastdiff.checkpoints.tensors import ODD_SHAPES, assume, fill, mismatch
+from fastdiff.checkpoints.resnet_unet import unet_options
+from fastdiff.checkpoints.said import Said
+from fastdiff.checkpoints.tensors import read_off
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.networks.annotated import AnnotatedUnet
 from fastdiff.networks.blocks import HEAD_DIM, HEADS
-from fastdiff.samplers.prediction import usual_clip
-from fastdiff.samplers.schedule import Schedule, make_schedule
+from fastdiff.networks.resnet_unet import AnnotatedResnetUnet
+from fastdiff.samplers.schedule import make_schedule
 
-
-def _refuse_other_editions(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    if any(k.startswith("final_res_block.") for k in tensors) or tensors["init_conv.weight"].shape[-1] == 1:
-        raise InputError(
-            f"{str(path)!r} is of the tutorial's later PyTorch edition (weight-standardised ResNet blocks, 1x1 "
-            "init_conv, final_res_block), which is not supported yet; accepted: mindspore, mindspore-torch, hf-2022"
-        )
-    if any(k.endswith(".norm.g") or k.endswith(".net.0.g") for k in tensors):
-        raise InputError(
-            f"{str(path)!r} is of the tutorial's first PyTorch edition (LayerNorm g and b everywhere), which is not "
-            "supported yet; accepted: mindspore, mindspore-torch, hf-2022"
-        )
+USUAL = Said(make_schedule("linear", 200), 28, "epsilon")
 
 
 def annotated_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -62,27 +54,21 @@ def annotated_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def annotated_model(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    schedule: Schedule | None,
-    image_size: int | tuple[int, int] | None,
-) -> Model:
+def annotated_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model:
     """The Model of a state dict; by default with the tutorial's schedule, T = 200, and 28x28 images."""
-    _refuse_other_editions(path, tensors)
-    try:
+    if any(k.endswith(".norm.g") or k.endswith(".net.0.g") for k in tensors):
+        raise InputError(
+            f"{str(path)!r} is of the tutorial's first PyTorch edition (LayerNorm g and b everywhere), which is not "
+            "supported yet; accepted: mindspore, mindspore-torch, hf-2022"
+        )
+    with read_off(path, "AnnotatedUnet"):
         network = AnnotatedUnet(**annotated_options(tensors))
-    except InputError:
-        raise
-    except ODD_SHAPES as error:
-        raise InputError(f"{str(path)!r} does not match AnnotatedUnet: {mismatch(error)}") from error
-    height, width = (image_size or 28,) * 2 if not isinstance(image_size, tuple) else image_size
-    fill(network, tensors, path)
-    assume(
-        path,
-        image_size=None if image_size else "28x28 pixels",
-        schedule=None if schedule else "linear, 200 timesteps",
-    )
-    schedule = schedule or make_schedule("linear", 200)
-    clip = usual_clip("epsilon", schedule.alphas_cumprod)
-    return Model(network, schedule, image_shape=(network.channels, height, width), clip=clip)
+    return said.model(path, network, tensors, network.channels, USUAL)
+
+
+def annotated_resnet_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model:
+    """The Model of a state dict of AnnotatedResnetUnet; by default with its text's T = 300, and 28x28 images."""
+    with read_off(path, "AnnotatedResnetUnet"):
+        options = unet_options(tensors)
+        network = AnnotatedResnetUnet(**options)
+    return said.model(path, network, tensors, network.channels, replace(USUAL, schedule=make_schedule("linear", 300)))

@@ -8,17 +8,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fastdiff.checkpoints.annotated import annotated_model
+from fastdiff.checkpoints.annotated import annotated_model, annotated_resnet_model
 from fastdiff.checkpoints.context import context_model
+from fastdiff.checkpoints.lucidrains import lucidrains_model
 from fastdiff.checkpoints.mindspore import is_mindspore, read_mindspore
-from fastdiff.checkpoints.schedule_buffers import schedule_in
+from fastdiff.checkpoints.said import Said, said_in
 from fastdiff.checkpoints.torch_file import read_torch
 from fastdiff.checkpoints.wrappings import state_dict, unprefixed
 from fastdiff.errors import InputError
 from fastdiff.model import Model
-from fastdiff.samplers.schedule import Schedule
-
-Size = int | tuple[int, int] | None
 
 
 class Family(NamedTuple):
@@ -27,34 +25,35 @@ class Family(NamedTuple):
     Attributes:
         name: for messages.
         keys: which only their state dicts have.
-        model: (file, state dict, the schedule, the size of images in pixels) → the Model; what is None is assumed.
+        model: (file, state dict, what is known besides) → the Model.
     """
 
     name: str
     keys: tuple[str, ...]
-    model: Callable[[Path, Mapping[str, Tensor], Schedule | None, Size], Model]
+    model: Callable[[Path, Mapping[str, Tensor], Said], Model]
 
     def has(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether it is one's state dict, or a part of one."""
         return all(key in tensors for key in self.keys)
 
 
+_RESNET = ("init_conv.weight", "final_res_block.block1.proj.weight")
+# The first whose keys are there is taken.
 FAMILIES = (
     Family("ContextUnet", ("init_conv.conv1.0.weight", "contextembed1.model.0.weight"), context_model),
+    Family("denoising-diffusion-pytorch's Unet", (*_RESNET, "mid_attn.to_qkv.weight"), lucidrains_model),
+    Family("the Annotated Diffusion U-Net", (*_RESNET, "mid_attn.fn.fn.to_qkv.weight"), annotated_resnet_model),
     Family("the Annotated Diffusion U-Net", ("init_conv.weight", "time_mlp.1.weight"), annotated_model),
 )
 
 
-def load_foreign(
-    path: Path, tensors: Mapping[str, Tensor] | None, schedule: Schedule | None, image_size: Size
-) -> Model:
+def load_foreign(path: Path, tensors: Mapping[str, Tensor] | None, said: Said) -> Model:
     """A Model from a file that is not fastdiff's own.
 
     Args:
         path: the file.
         tensors: its tensors, if they have been read already (bare safetensors).
-        schedule: the training schedule; None is the file's, or else the network's usual one.
-        image_size: side or (height, width) in pixels; None is the network's usual one.
+        said: what the user says; it comes before what the file does.
 
     Raises:
         InputError: for a damaged file, or one of an unknown network.
@@ -62,7 +61,7 @@ def load_foreign(
     if tensors is None and is_mindspore(path):
         tensors = read_mindspore(path)
         try:
-            return recognise(path, tensors, schedule, image_size)
+            return recognise(path, tensors, said)
         except InputError as error:
             if not any(key in tensors for family in FAMILIES for key in family.keys) and len(tensors) < 50:
                 raise
@@ -73,19 +72,18 @@ def load_foreign(
             ) from error
     if tensors is None:
         tensors = state_dict(read_torch(path), path)
-    return recognise(path, tensors, schedule, image_size)
+    return recognise(path, tensors, said)
 
 
-def recognise(path: Path, tensors: Mapping[str, Tensor], schedule: Schedule | None, image_size: Size) -> Model:
+def recognise(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model:
     """A Model from a state dict; raises InputError if its network or its edition is unknown."""
-    schedule = schedule_in(tensors, path) if schedule is None else schedule
     bare = unprefixed(tensors, lambda inner: any(family.has(inner) for family in FAMILIES), path)
     if bare is None:
         some = ", ".join(sorted(tensors)[:3])
         raise InputError(
             f"{str(path)!r} is not a network that fastdiff knows (its keys begin {some}); accepted: "
-            f"{', '.join(family.name for family in FAMILIES)}; or wrap your own network: "
+            f"{', '.join(dict.fromkeys(family.name for family in FAMILIES))}; or wrap your own network: "
             "fastdiff.Model(network, schedule, image_shape=...)"
         )
     family = next(family for family in FAMILIES if family.has(bare))
-    return family.model(path, bare, schedule, image_size)
+    return family.model(path, bare, said.before(said_in(tensors, path, said.schedule)))

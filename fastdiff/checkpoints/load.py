@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdiff.checkpoints.config import FORMAT, model_from_config
 from fastdiff.checkpoints.foreign import load_foreign
+from fastdiff.checkpoints.said import Said
 from fastdiff.checkpoints.shipped import locate
 from fastdiff.checkpoints.tensors import load_weights, looks_like_safetensors, read_tensors
 from fastdiff.errors import InputError
@@ -23,6 +24,7 @@ def load(
     schedule: Schedule | None = None,
     image_size: int | tuple[int, int] | None = None,
     *,
+    prediction_type: str | None = None,
     class_names: Sequence[str] = (),
 ) -> Model:
     """A model by its name or from a file; no code from the file is run.
@@ -31,12 +33,14 @@ def load(
         name_or_path: a shipped model, `fashion-mnist` or `sprites`; fastdiff's own .safetensors, or the folder of a
             training run; a training checkpoint (its averaged weights, where it has them); a state dict of AnnotatedUnet
             or ContextUnet (.pt, .pth, .safetensors; bare or in whatever a trainer put around it), recognised by its
-            keys; the MindSpore tutorial's .ckpt.
+            keys; denoising-diffusion-pytorch's Unet, or its trainer's model-N.pt; the MindSpore tutorial's .ckpt.
         schedule: the training schedule, for a state dict. Default: of its buffer betas or alphas_cumprod, if it has
             one; else its tutorial's, with a warning, which is linear with T = 200 for AnnotatedUnet, course with
             T = 500 for ContextUnet.
         image_size: side of the images or (height, width), in pixels, for a state dict. Default: 28 for AnnotatedUnet,
             with a warning; ContextUnet's follows from its weights.
+        prediction_type: what the network predicts, epsilon, sample or v_prediction, for a state dict. Default: what the
+            file says, if it does; else epsilon.
         class_names: a name for each entry of the context, for a file that does not name them.
 
     Returns:
@@ -51,11 +55,11 @@ def load(
     if looks_like_safetensors(path):
         tensors, config = read_tensors(path)
     if tensors is not None and config is not None:
-        if schedule is not None or image_size is not None:
-            raise InputError(f"{str(path)!r} states its own schedule and image size; leave them out")
+        if any(said is not None for said in (schedule, image_size, prediction_type)):
+            raise InputError(f"{str(path)!r} states its own schedule, image size and prediction type; leave them out")
         model = _own(path, tensors, config)
     else:
-        model = load_foreign(path, tensors, schedule, image_size)
+        model = load_foreign(path, tensors, Said(schedule, image_size, prediction_type))
     return _with_class_names(path, model, class_names) if class_names else model
 
 

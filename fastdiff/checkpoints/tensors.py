@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastdiff.errors import InputError, warn_caller
+from fastdiff.errors import InputError
 from fastdiff.files import write_atomically
 
-# What is raised if keys are missing, or shapes unexpected, when a network's sizes are read off a state dict.
-ODD_SHAPES = (KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError, MemoryError)
 
-
-def mismatch(error: Exception) -> str:
-    """One of ODD_SHAPES in words: the missing key, or the shapes' error."""
-    return f"it has no {error.args[0]}" if isinstance(error, KeyError) else f"its tensors have odd shapes ({error})"
+@contextmanager
+def read_off(path: Path, network: str) -> Iterator[None]:
+    """What keys that are missing and shapes that are odd raise, while a network is made of them, as an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"{str(path)!r} does not match {network}: it has no {error.args[0]}") from error
+    except (IndexError, ValueError, ZeroDivisionError, RuntimeError, MemoryError) as error:
+        raise InputError(f"{str(path)!r} does not match {network}: its tensors have odd shapes ({error})") from error
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -80,20 +86,6 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | 
         raise InputError(f"{str(path)!r} holds NaN or infinity in {len(broken)} tensors ({broken[0]}, ...)")
     network.load_state_dict(dict(tensors), strict=True)
     network.eval()
-
-
-def assume(path: Path, **assumed: str | None) -> None:
-    """Warn of what a file does not say: for image_size and schedule what is assumed, or None for what is known."""
-    unsaid = {name: value for name, value in assumed.items() if value}
-    if unsaid:
-        names = [name.replace("_", " ") for name in unsaid]
-        warn_caller(
-            f"{path.name} does not say the {' nor the '.join(names)}; assumed: {', '.join(unsaid.values())}; for "
-            f"another give {' and '.join(_BY[name] for name in unsaid)}"
-        )
-
-
-_BY = {"image_size": "image_size (--image-size)", "schedule": "schedule (--schedule, --timesteps)"}
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

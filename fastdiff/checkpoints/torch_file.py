@@ -22,8 +22,9 @@ PICKLES = 5  # in torch.save's format without a zip, before the tensors
 
 # What a number, an array or a generator's state of NumPy is made of in a pickle. Each makes data alone.
 _NUMPY: list[Any] = [np.dtype, np.ndarray, *(getattr(np.dtypes, name) for name in np.dtypes.__all__)]
-for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before and since NumPy 2
-    _NUMPY += [(getattr(np._core.multiarray, name), f"{_core}.{name}") for name in ("scalar", "_reconstruct")]
+for _maker, _name in ((np.float64(0).__reduce__()[0], "scalar"), (np.zeros(0).__reduce__()[0], "_reconstruct")):
+    # As they are called before and since NumPy 2.
+    _NUMPY += [(_maker, f"numpy.{core}.multiarray.{_name}") for core in ("core", "_core")]
 
 
 def read_torch(path: Path) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -16,13 +16,6 @@ NAMES = ("model", "state_dict", "model_state_dict", "network", "net", "unet", "n
 AVERAGED = {"ema", "shadow", "averaged", "average", "swa"}  # words in the name of an entry or a prefix
 DEEPEST = 5
 _NO_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-class _Found(NamedTuple):
-    """A state dict, or a list of tensors, and the names of the entries that lead to it."""
-
-    names: tuple[str, ...]
-    tensors: dict[str, Tensor] | list[Tensor]
 
 
 def _is_averaged(name: str) -> bool:
@@ -39,45 +32,43 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: if there are none.
     """
-    found = list(_found(content, ()))
-    dicts = [one for one in found if isinstance(one.tensors, dict)]
+    dicts: list[tuple[list[str], dict[str, Tensor]]] = []
+    lists: list[list[Tensor]] = []
+    for names, value in _nested(content, []):
+        if isinstance(value, Mapping):
+            tensors = {str(name): one for name, one in value.items() if isinstance(one, Tensor)}
+            if any(name.endswith("weight") for name in tensors):
+                dicts.append((names, tensors))
+        elif value and all(isinstance(one, Tensor) for one in value) and any(map(_is_averaged, names)):
+            lists.append(list(value))
     if not dicts:
         raise InputError(
             f"{str(path)!r} holds no state dict: no mapping of names to tensors, some of which end in weight"
         )
-    averaged = [one for one in dicts if any(map(_is_averaged, one.names))]
-    if averaged:
-        return averaged[0].tensors
-    raw = min(dicts, key=lambda one: NAMES.index(one.names[-1]) if one.names and one.names[-1] in NAMES else len(NAMES))
-    if isinstance(content, Sequence) and dicts[-1].tensors.keys() == raw.tensors.keys():
-        return dicts[-1].tensors  # [model, optimizer, epoch, step, ema], as ermongroup/ddim saves
-    lists = [one.tensors for one in found if isinstance(one.tensors, list) and any(map(_is_averaged, one.names))]
+    for names, tensors in dicts:
+        if any(map(_is_averaged, names)):
+            return tensors
+    _, raw = min(dicts, key=lambda one: NAMES.index(one[0][-1]) if one[0] and one[0][-1] in NAMES else len(NAMES))
+    _, last = dicts[-1]
+    if isinstance(content, (list, tuple)) and last.keys() == raw.keys():
+        return last  # [model, optimizer, epoch, step, ema], as ermongroup/ddim saves
     for listed in lists:
-        filled = _in_order(raw.tensors, listed)
+        filled = _in_order(raw, listed)
         if filled is not None:
             return filled
     if lists:
         _warn_raw(path)
-    return raw.tensors
+    return raw
 
 
-def _found(content: Any, names: tuple[str, ...]) -> Iterator[_Found]:
-    """Every state dict, and every list of tensors."""
-    if len(names) > DEEPEST:
+def _nested(content: Any, names: list[str]) -> Iterator[tuple[list[str], Any]]:
+    """Every mapping, list and tuple, and the names of the entries that lead to it."""
+    if len(names) > DEEPEST or not isinstance(content, (Mapping, list, tuple)):
         return
-    if isinstance(content, Mapping):
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        if any(name.endswith("weight") for name in tensors):
-            yield _Found(names, tensors)
-        parts = [(str(name), value) for name, value in content.items()]
-    elif isinstance(content, (list, tuple)):
-        if content and all(isinstance(one, Tensor) for one in content):
-            yield _Found(names, list(content))
-        parts = [("", value) for value in content]
-    else:
-        return
+    yield names, content
+    parts = content.items() if isinstance(content, Mapping) else (("", value) for value in content)
     for name, value in parts:
-        yield from _found(value, (*names, name))
+        yield from _nested(value, [*names, str(name)])
 
 
 def _in_order(raw: Mapping[str, Tensor], listed: list[Tensor]) -> dict[str, Tensor] | None:

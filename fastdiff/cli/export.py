@@ -14,6 +14,7 @@ import click
 
 from fastdiff.cli.completion import complete, complete_model
 from fastdiff.cli.options import (
+    FOREIGN,
     eta_help,
     foreign_options,
     listed,
@@ -88,10 +89,6 @@ def export(
     web: str | None,
     plain: bool,
     weights: str | None,
-    schedule: str | None,
-    timesteps: int | None,
-    image_size: int | None,
-    class_names: str | None,
     **options: Any,
 ) -> None:
     """Write MODEL as ONNX, to run where there is no PyTorch, and check the file against PyTorch.
@@ -117,23 +114,18 @@ def export(
     if (output is None) == (web is None):
         raise InputError("fastdiff export needs -o FILE.onnx or --web DIR, one of them")
     given = {name: value for name, value in options.items() if value is not None}
+    foreign = {name: given.pop(name) for name in FOREIGN if name in given}
+    words = [word for name, value in foreign.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     _refuse(given, web)
 
     from fastdiff import export as onnx
 
-    loaded = load_model(model, schedule, timesteps, image_size, class_names)
+    loaded = load_model(model, foreign)
     dtype = parse_dtype(given.get("dtype", "float32"), DTYPES)
     common: dict[str, Any] = {"prepared": not plain, "weights": weights or ("float16" if web else None)}
     began = time.perf_counter()
     with _stages_shown(began):
         if web is not None:
-            foreign = {
-                "--schedule": schedule,
-                "--timesteps": timesteps,
-                "--image-size": image_size,
-                "--class-names": class_names,
-            }
-            words = [word for name, value in foreign.items() if value is not None for word in (name, str(value))]
             checks = onnx.export_page(loaded, web, model, **common, arguments=words)
         elif "sampler" not in given:
             checks = onnx.export_network(loaded, str(output), dtype=dtype, **common)

@@ -27,18 +27,13 @@ LAST_WORDS_SECONDS = 1.0  # for the process that failed to say why, before torch
 def sample_to_folder(
     model: str,
     output: str,
-    *,
-    schedule: str | None,
-    timesteps: int | None,
-    image_size: int | None,
-    class_names: str | None,
     **options: Any,
 ) -> None:
     """The command with a folder as its output, in each process of a run."""
     processes = Processes(options["device"])
 
     def prepare() -> tuple[Model, Samples, dict[str, Any]]:
-        loaded = load_model(model, schedule, timesteps, image_size, class_names)
+        loaded = load_model(model, options)
         if options["dtype"] is not None:
             parse_dtype(options["dtype"])
         return loaded, _samples(loaded, options), options

@@ -48,7 +48,7 @@ def describe(name: str, **foreign: Any) -> dict[str, Any]:
     from fastdiff.checkpoints.config import model_config
     from fastdiff.checkpoints.load import stored_info
 
-    model = load_model(name, **foreign)
+    model = load_model(name, foreign)
     config = model_config(model)
     network = config["network"]
     options = ", ".join(f"{k}={v}" for k, v in network.items() if k != "name")

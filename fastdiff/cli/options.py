@@ -10,6 +10,7 @@ import click
 from fastdiff.cli.completion import complete
 from fastdiff.engine.placement import DTYPES, choose_device
 from fastdiff.errors import InputError, unknown_name, warn_caller
+from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.samplers import SAMPLERS
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
 
@@ -56,15 +57,21 @@ def steps_help() -> str:
 
 
 def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What a state dict from elsewhere does not say about itself."""
+    """What a state dict from elsewhere does not say about itself; load_model takes them."""
     for option in (
         click.option(
             "--class-names", metavar="NAME,NAME,...", help="Names of the model's classes, for a file without them."
         ),
         click.option(
+            "--prediction-type",
+            help=f"What the network predicts, for a file that does not say: {listed(PREDICTION_TYPES)}.  "
+            "[default: epsilon]",
+            shell_complete=complete(PREDICTION_TYPES),
+        ),
+        click.option(
             "--image-size",
             type=click.IntRange(1),
-            help="Side of the images in pixels, for a file that does not say.  [default: 28]",
+            help="Side of the images in pixels, for a file that does not say.  [default: the Annotated tutorial's 28]",
         ),
         click.option(
             "--timesteps",
@@ -82,26 +89,25 @@ def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def load_model(
-    name: str,
-    schedule: str | None = None,
-    timesteps: int | None = None,
-    image_size: int | None = None,
-    class_names: str | None = None,
-) -> Model:
-    """The model of that name or path, with what foreign_options say of it."""
+FOREIGN = ("schedule", "timesteps", "image_size", "prediction_type", "class_names")
+
+
+def load_model(name: str, options: dict[str, Any]) -> Model:
+    """The model of that name or path, with what foreign_options say of it, which are taken out of the options."""
     from fastdiff.checkpoints.load import load
     from fastdiff.samplers.schedule import make_schedule
 
+    schedule, timesteps, size, kind, names = (options.pop(one, None) for one in FOREIGN)
     if name.lower().endswith(ONNX):
         raise InputError(f"{name!r} is an ONNX file; accepted here: a shipped model's name or a checkpoint")
     if (schedule is None) != (timesteps is None):
         raise InputError("--schedule and --timesteps belong together; give both or neither")
     return load(
         name,
-        schedule=None if schedule is None or timesteps is None else make_schedule(schedule, timesteps),
-        image_size=image_size,
-        class_names=() if class_names is None else [part.strip() for part in class_names.split(",")],
+        schedule=None if schedule is None else make_schedule(schedule, timesteps),
+        image_size=size,
+        prediction_type=kind,
+        class_names=() if names is None else [part.strip() for part in names.split(",")],
     )
 
 

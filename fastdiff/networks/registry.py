@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 # name → module and class
-NETWORKS = {"annotated": "annotated.AnnotatedUnet", "context": "context.ContextUnet"}
+NETWORKS = {
+    "annotated": "annotated.AnnotatedUnet",
+    "annotated-resnet": "resnet_unet.AnnotatedResnetUnet",
+    "context": "context.ContextUnet",
+    "lucidrains": "lucidrains.LucidrainsUnet",
+}
 NETWORK_TITLES = {"annotated": "Annotated U-Net", "context": "ContextUnet"}
 BLOCKS = ("convnext", "resnet")  # of AnnotatedUnet
 COMMON_OPTIONS = ("dim", "dim_mults", "block", "n_feat")  # of either network, which `fastdiff train` takes

@@ -22,7 +22,8 @@ class Recipe:
     """How a network is trained, apart from the data.
 
     Attributes:
-        network: its "name", "annotated" (AnnotatedUnet) or "context" (ContextUnet), and options of its constructor.
+        network: its "name", "annotated" (AnnotatedUnet), "annotated-resnet", "context" (ContextUnet) or "lucidrains"
+            (denoising-diffusion-pytorch's), see networks.registry, and options of its constructor.
             Options that follow from the data (channels, picture size, number of classes) are filled in.
         schedule: noise schedule: linear, cosine, quadratic, sigmoid or course, see make_schedule.
         timesteps: T, the timesteps of the schedule, from 1.
@@ -153,8 +154,9 @@ class Recipe:
         Returns:
             The Schedule of the fields schedule, timesteps, beta_start and beta_end.
         """
-        betas = {"beta_start": self.beta_start, "beta_end": self.beta_end}
-        return make_schedule(self.schedule, self.timesteps, **{k: v for k, v in betas.items() if v is not None})
+        ends = {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        given: dict[str, Any] = {name: value for name, value in ends.items() if value is not None}
+        return make_schedule(self.schedule, self.timesteps, **given)
 
 
 def _cosine(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import fastdiff
-from fastdiff import InputError, Recipe, Trainer, make_schedule
+from fastdiff import InputError, Recipe, Trainer, load, make_schedule, sample, save
 from fastdiff.checkpoints.tensors import read_tensors
 from fastdiff.data.images import ImageData
 from fastdiff.networks.registry import NETWORKS
@@ -167,6 +167,16 @@ def same(a, b) -> bool:
     return all(torch.equal(x[k], y[k]) for k in x)
 
 
+@pytest.mark.parametrize("name", ["lucidrains", "annotated-resnet"])
+def test_other_networks_are_trained_and_kept(name, tmp_path):
+    trainer = Trainer(small(network={"name": name, "dim": 8, "dim_mults": [1, 2]}, epochs=1), pictures(channels=3))
+    losses = [float(loss) for loss in trainer]
+    assert all(map(math.isfinite, losses)) and trainer.model.network.channels == 3
+    save(trainer.model, tmp_path / "m.safetensors")
+    images = sample(load(tmp_path / "m.safetensors"), 2, steps=2, device="cpu")
+    assert torch.equal(images, sample(trainer.model, 2, steps=2, device="cpu"))
+
+
 @pytest.mark.parametrize("preset, ema", [("annotated", 0.9), ("course", 0.9), ("course", 0.0)])
 @pytest.mark.parametrize("stop", [1, 4])
 def test_resume_is_exact(preset, ema, stop, tmp_path):
@@ -213,7 +223,7 @@ def test_the_file_of_a_checkpoint_stays_as_it_was(tmp_path):
         ({"schedule": "cosine", "beta_end": 0.01}, "schedule 'cosine' got .*'beta_end'"),
         ({"network": {"name": "anotated"}}, "unknown network 'anotated'.*did you mean 'annotated'"),
         ({"network": {"dim": 28}}, "unknown network None"),
-        ({"network": {"name": ["a"]}}, r"unknown network \['a'\]; accepted: annotated, context"),
+        ({"network": {"name": ["a"]}}, r"unknown network \['a'\]; accepted: annotated, annotated-resnet, context"),
         ({"loss": ["l1"]}, r"unknown loss \['l1'\]"),
         ({"network": "annotated"}, "network = 'annotated'; accepted: a dict"),
     ],

@@ -39,5 +39,5 @@ def test_the_users_own_comes_first(tmp_path):
 
 
 def test_one_that_cannot_be(tmp_path):
-    with pytest.raises(InputError, match="g.pt' keeps a schedule, betas, that cannot be used: a beta of 2.0"):
+    with pytest.raises(InputError, match="g.pt' keeps a schedule that cannot be used: a beta of 2.0"):
         load(written(tmp_path, betas=np.array([0.1, 2.0])), image_size=8)

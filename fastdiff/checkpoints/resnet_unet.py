@@ -1,0 +1,33 @@
+"""What a state dict of ResnetUnet, of whatever edition, says of the network's sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def unet_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments that all editions have: dim, init_dim, dim_mults, channels and out_dim.
+
+    Raises:
+        KeyError, ValueError: for missing tensors and sizes that make no network.
+    """
+    shape = {name: tuple(value.shape) for name, value in tensors.items()}
+    dim = shape["time_mlp.3.weight"][0] // 4
+    widths: list[int] = []
+    while f"downs.{len(widths)}.0.block1.proj.weight" in shape:
+        down = f"downs.{len(widths)}.3"
+        widths.append(shape[f"{down}.1.weight" if f"{down}.1.weight" in shape else f"{down}.weight"][0])
+    if not widths:
+        raise KeyError("downs.0.0.block1.proj.weight")
+    if any(width % dim for width in widths):
+        raise ValueError(f"level widths {widths}, which are no multiples of dim = {dim}")
+    return {
+        "dim": dim,
+        "init_dim": shape["init_conv.weight"][0],
+        "dim_mults": [width // dim for width in widths],
+        "channels": shape["init_conv.weight"][1],
+        "out_dim": shape["final_conv.weight"][0],
+    }

@@ -1,0 +1,143 @@
+"""The U-Net of denoising-diffusion-pytorch. Attribute names are those of its checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdiff.errors import InputError
+from fastdiff.networks.blocks import SinusoidalPositionEmbeddings
+from fastdiff.networks.resnet_unet import ResnetBlock, ResnetUnet, RMSNorm, unet_widths
+
+
+class LearnedSinusoids(nn.Module):
+    """[t, sin(2 pi t w), cos(2 pi t w)] with learned frequencies w: (R,) → (R, 2 half + 1)."""
+
+    def __init__(self, half: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(half))
+
+    def forward(self, t: Tensor) -> Tensor:
+        t = t.to(torch.float32)[:, None]
+        angles = t * self.weights[None, :] * 2 * math.pi
+        return torch.cat((t, angles.sin(), angles.cos()), dim=-1)
+
+
+def with_memory(memory: Tensor, keys: Tensor, values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Keys and values (B, heads, ...) after those of `memory`, (2, heads, ...), along a dimension."""
+    learned = memory[:, None].expand(-1, len(keys), -1, -1, -1)
+    return torch.cat((learned[0], keys), dim=dim), torch.cat((learned[1], values), dim=dim)
+
+
+class MemoryAttention(nn.Module):
+    """Softmax attention over positions and some keys and values that are learned, with norm and residual."""
+
+    def __init__(self, channels: int, heads: int, head_dim: int, memories: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = RMSNorm(channels)
+        self.mem_kv = nn.Parameter(torch.randn(2, heads, memories, head_dim))
+        self.to_qkv = nn.Conv2d(channels, 3 * heads * head_dim, 1, bias=False)
+        self.to_out = nn.Conv2d(heads * head_dim, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        qkv = self.to_qkv(self.norm(x)).reshape(b, 3, self.heads, -1, h * w)
+        q, k, v = (part.transpose(-1, -2) for part in qkv.unbind(1))  # (B, heads, n, d)
+        k, v = with_memory(self.mem_kv, k, v, dim=2)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(out.transpose(-1, -2).reshape(b, -1, h, w)) + x
+
+
+class MemoryLinearAttention(nn.Module):
+    """Linear attention (Shen et al. 2021) over positions and learned keys and values, with norms and residual."""
+
+    def __init__(self, channels: int, heads: int, head_dim: int, memories: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = RMSNorm(channels)
+        self.mem_kv = nn.Parameter(torch.randn(2, heads, head_dim, memories))
+        self.to_qkv = nn.Conv2d(channels, 3 * heads * head_dim, 1, bias=False)
+        self.to_out = nn.Sequential(nn.Conv2d(heads * head_dim, channels, 1), RMSNorm(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        q, k, v = self.to_qkv(self.norm(x)).reshape(b, 3, self.heads, -1, h * w).unbind(1)  # (B, heads, d, n)
+        k, v = with_memory(self.mem_kv, k, v, dim=3)
+        q, k = q.softmax(dim=-2) * q.shape[-2] ** -0.5, k.softmax(dim=-1)
+        context = k @ v.transpose(-1, -2)
+        out = context.transpose(-1, -2) @ q
+        return self.to_out(out.reshape(b, -1, h, w)) + x
+
+
+class LucidrainsUnet(ResnetUnet):
+    """denoising-diffusion-pytorch's Unet, of its versions with RMSNorm.
+
+    Args:
+        dim: base width, even and at least 4.
+        init_dim: width of the first convolution; None is dim.
+        dim_mults: each level's width over dim.
+        channels: of the images.
+        out_dim: channels of the output; None is `channels`.
+        heads, head_dim: of the attention, of all levels or of each.
+        full_attention: whether a level has softmax attention, not linear; None is the last level alone.
+        memories: learned keys and values of an attention.
+        learned_sinusoids: frequencies of the time embedding, if they are learned; 0 takes the usual ones.
+
+    Raises:
+        InputError: for values outside these ranges.
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        init_dim: int | None = None,
+        dim_mults: Sequence[int] = (1, 2, 4, 8),
+        channels: int = 3,
+        out_dim: int | None = None,
+        heads: int | Sequence[int] = 4,
+        head_dim: int | Sequence[int] = 32,
+        full_attention: Sequence[bool] | None = None,
+        memories: int = 4,
+        learned_sinusoids: int = 0,
+    ) -> None:
+        widths, levels = unet_widths(dim, init_dim, dim_mults), len(dim_mults)
+        full = [False] * (levels - 1) + [True] if full_attention is None else list(full_attention)
+        each = [[one] * levels if isinstance(one, int) else list(one) for one in (heads, head_dim)]
+        for name, values in (("heads", each[0]), ("head_dim", each[1]), ("full_attention", full)):
+            if len(values) != levels:
+                raise InputError(f"{name} = {values} of {levels} levels; accepted: one for all, or one for each")
+
+        def attention(width: int, level: int, softmax: bool) -> nn.Module:
+            kind = MemoryAttention if softmax else MemoryLinearAttention
+            return kind(width, each[0][level], each[1][level], memories)
+
+        super().__init__(
+            widths,
+            time_dim=4 * dim,
+            channels=channels,
+            out_dim=channels if out_dim is None else out_dim,
+            kernel=7,
+            time=LearnedSinusoids(learned_sinusoids) if learned_sinusoids else SinusoidalPositionEmbeddings(dim),
+            time_in=2 * learned_sinusoids + 1 if learned_sinusoids else dim,
+            block=partial(ResnetBlock, conv=nn.Conv2d, norm=RMSNorm),
+            attention=lambda width, level: attention(width, level, full[level]),
+            middle=attention(widths[-1], levels - 1, True),
+        )
+        self.options = dict(
+            dim=dim,
+            init_dim=init_dim,
+            dim_mults=list(dim_mults),
+            channels=channels,
+            out_dim=out_dim,
+            heads=each[0],
+            head_dim=each[1],
+            full_attention=full,
+            memories=memories,
+            learned_sinusoids=learned_sinusoids,
+        )

@@ -1,0 +1,214 @@
+"""denoising-diffusion-pytorch's U-Net, and the Annotated tutorial's of today, against their formulas."""
+
+import importlib.util
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastdiff import Engine, InputError, Model, make_schedule
+from fastdiff.bench.peers import others
+from fastdiff.kernels.cpu import compiled
+from fastdiff.networks.lucidrains import LucidrainsUnet
+from fastdiff.networks.resnet_unet import AnnotatedResnetUnet
+
+BOUND = 1e-5  # float32's rounding over some 60 layers, summed in another order, is about 1e-6
+LUCIDRAINS = {
+    "as it comes": dict(dim=8, dim_mults=(1, 2, 4)),
+    "odd": dict(dim=12, dim_mults=(1, 3), channels=2, init_dim=7, out_dim=5, memories=1),
+    "one level": dict(dim=8, dim_mults=(2,)),
+    "softmax at both": dict(dim=8, dim_mults=(1, 2), full_attention=(True, True), heads=(2, 3), head_dim=(16, 8)),
+    "linear at both": dict(dim=8, dim_mults=(1, 2), full_attention=(False, False), heads=3, head_dim=(16, 8)),
+    "learned times": dict(dim=8, dim_mults=(1, 2), learned_sinusoids=5),
+}
+ANNOTATED = {
+    "as it comes": dict(dim=28),
+    "odd": dict(dim=12, dim_mults=(1, 3), channels=2, init_dim=6, out_dim=5, groups=3),
+    "one level": dict(dim=8, dim_mults=(2,)),
+}
+
+
+def evaluated(state, x, t, groups=None):
+    """The prediction straight from a state dict, by einsum and in its dtype, without a module of ours.
+
+    With groups it is the Annotated tutorial's edition, else denoising-diffusion-pytorch's.
+    """
+    return _Oracle(state, groups)(x, t)
+
+
+class _Oracle:
+    def __init__(self, state, groups):
+        self.state, self.groups = state, groups
+
+    def conv(self, name, x, standard=False):
+        weight = self.state[f"{name}.weight"]
+        if standard:
+            flat = weight.flatten(1)
+            centred = flat - flat.mean(1, keepdim=True)
+            weight = (centred / (centred.square().mean(1, keepdim=True) + self.eps(weight)).sqrt()).view_as(weight)
+        return F.conv2d(x, weight, self.state.get(f"{name}.bias"), padding=weight.shape[-1] // 2)
+
+    def eps(self, weight):
+        return 1e-5 if weight.dtype == torch.float32 else 1e-3
+
+    def norm(self, name, x, groups):
+        if f"{name}.g" in self.state:
+            return x / x.square().mean(1, keepdim=True).sqrt() * self.state[f"{name}.g"]
+        b, c, *size = x.shape
+        parts = x.reshape(b, groups, -1)
+        parts = parts - parts.mean(-1, keepdim=True)
+        x = (parts / (parts.square().mean(-1, keepdim=True) + 1e-5).sqrt()).reshape(b, c, *size)
+        along = (1, c, 1, 1)
+        return x * self.state[f"{name}.weight"].view(along) + self.state[f"{name}.bias"].view(along)
+
+    def linear(self, name, x):
+        return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]
+
+    def block(self, name, x, scale, shift):
+        x = self.norm(f"{name}.norm", self.conv(f"{name}.proj", x, standard=self.groups is not None), self.groups)
+        x = x * (1 + scale) + shift
+        return x / (1 + torch.exp(-x))
+
+    def resnet(self, name, x, time):
+        film = self.linear(f"{name}.mlp.1", time / (1 + torch.exp(-time)))[:, :, None, None]
+        half = film.shape[1] // 2
+        h = self.block(f"{name}.block1", x, film[:, :half], film[:, half:])
+        h = self.block(f"{name}.block2", h, 0, 0)
+        return h + (self.conv(f"{name}.res_conv", x) if f"{name}.res_conv.weight" in self.state else x)
+
+    def attention(self, name, x, heads):
+        inner = name if self.groups is None else f"{name}.fn.fn"
+        y = self.norm(f"{name}.norm" if self.groups is None else f"{name}.fn.norm", x, 1)
+        b, _, h, w = x.shape
+        linear = f"{inner}.to_out.0.weight" in self.state
+        memory = self.state.get(f"{inner}.mem_kv")
+        heads = heads if memory is None else memory.shape[1]
+        q, k, v = self.conv(f"{inner}.to_qkv", y).view(b, 3, heads, -1, h * w).unbind(1)
+        if memory is not None:
+            memory = memory if linear else memory.transpose(-1, -2)  # (2, heads, d, memories)
+            k, v = (torch.cat([m.expand(b, *m.shape), part], -1) for m, part in zip(memory, (k, v), strict=True))
+        d = q.shape[2]
+        if linear:
+            context = torch.einsum("bhdn,bhen->bhde", k.softmax(-1), v)
+            out = torch.einsum("bhde,bhdn->bhen", context, q.softmax(2) / math.sqrt(d))
+            out = self.conv(f"{inner}.to_out.0", out.reshape(b, -1, h, w))
+            return self.norm(f"{inner}.to_out.1", out, 1) + x
+        weights = torch.einsum("bhdi,bhdj->bhij", q / math.sqrt(d), k).softmax(-1)
+        out = torch.einsum("bhij,bhdj->bhdi", weights, v)
+        return self.conv(f"{inner}.to_out", out.reshape(b, -1, h, w)) + x
+
+    def time(self, t):
+        t = t.to(self.state["time_mlp.1.weight"].dtype)
+        learned = self.state.get("time_mlp.0.weights")
+        if learned is not None:
+            angles = 2 * math.pi * t[:, None] * learned
+            embedding = torch.cat([t[:, None], angles.sin(), angles.cos()], 1)
+        else:
+            half = self.state["time_mlp.1.weight"].shape[1] // 2
+            angles = t[:, None] * 10000.0 ** (-torch.arange(half, dtype=t.dtype) / (half - 1))
+            embedding = torch.cat([angles.sin(), angles.cos()], 1)
+        hidden = self.linear("time_mlp.1", embedding)
+        return self.linear("time_mlp.3", hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2)
+
+    def __call__(self, x, t):
+        time, x = self.time(t), self.conv("init_conv", x)
+        first, skips, levels = x, [], 0
+        while f"downs.{levels}.0.block1.proj.weight" in self.state:
+            name = f"downs.{levels}"
+            x = self.resnet(f"{name}.0", x, time)
+            skips.append(x)
+            x = self.attention(f"{name}.2", self.resnet(f"{name}.1", x, time), 4)
+            skips.append(x)
+            if f"{name}.3.1.weight" in self.state:
+                x = self.conv(f"{name}.3.1", F.pixel_unshuffle(x, 2))
+            else:
+                x = self.conv(f"{name}.3", x)
+            levels += 1
+        x = self.resnet("mid_block1", x, time)
+        x = self.resnet("mid_block2", self.attention("mid_attn", x, 4), time)
+        for level in range(levels):
+            name = f"ups.{level}"
+            x = self.resnet(f"{name}.0", torch.cat([x, skips.pop()], 1), time)
+            x = self.resnet(f"{name}.1", torch.cat([x, skips.pop()], 1), time)
+            x = self.attention(f"{name}.2", x, 4)
+            if f"{name}.3.1.weight" in self.state:
+                x = self.conv(f"{name}.3.1", x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+            else:
+                x = self.conv(f"{name}.3", x)
+        return self.conv("final_conv", self.resnet("final_res_block", torch.cat([x, first], 1), time))
+
+
+def check(network, groups, rel):
+    network.eval()
+    x, t = torch.randn(3, network.channels, 12, 20), torch.tensor([0, 3, 199])
+    state = network.state_dict()
+    with torch.no_grad():
+        assert rel(network(x, t), evaluated(state, x, t, groups)) < BOUND
+        double = network.double()
+        exact = evaluated({name: value.double() for name, value in state.items()}, x.double(), t, groups)
+        # The sines' angles are float32 in the network.
+        assert rel(double(x.double(), t), exact) < BOUND
+
+
+@pytest.mark.parametrize("kind", LUCIDRAINS)
+def test_lucidrains(kind, randomised, rel):
+    check(randomised(LucidrainsUnet(**LUCIDRAINS[kind])), None, rel)
+
+
+@pytest.mark.parametrize("kind", ANNOTATED)
+def test_annotated_of_today(kind, randomised, rel):
+    options = ANNOTATED[kind]
+    check(randomised(AnnotatedResnetUnet(**options)), options.get("groups", 4), rel)
+
+
+@pytest.mark.parametrize("kind", LUCIDRAINS)
+def test_lucidrains_itself(kind, randomised, rel):
+    for package in ("denoising_diffusion_pytorch", "einops"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+    options = {"channels": 3, **LUCIDRAINS[kind]}
+    if "memories" in options:
+        pytest.skip("the library has always 4")
+    ours = randomised(LucidrainsUnet(**options)).eval()
+    learned = options.pop("learned_sinusoids", 0)
+    names = {"heads": "attn_heads", "head_dim": "attn_dim_head", "full_attention": "full_attn"}
+    given = {names.get(name, name): value for name, value in options.items()}
+    if learned:
+        given.update(learned_sinusoidal_cond=True, learned_sinusoidal_dim=2 * learned)
+    theirs = others.lucidrains().Unet(**given).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x, t = torch.randn(2, 3, 8, 16), torch.tensor([3, 900])
+    with torch.no_grad():
+        assert rel(ours(x, t), theirs(x, t)) < BOUND
+
+
+@pytest.mark.skipif(compiled.build_error() is not None, reason=str(compiled.build_error()))
+@pytest.mark.parametrize(
+    "make", [lambda: LucidrainsUnet(8, dim_mults=(1, 2)), lambda: AnnotatedResnetUnet(8, groups=4)]
+)
+def test_a_step_is_c_alone(make, randomised):
+    network = randomised(make()).eval()
+    model = Model(network, make_schedule("linear", 30), image_shape=(network.channels, 8, 8))
+    engine = Engine(model, model.table("ddim", 3), batch_size=2, device="cpu")
+    engine.sample(2)
+    (said,) = engine.holds()["steps"].values()
+    assert "calls of C kernels" in said and "in torch" not in said
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: LucidrainsUnet(dim=7), "dim = 7"),
+        (lambda: LucidrainsUnet(dim_mults=()), "dim_mults = ()"),
+        (lambda: LucidrainsUnet(8, dim_mults=(1, 2), heads=(4, 4, 4)), "heads = [4, 4, 4] of 2 levels"),
+        (lambda: AnnotatedResnetUnet(8, groups=3), "groups = 3"),
+        (lambda: AnnotatedResnetUnet(8, init_dim=0), "init_dim = 0"),
+        (lambda: AnnotatedResnetUnet(8)(torch.zeros(1, 1, 10, 8), torch.zeros(1)), "(1, 1, 10, 8)"),
+        (lambda: AnnotatedResnetUnet(8)(torch.zeros(1, 3, 8, 8), torch.zeros(1)), "(B, 1, H, W)"),
+    ],
+)
+def test_bad_options_are_named(make, words):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert words in str(caught.value)
