@@ -13,6 +13,7 @@ from fastdiff.capture.passes.folded_attention import fold_linear_attention
 from fastdiff.capture.passes.linear_attention import fuse_linear_attention
 from fastdiff.capture.refusal import NotRecordableError
 from fastdiff.capture.split import Split
+from fastdiff.engine.context import ContextKind
 from fastdiff.engine.evaluation import Given, Network
 from fastdiff.engine.placement import out_of_memory
 from fastdiff.errors import InputError, first_line, unknown_name, warn_caller
@@ -76,7 +77,7 @@ def capture(
     times = torch.tensor(model.table(steps=1).time, dtype=torch.int64 if model.time == "index" else torch.float32)
     try:
         graphs = Network(model.network, cpu, dtype).captured(
-            Given(1, model.image_shape, width or None, times, cpu, dtype)
+            Given(1, model.image_shape, ContextKind((width,)) if width else None, times, cpu, dtype)
         )
     except NotRecordableError as problem:
         raise InputError(f"the network cannot be exported: {problem}") from problem
@@ -110,6 +111,8 @@ def _rounded(model: Model, weights: str) -> Model:
 
 def _context_width(model: Model) -> int:
     """K; 0 if neither the model nor the network declares a context, with a warning if it may take one."""
+    if model.num_classes is not None:
+        raise InputError("a network that takes class numbers cannot be exported; accepted: contexts of K numbers")
     width = model.context_width
     if width is None:
         named = [p for p in inspect.signature(model.network.forward).parameters.values() if p.kind in _BY_PLACE][2:]

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from torch import nn
 
-from fastdiff.errors import InputError, unknown_name, wrong_type
+from fastdiff.errors import InputError, check_int, unknown_name, wrong_type
 from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
 from fastdiff.samplers.samplers import DEFAULT, make_table
 from fastdiff.samplers.schedule import Schedule
@@ -19,12 +19,16 @@ class Model:
     """What `fastdiff.sample` takes: any nn.Module that maps (x, t) or (x, t, context) to a prediction.
 
     Attributes:
-        network: x (B, C, H, W) float in [-1, 1], t (B,), context (B, K) → the prediction, (B, C, H, W).
+        network: x (B, C, H, W) float in [-1, 1], t (B,), context (B, K) float32, or (B,) int64 class numbers, or (B,
+            ...) float32 → the prediction, (B, C, H, W).
         schedule: the training schedule.
         prediction_type: epsilon, sample or v_prediction.
         image_shape: (C, H, W) of one image.
         time: what the network is given as t: "index", the integer timestep, or "fraction", timestep / T.
         class_names: names of the K context entries; empty where the network takes no context or they have no names.
+        num_classes: how many class numbers the network takes, with the null class; None if it takes none, or it is
+            unknown.
+        null_class: the class number that stands for no class, for guidance; None if there is none.
         clip: the default clipping of the predicted x0: None (off), a bound, or ("dynamic", quantile).
 
     Raises:
@@ -38,6 +42,8 @@ class Model:
     image_shape: tuple[int, int, int] = (1, 28, 28)
     time: str = "index"
     class_names: Sequence[str] = ()
+    num_classes: int | None = None
+    null_class: int | None = None
     clip: Clip = None
 
     def __post_init__(self) -> None:
@@ -55,6 +61,10 @@ class Model:
         width = context_width(self.network)
         if self.class_names and width is not None and len(self.class_names) != width:
             raise InputError(f"{len(self.class_names)} class names {list(self.class_names)}; the network takes {width}")
+        if self.num_classes is not None:
+            check_int("num_classes", self.num_classes, 1, 2**31)
+        if self.null_class is not None:
+            check_int("null_class", self.null_class, 0, (self.num_classes or 2**31) - 1)
         object.__setattr__(self, "image_shape", shape)
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "clip", check_clip(self.clip))
@@ -66,7 +76,14 @@ class Model:
         return len(self.class_names) or None if width is None else width
 
     def table(
-        self, sampler: str = DEFAULT, steps: int | None = None, *, eta: float = 0.0, spacing: str = "trailing"
+        self,
+        sampler: str = DEFAULT,
+        steps: int | None = None,
+        *,
+        eta: float = 0.0,
+        spacing: str = "trailing",
+        strength: float = 1.0,
+        resample: int = 1,
     ) -> StepTable:
         """The step table of a sampler for this model; see make_table for the arguments."""
         return make_table(
@@ -75,6 +92,8 @@ class Model:
             steps,
             eta=eta,
             spacing=spacing,
+            strength=strength,
+            resample=resample,
             prediction_type=self.prediction_type,
             time=self.time,
         )

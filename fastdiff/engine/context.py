@@ -1,10 +1,10 @@
-"""Contexts: from what a user writes to a (n, K) tensor."""
+"""Contexts: from what a user writes to a tensor with a row for each sample."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,25 +53,51 @@ def in_turn(contexts: Sequence[Sequence[float]]) -> Any:
     return lambda first, count: rows[[(first + r) % len(rows) for r in range(count)]]
 
 
+class ContextKind(NamedTuple):
+    """What a network is given for a sample besides x and t.
+
+    Attributes:
+        shape: of its numbers: (K,), tokens (L, D), or () for a class's number.
+        classes: how many there are, if it is a class's number, int64; None for float32 numbers.
+    """
+
+    shape: tuple[int, ...]
+    classes: int | None = None
+
+    def zeros(self, count: int) -> Tensor:
+        """For so many samples, (count, *shape)."""
+        dtype = torch.float32 if self.classes is None else torch.int64
+        return torch.zeros(count, *self.shape, dtype=dtype, device="cpu")
+
+    def example(self, count: int, dice: torch.Generator) -> Tensor:
+        """The same, at random."""
+        if self.classes is not None:
+            return torch.randint(self.classes, (count,), generator=dice, device="cpu")
+        return torch.rand(count, *self.shape, generator=dice, device="cpu", dtype=torch.float32)
+
+
 @dataclass(frozen=True)
 class Contexts:
     """The contexts of a request.
 
     Attributes:
-        width: K.
-        rows: (first, count) → (count, K) float32 on the CPU, for samples first .. first + count - 1.
+        kind: of each.
+        rows: (first, count) → (count, *kind.shape) on the CPU, for samples first .. first + count - 1.
     """
 
-    width: int
+    kind: ContextKind
     rows: Callable[[int, int], Tensor]
 
 
-def resolve_context(width: int | None, class_names: Sequence[str], context: Any, n: int, first: int) -> Contexts | None:
+def resolve_context(
+    width: int | None, class_names: Sequence[str], classes: int | None, context: Any, n: int, first: int
+) -> Contexts | None:
     """The contexts of samples first .. first + n - 1, checked.
 
     Args:
-        width: K; 0 if the model takes no context, None if its width is unknown.
+        width: K; 0 if the model takes no context, None if its contexts' shape is unknown.
         class_names: names of the K entries, or none.
+        classes: how many class numbers the model takes, None if that is unknown.
         context: as request.Request.of takes it.
         n: how many samples.
         first: the first sample's index.
@@ -86,37 +112,71 @@ def resolve_context(width: int | None, class_names: Sequence[str], context: Any,
         return None
     if width == 0:
         raise InputError("this model takes no context; leave context out")
+    numbers = width is None  # whether whole numbers are classes
+
+    def tensor(given: Any) -> Tensor:
+        return _tensor(by_name(given, class_names) if isinstance(given, Mapping) else given, numbers)
+
+    def kind_of(row: Tensor) -> ContextKind:
+        if row.dtype == torch.int64:
+            # Of an unknown number of classes only the first is known to be there.
+            return ContextKind((), 1 if classes is None else classes)
+        return ContextKind(tuple(row.shape))
+
+    def check(rows: Tensor) -> Tensor:
+        if rows.dtype == torch.int64 and (rows.min() < 0 or (classes is not None and rows.max() >= classes)):
+            wrong = int(rows.min() if rows.min() < 0 else rows.max())
+            accepted = "0 or more" if classes is None else f"0 to {classes - 1}"
+            raise InputError(f"class {wrong} as a context; accepted: {accepted}")
+        return rows
+
     if callable(context):
-        return _from_source(context, width, first)
-    rows = _tensor(by_name(context, class_names) if isinstance(context, Mapping) else context)
+        return _from_source(lambda at, count: check(tensor(context(at, count))), kind_of, width, first)
+    rows = check(tensor(context))
     shape = tuple(rows.shape)
-    rows = rows[None] if rows.ndim == 1 else rows
-    width = rows.shape[-1] if width is None else width
-    if rows.ndim != 2 or rows.shape[1] != width or rows.shape[0] not in (1, n):
-        raise InputError(f"a context of shape {shape}; accepted: ({width},) or ({n}, {width})")
+    if rows.dtype == torch.int64:
+        rows = rows[:, 0] if rows.ndim == 2 and shape[1] == 1 else rows.reshape(1) if rows.ndim == 0 else rows
+        if rows.ndim != 1 or len(rows) not in (1, n):
+            raise InputError(f"classes of shape {shape} as a context; accepted: a whole number, or ({n},)")
+    else:
+        rows = rows[None] if rows.ndim == 1 else rows
+        if rows.ndim < 2 or (width is not None and rows.shape[1:] != (width,)) or rows.shape[0] not in (1, n):
+            one = "K" if width is None else width
+            raise InputError(f"a context of shape {shape}; accepted: ({one},) or ({n}, {one})")
+    kind = kind_of(rows[0])
     if len(rows) == 1:
-        return Contexts(width, lambda at, count: rows.expand(count, -1))
-    return Contexts(width, lambda at, count: rows[at - first : at - first + count])
+        return Contexts(kind, lambda at, count: rows.expand(count, *kind.shape))
+    return Contexts(kind, lambda at, count: rows[at - first : at - first + count])
 
 
-def _from_source(source: Callable[[int, int], Any], width: int | None, first: int) -> Contexts:
-    width = _tensor(source(first, 1)).shape[-1] if width is None else width
+def _from_source(
+    source: Callable[[int, int], Tensor], kind_of: Callable[[Tensor], ContextKind], width: int | None, first: int
+) -> Contexts:
+    one = source(first, 1)  # refuses a wrong source before any long work
+    if one.ndim < 1 or len(one) != 1 or (width is not None and one.shape[1:] != (width,)):
+        raise InputError(
+            f"contexts of shape {tuple(one.shape)} from a source; accepted: (1, {'K' if width is None else width})"
+        )
+    kind = kind_of(one[0])
 
     def rows(at: int, count: int) -> Tensor:
-        made = _tensor(source(at, count))
-        if made.shape != (count, width):
-            raise InputError(f"contexts of shape {tuple(made.shape)} from a source; accepted: ({count}, {width})")
+        made = source(at, count)
+        if made.shape != (count, *kind.shape):
+            raise InputError(f"contexts of shape {tuple(made.shape)} from a source; accepted: {(count, *kind.shape)}")
         return made
 
-    rows(first, 1)  # refuses a wrong source before any long work
-    return Contexts(width, rows)
+    return Contexts(kind, rows)
 
 
-def _tensor(context: Any) -> Tensor:
+def _tensor(context: Any, numbers: bool) -> Tensor:
+    """As float32, or, where whole numbers are classes, those as int64."""
     try:
-        rows = torch.as_tensor(context, dtype=torch.float32, device="cpu")
+        rows = torch.as_tensor(context, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"context = {context!r}; accepted: numbers, or a mapping of class names ({error})") from error
+    if numbers and not rows.is_floating_point() and rows.dtype != torch.bool:
+        return rows.to(torch.int64)
+    rows = rows.to(torch.float32)
     if not torch.isfinite(rows).all():
         raise InputError("the context holds NaN or infinity; accepted: finite numbers")
     return rows

@@ -34,6 +34,7 @@ from fastdiff.capture.program import program
 from fastdiff.capture.refusal import NotRecordableError
 from fastdiff.capture.split import Split
 from fastdiff.engine import cuda
+from fastdiff.engine.context import ContextKind
 from fastdiff.engine.cpu.function import PlannedFunction
 from fastdiff.engine.cpu.lowering import Packed
 from fastdiff.engine.cpu.operations import planned
@@ -65,7 +66,7 @@ class Parts(NamedTuple):
 
     Attributes:
         time: (ROWS,) times → tensors whose first dimension is ROWS.
-        context: the contexts of a batch, (B, K), or None → any tensors.
+        context: the contexts of a batch, (B, ...), or None → any tensors.
         step: x (B, C, H, W), a row (1, ...) of each tensor from time, and those from context → the prediction.
     """
 
@@ -81,7 +82,7 @@ class Given:
     Attributes:
         batch: B.
         image_shape: (C, H, W).
-        width: K of the contexts, or None without any.
+        context: what kind, or None without any.
         times: (R,) int64 or float32, those that the network may be given.
         device: of everything.
         dtype: of x.
@@ -90,7 +91,7 @@ class Given:
 
     batch: int
     image_shape: tuple[int, int, int]
-    width: int | None
+    context: ContextKind | None
     times: Tensor
     device: torch.device
     dtype: torch.dtype
@@ -104,14 +105,14 @@ class Given:
         x = torch.randn(batch, *self.image_shape, **plain).to(self.device, self.dtype)
         t = self.times[int(len(self.times) * torch.rand((), **plain))]
         made = {"x": x.contiguous(memory_format=torch.channels_last), "t": t.to(self.device).expand(batch).clone()}
-        if self.width is not None:
-            made["context"] = torch.rand(batch, self.width, **plain).to(self.device)
+        if self.context is not None:
+            made["context"] = self.context.example(batch, dice).to(self.device)
         return made
 
     def recording(self) -> Hashable:
         """What a recording depends on besides the network, its device and its dtype."""
         defaults = torch.get_default_dtype(), torch.get_default_device()  # of tensors that the network makes
-        return self.image_shape, self.width, self.times.dtype, defaults, dispatch.backend()
+        return self.image_shape, self.context, self.times.dtype, defaults, dispatch.backend()
 
 
 class Network:

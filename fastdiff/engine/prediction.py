@@ -54,10 +54,13 @@ class Prediction:
         dtype: the network's.
         integer: whether times are integer timesteps.
         guided: whether there is classifier-free guidance.
+        null: what a context without a class consists of.
     """
 
-    def __init__(self, parts: Parts, device: torch.device, dtype: torch.dtype, integer: bool, guided: bool) -> None:
-        self.parts, self.device, self.dtype, self.guided = parts, device, dtype, guided
+    def __init__(
+        self, parts: Parts, device: torch.device, dtype: torch.dtype, integer: bool, guided: bool, null: int = 0
+    ) -> None:
+        self.parts, self.device, self.dtype, self.guided, self.null = parts, device, dtype, guided, null
         self.time_dtype = torch.int64 if integer else torch.float32
         self.rows: dict[torch.dtype, _Rows] = {}
         self.time: list[Tensor] = []
@@ -85,11 +88,11 @@ class Prediction:
                 self.rows[dtype].load(found, at)
 
     def load_context(self, context: Tensor | None) -> None:
-        """Set the batch's contexts: (B, K), or None. Equal shapes reuse the same buffers."""
+        """Set the batch's contexts: (B, ...), or None. Equal shapes reuse the same buffers."""
         if context is not None:
             context = context.to(self.device)
             if self.guided:
-                context = torch.cat((torch.zeros_like(context), context))
+                context = torch.cat((torch.full_like(context, self.null), context))
         made = self.parts.context(context)
         if len(made) == len(self.context) and all(a.shape == b.shape for a, b in zip(made, self.context, strict=True)):
             for place, value in zip(self.context, made, strict=True):

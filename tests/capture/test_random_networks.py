@@ -19,6 +19,7 @@ from fastdiff.capture.passes.simplify import simplify
 from fastdiff.capture.passes.softmax_attention import fuse_softmax_attention
 from fastdiff.capture.passes.written_norms import fuse_group_norms
 from fastdiff.capture.tidy import fold_constants
+from fastdiff.engine.context import ContextKind
 from fastdiff.engine.evaluation import Given, Network, captured, evaluated
 from fastdiff.engine.prediction import Prediction
 from fastdiff.kernels.dispatch import using
@@ -56,7 +57,8 @@ def check_form(networks, randomised, data, batches, device="cpu"):
         inputs = {name: value.to(device) for name, value in example.inputs(batch).items()}
         inputs["t"] = inputs["t"][:1].expand(batch)
         shape = inputs["x"].shape[1:]
-        given = Given(batch, shape, example.context, example.times(5), torch.device(device), torch.float32)
+        context = example.context and ContextKind((example.context,))
+        given = Given(batch, shape, context, example.times(5), torch.device(device), torch.float32)
         with torch.no_grad():
             ours = evaluated(captured(network, given), inputs)
             with using("reference"):

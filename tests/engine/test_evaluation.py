@@ -11,6 +11,7 @@ from fastdiff import AnnotatedUnet, ContextUnet, Model, make_schedule, sample
 from fastdiff.bench.peers.reference import AnnotatedReference, ContextReference
 from fastdiff.capture.passes.batch_norm import fold_batch_norm
 from fastdiff.engine import evaluation
+from fastdiff.engine.context import ContextKind
 from fastdiff.engine.evaluation import Given, Network, captured, evaluated
 from fastdiff.kernels.cpu import compiled
 
@@ -20,7 +21,7 @@ needs_compiler = pytest.mark.skipif(compiled.build_error() is not None, reason=s
 
 def given(shape, batch=3, width=None, dtype=torch.float32, integer=True):
     times = torch.arange(1, 20) if integer else torch.rand(20)
-    return Given(batch, shape, width, times, CPU, dtype)
+    return Given(batch, shape, width and ContextKind((width,)), times, CPU, dtype)
 
 
 OF_A = {"winograd": 26, "depthwise": 13, "attention_output": 5, "scale_shift": 1}

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from fastdiff.engine.context import ContextKind
 from fastdiff.engine.cpu.lowering import Outside
 from fastdiff.engine.evaluation import Given, Network, captured, evaluated
 from fastdiff.kernels.cpu.compiled import build_error
@@ -57,7 +58,7 @@ def names(plan):
 def same_function(rel, forward, shape=(4, 6, 6), *, batch=3, width=None, halves=1, threads=(1, 3), **modules):
     """Compare a network's plan with the network in float64; returns the plan. Bits depend on no number of threads."""
     network, times = Net(forward, **modules).eval(), torch.arange(1, 20)
-    given = Given(batch, shape, width, times, CPU, torch.float32, halves)
+    given = Given(batch, shape, width and ContextKind((width,)), times, CPU, torch.float32, halves)
     inputs, results = given.example(batch, seed=2), []
     with torch.no_grad():
         for count in threads:

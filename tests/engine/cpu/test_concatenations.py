@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastdiff import AnnotatedUnet, ContextUnet
+from fastdiff.engine.context import ContextKind
 from fastdiff.engine.evaluation import Given, Network, captured
 
 
@@ -138,7 +139,7 @@ def test_networks_copy_nothing_but_what_they_upsample(make, shape, upsampled):
     network = make().eval()
     integer = not isinstance(network, ContextUnet)
     times = torch.arange(1, 20) if integer else torch.rand(20)
-    given = Given(2, shape, None if integer else 5, times, torch.device("cpu"), torch.float32)
+    given = Given(2, shape, None if integer else ContextKind((5,)), times, torch.device("cpu"), torch.float32)
     with torch.no_grad():
         plan = captured(Network(network, given.device, given.dtype), given).step.plan
     assert not plan.outside
