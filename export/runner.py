@@ -124,6 +124,8 @@ class OnnxSampler:
             that is absent, or that ONNX Runtime would silently leave out.
     """
 
+    num_classes = null_class = None  # networks of class numbers are not exported
+
     def __init__(
         self, path: str | Path, providers: str | Sequence[Provider] | None = None, *, threads: int | None = None
     ) -> None:
@@ -250,6 +252,8 @@ class OnnxSampler:
             raise InputError(
                 f"a table for {self.path!r}, which is {own['name']} with {own['steps']} steps; leave it out"
             )
+        if request.table is not None and request.table.returns.any():
+            raise InputError(f"a table that resamples for {self.path!r}; accepted: one made with resample = 1")
         if own is None and request.table is None:
             raise InputError(f"no table for {self.path!r}, which holds none; accepted: one of its method `table`")
         return self.steps(request.table)

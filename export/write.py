@@ -135,6 +135,8 @@ def export_page(
 def _face(model: Model, table: StepTable | None, clip: Any, stepwise: bool, noise: str, pictures: bool) -> Face:
     if table is not None:
         check_table(model, table)
+        if table.returns.any():
+            raise InputError("a table that resamples cannot be exported; accepted: one made with resample = 1")
     return Face(table, choose_clip(clip, model.clip), stepwise, noise, pictures)
 
 

@@ -25,6 +25,7 @@ _NAMES = {
     "ContextUnet": "networks.context",
     "Engine": "engine.engine",
     "InputError": "errors",
+    "Interpolation": "engine.noise",
     "Model": "model",
     "PhiloxNoise": "engine.noise",
     "Recipe": "training.recipe",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from fastdiff.data.load import load_data as load_data
     from fastdiff.engine.engine import Engine as Engine
     from fastdiff.engine.kept import release as release
+    from fastdiff.engine.noise import Interpolation as Interpolation
     from fastdiff.engine.noise import PhiloxNoise as PhiloxNoise
     from fastdiff.errors import InputError as InputError
     from fastdiff.images import grid as grid

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from fastdiff.errors import InputError, check_int, wrong_type
@@ -153,6 +153,15 @@ def open_picture(path: str | Path) -> Image.Image:
 def read_picture(path: str | Path, size: int | None = None) -> Tensor:
     """A picture file as (3, H, W) in [-1, 1]; with size, cut to its middle square and resized to size x size."""
     return from_picture(open_picture(path).convert("RGB"), size).float() / 127.5 - 1
+
+
+def fit_picture(path: str | Path, image_shape: tuple[int, int, int]) -> Tensor:
+    """A picture file as a model's image: its middle, resized, (C, H, W) in [-1, 1]; C is 1 (gray) or 3."""
+    channels, height, width = image_shape
+    if channels not in (1, 3):
+        raise InputError(f"a picture for images of {channels} channels; accepted: 1 or 3")
+    picture = open_picture(path).convert("L" if channels == 1 else "RGB")
+    return from_picture(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)).float() / 127.5 - 1
 
 
 def from_picture(picture: Image.Image, size: int | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from fastdiff.checkpoints.load import load
 from fastdiff.engine.engine import Engine
 from fastdiff.engine.noise import NoiseSource
+from fastdiff.engine.pictures import choose_strength
 from fastdiff.engine.request import Asked, Request, check_batch_size
 from fastdiff.errors import InputError
 from fastdiff.model import Model, check_model
@@ -28,6 +29,11 @@ class Options(Asked, total=False):
     steps: int | None
     eta: float
     spacing: str
+    init: Any
+    strength: float | None
+    mask: Any
+    known: Any
+    resample: int
     clip: Clip | Literal["model"]
     batch_size: int | None
     device: torch.device | str | None
@@ -63,6 +69,11 @@ def sample(
     guidance_scale: float | None = None,
     frames: int | None = None,
     noise: NoiseSource | None = None,
+    init: Any = None,
+    strength: float | None = None,
+    mask: Any = None,
+    known: Any = None,
+    resample: int = 1,
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
@@ -85,6 +96,13 @@ def sample(
         guidance_scale: classifier-free guidance, out_u + g (out_c - out_u); None and 1 evaluate once a step.
         frames: also return x after every so many steps, the last included.
         noise: a callable (draw, first, shape) → normals in place of the Philox source; draw 0 is x_T.
+        init: pictures to begin with, (C, H, W) for all or (n, C, H, W) in [-1, 1]: noised, and denoised from there on
+            (SDEdit, Meng et al. 2022). A StepTable is run from its first row, so take one with `strength`.
+        strength: with init, how much of the steps is run, above 0 to 1: how far the samples may go from the pictures;
+            0.6 unless given.
+        mask, known: what is known of the images (RePaint, Lugmayr et al. 2022): (C, H, W) for all or (n, C, H, W) in
+            [-1, 1], held where the mask, (1 or C, H, W) for all or with n before it, is 1, and drawn where it is 0.
+        resample: with those, how often each step is run, so that what is drawn fits to what is known; 1 unless given.
         batch_size: samples run together; min(n, 64) unless given. With a given one, batches begin at multiples of it
             and are run whole, and a sample's pixels are then the same bits whatever n and first.
         device: where the network runs; None is the CUDA device where there is one, else the CPU.
@@ -102,11 +120,14 @@ def sample(
     """
     model = load(model) if isinstance(model, (str, Path)) else check_model(model)
     if isinstance(sampler, StepTable):
-        if steps is not None or eta or spacing != "trailing":
-            raise InputError("steps, eta or spacing with a StepTable, which has its own; leave them out")
+        if steps is not None or eta or spacing != "trailing" or strength is not None or resample != 1:
+            raise InputError(
+                "steps, eta, spacing, strength or resample with a StepTable, which has its own; leave them out"
+            )
         table = sampler
     else:
-        table = model.table(sampler, steps, eta=eta, spacing=spacing)
+        kept = choose_strength(strength, init)
+        table = model.table(sampler, steps, eta=eta, spacing=spacing, strength=kept, resample=resample)
     request = Request.of(
         model,
         n,
@@ -116,6 +137,9 @@ def sample(
         context=context,
         guidance_scale=guidance_scale,
         noise=noise,
+        init=init,
+        mask=mask,
+        known=known,
         frames=frames,
     )
     size = check_batch_size(batch_size, request.n)

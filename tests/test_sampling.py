@@ -407,3 +407,14 @@ def test_a_network_of_the_users_own_in_bfloat16():
 def test_class_names_that_do_not_fit_the_network_are_named():
     with pytest.raises(InputError, match="2 class names .* takes 3"):
         Model(ContextUnet(1, 8, 3, 16), make_schedule("linear", 10), class_names=("a", "b"))
+
+
+def test_nan_is_said_once(randomised):
+    model = annotated(randomised, 30)
+    with torch.no_grad():
+        model.network.final_conv[1].bias.fill_(float("inf"))
+    with pytest.warns(UserWarning) as warned:
+        images = sample(model, 4, steps=2, batch_size=2, device="cpu", form="eager")
+    assert not images.isfinite().any()
+    assert [str(one.message) for one in warned] == ["images from sample 0 on hold NaN or infinity, computed in float32"]
+    assert warned[0].filename == __file__

@@ -13,13 +13,13 @@ import torch
 from tqdm.auto import tqdm
 
 from fastdiff.cli.drawn import Drawn, parse_contexts
-from fastdiff.cli.options import given_flags
+from fastdiff.cli.options import FOREIGN, given_flags
 from fastdiff.engine.context import in_turn
 from fastdiff.errors import InputError
 from fastdiff.export import OnnxSampler
 
 # Options that the file has settled; those of the table are free where it holds none.
-SETTLED = ("clip", "dtype", "form", "schedule", "timesteps", "image_size", "class_names")
+SETTLED = ("clip", "dtype", "form", *FOREIGN)
 OF_TABLES = ("sampler", "steps", "eta", "spacing")
 
 
@@ -36,7 +36,8 @@ def draw_from_onnx(
     """What `sample` draws, by ONNX Runtime; see picture._draw."""
     sampler = OnnxSampler(model, None if device is None else [_provider(device)], threads=threads)
     own = sampler.description["sampler"]
-    _refuse(model, SETTLED if own is None else (*SETTLED, *OF_TABLES))
+    _refuse(model, SETTLED if own is None else (*SETTLED, *OF_TABLES), "which has settled that when it was exported")
+    _refuse(model, ("init", "strength", "known", "mask", "resample"), "which begins with noise and goes to the end")
     table = None
     if own is None:
         table = sampler.table(options["sampler"], options["steps"], eta=options["eta"], spacing=options["spacing"])
@@ -90,7 +91,7 @@ def _provider(device: str) -> Any:
     return name, {"device_id": int(number)}
 
 
-def _refuse(model: str, names: tuple[str, ...]) -> None:
+def _refuse(model: str, names: tuple[str, ...], why: str) -> None:
     for name, flag in given_flags(click.get_current_context()).items():
         if name in names:
-            raise InputError(f"{flag} with {model!r}, which has settled that when it was exported; leave it out")
+            raise InputError(f"{flag} with {model!r}, {why}; leave it out")

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 
 from fastdiff.cli.drawn import Drawn, frame_interval, parse_contexts, where
 from fastdiff.cli.options import (
@@ -25,9 +26,10 @@ from fastdiff.cli.options import (
 from fastdiff.engine.context import in_turn
 from fastdiff.engine.forms import choose_form
 from fastdiff.engine.noise import LIMIT
+from fastdiff.engine.pictures import choose_strength
 from fastdiff.errors import InputError, check_int
 from fastdiff.files import check_writable, write_atomically
-from fastdiff.images import check_picture_name, grid, grid_layout, save_gif, save_picture
+from fastdiff.images import check_picture_name, fit_picture, grid, grid_layout, save_gif, save_picture
 from fastdiff.sampling import sample
 
 
@@ -61,6 +63,12 @@ def sample_to_picture(
 
         draw = draw_from_onnx
     drawn = draw(model, n, every, check_grid, **options)
+    broken = 1 - float(torch.isfinite(drawn.images).float().mean())
+    if broken:
+        raise InputError(
+            f"{100 * broken:.3g}% of the images' values are NaN or infinity, so nothing is written; a network that "
+            "overflows in float16 may not in float32 or bfloat16 (--dtype), nor with --clip 1"
+        )
 
     save_picture(grid(drawn.images, columns, scale=scale), output)
     written = [output]
@@ -85,20 +93,27 @@ def _draw(
     check_grid: Callable[..., None],
     steps: int | None,
     clip: str | None,
+    init: str | None,
+    strength: float | None,
+    known: str | None,
+    mask: str | None,
     contexts: tuple[str, ...],
     dtype: str | None,
     form: str | None,
     device: str | None,
     threads: int | None,
-    schedule: str | None,
-    timesteps: int | None,
-    image_size: int | None,
-    class_names: str | None,
     **options: Any,
 ) -> Drawn:
     """What `sample` draws, by torch; every: steps → every how many a frame is taken, None for no animation."""
-    loaded = load_model(model, schedule, timesteps, image_size, class_names)
-    table = loaded.table(options.pop("sampler"), steps, eta=options.pop("eta"), spacing=options.pop("spacing"))
+    loaded = load_model(model, options)
+    chosen_table = {name: options.pop(name) for name in ("sampler", "eta", "spacing", "resample")}
+    table = loaded.table(steps=steps, strength=choose_strength(strength, init), **chosen_table)
+    shape = loaded.image_shape
+    given = {"init": init, "known": known}
+    pictures: dict[str, Any] = {
+        name: None if path is None else fit_picture(path, shape) for name, path in given.items()
+    }
+    pictures["mask"] = None if mask is None else fit_picture(mask, (1, *shape[1:])) / 2 + 0.5
     check_grid(loaded.image_shape)
     rows = parse_contexts(contexts, loaded.class_names, loaded.context_width)
     say_clip(clip, loaded)
@@ -112,6 +127,7 @@ def _draw(
         table,
         clip=parse_clip(clip),
         context=in_turn(rows),
+        **pictures,
         frames=None if every is None else every(len(table)),
         device=chosen,
         dtype=parse_dtype(dtype),

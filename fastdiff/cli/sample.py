@@ -21,7 +21,7 @@ from fastdiff.cli.options import (
 from fastdiff.engine.placement import DTYPES
 from fastdiff.errors import InputError
 from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
-from fastdiff.samplers.spacing import SPACINGS
+from fastdiff.samplers.spacing import SPACINGS, STRENGTH
 from fastdiff.shards.formats import DEFAULT as DEFAULT_FORMAT
 from fastdiff.shards.formats import FORMATS
 
@@ -77,6 +77,23 @@ from fastdiff.shards.formats import FORMATS
     type=float,
     help="Classifier-free guidance towards the context; 1 is none, and half the work.  [default: 1]",
 )
+@click.option(
+    "--init", metavar="PICTURE", help="Begin with this picture, cut and resized to the model's images and noised."
+)
+@click.option(
+    "--strength",
+    type=float,
+    help=f"With --init, the share of the steps that are run: 1 keeps hardly anything.  [default: {STRENGTH}]",
+)
+@click.option("--known", metavar="PICTURE", help="With --mask: keep this picture, cut and resized, where the mask is.")
+@click.option("--mask", metavar="PICTURE", help="With --known: white where it is kept, black where it is drawn.")
+@click.option(
+    "--resample",
+    type=int,
+    default=1,
+    show_default=True,
+    help="With --mask: how often each step is run, so that what is drawn fits in; not with dpmpp samplers.",
+)
 @click.option("--batch-size", type=int, help="Images computed together, at least 1.  [default: 64]")
 @click.option(
     "--columns", type=click.IntRange(1), help="Images in a row of the grid.  [default: the square root of their number]"
@@ -107,6 +124,8 @@ def sample(model: str, output: str, **options: Any) -> None:
     fastdiff sample sprites --context item --guidance-scale 2 -n 16 --gif frames.gif
     fastdiff sample sprites --context monster=1,spell=0.6 --steps 50 -o mixed.png
     fastdiff sample sprites --context monster --context item --columns 2
+    fastdiff sample fashion-mnist --init shoe.png --strength 0.6 -n 16
+    fastdiff sample fashion-mnist --known shoe.png --mask sole.png --sampler ddpm --steps 50 --resample 5
     fastdiff sample my_tutorial_model.pt --sampler dpmpp_2m --steps 15
     fastdiff sample my_course_model.pth --class-names hero,food,spell --context food
 
@@ -133,7 +152,9 @@ def sample(model: str, output: str, **options: Any) -> None:
     if output.endswith(("/", os.sep)) or (output and os.path.isdir(output)):
         if model.lower().endswith(ONNX):
             raise InputError(f"the folder {output!r} for {model!r}; accepted for an .onnx file: a picture")
-        _refuse(options, "the folder", output, "gif", "gif_frames", "npy", "columns", "scale")
+        options["resample"] = None if options["resample"] == 1 else options["resample"]
+        of_pictures = ("gif", "gif_frames", "npy", "columns", "scale", "init", "strength", "known", "mask", "resample")
+        _refuse(options, "the folder", output, *of_pictures)
         from fastdiff.cli.folder import sample_to_folder
 
         sample_to_folder(model, output, **options)

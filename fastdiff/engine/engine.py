@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fastdiff.engine import graphs
 from fastdiff.engine.ahead import compile_kernels
+from fastdiff.engine.context import ContextKind
 from fastdiff.engine.cpu.step import PlannedStep
 from fastdiff.engine.evaluation import Given
 from fastdiff.engine.forms import Form, choose_form
@@ -30,6 +32,9 @@ from fastdiff.provenance import device_name, versions
 from fastdiff.samplers.prediction import Clip, choose_clip
 from fastdiff.samplers.table import StepTable
 
+STREAM = 24  # a draw's bits from here on say what it is for
+KNOWN, RETURN = 1, 2  # the noise of what is known, and of steps back; 0 is the sampler's own
+
 Step = Callable[[int], int]  # (the most rows that may be run) → how many were, at least one
 
 
@@ -37,7 +42,7 @@ class Kind(NamedTuple):
     """What makes one step body differ from another; all else is data that the body reads."""
 
     guided: bool
-    context: int | None  # the width of the contexts
+    context: ContextKind | None
     noise: str  # "none", "philox" or "input", the caller's
     history: bool
 
@@ -89,6 +94,7 @@ class Engine:
         self.clip = choose_clip(clip, model.clip)
         self.form: Form = choose_form(form, self.device, self.dtype)
         self.notes: list[str] = []  # events for a manifest, such as a smaller batch
+        self._overflowed = False
         with self._settings():
             self._network = self.form.network(model.network, self.device, self.dtype)
             # The copy in the model's place, so that an engine does not keep the user's own network alive. Other engines
@@ -113,8 +119,9 @@ class Engine:
         width = self._model.context_width
         if width is None:
             return
-        prediction, step = self._step(self._kind(self.table, context=width or None), self.table)
-        prediction.load_context(torch.zeros(self.batch_size, width, device="cpu") if width else None)
+        context = ContextKind((width,)) if width else None
+        prediction, step = self._step(self._kind(self.table, context=context), self.table)
+        prediction.load_context(context.zeros(self.batch_size) if context else None)
 
         def begin_and_step() -> None:
             philox.normals(self.key, 0, self.x.shape)
@@ -150,6 +157,9 @@ class Engine:
         context: Any = None,
         guidance_scale: float | None = None,
         noise: NoiseSource | None = None,
+        init: Any = None,
+        mask: Any = None,
+        known: Any = None,
         table: StepTable | None = None,
     ) -> Tensor:
         """n images, from samples first .. first + n - 1 of the seed.
@@ -157,6 +167,8 @@ class Engine:
         Args:
             n: how many images.
             seed, first, context, guidance_scale, noise: as in fastdiff.sample.
+            init: pictures to begin with, (C, H, W) or (n, C, H, W) in [-1, 1], noised to the table's first row.
+            mask, known: as in fastdiff.sample.
             table: the sampler; None takes the engine's.
 
         Returns:
@@ -166,7 +178,7 @@ class Engine:
             InputError: for values outside these, before any work.
         """
         asked = Asked(seed=seed, first=first, context=context, guidance_scale=guidance_scale, noise=noise)
-        return torch.cat(list(self.stream(n, table=table, **asked)))
+        return torch.cat(list(self.stream(n, init=init, mask=mask, known=known, table=table, **asked)))
 
     def stream(
         self,
@@ -177,6 +189,9 @@ class Engine:
         context: Any = None,
         guidance_scale: float | None = None,
         noise: NoiseSource | None = None,
+        init: Any = None,
+        mask: Any = None,
+        known: Any = None,
         table: StepTable | None = None,
         origin: int = 0,
         on_steps: Callable[[int], None] | None = None,
@@ -184,7 +199,7 @@ class Engine:
         """Images of samples first .. first + n - 1 of the seed, a batch at a time; memory does not grow with n.
 
         Args:
-            n, seed, first, context, guidance_scale, noise, table: as in `sample`.
+            n, seed, first, context, guidance_scale, noise, init, mask, known, table: as in `sample`.
             origin, on_steps: see `batches`.
 
         Yields:
@@ -194,7 +209,8 @@ class Engine:
             InputError: at the call, for values outside these.
         """
         asked = Asked(seed=seed, first=first, context=context, guidance_scale=guidance_scale, noise=noise)
-        request = Request.of(self._model, n, table=self.table if table is None else table, **asked)
+        table = self.table if table is None else table
+        request = Request.of(self._model, n, init=init, mask=mask, known=known, table=table, **asked)
         return (images for (images,) in self.batches(request, origin=origin, on_steps=on_steps))
 
     def batches(
@@ -217,7 +233,7 @@ class Engine:
         return self._batches(request, check_int("origin", origin, 0, request.first), on_steps)
 
     def _kind(
-        self, table: StepTable, guided: bool = False, context: int | None = None, noise_input: bool = False
+        self, table: StepTable, guided: bool = False, context: ContextKind | None = None, noise_input: bool = False
     ) -> Kind:
         """The kind of step for a request; captured ones all draw noise and keep x0, so that one serves any sampler."""
         return Kind(
@@ -255,28 +271,77 @@ class Engine:
         kept: list[Tensor] = []
         row = 0
         keeps = [row for row in range(len(table)) if request.keeps(row, len(table))]
+        between = self._between(start, at, upto, request, table)
         while row < len(table):
-            most = keeps[len(kept)] + 1 - row
+            most = keeps[len(kept)] + 1 - row if between is None else 1
             if request.noise is not None:
                 most = 1
                 if table.s[row]:
                     self.noise[self._used] = self._drawn(request.noise, row + 1, at, upto)
             done = run(most)
             row += done
+            if between is not None:
+                between(row - 1)
             if on_steps is not None:
                 on_steps(done)
             if row > keeps[len(kept)]:
                 kept.append(self.current())
+        self._check_finite(kept[-1], at)
         return kept
+
+    def _between(
+        self, start: int, at: int, upto: int, request: Request, table: StepTable
+    ) -> Callable[[int], None] | None:
+        """What is done to x after a row, or None if nothing ever is.
+
+        What is known takes its place, noised to the row's end (Lugmayr et al. 2022, eq. 8); and where the next row
+        begins at an earlier time, x is noised to it (algorithm 1).
+        """
+        returns, known = table.returns, request.known
+        if known is None and not returns.any():
+            return None
+        if known is not None:
+            mask, pictures = (one(at, upto - at).to(self.device) for one in known)
+
+        def normals(stream: int, row: int) -> Tensor:
+            number = (stream << STREAM) + row + 1
+            if request.noise is not None:
+                return self._drawn(request.noise, number, at, upto)
+            return philox.normals(self.key, number, self.x.shape)[self._used]
+
+        def after(row: int) -> None:
+            x = self.x[self._used]
+            if known is not None:
+                held = float(table.alpha_next[row]) * pictures
+                if table.sigma_next[row]:
+                    held = held + float(table.sigma_next[row]) * normals(KNOWN, row)
+                x = mask * held + (1 - mask) * x
+            if returns[row]:
+                ratio = float(table.alpha[row + 1] / table.alpha_next[row])
+                noise = math.sqrt(max(table.sigma[row + 1] ** 2 - (ratio * table.sigma_next[row]) ** 2, 0))
+                x = ratio * x + noise * normals(RETURN, row)
+            self.x[self._used] = x
+
+        return after
+
+    def _check_finite(self, images: Tensor, at: int) -> None:
+        """Say once that images hold NaN or infinity."""
+        if self._overflowed or bool(torch.isfinite(images).all()):
+            return
+        self._overflowed = True
+        dtype = str(self.dtype).removeprefix("torch.")
+        note = f"images from sample {at} on hold NaN or infinity, computed in {dtype}"
+        self.notes.append(note)
+        warn_caller(note)
 
     def _begin(self, start: int, at: int, upto: int, request: Request, table: StepTable) -> Step:
         """Put what the batch begins with into the buffers; returns what runs a step."""
-        width = None if request.contexts is None else request.contexts.width
-        kind = self._kind(table, request.guided, width, request.noise is not None)
+        context = None if request.contexts is None else request.contexts.kind
+        kind = self._kind(table, request.guided, context, request.noise is not None)
         prediction, run = self._step(kind, table)
         rows = None
         if request.contexts is not None:
-            rows = torch.zeros(self.batch_size, request.contexts.width, dtype=torch.float32, device="cpu")
+            rows = request.contexts.kind.zeros(self.batch_size)
             rows[self._used] = request.contexts.rows(at, upto - at)
         prediction.load_context(rows)
         if isinstance(run, CapturedStep):
@@ -290,6 +355,9 @@ class Engine:
         else:
             self.x.zero_()
             self.x[self._used] = self._drawn(request.noise, 0, at, upto)
+        if request.init is not None:
+            images = request.init(at, upto - at).to(self.device)
+            self.x[self._used] = float(table.alpha[0]) * images + float(table.sigma[0]) * self.x[self._used]
         return run
 
     def current(self) -> Tensor:
@@ -330,13 +398,15 @@ class Engine:
             batch=self.batch_size * (1 + kind.guided),
             halves=1 + kind.guided,
             image_shape=self._model.image_shape,
-            width=kind.context,
+            context=kind.context,
             times=times if integer else times.float() / schedule.num_timesteps,
             device=self.device,
             dtype=self.dtype,
         )
         parts = self.form.parts(self._network, given)
-        prediction = Prediction(parts, self.device, self.dtype, integer, kind.guided)
+        classes = kind.context is not None and kind.context.classes is not None
+        null = self._model.null_class or 0 if classes else 0
+        prediction = Prediction(parts, self.device, self.dtype, integer, kind.guided, null)
         prediction.load_table(table, len(self.rows))
         return prediction
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
 import torch
@@ -43,6 +43,43 @@ class PhiloxNoise:
 
     def __call__(self, draw: int, first: int, shape: tuple[int, ...]) -> Tensor:
         return philox.normals(philox.key_of(self.seed, first, self.device), draw, tuple(shape))
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """A source whose n samples go from one sample of a seed to another (Shoemake 1985; Song et al. 2021, eq. 67).
+
+    Sample r, 0 to n - 1, has r / (n - 1) of the angle between the two. That holds for every draw, so that stochastic
+    samplers interpolate too.
+
+    Attributes:
+        begin, end: two different samples, 0 <= begin, end < 2^63.
+        n: how many, at least 2.
+        seed: theirs, 0 <= seed < 2^63.
+
+    Raises:
+        InputError: for values outside these.
+    """
+
+    begin: int
+    end: int
+    n: int
+    _: KW_ONLY
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low in (("begin", 0), ("end", 0), ("n", 2), ("seed", 0)):
+            object.__setattr__(self, name, check_int(name, getattr(self, name), low, LIMIT - 1))
+        if self.begin == self.end:
+            raise InputError(f"begin = {self.begin} and end = {self.end}; accepted: two different samples")
+
+    def __call__(self, draw: int, first: int, shape: tuple[int, ...]) -> Tensor:
+        source = PhiloxNoise(self.seed)
+        a, b = (source(draw, one, (1, *shape[1:])).double().flatten() for one in (self.begin, self.end))
+        angle = torch.arccos(torch.dot(a, b) / (a.norm() * b.norm()))
+        share = (torch.arange(first, first + shape[0], dtype=torch.float64) / (self.n - 1)).clamp(max=1)[:, None]
+        mixed = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+        return mixed.view(shape).float()
 
 
 def draw(source: NoiseSource, number: int, first: int, shape: tuple[int, ...]) -> Tensor:

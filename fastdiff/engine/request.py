@@ -10,6 +10,7 @@ import numpy as np
 
 from fastdiff.engine.context import Contexts, resolve_context
 from fastdiff.engine.noise import LIMIT, NoiseSource
+from fastdiff.engine.pictures import Known, Pictures, resolve_known, resolve_pictures
 from fastdiff.errors import InputError, check_float, check_int, wrong_type
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import StepTable
@@ -30,10 +31,19 @@ class Sampled(Protocol):
     def time(self) -> str: ...
 
     @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    @property
     def class_names(self) -> Sequence[str]: ...
 
     @property
     def context_width(self) -> int | None: ...
+
+    @property
+    def num_classes(self) -> int | None: ...
+
+    @property
+    def null_class(self) -> int | None: ...
 
 
 class Asked(TypedDict, total=False):
@@ -55,6 +65,8 @@ class Request:
         contexts: a row for each sample, or None for the zero context.
         guidance_scale: g in out_u + g (out_c - out_u) (Ho and Salimans 2022, eq. 6); None is 1, no guidance.
         noise: where the normals come from; None is Philox's, by seed and index.
+        init: pictures that the samples begin as, noised to the table's first row; None is noise alone.
+        known: what is known of the samples, which is held; None is nothing.
         frames: after every how many steps x is asked for, besides after the last; None is after the last alone.
         table: the sampler's steps; None where what is sampled from brings its own.
     """
@@ -65,6 +77,8 @@ class Request:
     contexts: Contexts | None
     guidance_scale: float | None
     noise: NoiseSource | None
+    init: Pictures | None
+    known: Known | None
     frames: int | None
     table: StepTable | None
 
@@ -80,13 +94,19 @@ class Request:
         context: Any = None,
         guidance_scale: float | None = None,
         noise: NoiseSource | None = None,
+        init: Any = None,
+        mask: Any = None,
+        known: Any = None,
         frames: int | None = None,
     ) -> Request:
         """The request, checked.
 
         Args:
             context: (K,) numbers for all samples, (n, K), row r for sample first + r, {class name: weight}, or a
-                callable (first sample, count) → (count, K); None is the zero context.
+                callable (first sample, count) → (count, K); None is the zero context. Of a model that declares no
+                width whole numbers, () or (n,), are classes, and rows may have any shape, (n, L, D).
+            init: (C, H, W) for all samples or (n, C, H, W), in [-1, 1]; None is noise alone.
+            mask: (1 or C, H, W) for all or with n before it, 1 where `known`, which is as init, is held.
 
         Raises:
             InputError: for the first value that is not accepted.
@@ -95,17 +115,24 @@ class Request:
         seed, first = check_int("seed", seed, 0, LIMIT - 1), check_int("first", first, 0, LIMIT - n)
         if table is not None:
             check_table(model, table)
-        contexts = resolve_context(model.context_width, model.class_names, context, n, first)
+        contexts = resolve_context(model.context_width, model.class_names, model.num_classes, context, n, first)
         if guidance_scale is not None:
             guidance_scale = check_float("guidance_scale", guidance_scale, -3e38, 3e38)  # it is a float32 in the end
             if contexts is None:
                 raise InputError(
                     f"guidance_scale = {guidance_scale} without a context; give a context to guide towards"
                 )
+            if contexts.kind.classes is not None and model.null_class is None:
+                raise InputError(
+                    f"guidance_scale = {guidance_scale} with class numbers, of which none stands for no class; give "
+                    "the Model its null_class"
+                )
         if noise is not None and not callable(noise):
             raise wrong_type("noise", noise, "a callable (draw, first sample, shape) → normals")
         frames = None if frames is None else check_int("frames", frames, 1, LIMIT - 1)
-        return cls(n, seed, first, contexts, guidance_scale, noise, frames, table)
+        pictures = None if init is None else resolve_pictures("init", init, (model.image_shape,), n, first)
+        held = resolve_known(mask, known, model.image_shape, n, first)
+        return cls(n, seed, first, contexts, guidance_scale, noise, pictures, held, frames, table)
 
     def part(self, begin: int, end: int) -> Request:
         """Samples begin .. end - 1 of these, with nothing left to check."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -48,3 +48,8 @@ class Path:
             alpha_next=np.sqrt(abar_next),
             sigma_next=np.sqrt(1 - abar_next),
         )
+
+    def tail(self, start: int) -> Path:
+        """From row `start` on."""
+        columns = {one.name: getattr(self, one.name)[start:] for one in fields(self) if one.name != "schedule"}
+        return Path(schedule=self.schedule, **columns)

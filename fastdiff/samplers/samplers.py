@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastdiff.errors import InputError, check_float, unknown_name
+from fastdiff.errors import InputError, check_float, check_int, unknown_name
 from fastdiff.samplers.path import Path
 from fastdiff.samplers.prediction import coefficients
 from fastdiff.samplers.schedule import Schedule
+from fastdiff.samplers.spacing import first_row
 from fastdiff.samplers.table import TIMES, StepTable
 
 # What `fastdiff bench quality` found nearest to the data at its number of steps, on both shipped models: noise undoes
@@ -167,6 +168,8 @@ def make_table(
     *,
     eta: float = 0.0,
     spacing: str = "trailing",
+    strength: float = 1.0,
+    resample: int = 1,
     prediction_type: str = "epsilon",
     time: str = "index",
 ) -> StepTable:
@@ -178,6 +181,9 @@ def make_table(
         steps: network evaluations, 1 to the schedule's T; None takes the sampler's default.
         eta: 0 to 1, for ddim alone.
         spacing: see spacing.spaced.
+        strength: above 0 to 1, the share of the steps that is kept, the last ones: for pictures to begin with.
+        resample: how often each step but the last is run, after its noise was added again: for what is partly known
+            (Lugmayr et al. 2022, algorithm 1). From 2 on not for samplers that use the x0 before.
         prediction_type: epsilon, sample or v_prediction; what the network predicts.
         time: what the network is given: "index", the timestep, or "fraction", timestep / T.
 
@@ -194,25 +200,32 @@ def make_table(
     if time not in TIMES:
         raise unknown_name("time convention", time, TIMES)
     path = Path.of(schedule, entry.default_steps(schedule.num_timesteps) if steps is None else steps, spacing)
+    path = path.tail(first_row(strength, len(path.timestep)))
     made = entry.formula(path, eta) if entry.takes_eta else entry.formula(path)
     if not isinstance(made, Coefficients):
         raise InputError(f"sampler {sampler!r} returned {type(made).__name__}; accepted: Coefficients")
 
+    times = np.ones(len(path.alpha), int)
+    times[:-1] = check_int("resample", resample, 1, 1000)
+    if resample > 1 and np.any(made.c):
+        raise InputError(f"resample = {resample} with sampler {sampler!r}, which uses the x0 before; accepted: 1")
+
     def column(value: Column) -> np.ndarray:
-        return np.full_like(path.alpha, value) if np.ndim(value) == 0 else np.asarray(value)
+        whole = np.full_like(path.alpha, value) if np.ndim(value) == 0 else np.asarray(value)
+        return np.repeat(whole, times) if len(whole) == len(times) else whole
 
     p, q = coefficients(prediction_type, path.alpha, path.sigma)
     return StepTable(
         sampler=sampler,
         prediction_type=prediction_type,
-        timestep=path.timestep,
-        time=path.timestep / (schedule.num_timesteps if time == "fraction" else 1),
-        alpha=path.alpha,
-        sigma=path.sigma,
-        alpha_next=path.alpha_next if made.alpha_next is None else column(made.alpha_next),
-        sigma_next=path.sigma_next if made.sigma_next is None else column(made.sigma_next),
-        p=p,
-        q=q,
+        timestep=column(path.timestep),
+        time=column(path.timestep / (schedule.num_timesteps if time == "fraction" else 1)),
+        alpha=column(path.alpha),
+        sigma=column(path.sigma),
+        alpha_next=column(path.alpha_next if made.alpha_next is None else made.alpha_next),
+        sigma_next=column(path.sigma_next if made.sigma_next is None else made.sigma_next),
+        p=column(p),
+        q=column(q),
         a=column(made.a),
         b=column(made.b),
         c=column(made.c),

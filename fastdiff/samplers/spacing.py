@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastdiff.errors import InputError, check_int, unknown_name
+from fastdiff.errors import InputError, check_float, check_int, unknown_name
 
 SPACINGS = ("trailing", "leading", "linspace", "course")
+STRENGTH = 0.6  # of what begins with a picture, unless given
 
 
 def spaced(num_timesteps: int, steps: int, spacing: str) -> np.ndarray:
@@ -36,3 +37,20 @@ def spaced(num_timesteps: int, steps: int, spacing: str) -> np.ndarray:
             raise InputError(f"steps = {n} with spacing 'course'; accepted: a divisor of {t}")
         return np.arange(t, 0, -(t // n)) - 1
     raise unknown_name("spacing", spacing, SPACINGS)
+
+
+def first_row(strength: float, steps: int) -> int:
+    """The first row of a run's last int(strength steps), as diffusers counts them.
+
+    Args:
+        strength: above 0 to 1, how far the samples may go from the pictures that they begin as.
+        steps: of the whole run.
+
+    Raises:
+        InputError: for another strength, and one that leaves no step.
+    """
+    strength = check_float("strength", strength, 0, 1)
+    kept = int(steps * strength)
+    if not kept:
+        raise InputError(f"strength = {strength:g} of {steps} steps leaves none; accepted: {1 / steps:.2g} to 1")
+    return steps - kept

@@ -88,6 +88,11 @@ class StepTable:
         """(rows, 6) float64: p, q, a, b, c, s."""
         return np.stack([getattr(self, name) for name in COEFFICIENTS], axis=1)
 
+    @property
+    def returns(self) -> np.ndarray:
+        """(rows,) bool: whether the next row begins at an earlier time than the row ends, so that x is noised again."""
+        return np.append(self.alpha[1:] < self.alpha_next[:-1] * (1 - 1e-9), False)
+
     def __repr__(self) -> str:
         lines = [
             f"StepTable({self.sampler!r}, {len(self)} steps, {self.prediction_type})",

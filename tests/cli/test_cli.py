@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from fastdiff import AnnotatedUnet, ContextUnet, Model, load, make_schedule, sample, save
+from fastdiff.images import fit_picture
 
 
 @pytest.fixture
@@ -114,7 +115,43 @@ def test_a_state_dict_with_its_schedule(run, models):
     assert np.allclose(ours, np.load("x.npy"), atol=1e-6)
 
 
+def test_beginning_with_a_picture(run, models):
+    Image.new("RGB", (40, 30), (250, 10, 10)).save("red.png")
+    words = ["sample", "b.safetensors", "-n", 2, "--sampler", "ddim", "--steps", 10, "--npy", "x.npy"]
+    assert "ddim, 3 steps" in run(*words, "--init", "red.png", "--strength", 0.3)
+    red = fit_picture("red.png", (3, 16, 16))
+    assert red.shape == (3, 16, 16) and torch.allclose(red[:, 3, 3], torch.tensor([250, 10, 10]) / 127.5 - 1)
+    expected = sample(models[1], 2, "ddim", steps=10, init=red, strength=0.3)
+    assert np.array_equal(np.load("x.npy"), expected.numpy())
+    assert "ddim, 6 steps" in run(*words, "--init", "red.png")
+    assert fit_picture("red.png", (1, 8, 12)).shape == (1, 8, 12)
+    Image.fromarray(np.repeat(np.uint8([[255] * 8 + [0] * 8]), 16, 0)).save("left.png")
+    held = ["--known", "red.png", "--mask", "left.png"]
+    assert "ddim, 19 steps" in run(*words, *held, "--resample", 2)
+    images = torch.from_numpy(np.load("x.npy"))
+    assert torch.allclose(images[..., :8], red[..., :8].expand(2, -1, -1, -1)) and not torch.allclose(
+        images[0], images[1]
+    )
+
+
+def test_an_overflow_is_no_black_picture(run, models):
+    model = models[0]
+    with torch.no_grad():
+        model.network.final_conv[1].weight.fill_(3e4)  # in float16 the sums are infinite
+    save(model, "large.safetensors")
+    before = sorted(os.listdir())
+    words = ["sample", "large.safetensors", "-n", 2, "--steps", 3, "--npy", "x.npy", "--dtype", "float16"]
+    refused(run(*words, code=2), "100% of the images' values are NaN or infinity, so nothing is written")
+    assert sorted(os.listdir()) == before
+
+
 BAD_SAMPLES = [
+    (["a.safetensors", "--strength", "0.5"], ["strength = 0.5 without init"]),
+    (["a.safetensors", "--mask", "none.png"], ["none.png", "as a picture"]),
+    (["a.safetensors", "--resample", "2"], ["resample = 2 with sampler 'dpmpp_2m_sde'"]),
+    (["a.safetensors", "--init", "none.png"], ["none.png", "as a picture"]),
+    (["a.safetensors", "--init", "none.png", "--strength", "2"], ["strength = 2.0"]),
+    (["a.safetensors", "-o", "out/", "--init", "x.png"], ["--init with the folder 'out/'"]),
     (["nothing"], ["'nothing'", "fashion-mnist"]),
     (["a.safetensors", "-n", "0"], ["n = 0", "from 1"]),
     (["a.safetensors", "--steps", "31"], ["31", "1 to 30"]),

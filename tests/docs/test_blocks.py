@@ -19,6 +19,7 @@ from PIL import Image
 import fastdiff
 import fastdiff.export
 from fastdiff.cli.main import main
+from fastdiff.networks.lucidrains import LucidrainsUnet
 
 CLASSES = ("monster", "player", "item", "spell", "dungeon")
 # What a page's Python would take minutes for.
@@ -97,6 +98,9 @@ def folder(tmp_path, monkeypatch, randomised):
     annotated = randomised(fastdiff.AnnotatedUnet(dim=8, dim_mults=(1, 2, 4)))
     torch.save(annotated.state_dict(), "my_tutorial_model.pt")
     torch.save(randomised(fastdiff.ContextUnet(3, 8, 5, 16)).state_dict(), "my_course_model.pth")
+    unet = randomised(LucidrainsUnet(8, dim_mults=(1, 2))).state_dict()
+    buffers = {"betas": torch.linspace(1e-4, 0.02, 1000), "loss_weight": torch.ones(1000)}
+    torch.save({"step": 10, "model": {**buffers, **{f"model.{k}": v for k, v in unet.items()}}}, "model-10.pt")
     random = np.random.default_rng(0)
     for name in ("my_pictures", "more"):
         (tmp_path / name).mkdir()
@@ -105,6 +109,7 @@ def folder(tmp_path, monkeypatch, randomised):
     np.save("sprites.npy", random.integers(0, 256, (20, 16, 16, 3), np.uint8))
     np.save("labels.npy", np.eye(5, dtype=np.float32)[np.arange(20) % 5])
     Image.fromarray(random.integers(0, 256, (40, 30, 3), np.uint8)).save("cat.png")
+    Image.fromarray(np.uint8(random.integers(0, 2, (16, 16)) * 255)).save("mask.png")
     return tmp_path
 
 

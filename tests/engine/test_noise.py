@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastdiff import InputError, PhiloxNoise
+from fastdiff import AnnotatedUnet, InputError, Interpolation, Model, PhiloxNoise, make_schedule, sample
 from fastdiff.kernels import philox
 
 CPU = torch.device("cpu")
@@ -51,10 +51,10 @@ def test_the_counter_is_element_draw_sample():
     """Element 4 j + r of sample s at draw d is word r of counter (j, d, s low, s high)."""
     seed, draw, first = (7 << 32) + 5, 3, (2 << 32) + 11
     words = philox.words(seed, draw, first, 2, 10, CPU)
-    for sample in range(2):
+    for row in range(2):
         for j in range(3):
-            one = philox.philox4x32(tuple(torch.tensor(v) for v in (j, draw, 11 + sample, 2)), (5, 7))
-            assert [int(w[sample, j]) for w in words] == [int(w) for w in one]
+            one = philox.philox4x32(tuple(torch.tensor(v) for v in (j, draw, 11 + row, 2)), (5, 7))
+            assert [int(w[row, j]) for w in words] == [int(w) for w in one]
 
 
 @given(seed=seeds, first=st.integers(0, 2**63 - 200), draw=st.integers(0, 1000), row=st.integers(0, 63))
@@ -150,3 +150,45 @@ def test_triton_makes_the_same_integers(tmp_path):
     environment = {**os.environ, "TRITON_INTERPRET": "0" if torch.cuda.is_available() else "1"}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == "equal", done.stderr
+
+
+# --- between two samples ---
+
+
+@pytest.mark.parametrize("draw", [0, 3])
+def test_an_interpolation_goes_from_one_sample_to_the_other(draw):
+    source, between = PhiloxNoise(5), Interpolation(3, 2**40, 5, seed=5)
+    whole = between(draw, 0, (5, 3, 16, 16))
+    assert torch.equal(whole[0], source(draw, 3, (1, 3, 16, 16))[0])
+    assert torch.equal(whole[4], source(draw, 2**40, (1, 3, 16, 16))[0])
+    assert torch.equal(whole[2:4], between(draw, 2, (2, 3, 16, 16)))  # whatever the batch
+    a, b = whole[0].double().flatten(), whole[4].double().flatten()
+    for k, one in enumerate(whole.double().flatten(1)):
+        angle = float(torch.arccos((a @ one / (a.norm() * one.norm())).clamp(max=1)))
+        assert angle == pytest.approx(k / 4 * float(torch.arccos(a @ b / (a.norm() * b.norm()))), abs=0.1)
+        assert 0.9 < float(one.std()) < 1.1
+
+
+def test_images_between_two_samples(randomised):
+    model = Model(
+        randomised(AnnotatedUnet(dim=8, dim_mults=(1, 2))), make_schedule("linear", 20), image_shape=(1, 8, 8)
+    )
+    for sampler in ("ddim", "dpmpp_2m_sde"):
+        images = sample(model, 4, sampler, steps=5, noise=Interpolation(2, 9, 4), device="cpu")
+        for k, index in ((0, 2), (3, 9)):
+            own = sample(model, 1, sampler, steps=5, first=index, device="cpu")
+            assert torch.allclose(images[k : k + 1], own, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(begin=1, end=1, n=3), "two different samples"),
+        (dict(begin=1, end=2, n=1), "n = 1"),
+        (dict(begin=-1, end=2, n=3), "begin = -1"),
+        (dict(begin=1, end=2, n=3, seed=-1), "seed = -1"),
+    ],
+)
+def test_bad_interpolations(options, words):
+    with pytest.raises(InputError, match=words):
+        Interpolation(**options)

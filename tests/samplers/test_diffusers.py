@@ -120,3 +120,34 @@ def test_dynamic_clipping(rel):
     assert rel(ours, x) < BOUND
     unclipped = sample(model(), 3, "ddim", steps=20, noise=noise, device="cpu")
     assert rel(unclipped, x) > 0.01  # the setting does something
+
+
+@pytest.mark.parametrize("strength, rows", [(0.04, 1), (0.3, 7), (0.6, 15), (1.0, 25)])
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m", "dpmpp_2m_sde"])
+def test_beginning_with_a_picture(name, strength, rows, rel):
+    """As their image-to-image pipelines: the last int(strength n) steps, and no history at first."""
+    if name == "ddim":
+        scheduler = DDIMScheduler(T, 1e-4, 0.02, "linear", clip_sample=False, timestep_spacing="trailing")
+    else:
+        scheduler = DPMSolverMultistepScheduler(
+            T,
+            1e-4,
+            0.02,
+            "linear",
+            algorithm_type="dpmsolver++" if name == "dpmpp_2m" else "sde-dpmsolver++",
+            timestep_spacing="trailing",
+            final_sigmas_type="zero",
+            euler_at_final=True,
+        )
+    scheduler.set_timesteps(25)
+    timesteps = scheduler.timesteps[25 - rows :]
+    if name != "ddim":
+        scheduler.set_begin_index(25 - rows)
+    pictures = noise(77, 0, (3, 1, 6, 5))
+    alpha = float(scheduler.alphas_cumprod[timesteps[0]]) ** 0.5
+    x = alpha * pictures + (1 - alpha**2) ** 0.5 * noise(0, 0, pictures.shape)
+    for i, t in enumerate(timesteps):
+        out, drawn = Wavy()(x, torch.full((3,), int(t))), noise(i + 1, 0, x.shape)
+        x = scheduler.step(out, t, x, **({"variance_noise": drawn} if name != "ddim" else {})).prev_sample
+    ours = sample(model(), 3, name, steps=25, init=pictures, strength=strength, noise=noise, device="cpu")
+    assert rel(ours, x) < BOUND

@@ -1,0 +1,91 @@
+"""Pictures that samples begin as, and what is known of them: SDEdit and RePaint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdiff.errors import InputError
+from fastdiff.samplers.spacing import STRENGTH
+
+Pictures = Callable[[int, int], Tensor]  # (first sample, count) → (count, C, H, W) float32 on the CPU
+
+
+class Known(NamedTuple):
+    """What is known of the samples (Lugmayr et al. 2022).
+
+    Attributes:
+        mask: 1 where it is, 0 where it is not, and between; of one channel or of C.
+        pictures: the images there.
+    """
+
+    mask: Pictures
+    pictures: Pictures
+
+
+def resolve_pictures(name: str, given: Any, shapes: tuple[tuple[int, ...], ...], n: int, first: int) -> Pictures:
+    """The pictures of samples first .. first + n - 1, checked.
+
+    Args:
+        name: the argument's.
+        given: numbers of one of these shapes for all, or with n of them side by side.
+        shapes: of one picture, (C, H, W).
+        n: how many samples.
+        first: the first sample's index.
+
+    Raises:
+        InputError: for anything else.
+    """
+    try:
+        pictures = torch.as_tensor(given, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} is of type {type(given).__name__}; accepted: images as numbers ({error})") from error
+    shape = tuple(pictures.shape)
+    if not pictures.is_floating_point():
+        raise InputError(f"{name} holds {pictures.dtype}; accepted: floats")
+    pictures = pictures.detach().float()
+    pictures = pictures[None] if pictures.ndim == 3 else pictures
+    if pictures.shape[1:] not in shapes or len(pictures) not in (1, n):
+        accepted = " or ".join(str(one) for shape in shapes for one in (shape, (n, *shape)))
+        raise InputError(f"{name} of shape {shape}; accepted: {accepted}")
+    if not torch.isfinite(pictures).all():
+        raise InputError(f"{name} holds NaN or infinity; accepted: finite numbers")
+    if len(pictures) == 1:
+        return lambda at, count: pictures.expand(count, -1, -1, -1)
+    return lambda at, count: pictures[at - first : at - first + count]
+
+
+def resolve_known(mask: Any, known: Any, image_shape: tuple[int, int, int], n: int, first: int) -> Known | None:
+    """What is known of samples first .. first + n - 1, checked; None if nothing is.
+
+    Raises:
+        InputError: for one without the other, other shapes than (1 or C, H, W) with or without n before it, and a mask
+            outside 0 .. 1.
+    """
+    if (mask is None) != (known is None):
+        raise InputError("mask and known belong together; give both or neither")
+    if mask is None:
+        return None
+    whole, one = image_shape, (1, *image_shape[1:])
+    made = Known(
+        resolve_pictures("mask", mask, (one, whole) if whole != one else (whole,), n, first),
+        resolve_pictures("known", known, (whole,), n, first),
+    )
+    values = made.mask(first, n)
+    if values.min() < 0 or values.max() > 1:
+        raise InputError(f"a mask from {values.min():g} to {values.max():g}; accepted: 0 (drawn) to 1 (known)")
+    return made
+
+
+def choose_strength(strength: float | None, init: Any) -> float:
+    """The share of the steps that is run: the one given, else STRENGTH with pictures to begin with, and 1 without.
+
+    Raises:
+        InputError: for a strength without pictures.
+    """
+    if init is None and strength is not None:
+        raise InputError(f"strength = {strength} without init; give pictures to begin with")
+    return strength if strength is not None else 1.0 if init is None else STRENGTH
