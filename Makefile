@@ -23,7 +23,7 @@ SOURCES := $(shell find $(addprefix $(ROOT)/,fastdiff kernels export) -type f -n
 QUICK := tests/samplers tests/checkpoints tests/data tests/test_layers.py tests/test_images.py tests/engine/test_noise.py \
 	tests/engine/test_graphs.py tests/engine/test_numerics.py tests/kernels/test_dispatch.py tests/networks
 
-.PHONY: help sample test quick slow lint bench quality readme suites kernels traffic onnx networks gpu gpu-install $(GPU_SLICES) clean
+.PHONY: help sample test quick slow sanitize lint bench quality readme suites kernels traffic onnx networks gpu gpu-install $(GPU_SLICES) clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9 -]+:.*## ' $(ROOT)/Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,14 @@ quick: $(VENV)/.test ## a minute's worth of tests
 
 slow: $(VENV)/.test ## run the longer tests
 	cd $(ROOT) && $(BIN)/python -m pytest -m slow
+
+# The C library that is loaded into Python finds the sanitizers' only if they are there first; gcc's own has no leaks to tell.
+sanitize: $(VENV)/.test ## run the tests of the C kernels and of plans under gcc's address and undefined-behaviour sanitizers
+	cd $(ROOT) && CC="gcc -fsanitize=address,undefined -fno-sanitize-recover=all -g1" FASTDIFF_CACHE=$(OUT)/sanitized \
+		ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+		$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 tests/kernels/cpu tests/engine/cpu \
+		--deselect tests/kernels/cpu/test_compiled.py
 
 lint: $(VENV)/.test ## ruff, and mypy on an installed wheel
 	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check .
