@@ -62,9 +62,12 @@ class Model:
         if self.class_names and width is not None and len(self.class_names) != width:
             raise InputError(f"{len(self.class_names)} class names {list(self.class_names)}; the network takes {width}")
         if self.num_classes is not None:
-            check_int("num_classes", self.num_classes, 1, 2**31)
+            object.__setattr__(self, "num_classes", check_int("num_classes", self.num_classes, 1, 2**31))
+            if self.class_names or width is not None:
+                raise InputError("num_classes with class names or a network that declares K; accepted: one of them")
         if self.null_class is not None:
-            check_int("null_class", self.null_class, 0, (self.num_classes or 2**31) - 1)
+            limit = (self.num_classes or 2**31) - 1
+            object.__setattr__(self, "null_class", check_int("null_class", self.null_class, 0, limit))
         object.__setattr__(self, "image_shape", shape)
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "clip", check_clip(self.clip))

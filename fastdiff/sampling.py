@@ -95,7 +95,8 @@ def sample(
         context: (K,) for all, (n, K), row r for sample first + r, or {class name: weight}; None is the zero context.
         guidance_scale: classifier-free guidance, out_u + g (out_c - out_u); None and 1 evaluate once a step.
         frames: also return x after every so many steps, the last included.
-        noise: a callable (draw, first, shape) → normals in place of the Philox source; draw 0 is x_T.
+        noise: a callable (draw, first, shape) → normals in place of the Philox source; draw 0 is x_T, and row k of the
+            table draws number k + 1; with a mask also 2^24 + k + 1, and with resample 2^25 + k + 1.
         init: pictures to begin with, (C, H, W) for all or (n, C, H, W) in [-1, 1]: noised, and denoised from there on
             (SDEdit, Meng et al. 2022). A StepTable is run from its first row, so take one with `strength`.
         strength: with init, how much of the steps is run, above 0 to 1: how far the samples may go from the pictures;
@@ -119,6 +120,8 @@ def sample(
         InputError: for values outside these, before any long work.
     """
     model = load(model) if isinstance(model, (str, Path)) else check_model(model)
+    if resample != 1 and mask is None:
+        raise InputError(f"resample = {resample} without mask and known; accepted: 1")
     if isinstance(sampler, StepTable):
         if steps is not None or eta or spacing != "trailing" or strength is not None or resample != 1:
             raise InputError(

@@ -35,12 +35,13 @@ def load(
             or ContextUnet (.pt, .pth, .safetensors; bare or in whatever a trainer put around it), recognised by its
             keys; denoising-diffusion-pytorch's Unet, or its trainer's model-N.pt; the MindSpore tutorial's .ckpt.
         schedule: the training schedule, for a state dict. Default: of its buffer betas or alphas_cumprod, if it has
-            one; else its tutorial's, with a warning, which is linear with T = 200 for AnnotatedUnet, course with
-            T = 500 for ContextUnet.
+            one; else its tutorial's, with a warning, which is linear with T = 200 for AnnotatedUnet, T = 300 for its
+            text of today, and course with T = 500 for ContextUnet.
         image_size: side of the images or (height, width), in pixels, for a state dict. Default: 28 for AnnotatedUnet,
-            with a warning; ContextUnet's follows from its weights.
+            with a warning; ContextUnet's follows from its weights. denoising-diffusion-pytorch has no defaults: what
+            its file does not say must be given.
         prediction_type: what the network predicts, epsilon, sample or v_prediction, for a state dict. Default: what the
-            file says, if it does; else epsilon.
+            file says, if it does; else epsilon, but of denoising-diffusion-pytorch, which has no default.
         class_names: a name for each entry of the context, for a file that does not name them.
 
     Returns:
@@ -50,6 +51,12 @@ def load(
         InputError: the name is unknown; the file is damaged, of another network, or needs code to be run; or an
             argument contradicts it.
     """
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise InputError(f"schedule = {schedule!r}; accepted: a Schedule, see fastdiff.make_schedule")
+    if isinstance(image_size, (tuple, list)):
+        if len(image_size) != 2:
+            raise InputError(f"image_size = {image_size}; accepted: a side, or (height, width)")
+        image_size = image_size[0], image_size[1]
     path = locate(name_or_path)
     tensors, config = None, None
     if looks_like_safetensors(path):

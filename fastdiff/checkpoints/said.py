@@ -107,11 +107,12 @@ def said_in(tensors: Mapping[str, Tensor], path: Path, schedule: Schedule | None
         last = name.rpartition(".")[2]
         if last in ("betas", "alphas_cumprod", "loss_weight") and value.ndim == 1 and value.is_floating_point():
             buffers.setdefault(last, value.double().numpy())
+    weight, betas = buffers.get("loss_weight"), buffers.get("betas")
     schedule = _schedule(buffers, path) if schedule is None else schedule
-    weight = buffers.get("loss_weight")
-    if schedule is None or weight is None or weight.shape != schedule.alphas_cumprod.shape:
+    if weight is None or betas is None or weight.shape != betas.shape:
         return Said(schedule)
-    snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
+    abar = np.cumprod(1 - betas)  # of the file, whatever schedule the user gives
+    snr = abar / (1 - abar)
     kinds = {"epsilon": np.ones_like(snr), "sample": snr, "v_prediction": snr / (snr + 1)}
     noisy = (snr > 0.1) & (snr < 0.9)  # where the three differ, and no limit is reached
     if not noisy.any():

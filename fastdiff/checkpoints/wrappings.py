@@ -19,7 +19,7 @@ _NO_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def _is_averaged(name: str) -> bool:
-    return not AVERAGED.isdisjoint(re.split(r"[._\d]+", name.lower()))
+    return not AVERAGED.isdisjoint(re.split(r"[-._\d]+", name.lower()))
 
 
 def state_dict(content: Any, path: Path) -> dict[str, Tensor]:

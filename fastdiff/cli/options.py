@@ -65,7 +65,7 @@ def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--prediction-type",
             help=f"What the network predicts, for a file that does not say: {listed(PREDICTION_TYPES)}.  "
-            "[default: epsilon]",
+            "[default: the tutorial's and the course's epsilon]",
             shell_complete=complete(PREDICTION_TYPES),
         ),
         click.option(

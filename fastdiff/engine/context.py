@@ -124,6 +124,10 @@ def resolve_context(
         return ContextKind(tuple(row.shape))
 
     def check(rows: Tensor) -> Tensor:
+        if not rows.numel():
+            raise InputError(f"a context of shape {tuple(rows.shape)}; accepted: one that is not empty")
+        if classes is not None and rows.dtype != torch.int64 and width is None:
+            raise InputError(f"a context of other than whole numbers; accepted: classes, 0 to {classes - 1}")
         if rows.dtype == torch.int64 and (rows.min() < 0 or (classes is not None and rows.max() >= classes)):
             wrong = int(rows.min() if rows.min() < 0 else rows.max())
             accepted = "0 or more" if classes is None else f"0 to {classes - 1}"

@@ -271,7 +271,7 @@ class Engine:
         kept: list[Tensor] = []
         row = 0
         keeps = [row for row in range(len(table)) if request.keeps(row, len(table))]
-        between = self._between(start, at, upto, request, table)
+        between = self._between(at, upto, request, table)
         while row < len(table):
             most = keeps[len(kept)] + 1 - row if between is None else 1
             if request.noise is not None:
@@ -289,9 +289,7 @@ class Engine:
         self._check_finite(kept[-1], at)
         return kept
 
-    def _between(
-        self, start: int, at: int, upto: int, request: Request, table: StepTable
-    ) -> Callable[[int], None] | None:
+    def _between(self, at: int, upto: int, request: Request, table: StepTable) -> Callable[[int], None] | None:
         """What is done to x after a row, or None if nothing ever is.
 
         What is known takes its place, noised to the row's end (Lugmayr et al. 2022, eq. 8); and where the next row
@@ -312,8 +310,9 @@ class Engine:
         def after(row: int) -> None:
             x = self.x[self._used]
             if known is not None:
-                held = float(table.alpha_next[row]) * pictures
-                if table.sigma_next[row]:
+                last = row + 1 == len(table)  # which ends in images, whatever level its coefficients are of
+                held = pictures if last else float(table.alpha_next[row]) * pictures
+                if table.sigma_next[row] and not last:
                     held = held + float(table.sigma_next[row]) * normals(KNOWN, row)
                 x = mask * held + (1 - mask) * x
             if returns[row]:

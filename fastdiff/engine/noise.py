@@ -77,7 +77,9 @@ class Interpolation:
         source = PhiloxNoise(self.seed)
         a, b = (source(draw, one, (1, *shape[1:])).double().flatten() for one in (self.begin, self.end))
         angle = torch.arccos(torch.dot(a, b) / (a.norm() * b.norm()))
-        share = (torch.arange(first, first + shape[0], dtype=torch.float64) / (self.n - 1)).clamp(max=1)[:, None]
+        share = (torch.arange(first, first + shape[0], dtype=torch.float64, device="cpu") / (self.n - 1)).clamp(max=1)[
+            :, None
+        ]
         mixed = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
         return mixed.view(shape).float()
 

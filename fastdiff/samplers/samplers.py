@@ -208,7 +208,9 @@ def make_table(
     times = np.ones(len(path.alpha), int)
     times[:-1] = check_int("resample", resample, 1, 1000)
     if resample > 1 and np.any(made.c):
-        raise InputError(f"resample = {resample} with sampler {sampler!r}, which uses the x0 before; accepted: 1")
+        raise InputError(
+            f"resample = {resample} with sampler {sampler!r}, which uses the x0 before; accepted: 1, or ddim or ddpm"
+        )
 
     def column(value: Column) -> np.ndarray:
         whole = np.full_like(path.alpha, value) if np.ndim(value) == 0 else np.asarray(value)

@@ -52,5 +52,5 @@ def first_row(strength: float, steps: int) -> int:
     strength = check_float("strength", strength, 0, 1)
     kept = int(steps * strength)
     if not kept:
-        raise InputError(f"strength = {strength:g} of {steps} steps leaves none; accepted: {1 / steps:.2g} to 1")
+        raise InputError(f"strength = {strength:g} of {steps} steps leaves none; accepted: 1 / {steps} to 1")
     return steps - kept

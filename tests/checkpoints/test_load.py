@@ -508,3 +508,17 @@ def test_an_own_file_keeps_its_own_schedule(tmp_path):
 
 def test_the_shipped_models():
     assert set(shipped_models()) == {"fashion-mnist", "sprites"}
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(schedule="cosine"), "schedule = 'cosine'; accepted: a Schedule"),
+        (dict(image_size=(8, 8, 8)), r"image_size = \(8, 8, 8\); accepted: a side, or \(height, width\)"),
+    ],
+)
+def test_what_a_user_says_wrongly(options, words, tmp_path):
+    torch.save(annotated_state(dict(dim=8)), tmp_path / "a.pt")
+    with pytest.raises(InputError, match=words):
+        load(tmp_path / "a.pt", **options)
+    assert load(tmp_path / "a.pt", make_schedule("linear", 9), [8, 16]).image_shape == (1, 8, 16)

@@ -60,6 +60,7 @@ def test_what_it_predicts_follows_from_the_losses_weights(kind, randomised, tmp_
     path = trainers_file(tmp_path / "model-1.pt", randomised(LucidrainsUnet(8, dim_mults=(1,))), WEIGHTS[kind])
     assert load(path, image_size=8).prediction_type == kind.split(",")[0]
     assert load(path, image_size=8, prediction_type="sample").prediction_type == "sample"
+    assert load(path, make_schedule("linear", 7), 8).prediction_type == kind.split(",")[0]
 
 
 def test_what_is_not_in_a_file_is_asked_for(randomised, tmp_path):

@@ -148,7 +148,7 @@ def test_an_overflow_is_no_black_picture(run, models):
 BAD_SAMPLES = [
     (["a.safetensors", "--strength", "0.5"], ["strength = 0.5 without init"]),
     (["a.safetensors", "--mask", "none.png"], ["none.png", "as a picture"]),
-    (["a.safetensors", "--resample", "2"], ["resample = 2 with sampler 'dpmpp_2m_sde'"]),
+    (["a.safetensors", "--sampler", "ddim", "--resample", "2"], ["resample = 2 without mask and known"]),
     (["a.safetensors", "--init", "none.png"], ["none.png", "as a picture"]),
     (["a.safetensors", "--init", "none.png", "--strength", "2"], ["strength = 2.0"]),
     (["a.safetensors", "-o", "out/", "--init", "x.png"], ["--init with the folder 'out/'"]),

@@ -114,6 +114,8 @@ def test_tokens(form, randomised, rel):
     [
         (dict(context=CLASSES), "class 12 as a context; accepted: 0 to 11"),
         (dict(context=[0, -1]), "class -1 as a context"),
+        (dict(context=[3.0, 4.0]), "other than whole numbers; accepted: classes, 0 to 11"),
+        (dict(context=torch.zeros(0, dtype=torch.int64)), "a context of shape (0,); accepted: one that is not empty"),
         (dict(context=[1, 2, 3]), "classes of shape (3,) as a context; accepted: a whole number, or (2,)"),
         (dict(context=lambda first, count: torch.zeros(1, dtype=torch.int64)), "of shape (1,) from a source"),
     ],

@@ -60,7 +60,7 @@ def test_an_engine_begins_with_its_tables_first_row(model):
     "options, words",
     [
         (dict(strength=0.5), "strength = 0.5 without init"),
-        (dict(init=pictures(1), strength=0), "strength = 0 of 10 steps leaves none; accepted: 0.1 to 1"),
+        (dict(init=pictures(1), strength=0), "strength = 0 of 10 steps leaves none; accepted: 1 / 10 to 1"),
         (dict(init=pictures(1), strength=1.5), "strength = 1.5"),
         (dict(init=pictures(3)), "init of shape (3, 1, 8, 8); accepted: (1, 8, 8) or (2, 1, 8, 8)"),
         (dict(init=torch.zeros(8, 8)), "init of shape (8, 8)"),
@@ -74,7 +74,8 @@ def test_an_engine_begins_with_its_tables_first_row(model):
             "mask of shape (3, 8, 8); accepted: (1, 8, 8) or (2, 1, 8, 8)",
         ),
         (dict(mask=2 * torch.ones(1, 8, 8), known=pictures(1)), "a mask from 2 to 2; accepted: 0 (drawn) to 1 (known)"),
-        (dict(resample=0), "resample = 0"),
+        (dict(resample=2), "resample = 2 without mask and known"),
+        (dict(resample=0, mask=torch.ones(1, 8, 8), known=pictures(1)), "resample = 0"),
     ],
 )
 def test_bad_pictures_are_named(options, words, model):
@@ -167,3 +168,11 @@ def test_tables_that_resample(model):
     assert not model.table("ddpm_large").returns.any() and not model.table("dpmpp_2m", 10).returns.any()
     with pytest.raises(InputError, match="resample = 2 with sampler 'dpmpp_2m', which uses the x0 before"):
         model.table("dpmpp_2m", 10, resample=2)
+
+
+def test_what_is_known_is_held_where_the_last_row_is_not_clean(randomised):
+    """The course's last row of ddpm_large ends at alphas_cumprod = 0.9999."""
+    network = randomised(AnnotatedUnet(dim=8, dim_mults=(1, 2)))
+    model = Model(network, make_schedule("course", 20), image_shape=(1, 8, 8))
+    images = sample(model, 2, "ddpm_large", mask=torch.ones(1, 8, 8), known=pictures(2), device="cpu")
+    assert torch.equal(images, pictures(2))
