@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from fastdiff.checkpoints.load import load
 from fastdiff.engine.engine import Engine
 from fastdiff.engine.noise import NoiseSource
-from fastdiff.engine.pictures import choose_strength
+from fastdiff.engine.pictures import check_resample, choose_strength
 from fastdiff.engine.request import Asked, Request, check_batch_size
 from fastdiff.errors import InputError
 from fastdiff.model import Model, check_model
@@ -120,8 +120,7 @@ def sample(
         InputError: for values outside these, before any long work.
     """
     model = load(model) if isinstance(model, (str, Path)) else check_model(model)
-    if resample != 1 and mask is None:
-        raise InputError(f"resample = {resample} without mask and known; accepted: 1")
+    check_resample(resample, mask)
     if isinstance(sampler, StepTable):
         if steps is not None or eta or spacing != "trailing" or strength is not None or resample != 1:
             raise InputError(

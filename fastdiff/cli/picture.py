@@ -26,7 +26,7 @@ from fastdiff.cli.options import (
 from fastdiff.engine.context import in_turn
 from fastdiff.engine.forms import choose_form
 from fastdiff.engine.noise import LIMIT
-from fastdiff.engine.pictures import choose_strength
+from fastdiff.engine.pictures import check_resample, choose_strength
 from fastdiff.errors import InputError, check_int
 from fastdiff.files import check_writable, write_atomically
 from fastdiff.images import check_picture_name, fit_picture, grid, grid_layout, save_gif, save_picture
@@ -106,6 +106,7 @@ def _draw(
 ) -> Drawn:
     """What `sample` draws, by torch; every: steps → every how many a frame is taken, None for no animation."""
     loaded = load_model(model, options)
+    check_resample(options["resample"], mask)
     chosen_table = {name: options.pop(name) for name in ("sampler", "eta", "spacing", "resample")}
     table = loaded.table(steps=steps, strength=choose_strength(strength, init), **chosen_table)
     shape = loaded.image_shape

@@ -89,3 +89,9 @@ def choose_strength(strength: float | None, init: Any) -> float:
     if init is None and strength is not None:
         raise InputError(f"strength = {strength} without init; give pictures to begin with")
     return strength if strength is not None else 1.0 if init is None else STRENGTH
+
+
+def check_resample(resample: int, mask: Any) -> None:
+    """Raises InputError for steps that are run several times with nothing known for them to fit to."""
+    if resample != 1 and mask is None:
+        raise InputError(f"resample = {resample} without mask and known; accepted: 1")
