@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdiff.checkpoints.resnet_unet import unet_options
+from fastdiff.checkpoints.resnet_unet import multiples, unet_options
 from fastdiff.checkpoints.said import Said
 from fastdiff.checkpoints.tensors import read_off
 from fastdiff.errors import InputError
@@ -34,8 +34,7 @@ def annotated_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         widths.append(width)
     if not widths:
         raise KeyError("downs.0.2.fn.fn.to_qkv.weight")
-    if any(width % dim for width in widths):
-        raise ValueError(f"level widths {widths}, which are no multiples of dim = {dim}")
+    dim_mults = multiples(widths, dim)
     resnet = "downs.0.0.block1.proj.weight" in shape
     first = "downs.0.0.block1.proj" if resnet else "downs.0.0.ds_conv"
     if "downs.0.2.fn.fn.to_out.1.weight" in shape:
@@ -45,7 +44,7 @@ def annotated_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "dim": dim,
         "init_dim": shape["init_conv.weight"][0],
-        "dim_mults": [width // dim for width in widths],
+        "dim_mults": dim_mults,
         "channels": shape["init_conv.weight"][1],
         "out_dim": shape["final_conv.1.weight"][0],
         "edition": edition,
@@ -69,6 +68,5 @@ def annotated_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Mo
 def annotated_resnet_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model:
     """The Model of a state dict of AnnotatedResnetUnet; by default with its text's T = 300, and 28x28 images."""
     with read_off(path, "AnnotatedResnetUnet"):
-        options = unet_options(tensors)
-        network = AnnotatedResnetUnet(**options)
+        network = AnnotatedResnetUnet(**unet_options(tensors))
     return said.model(path, network, tensors, network.channels, replace(USUAL, schedule=make_schedule("linear", 300)))

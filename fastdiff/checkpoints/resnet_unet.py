@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+
+
+def multiples(widths: Sequence[int], dim: int) -> list[int]:
+    """The levels' widths over dim; raises ValueError where one is no multiple."""
+    if any(width % dim for width in widths):
+        raise ValueError(f"level widths {list(widths)}, which are no multiples of dim = {dim}")
+    return [width // dim for width in widths]
 
 
 def unet_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -22,12 +29,10 @@ def unet_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         widths.append(shape[f"{down}.1.weight" if f"{down}.1.weight" in shape else f"{down}.weight"][0])
     if not widths:
         raise KeyError("downs.0.0.block1.proj.weight")
-    if any(width % dim for width in widths):
-        raise ValueError(f"level widths {widths}, which are no multiples of dim = {dim}")
     return {
         "dim": dim,
         "init_dim": shape["init_conv.weight"][0],
-        "dim_mults": [width // dim for width in widths],
+        "dim_mults": multiples(widths, dim),
         "channels": shape["init_conv.weight"][1],
         "out_dim": shape["final_conv.weight"][0],
     }

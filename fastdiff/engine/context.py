@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdiff.engine.per_sample import Rows, rows_of
 from fastdiff.errors import InputError, check_float, unknown_name
 
 
@@ -86,7 +87,7 @@ class Contexts:
     """
 
     kind: ContextKind
-    rows: Callable[[int, int], Tensor]
+    rows: Rows
 
 
 def resolve_context(
@@ -126,7 +127,7 @@ def resolve_context(
     def check(rows: Tensor) -> Tensor:
         if not rows.numel():
             raise InputError(f"a context of shape {tuple(rows.shape)}; accepted: one that is not empty")
-        if classes is not None and rows.dtype != torch.int64 and width is None:
+        if classes is not None and rows.dtype != torch.int64:
             raise InputError(f"a context of other than whole numbers; accepted: classes, 0 to {classes - 1}")
         if rows.dtype == torch.int64 and (rows.min() < 0 or (classes is not None and rows.max() >= classes)):
             wrong = int(rows.min() if rows.min() < 0 else rows.max())
@@ -148,9 +149,7 @@ def resolve_context(
             one = "K" if width is None else width
             raise InputError(f"a context of shape {shape}; accepted: ({one},) or ({n}, {one})")
     kind = kind_of(rows[0])
-    if len(rows) == 1:
-        return Contexts(kind, lambda at, count: rows.expand(count, *kind.shape))
-    return Contexts(kind, lambda at, count: rows[at - first : at - first + count])
+    return Contexts(kind, rows_of(rows, first))
 
 
 def _from_source(

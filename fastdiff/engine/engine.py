@@ -403,8 +403,8 @@ class Engine:
             dtype=self.dtype,
         )
         parts = self.form.parts(self._network, given)
-        classes = kind.context is not None and kind.context.classes is not None
-        null = self._model.null_class or 0 if classes else 0
+        of_classes = kind.context is not None and kind.context.classes is not None
+        null = (self._model.null_class or 0) if of_classes else 0
         prediction = Prediction(parts, self.device, self.dtype, integer, kind.guided, null)
         prediction.load_table(table, len(self.rows))
         return prediction

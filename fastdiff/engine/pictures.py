@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
+from fastdiff.engine.per_sample import Rows, rows_of
 from fastdiff.errors import InputError
 from fastdiff.samplers.spacing import STRENGTH
-
-Pictures = Callable[[int, int], Tensor]  # (first sample, count) → (count, C, H, W) float32 on the CPU
 
 
 class Known(NamedTuple):
     """What is known of the samples (Lugmayr et al. 2022).
 
     Attributes:
-        mask: 1 where it is, 0 where it is not, and between; of one channel or of C.
-        pictures: the images there.
+        mask: (count, 1 or C, H, W), 1 where it is, 0 where it is not, and between.
+        pictures: (count, C, H, W), the images there.
     """
 
-    mask: Pictures
-    pictures: Pictures
+    mask: Rows
+    pictures: Rows
 
 
-def resolve_pictures(name: str, given: Any, shapes: tuple[tuple[int, ...], ...], n: int, first: int) -> Pictures:
+def resolve_pictures(name: str, given: Any, shapes: tuple[tuple[int, ...], ...], n: int, first: int) -> Rows:
     """The pictures of samples first .. first + n - 1, checked.
 
     Args:
@@ -53,9 +50,7 @@ def resolve_pictures(name: str, given: Any, shapes: tuple[tuple[int, ...], ...],
         raise InputError(f"{name} of shape {shape}; accepted: {accepted}")
     if not torch.isfinite(pictures).all():
         raise InputError(f"{name} holds NaN or infinity; accepted: finite numbers")
-    if len(pictures) == 1:
-        return lambda at, count: pictures.expand(count, -1, -1, -1)
-    return lambda at, count: pictures[at - first : at - first + count]
+    return rows_of(pictures, first)
 
 
 def resolve_known(mask: Any, known: Any, image_shape: tuple[int, int, int], n: int, first: int) -> Known | None:

@@ -10,7 +10,8 @@ import numpy as np
 
 from fastdiff.engine.context import Contexts, resolve_context
 from fastdiff.engine.noise import LIMIT, NoiseSource
-from fastdiff.engine.pictures import Known, Pictures, resolve_known, resolve_pictures
+from fastdiff.engine.per_sample import Rows
+from fastdiff.engine.pictures import Known, resolve_known, resolve_pictures
 from fastdiff.errors import InputError, check_float, check_int, wrong_type
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import StepTable
@@ -77,7 +78,7 @@ class Request:
     contexts: Contexts | None
     guidance_scale: float | None
     noise: NoiseSource | None
-    init: Pictures | None
+    init: Rows | None
     known: Known | None
     frames: int | None
     table: StepTable | None

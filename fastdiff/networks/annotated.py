@@ -19,6 +19,8 @@ from fastdiff.networks.blocks import (
     Residual,
     ResnetBlock,
     SinusoidalPositionEmbeddings,
+    check_images,
+    embedded,
 )
 from fastdiff.networks.registry import BLOCKS
 
@@ -120,11 +122,8 @@ class AnnotatedUnet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         if context is not None:
             raise InputError("AnnotatedUnet takes no context; leave context out, or use a ContextUnet")
-        self._check(x)
-        sines, *mlp = self.time_mlp
-        time = sines(t.reshape(-1)).to(mlp[0].weight.dtype)
-        for layer in mlp:
-            time = layer(time)
+        check_images(x, self.channels, self.levels)
+        time = embedded(self.time_mlp, t)
         x = self.init_conv(x)
         skips = []
         for block1, block2, attention, downsample in self.downs:
@@ -143,15 +142,6 @@ class AnnotatedUnet(nn.Module):
             x = attention(x)
             x = upsample(x)
         return self.final_conv(x)
-
-    def _check(self, x: Tensor) -> None:
-        """Raises InputError for images of another shape."""
-        multiple = 2 ** (self.levels - 1)
-        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % multiple or x.shape[3] % multiple:
-            raise InputError(
-                f"images of shape {tuple(x.shape)}; this network takes (B, {self.channels}, H, W) "
-                f"with H and W multiples of {multiple}"
-            )
 
 
 def _check_options(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdiff.errors import InputError
 from fastdiff.kernels.channel_norm import channel_norm
 from fastdiff.kernels.conv import conv_add, conv_norm
 from fastdiff.kernels.depthwise_conv import depthwise_conv
@@ -82,6 +83,25 @@ class SinusoidalPositionEmbeddings(nn.Module):
         frequencies = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * scale)
         angles = t.to(torch.float32)[:, None] * frequencies[None, :]
         return torch.cat((angles.sin(), angles.cos()), dim=-1)  # (R, dim), float32
+
+
+def embedded(time_mlp: nn.Sequential, t: Tensor) -> Tensor:
+    """A network's time embedding, (R, width): its first layer computes in float32, the others in the weights' dtype."""
+    sines, *mlp = time_mlp
+    time = sines(t.reshape(-1)).to(mlp[0].weight.dtype)
+    for layer in mlp:
+        time = layer(time)
+    return time
+
+
+def check_images(x: Tensor, channels: int, levels: int) -> None:
+    """Raises InputError unless x is (B, channels, H, W), H and W multiples of what the levels divide by."""
+    multiple = 2 ** (levels - 1)
+    if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
+        raise InputError(
+            f"images of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W) "
+            f"with H and W multiples of {multiple}"
+        )
 
 
 class TimeProjection(nn.Sequential):

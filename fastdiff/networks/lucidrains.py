@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastdiff.errors import InputError
 from fastdiff.networks.blocks import SinusoidalPositionEmbeddings
-from fastdiff.networks.resnet_unet import ResnetBlock, ResnetUnet, RMSNorm, unet_widths
+from fastdiff.networks.resnet_unet import ResnetBlock, ResnetUnet, RMSNorm
 
 
 class LearnedSinusoids(nn.Module):
@@ -106,8 +106,8 @@ class LucidrainsUnet(ResnetUnet):
         memories: int = 4,
         learned_sinusoids: int = 0,
     ) -> None:
-        widths, levels = unet_widths(dim, init_dim, dim_mults), len(dim_mults)
-        full = [False] * (levels - 1) + [True] if full_attention is None else list(full_attention)
+        levels = len(dim_mults)
+        full = [level == levels - 1 for level in range(levels)] if full_attention is None else list(full_attention)
         each = [[one] * levels if isinstance(one, int) else list(one) for one in (heads, head_dim)]
         for name, values in (("heads", each[0]), ("head_dim", each[1]), ("full_attention", full)):
             if len(values) != levels:
@@ -118,23 +118,15 @@ class LucidrainsUnet(ResnetUnet):
             return kind(width, each[0][level], each[1][level], memories)
 
         super().__init__(
-            widths,
-            time_dim=4 * dim,
-            channels=channels,
-            out_dim=channels if out_dim is None else out_dim,
+            *(dim, init_dim, dim_mults, channels, out_dim),
             kernel=7,
             time=LearnedSinusoids(learned_sinusoids) if learned_sinusoids else SinusoidalPositionEmbeddings(dim),
             time_in=2 * learned_sinusoids + 1 if learned_sinusoids else dim,
             block=partial(ResnetBlock, conv=nn.Conv2d, norm=RMSNorm),
             attention=lambda width, level: attention(width, level, full[level]),
-            middle=attention(widths[-1], levels - 1, True),
+            middle=lambda width: attention(width, levels - 1, True),
         )
-        self.options = dict(
-            dim=dim,
-            init_dim=init_dim,
-            dim_mults=list(dim_mults),
-            channels=channels,
-            out_dim=out_dim,
+        self.options |= dict(
             heads=each[0],
             head_dim=each[1],
             full_attention=full,

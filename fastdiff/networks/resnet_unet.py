@@ -23,6 +23,8 @@ from fastdiff.networks.blocks import (
     PreNorm,
     Residual,
     SinusoidalPositionEmbeddings,
+    check_images,
+    embedded,
 )
 
 MakeBlock = Callable[..., nn.Module]
@@ -36,16 +38,13 @@ class ResnetUnet(nn.Module):
     and W must be multiples of 2^(levels - 1); with another size `forward` raises InputError.
 
     Args:
-        widths: of the first convolution and of each level.
-        time_dim: width of the time embedding.
-        channels: of the images.
-        out_dim: channels of the output.
+        dim, init_dim, dim_mults, channels, out_dim: as of both; the options, to which each adds its own.
         kernel: of the first convolution, odd.
         time: from timesteps to the embedding, but for the two linear layers: (R,) → (R, time_in).
         time_in: its width.
         block: (width in, width out, time_dim=...) → a block.
         attention: (width, level) → attention of a level, which adds its input.
-        middle: the attention between the levels.
+        middle: width → the attention between the levels.
     """
 
     time = "index"  # what forward takes as t, as Model.time has it
@@ -59,19 +58,23 @@ class ResnetUnet(nn.Module):
 
     def __init__(
         self,
-        widths: Sequence[int],
-        time_dim: int,
+        dim: int,
+        init_dim: int | None,
+        dim_mults: Sequence[int],
         channels: int,
-        out_dim: int,
+        out_dim: int | None,
+        *,
         kernel: int,
         time: nn.Module,
         time_in: int,
         block: MakeBlock,
         attention: MakeAttention,
-        middle: nn.Module,
+        middle: Callable[[int], nn.Module],
     ) -> None:
         super().__init__()
-        self.channels, self.levels = channels, len(widths) - 1
+        self.options = dict(dim=dim, init_dim=init_dim, dim_mults=list(dim_mults), channels=channels, out_dim=out_dim)
+        widths, time_dim = unet_widths(dim, init_dim, dim_mults), 4 * dim
+        self.channels, self.levels = channels, len(dim_mults)
         make = partial(block, time_dim=time_dim)
         self.init_conv = nn.Conv2d(channels, widths[0], kernel, padding=kernel // 2)
         self.time_mlp = nn.Sequential(time, nn.Linear(time_in, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim))
@@ -81,20 +84,21 @@ class ResnetUnet(nn.Module):
             down = nn.Conv2d(cin, cout, 3, padding=1) if last else _halved(cin, cout)
             self.downs.append(nn.ModuleList([make(cin, cin), make(cin, cin), attention(cin, level), down]))
         deepest = widths[-1]
-        self.mid_block1, self.mid_attn, self.mid_block2 = make(deepest, deepest), middle, make(deepest, deepest)
+        self.mid_block1, self.mid_attn, self.mid_block2 = (
+            make(deepest, deepest),
+            middle(deepest),
+            make(deepest, deepest),
+        )
         for level, (cin, cout) in reversed(list(enumerate(pairwise(widths)))):
             up = _doubled(cout, cin) if level else nn.Conv2d(cout, cin, 3, padding=1)
             both = cin + cout
             self.ups.append(nn.ModuleList([make(both, cout), make(both, cout), attention(cout, level), up]))
         self.final_res_block = make(2 * widths[0], widths[0])
-        self.final_conv = nn.Conv2d(widths[0], out_dim, 1)
+        self.final_conv = nn.Conv2d(widths[0], channels if out_dim is None else out_dim, 1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        self._check(x)
-        sines, *mlp = self.time_mlp
-        time = sines(t.reshape(-1)).to(mlp[0].weight.dtype)
-        for layer in mlp:
-            time = layer(time)
+        check_images(x, self.channels, self.levels)
+        time = embedded(self.time_mlp, t)
         x = self.init_conv(x)
         first, skips = x, []
         for block1, block2, attention, down in self.downs:
@@ -112,15 +116,6 @@ class ResnetUnet(nn.Module):
             x = up(x)
         x = self.final_res_block(torch.cat((x, first), dim=1), time)
         return self.final_conv(x)
-
-    def _check(self, x: Tensor) -> None:
-        """Raises InputError for images of another shape."""
-        multiple = 2 ** (self.levels - 1)
-        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % multiple or x.shape[3] % multiple:
-            raise InputError(
-                f"images of shape {tuple(x.shape)}; this network takes (B, {self.channels}, H, W) "
-                f"with H and W multiples of {multiple}"
-            )
 
 
 class _SpaceToDepth(nn.Module):
@@ -246,17 +241,12 @@ class AnnotatedResnetUnet(ResnetUnet):
             raise InputError(f"groups = {groups} with widths {widths}; accepted: a divisor of each")
         edition = EDITIONS["hf-2022"]
         super().__init__(
-            widths,
-            time_dim=4 * dim,
-            channels=channels,
-            out_dim=channels if out_dim is None else out_dim,
+            *(dim, init_dim, dim_mults, channels, out_dim),
             kernel=1,
             time=SinusoidalPositionEmbeddings(dim),
             time_in=dim,
             block=partial(ResnetBlock, conv=StandardizedConv2d, norm=partial(nn.GroupNorm, groups)),
             attention=lambda width, level: Residual(PreNorm(width, LinearAttention(width, edition=edition))),
-            middle=Residual(PreNorm(widths[-1], Attention(widths[-1]))),
+            middle=lambda width: Residual(PreNorm(width, Attention(width))),
         )
-        self.options = dict(
-            dim=dim, init_dim=init_dim, dim_mults=list(dim_mults), channels=channels, out_dim=out_dim, groups=groups
-        )
+        self.options["groups"] = groups

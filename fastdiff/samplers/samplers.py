@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastdiff.errors import InputError, check_float, check_int, unknown_name
+from fastdiff.errors import InputError, check_float, unknown_name
 from fastdiff.samplers.path import Path
 from fastdiff.samplers.prediction import coefficients
 from fastdiff.samplers.schedule import Schedule
@@ -182,8 +182,7 @@ def make_table(
         eta: 0 to 1, for ddim alone.
         spacing: see spacing.spaced.
         strength: above 0 to 1, the share of the steps that is kept, the last ones: for pictures to begin with.
-        resample: how often each step but the last is run, after its noise was added again: for what is partly known
-            (Lugmayr et al. 2022, algorithm 1). From 2 on not for samplers that use the x0 before.
+        resample: see StepTable.resampled.
         prediction_type: epsilon, sample or v_prediction; what the network predicts.
         time: what the network is given: "index", the timestep, or "fraction", timestep / T.
 
@@ -205,32 +204,25 @@ def make_table(
     if not isinstance(made, Coefficients):
         raise InputError(f"sampler {sampler!r} returned {type(made).__name__}; accepted: Coefficients")
 
-    times = np.ones(len(path.alpha), int)
-    times[:-1] = check_int("resample", resample, 1, 1000)
-    if resample > 1 and np.any(made.c):
-        raise InputError(
-            f"resample = {resample} with sampler {sampler!r}, which uses the x0 before; accepted: 1, or ddim or ddpm"
-        )
-
     def column(value: Column) -> np.ndarray:
-        whole = np.full_like(path.alpha, value) if np.ndim(value) == 0 else np.asarray(value)
-        return np.repeat(whole, times) if len(whole) == len(times) else whole
+        return np.full_like(path.alpha, value) if np.ndim(value) == 0 else np.asarray(value)
 
     p, q = coefficients(prediction_type, path.alpha, path.sigma)
-    return StepTable(
+    table = StepTable(
         sampler=sampler,
         prediction_type=prediction_type,
-        timestep=column(path.timestep),
-        time=column(path.timestep / (schedule.num_timesteps if time == "fraction" else 1)),
-        alpha=column(path.alpha),
-        sigma=column(path.sigma),
-        alpha_next=column(path.alpha_next if made.alpha_next is None else made.alpha_next),
-        sigma_next=column(path.sigma_next if made.sigma_next is None else made.sigma_next),
-        p=column(p),
-        q=column(q),
+        timestep=path.timestep,
+        time=path.timestep / (schedule.num_timesteps if time == "fraction" else 1),
+        alpha=path.alpha,
+        sigma=path.sigma,
+        alpha_next=path.alpha_next if made.alpha_next is None else column(made.alpha_next),
+        sigma_next=path.sigma_next if made.sigma_next is None else column(made.sigma_next),
+        p=p,
+        q=q,
         a=column(made.a),
         b=column(made.b),
         c=column(made.c),
         s=column(made.s),
         preserves_variance=entry.preserves_variance,
     )
+    return table.resampled(resample)

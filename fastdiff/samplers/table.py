@@ -8,11 +8,12 @@ The table checks itself; samplers.py makes them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
-from fastdiff.errors import InputError, unknown_name
+from fastdiff.errors import InputError, check_int, unknown_name
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 
 COEFFICIENTS = ("p", "q", "a", "b", "c", "s")
@@ -55,8 +56,7 @@ class StepTable:
     preserves_variance: bool = True
 
     def __post_init__(self) -> None:
-        columns = [f.name for f in fields(self) if f.name not in ("sampler", "prediction_type", "preserves_variance")]
-        for name in columns:
+        for name in COLUMNS:
             column = np.array(getattr(self, name), dtype=np.float64)
             if column.ndim != 1 or len(column) != len(self.timestep) or len(column) == 0:
                 raise InputError(f"table column {name} has shape {column.shape}; accepted: ({len(self.timestep)},)")
@@ -88,6 +88,23 @@ class StepTable:
         """(rows, 6) float64: p, q, a, b, c, s."""
         return np.stack([getattr(self, name) for name in COEFFICIENTS], axis=1)
 
+    def resampled(self, times: int) -> StepTable:
+        """Each step but the last so often, for what is partly known (Lugmayr et al. 2022, algorithm 1); see `returns`.
+
+        Raises:
+            InputError: unless times is from 1 to 1000, and 1 where a row uses the x0 before.
+        """
+        if check_int("resample", times, 1, 1000) == 1:
+            return self
+        if self.c.any():
+            raise InputError(
+                f"resample = {times} with sampler {self.sampler!r}, which uses the x0 before; accepted: 1, or ddim or "
+                "ddpm"
+            )
+        counts = [times] * (len(self) - 1) + [1]
+        columns: dict[str, Any] = {name: np.repeat(getattr(self, name), counts) for name in COLUMNS}
+        return replace(self, **columns)
+
     @property
     def returns(self) -> np.ndarray:
         """(rows,) bool: whether the next row begins at an earlier time than the row ends, so that x is noised again."""
@@ -102,3 +119,8 @@ class StepTable:
             numbers = "".join(f"{value:10.4f}" for value in self.rows[i])
             lines.append(f"    {self.timestep[i]:8g} {numbers}")
         return "\n".join(lines)
+
+
+COLUMNS = tuple(
+    one.name for one in fields(StepTable) if one.name not in ("sampler", "prediction_type", "preserves_variance")
+)

@@ -25,7 +25,7 @@ class Recipe:
         network: its "name", "annotated" (AnnotatedUnet), "annotated-resnet", "context" (ContextUnet) or "lucidrains"
             (denoising-diffusion-pytorch's), see networks.registry, and options of its constructor.
             Options that follow from the data (channels, picture size, number of classes) are filled in.
-        schedule: noise schedule: linear, cosine, quadratic, sigmoid or course, see make_schedule.
+        schedule: noise schedule by name, such as linear, cosine or course; see make_schedule.
         timesteps: T, the timesteps of the schedule, from 1.
         beta_start: first beta, in (0, 1); None is the schedule's own, 1e-4. The cosine schedule has none.
         beta_end: last beta, from beta_start to below 1; None is the schedule's own, 0.02. The cosine schedule has none.
