@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,17 @@ def installed(tmp_path_factory):
     for name in ("kernels", "export", "bench"):
         shutil.copytree(ROOT / name, site / "fastdiff" / name, ignore=ignore)
     return site
+
+
+def test_the_packages_declared_are_the_folders_there():
+    """An editable install finds them all, however few are declared; a wheel has only these."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    there = set()
+    for top in ("fastdiff", *declared["package-dir"].values()):
+        for file in (ROOT / top).rglob("__init__.py"):
+            folder = ".".join(file.parent.relative_to(ROOT).parts)
+            there.add(folder if top == "fastdiff" else f"fastdiff.{folder}")
+    assert sorted(declared["packages"]) == sorted(there)
 
 
 def run(cwd, *paths):

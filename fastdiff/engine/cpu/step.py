@@ -35,10 +35,10 @@ class Inputs(Protocol):
 
 
 class Piece(NamedTuple):
-    """The samples first .. first + count - 1 of a batch, and the plan of their network's evaluation."""
+    """The samples first .. first + samples - 1 of a batch, and the plan of their network's evaluation."""
 
     first: int
-    count: int
+    samples: int
     plan: Plan
 
 
@@ -94,7 +94,7 @@ class PlannedStep:
             bound = Bound(piece.plan, inputs)
             for stretch in bound.stretches(threads=1):
                 stretch(0)
-            out = bound.tensor(self._result(piece)).unflatten(0, (self.halves, piece.count))
+            out = bound.tensor(self._result(piece)).unflatten(0, (self.halves, piece.samples))
             seen.append(out[:, place].contiguous().view(torch.int32))  # as integers, of which NaN equals NaN
         return torch.equal(*seen)
 
@@ -111,7 +111,7 @@ class PlannedStep:
         def bound(piece: Piece, arena: Tensor) -> Bound:
             result = self._result(piece)
             after = [
-                pointwise(View.of(place), [result.part(0, half * piece.count, piece.count)])
+                pointwise(View.of(place), [result.part(0, half * piece.samples, piece.samples)])
                 for half, place in enumerate(self._halves(piece, out))
             ]
             return self._bound(piece, self._halves(piece, x), given, after, arena)
@@ -142,7 +142,7 @@ class PlannedStep:
     def _halves(self, piece: Piece, given: Tensor) -> list[Tensor]:
         """A batch's tensor, (halves samples, ...), as a piece's halves."""
         starts = [half * self.samples + piece.first for half in range(self.halves)]
-        return [given[start : start + piece.count] for start in starts]
+        return [given[start : start + piece.samples] for start in starts]
 
     def _bound(
         self, piece: Piece, x: Sequence[Given], inputs: Sequence[Given], after: Sequence[Call], arena: Tensor
@@ -163,9 +163,9 @@ class PlannedStep:
         """The rows of the inputs' tables, each a whole step."""
 
         def bound(piece: Piece, arena: Tensor) -> Bound:
-            own = slice(piece.first, piece.first + piece.count)
+            own = slice(piece.first, piece.first + piece.samples)
             after = [update(state, self._result(piece), own)]
-            given = [*map(Table, inputs.tables), *inputs.context]
+            given: list[Given] = [*map(Table, inputs.tables), *inputs.context]
             return self._bound(piece, [state.x[own]] * self.halves, given, after, arena)
 
         return _Rows(self._each(bound), self.threads)

@@ -50,7 +50,7 @@ def moved(view: View, operation: Any, args: Sequence[Any] = (), kwargs: dict[str
     parts = [result] if isinstance(result, Tensor) else list(result)
     if any(part.untyped_storage()._cdata != x.untyped_storage()._cdata for part in parts):
         return None
-    made = [View(view.memory, tuple(one.shape), one.stride(), view.offset + one.storage_offset()) for one in parts]
+    made = [View(view.memory, tuple(one.shape), one.stride(), view.offset + int(one.storage_offset())) for one in parts]
     return made[0] if isinstance(result, Tensor) else made
 
 

@@ -99,7 +99,7 @@ def test_pieces_of_a_batch_change_no_bit(name, randomised, monkeypatch, with_thr
 
     def look(self, *given):
         right(self, *given)
-        pieces.add(tuple(tuple(piece.count for piece in one) for one in self.pieces))
+        pieces.add(tuple(tuple(piece.samples for piece in one) for one in self.pieces))
 
     monkeypatch.setattr(PlannedStep, "__init__", look)
     for limit, threads in ((1, 1), (100_000, 1), (1, 2)):

@@ -44,7 +44,7 @@ def test_a_batch_is_in_pieces_only_where_samples_are_apart(name, rel, monkeypatc
     eager = Engine(model, table, batch_size=BATCH, device="cpu", form="eager")
     assert rel(engine.sample(BATCH), eager.sample(BATCH)) < 1e-5
     ((prediction, _),) = engine.steps.values()
-    counts = [[piece.count for piece in pieces] for pieces in prediction.parts.step.pieces]
+    counts = [[piece.samples for piece in pieces] for pieces in prediction.parts.step.pieces]
     assert counts == ([[16], [16]] if name in APART else [[32]])
 
 
