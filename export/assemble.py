@@ -208,7 +208,7 @@ class _Sampler:
             self.rows = self._input("rows", FLOAT, ("steps", COLUMNS))
             times = self._input("times", INT64 if dtype is np.int64 else FLOAT, ("steps",))
         else:
-            self.rows = outer.constant(table.rows, np.float32)
+            self.rows = outer.constant(table.rows[:, :COLUMNS], np.float32)
             times = outer.constant(table.time, dtype)
         self.times = write(outer, self.parts.graphs.time, [times])
 

@@ -231,7 +231,7 @@ class OnnxSampler:
             scale = 1.0 if request.guidance_scale is None else request.guidance_scale
             feed |= {"context": rows.numpy(), "guidance_scale": np.array(scale, dtype=np.float32)}
         if request.table is not None:
-            feed["rows"] = request.table.rows.astype(np.float32)
+            feed["rows"] = request.table.rows[:, :6].astype(np.float32)
             feed["times"] = request.table.time.astype(np.int64 if self.time == "index" else np.float32)
         return feed
 

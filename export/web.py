@@ -49,7 +49,7 @@ def choices(model: Model) -> dict[str, Any]:
     counts = [*(n for n in STEPS if n < total), total]
 
     def columns(table: StepTable) -> dict[str, Any]:
-        rows = table.rows.astype(np.float32)
+        rows = table.rows[:, :6].astype(np.float32)
         # The shortest decimals that name the same float32 numbers.
         return {"rows": [[float(str(v)) for v in row] for row in rows], "times": table.time.tolist()}
 

@@ -83,7 +83,7 @@ def _ours(case: Case) -> Ready:
     table = case.model.table(case.sampler, STEPS)
     engine = Engine(case.model, table, batch_size=case.batch, device=x.device)  # for its buffers, and to know its form
     captured = engine.form.captured  # captured steps all draw noise and keep x0, so that one serves any sampler
-    rows = torch.from_numpy(table.rows).to(x.device, torch.float32)
+    rows = torch.from_numpy(table.rows[:, :6]).to(x.device, torch.float32)
     state = State(
         engine.x,
         rows,

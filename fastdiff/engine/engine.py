@@ -427,7 +427,7 @@ class Engine:
             self.index.remainder_(len(self.table))
 
     def _load(self, table: StepTable) -> None:
-        rows = torch.from_numpy(table.rows).float()
+        rows = torch.from_numpy(table.rows[:, :6]).float()
         if len(rows) > len(self.rows):
             self.rows = torch.zeros(len(rows), 6, dtype=torch.float32, device=self.device)
             self.steps.clear()

@@ -1,9 +1,11 @@
 """A sampler's run as a table: float64 columns, one row for each network evaluation.
 
-    x0 = clip(p x + q out)
-    x  <- a x + b x0 + c x0_prev + s noise;  x0_prev <- x0
+    x0 = clip(p x + q out);  m = u x + v x0
+    x <- a x + b x0 + o out + c m_1 + d m_2 + e m_3 + std noise
 
-The table checks itself; samplers.py makes them.
+m_1, m_2 and m_3 are the m of the rows before. std is s; where the network learned the variance, s^(1 - f) S^f with
+f = (var + 1) / 2 for its second output var (Nichol and Dhariwal 2021, eq. 15). The table checks itself; samplers.py
+makes them.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.errors import InputError, check_int, unknown_name
+from fastdiff.errors import InputError, check_float, check_int, unknown_name
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 
-COEFFICIENTS = ("p", "q", "a", "b", "c", "s")
+COEFFICIENTS = ("p", "q", "a", "b", "c", "s", "o", "d", "e", "u", "v", "S")
+HISTORY = ("c", "d", "e")  # the weights of what was remembered one, two and three rows before
 TIMES = ("index", "fraction")
 
 
@@ -24,19 +27,25 @@ TIMES = ("index", "fraction")
 class StepTable:
     """The coefficients of one sampler run; columns are (rows,) float64, read-only.
 
+    x is always what the network is given: samplers that others write for x = x0 + sigma noise are here for the scaled
+    x, and init_noise_sigma is where they begin.
+
     Attributes:
         sampler: its name.
         prediction_type: epsilon, sample or v_prediction; what the network predicts.
-        timestep: the schedule's node.
+        timestep: the schedule's node, which may lie between two.
         time: what the network is given: the timestep, or timestep / T.
         alpha, sigma: sqrt(abar) and sqrt(1 - abar) at the node.
         alpha_next, sigma_next: at the next node; 1 and 0 at the end.
-        p, q, a, b, c, s: see the top of this file.
+        p, q, a, b, c, s, o, d, e, u, v, S: see the top of this file.
+        init_noise_sigma: x before the first row is so many times the noise of draw 0.
+        preserves_mean: False for samplers that do not keep a constant x0.
         preserves_variance: False for samplers whose added noise is not that of the next node.
 
     Raises:
-        InputError: unless a alpha + b + c = alpha' (the mean is right where x0 is constant) and, with
-            preserves_variance, a^2 sigma^2 + s^2 = sigma'^2; unless c[0] = 0; and unless all is finite.
+        InputError: unless, with a network whose x0 is right, each row leads from alpha x0 + sigma noise to
+            alpha' x0 + sigma' noise (the mean unless preserves_mean is False, and the noise unless preserves_variance
+            is); unless what no row has remembered yet has weight 0; with both u and s; and unless all is finite.
     """
 
     sampler: str
@@ -53,11 +62,22 @@ class StepTable:
     b: np.ndarray
     c: np.ndarray
     s: np.ndarray
+    o: np.ndarray | float = 0.0
+    d: np.ndarray | float = 0.0
+    e: np.ndarray | float = 0.0
+    u: np.ndarray | float = 0.0
+    v: np.ndarray | float = 1.0
+    S: np.ndarray | None = None
+    init_noise_sigma: float = 1.0
+    preserves_mean: bool = True
     preserves_variance: bool = True
 
     def __post_init__(self) -> None:
         for name in COLUMNS:
-            column = np.array(getattr(self, name), dtype=np.float64)
+            given = self.s if name == "S" and self.S is None else getattr(self, name)
+            column = np.array(given, dtype=np.float64)
+            if column.ndim == 0 and name in _OPTIONAL:
+                column = np.full(len(self.timestep), column)
             if column.ndim != 1 or len(column) != len(self.timestep) or len(column) == 0:
                 raise InputError(f"table column {name} has shape {column.shape}; accepted: ({len(self.timestep)},)")
             if not np.isfinite(column).all():
@@ -66,27 +86,56 @@ class StepTable:
                 )
             column.setflags(write=False)
             object.__setattr__(self, name, column)
+        check_float("init_noise_sigma", self.init_noise_sigma, 0, 1e6)
         if self.prediction_type not in PREDICTION_TYPES:
             raise unknown_name("prediction type", self.prediction_type, PREDICTION_TYPES)
-        if self.c[0] != 0:
-            raise InputError(f"c = {self.c[0]} in the first row; accepted: 0, for there is no x0_prev yet")
-        self._require("a alpha + b + c = alpha'", self.a * self.alpha + self.b + self.c - self.alpha_next)
-        if self.preserves_variance:
-            drift = (self.a * self.sigma) ** 2 + self.s**2 - self.sigma_next**2
-            self._require("a^2 sigma^2 + s^2 = sigma'^2", drift)
+        for back, name in enumerate(HISTORY, start=1):
+            early = getattr(self, name)[:back]
+            if early.any():
+                raise InputError(
+                    f"{name} = {early[early != 0][0]} in row {int(early.nonzero()[0][0])}; accepted: 0 in the first "
+                    f"{back}, for there is nothing yet from {back} before"
+                )
+        if self.u.any() and self.s.any():
+            raise InputError("a table with u and s; accepted: one of them, for what is remembered is to have no noise")
+        self._check()
 
-    def _require(self, equation: str, error: np.ndarray) -> None:
+    def _check(self) -> None:
+        """Raise InputError unless the rows lead where they say, with a network whose x0 is right."""
+        # The prediction is then (x0 - p x) / q, and what is remembered is a share of x0 and, by u, of the only noise.
+        mean = self.a * self.alpha + self.b + self.o * (1 - self.p * self.alpha) / self.q
+        noise = (self.a - self.o * self.p / self.q) * self.sigma
+        for back, name in enumerate(HISTORY, start=1):
+            weight, before = getattr(self, name)[back:], slice(0, -back)
+            mean[back:] += weight * (self.u * self.alpha + self.v)[before]
+            noise[back:] += weight * (self.u * self.sigma)[before]
+        if self.preserves_mean:
+            self._require("alpha_next", mean - self.alpha_next)
+        if self.preserves_variance:
+            self._require("sigma_next squared", noise**2 + self.s**2 - self.sigma_next**2)
+
+    def _require(self, what: str, error: np.ndarray) -> None:
         row = int(np.abs(error).argmax())
         if abs(error[row]) > 1e-9:
-            raise InputError(f"table row {row} breaks {equation} by {error[row]:.3g}")
+            raise InputError(f"table row {row} misses {what} by {error[row]:.3g}")
 
     def __len__(self) -> int:
         return len(self.timestep)
 
     @property
     def rows(self) -> np.ndarray:
-        """(rows, 6) float64: p, q, a, b, c, s."""
+        """(rows, 12) float64, in the order of COEFFICIENTS."""
         return np.stack([getattr(self, name) for name in COEFFICIENTS], axis=1)
+
+    @property
+    def depth(self) -> int:
+        """How many rows back what was remembered is used, 0 to 3."""
+        return max((back for back, name in enumerate(HISTORY, start=1) if getattr(self, name).any()), default=0)
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the network's second output chooses the noise between s and S."""
+        return not np.array_equal(self.s, self.S)
 
     def resampled(self, times: int) -> StepTable:
         """Each step but the last so often, for what is partly known (Lugmayr et al. 2022, algorithm 1); see `returns`.
@@ -96,7 +145,7 @@ class StepTable:
         """
         if check_int("resample", times, 1, 1000) == 1:
             return self
-        if self.c.any():
+        if self.depth:
             raise InputError(
                 f"resample = {times} with sampler {self.sampler!r}, which uses the x0 before; accepted: 1, or ddim or "
                 "ddpm"
@@ -111,16 +160,21 @@ class StepTable:
         return np.append(self.alpha[1:] < self.alpha_next[:-1] * (1 - 1e-9), False)
 
     def __repr__(self) -> str:
+        rows, plain = self.rows, {"o": 0, "d": 0, "e": 0, "u": 0, "v": 1}
+        shown = [
+            k
+            for k, name in enumerate(COEFFICIENTS)
+            if (self.learned_variance if name == "S" else (rows[:, k] != plain.get(name)).any())
+        ]
         lines = [
             f"StepTable({self.sampler!r}, {len(self)} steps, {self.prediction_type})",
-            "    timestep " + "".join(f"{name:>10}" for name in COEFFICIENTS),
+            "    timestep " + "".join(f"{COEFFICIENTS[k]:>10}" for k in shown),
         ]
         for i in (0, -1)[: len(self)]:
-            numbers = "".join(f"{value:10.4f}" for value in self.rows[i])
-            lines.append(f"    {self.timestep[i]:8g} {numbers}")
+            lines.append(f"    {self.timestep[i]:8g} " + "".join(f"{rows[i, k]:10.4f}" for k in shown))
         return "\n".join(lines)
 
 
-COLUMNS = tuple(
-    one.name for one in fields(StepTable) if one.name not in ("sampler", "prediction_type", "preserves_variance")
-)
+_SCALARS = ("sampler", "prediction_type", "init_noise_sigma", "preserves_mean", "preserves_variance")
+_OPTIONAL = ("o", "d", "e", "u", "v")
+COLUMNS = tuple(one.name for one in fields(StepTable) if one.name not in _SCALARS)

@@ -61,7 +61,7 @@ def test_ctrl_c_while_exporting(folder):
     for package in ("onnx", "onnxruntime"):
         pytest.importorskip(package)
     code, text = interrupted(
-        # Its check runs a thousand steps, so that the export is under way even where this process is slow to hear of it.
+        # Its check runs a thousand steps, so that it is under way even where this process is slow to hear of it.
         ["export", "a.safetensors", "--sampler", "ddpm", "-o", "out/a.onnx"],
         "capturing the network ...",
     )
