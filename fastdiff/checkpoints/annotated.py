@@ -9,13 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdiff.checkpoints.resnet_unet import multiples, unet_options
+from fastdiff.checkpoints.resnet_unet import check_usual_heads, multiples, unet_options
 from fastdiff.checkpoints.said import Said
 from fastdiff.checkpoints.tensors import read_off
-from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.networks.annotated import AnnotatedUnet
-from fastdiff.networks.blocks import HEAD_DIM, HEADS
 from fastdiff.networks.resnet_unet import AnnotatedResnetUnet
 from fastdiff.samplers.schedule import make_schedule
 
@@ -29,8 +27,7 @@ def annotated_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     widths: list[int] = []
     while f"downs.{len(widths)}.2.fn.fn.to_qkv.weight" in shape:
         hidden, width = shape[f"downs.{len(widths)}.2.fn.fn.to_qkv.weight"][:2]
-        if hidden != 3 * HEADS * HEAD_DIM:
-            raise ValueError(f"attention of width {hidden // 3}, not {HEADS} heads of {HEAD_DIM}")
+        check_usual_heads(hidden)
         widths.append(width)
     if not widths:
         raise KeyError("downs.0.2.fn.fn.to_qkv.weight")
@@ -55,11 +52,6 @@ def annotated_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def annotated_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model:
     """The Model of a state dict; by default with the tutorial's schedule, T = 200, and 28x28 images."""
-    if any(k.endswith(".norm.g") or k.endswith(".net.0.g") for k in tensors):
-        raise InputError(
-            f"{str(path)!r} is of the tutorial's first PyTorch edition (LayerNorm g and b everywhere), which is not "
-            "supported yet; accepted: mindspore, mindspore-torch, hf-2022"
-        )
     with read_off(path, "AnnotatedUnet"):
         network = AnnotatedUnet(**annotated_options(tensors))
     return said.model(path, network, tensors, network.channels, USUAL)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from fastdiff.checkpoints.annotated import annotated_model, annotated_resnet_model
 from fastdiff.checkpoints.context import context_model
-from fastdiff.checkpoints.lucidrains import lucidrains_model
+from fastdiff.checkpoints.lucidrains import layernorm_model, lucidrains_model
 from fastdiff.checkpoints.mindspore import is_mindspore, read_mindspore
+from fastdiff.checkpoints.others import refuse_other
 from fastdiff.checkpoints.said import Said, said_in
 from fastdiff.checkpoints.torch_file import read_torch
 from fastdiff.checkpoints.wrappings import state_dict, unprefixed
@@ -42,6 +43,7 @@ _RESNET = ("init_conv.weight", "final_res_block.block1.proj.weight")
 FAMILIES = (
     Family("ContextUnet", ("init_conv.conv1.0.weight", "contextembed1.model.0.weight"), context_model),
     Family("denoising-diffusion-pytorch's Unet", (*_RESNET, "mid_attn.to_qkv.weight"), lucidrains_model),
+    Family("denoising-diffusion-pytorch's Unet", (*_RESNET, "mid_attn.fn.norm.g"), layernorm_model),
     Family("the Annotated Diffusion U-Net", (*_RESNET, "mid_attn.fn.fn.to_qkv.weight"), annotated_resnet_model),
     Family("the Annotated Diffusion U-Net", ("init_conv.weight", "time_mlp.1.weight"), annotated_model),
 )
@@ -71,12 +73,20 @@ def load_foreign(path: Path, tensors: Mapping[str, Tensor] | None, said: Said) -
                 "it again with that loop"
             ) from error
     if tensors is None:
-        tensors = state_dict(read_torch(path), path)
+        content = read_torch(path)
+        tensors, said = state_dict(content, path), said.before(Said(version=_version(content)))
     return recognise(path, tensors, said)
 
 
+def _version(content: Any) -> str | None:
+    """Of the library that saved it, as denoising-diffusion-pytorch's trainer writes it."""
+    version = content.get("version") if isinstance(content, Mapping) else None
+    return version if isinstance(version, str) else None
+
+
 def recognise(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model:
-    """A Model from a state dict; raises InputError if its network or its edition is unknown."""
+    """A Model from a state dict; raises InputError if its network or its edition is unknown, or known as another."""
+    refuse_other(path, tensors)
     bare = unprefixed(tensors, lambda inner: any(family.has(inner) for family in FAMILIES), path)
     if bare is None:
         some = ", ".join(sorted(tensors)[:3])

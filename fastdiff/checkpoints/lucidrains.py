@@ -8,12 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdiff.checkpoints.resnet_unet import unet_options
+from fastdiff.checkpoints.resnet_unet import check_usual_heads, unet_options
 from fastdiff.checkpoints.said import Said
 from fastdiff.checkpoints.tensors import read_off
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, warn_caller
 from fastdiff.model import Model
-from fastdiff.networks.lucidrains import LucidrainsUnet
+from fastdiff.networks.blocks import HEAD_DIM, HEADS
+from fastdiff.networks.lucidrains import LucidrainsLayerNormUnet, LucidrainsUnet
+from fastdiff.networks.resnet_unet import ResnetUnet
+
+GROUPS = 8  # of the blocks' GroupNorms, unless its user chose another number, which no file says
 
 
 def lucidrains_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -23,32 +27,43 @@ def lucidrains_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     for level in range(len(options["dim_mults"])):
         attention = f"downs.{level}.2"
         full.append(f"{attention}.to_out.weight" in tensors)
-        _, count, *sizes = tensors[f"{attention}.mem_kv"].shape
-        memories, head_dim = sizes if full[-1] else reversed(sizes)
+        if _without_memories(tensors):
+            check_usual_heads(len(tensors[f"{attention}.to_qkv.weight"]))
+            count, head_dim = HEADS, HEAD_DIM
+        else:
+            _, count, *sizes = tensors[f"{attention}.mem_kv"].shape
+            memories, head_dim = sizes if full[-1] else reversed(sizes)
         heads.append(count)
         head_dims.append(head_dim)
-    learned = tensors.get("time_mlp.0.weights")
     return {
         **options,
         "heads": heads,
         "head_dim": head_dims,
         "full_attention": full,
         "memories": memories,
-        "learned_sinusoids": 0 if learned is None else len(learned),
+        "learned_sinusoids": _learned(tensors),
+        "groups": GROUPS if "mid_block1.block1.norm.weight" in tensors else 0,
     }
 
 
+def _without_memories(tensors: Mapping[str, Tensor]) -> bool:
+    return not any(name.endswith("mem_kv") for name in tensors)
+
+
+def _learned(tensors: Mapping[str, Tensor]) -> int:
+    frequencies = tensors.get("time_mlp.0.weights")
+    return 0 if frequencies is None else len(frequencies)
+
+
 def _refuse_other_kinds(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    taken, made = tensors["init_conv.weight"].shape[1], tensors["final_conv.weight"].shape[0]
-    if "mid_block1.block1.norm.weight" in tensors:
-        raise InputError(
-            f"{str(path)!r} is of denoising-diffusion-pytorch with GroupNorm in its blocks, an early version that is "
-            "not supported yet; accepted: those with RMSNorm"
-        )
+    first = tensors["init_conv.weight"]
+    taken, made = first.shape[1], tensors["final_conv.weight"].shape[0]
+    if first.ndim == 3:
+        raise InputError(f"{str(path)!r} is of denoising-diffusion-pytorch's Unet1D; accepted: networks of pictures")
     if taken == 2 * made:
         raise InputError(
-            f"{str(path)!r} is of a network with self-conditioning (it takes {taken} channels and predicts {made}), "
-            "which is not supported yet"
+            f"{str(path)!r} is of a network with self-conditioning (it takes {taken} channels and predicts {made}): "
+            "each step gives it the image that the step before predicted, which fastdiff cannot do yet"
         )
     if made != taken:
         raise InputError(
@@ -62,5 +77,35 @@ def lucidrains_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> M
     with read_off(path, "LucidrainsUnet"):
         _refuse_other_kinds(path, tensors)
         network = LucidrainsUnet(**lucidrains_options(tensors))
+    return _clipped(path, network, tensors, said)
+
+
+def layernorm_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model:
+    """The same of versions 0.32 to 1.6; version 1.7 has the same names, and other norms and convolutions."""
+    down = tensors.get("downs.0.3.weight")
+    if down is not None and down.shape[-1] == 4:
+        raise InputError(
+            f"{str(path)!r} is of denoising-diffusion-pytorch 0.27 to 0.31, whose attention changed under the same "
+            "names; accepted: 0.32 to 1.6, and from 1.8 on"
+        )
+    if said.version is None:
+        warn_caller(
+            f"{path.name} does not say by which version of denoising-diffusion-pytorch it was made; assumed: 0.32 to "
+            "1.6, not 1.7, whose tensors have the same names"
+        )
+    elif said.version.startswith("1.7."):
+        raise InputError(
+            f"{str(path)!r} is of denoising-diffusion-pytorch {said.version}, whose network changed from release to "
+            "release; accepted: 0.32 to 1.6, and from 1.8 on"
+        )
+    with read_off(path, "LucidrainsLayerNormUnet"):
+        _refuse_other_kinds(path, tensors)
+        options = unet_options(tensors)
+        check_usual_heads(len(tensors["mid_attn.fn.fn.to_qkv.weight"]))
+        network = LucidrainsLayerNormUnet(**options, groups=GROUPS, learned_sinusoids=_learned(tensors))
+    return _clipped(path, network, tensors, said)
+
+
+def _clipped(path: Path, network: ResnetUnet, tensors: Mapping[str, Tensor], said: Said) -> Model:
     said.required(path)
     return said.model(path, network, tensors, network.channels, said, clip=1.0)

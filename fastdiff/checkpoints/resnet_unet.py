@@ -7,12 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
+from fastdiff.networks.blocks import HEAD_DIM, HEADS
+
 
 def multiples(widths: Sequence[int], dim: int) -> list[int]:
     """The levels' widths over dim; raises ValueError where one is no multiple."""
     if any(width % dim for width in widths):
         raise ValueError(f"level widths {list(widths)}, which are no multiples of dim = {dim}")
     return [width // dim for width in widths]
+
+
+def check_usual_heads(hidden: int) -> None:
+    """Raises ValueError unless queries, keys and values of that width together are those of 4 heads of 32."""
+    if hidden != 3 * HEADS * HEAD_DIM:
+        raise ValueError(f"attention of width {hidden // 3}, not {HEADS} heads of {HEAD_DIM}")
 
 
 def unet_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

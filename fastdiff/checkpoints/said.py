@@ -25,11 +25,13 @@ class Said:
         schedule: the training schedule.
         image_size: side or (height, width), in pixels.
         prediction_type: epsilon, sample or v_prediction.
+        version: of the library that saved the file.
     """
 
     schedule: Schedule | None = None
     image_size: int | tuple[int, int] | None = None
     prediction_type: str | None = None
+    version: str | None = None
 
     def before(self, other: Said) -> Said:
         """This, and the other where this says nothing."""

@@ -7,16 +7,21 @@ import itertools
 import pickle
 import pickletools
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from fastdiff.checkpoints.others import refuse_no_checkpoint
 from fastdiff.errors import InputError, first_line
 
 ACCEPTED = "accepted: .safetensors, state dicts of torch.save, MindSpore's .ckpt"
 SHOWN = 3  # objects that a refusal names
+_PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"  # which runs source code out of the pickle
+# Modules of options and callbacks, which Lightning keeps beside the weights.
+_OPTIONS = ("argparse.", "omegaconf.", "pytorch_lightning.", "lightning.", "pathlib.")
 PICKLES = 5  # in torch.save's format without a zip, before the tensors
 
 
@@ -29,6 +34,12 @@ for _maker, _name in ((np.float64(0).__reduce__()[0], "scalar"), (np.zeros(0).__
 
 def read_torch(path: Path) -> Any:
     """What a torch.save file holds: tensors, and plain values and NumPy's around them; no code from it is run."""
+    refuse_no_checkpoint(path)
+    if torch_script(path):
+        raise InputError(
+            f"{str(path)!r} is a TorchScript archive, which is code; save its weights: "
+            'torch.save(torch.jit.load(path).state_dict(), "weights.pt")'
+        )
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY):
             warnings.simplefilter("ignore")
@@ -39,13 +50,35 @@ def read_torch(path: Path) -> Any:
             raise InputError(
                 f"{str(path)!r} is not a whole checkpoint, or holds more than tensors and plain values; {ACCEPTED}"
             ) from error
+        if _PERSISTENT in names:
+            raise InputError(
+                f"{str(path)!r} is refused: it is a network pickled together with its code, as NVIDIA's EDM and "
+                "StyleGAN do, and no code from a file is run; if you trust it, unpickle it where that code is, "
+                'network = pickle.load(open(path, "rb"))["ema"], and put it into a Model as docs/checkpoints.md shows'
+            ) from error
         more = ", ..." if len(names) > SHOWN else ""
         raise InputError(
             f"{str(path)!r} is refused: it holds pickled code or objects ({', '.join(names[:SHOWN])}{more}), and only "
-            "tensors and plain values are loaded; save the state dict alone: torch.save(model.state_dict(), path)"
+            f"tensors and plain values are loaded; save the state dict alone: {_saved(names)}"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         raise InputError(f"{str(path)!r} is not a whole checkpoint ({first_line(error)}); {ACCEPTED}") from error
+
+
+def torch_script(path: Path) -> bool:
+    """Whether the file is a program of torch.jit.save."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+
+
+def _saved(names: list[str]) -> str:
+    """The line that saves a state dict alone: of a module, or of a file in which options lie beside it."""
+    if all(name.startswith(_OPTIONS) for name in names):
+        return 'if you trust it, torch.save(torch.load(path, weights_only=False)["state_dict"], "weights.pt")'
+    return "torch.save(model.state_dict(), path)"
 
 
 def _objects_in(path: Path) -> list[str]:

@@ -42,6 +42,11 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         elif value and all(isinstance(one, Tensor) for one in value) and any(map(_is_averaged, names)):
             lists.append(list(value))
     if not dicts:
+        if isinstance(content, Mapping) and content.keys() >= {"state", "param_groups"}:
+            raise InputError(
+                f"{str(path)!r} is an optimizer's state; the network's weights are in another file, such as "
+                "model.safetensors or pytorch_model.bin beside it"
+            )
         raise InputError(
             f"{str(path)!r} holds no state dict: no mapping of names to tensors, some of which end in weight"
         )

@@ -212,15 +212,16 @@ class LinearAttention(nn.Module):
 
 
 class PreNorm(nn.Module):
-    """fn(GroupNorm(1)(x), residual); fn adds the residual to its result."""
+    """fn(norm(x), residual); fn adds the residual to its result, and the norm is GroupNorm(1) unless one is given."""
 
-    def __init__(self, channels: int, fn: nn.Module) -> None:
+    def __init__(self, channels: int, fn: nn.Module, norm: ChannelNorm | None = None) -> None:
         super().__init__()
         self.fn = fn
-        self.norm = nn.GroupNorm(1, channels)
+        self.norm = nn.GroupNorm(1, channels) if norm is None else norm
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.fn(normed(self.norm, x), residual)
+        h = self.norm(x) if isinstance(self.norm, ChannelNorm) else normed(self.norm, x)
+        return self.fn(h, residual)
 
 
 class Residual(nn.Module):

@@ -5,14 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import InputError
-from fastdiff.networks.blocks import SinusoidalPositionEmbeddings
-from fastdiff.networks.resnet_unet import ResnetBlock, ResnetUnet, RMSNorm
+from fastdiff.networks.blocks import (
+    EDITIONS,
+    Attention,
+    ChannelNorm,
+    LinearAttention,
+    PreNorm,
+    Residual,
+    SinusoidalPositionEmbeddings,
+)
+from fastdiff.networks.resnet_unet import (
+    ResnetBlock,
+    ResnetUnet,
+    RMSNorm,
+    StandardizedConv2d,
+    check_groups,
+    unet_widths,
+)
 
 
 class LearnedSinusoids(nn.Module):
@@ -28,8 +44,17 @@ class LearnedSinusoids(nn.Module):
         return torch.cat((t, angles.sin(), angles.cos()), dim=-1)
 
 
-def with_memory(memory: Tensor, keys: Tensor, values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Keys and values (B, heads, ...) after those of `memory`, (2, heads, ...), along a dimension."""
+def times(dim: int, learned: int) -> dict[str, Any]:
+    """ResnetUnet's time and time_in: as many learned frequencies, or for 0 the usual ones of dim numbers."""
+    if learned:
+        return {"time": LearnedSinusoids(learned), "time_in": 2 * learned + 1}
+    return {"time": SinusoidalPositionEmbeddings(dim), "time_in": dim}
+
+
+def with_memory(memory: Tensor | None, keys: Tensor, values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Keys and values (B, heads, ...) after those of `memory`, (2, heads, ...) or none, along a dimension."""
+    if memory is None:
+        return keys, values
     learned = memory[:, None].expand(-1, len(keys), -1, -1, -1)
     return torch.cat((learned[0], keys), dim=dim), torch.cat((learned[1], values), dim=dim)
 
@@ -41,7 +66,7 @@ class MemoryAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = RMSNorm(channels)
-        self.mem_kv = nn.Parameter(torch.randn(2, heads, memories, head_dim))
+        self.mem_kv = nn.Parameter(torch.randn(2, heads, memories, head_dim)) if memories else None
         self.to_qkv = nn.Conv2d(channels, 3 * heads * head_dim, 1, bias=False)
         self.to_out = nn.Conv2d(heads * head_dim, channels, 1)
 
@@ -61,7 +86,7 @@ class MemoryLinearAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = RMSNorm(channels)
-        self.mem_kv = nn.Parameter(torch.randn(2, heads, head_dim, memories))
+        self.mem_kv = nn.Parameter(torch.randn(2, heads, head_dim, memories)) if memories else None
         self.to_qkv = nn.Conv2d(channels, 3 * heads * head_dim, 1, bias=False)
         self.to_out = nn.Sequential(nn.Conv2d(heads * head_dim, channels, 1), RMSNorm(channels))
 
@@ -76,7 +101,9 @@ class MemoryLinearAttention(nn.Module):
 
 
 class LucidrainsUnet(ResnetUnet):
-    """denoising-diffusion-pytorch's Unet, of its versions with RMSNorm.
+    """denoising-diffusion-pytorch's Unet of today, and since its version 1.8.
+
+    Versions 1.8 to 1.11 have GroupNorm in their blocks, and 1.8 learns no keys and values.
 
     Args:
         dim: base width, even and at least 4.
@@ -88,6 +115,7 @@ class LucidrainsUnet(ResnetUnet):
         full_attention: whether a level has softmax attention, not linear; None is the last level alone.
         memories: learned keys and values of an attention.
         learned_sinusoids: frequencies of the time embedding, if they are learned; 0 takes the usual ones.
+        groups: of the blocks' GroupNorms, a divisor of every width; 0 has RMSNorm instead.
 
     Raises:
         InputError: for values outside these ranges.
@@ -105,7 +133,10 @@ class LucidrainsUnet(ResnetUnet):
         full_attention: Sequence[bool] | None = None,
         memories: int = 4,
         learned_sinusoids: int = 0,
+        groups: int = 0,
     ) -> None:
+        if groups:
+            check_groups(groups, unet_widths(dim, init_dim, dim_mults))
         levels = len(dim_mults)
         full = [level == levels - 1 for level in range(levels)] if full_attention is None else list(full_attention)
         each = [[one] * levels if isinstance(one, int) else list(one) for one in (heads, head_dim)]
@@ -120,9 +151,8 @@ class LucidrainsUnet(ResnetUnet):
         super().__init__(
             *(dim, init_dim, dim_mults, channels, out_dim),
             kernel=7,
-            time=LearnedSinusoids(learned_sinusoids) if learned_sinusoids else SinusoidalPositionEmbeddings(dim),
-            time_in=2 * learned_sinusoids + 1 if learned_sinusoids else dim,
-            block=partial(ResnetBlock, conv=nn.Conv2d, norm=RMSNorm),
+            **times(dim, learned_sinusoids),
+            block=partial(ResnetBlock, conv=nn.Conv2d, norm=partial(nn.GroupNorm, groups) if groups else RMSNorm),
             attention=lambda width, level: attention(width, level, full[level]),
             middle=lambda width: attention(width, levels - 1, True),
         )
@@ -132,4 +162,51 @@ class LucidrainsUnet(ResnetUnet):
             full_attention=full,
             memories=memories,
             learned_sinusoids=learned_sinusoids,
+            groups=groups,
         )
+
+
+class LucidrainsLayerNormUnet(ResnetUnet):
+    """denoising-diffusion-pytorch's Unet in its versions 0.32 to 1.6; the Annotated tutorial's of today is much as it.
+
+    Weight-standardised convolutions with GroupNorm, linear attention at every level and softmax attention between
+    them, each after a LayerNorm over channels, and linear attention's values divided by H W.
+
+    Args:
+        dim: base width, even and at least 4.
+        init_dim: width of the first convolution; None is dim.
+        dim_mults: each level's width over dim.
+        channels: of the images.
+        out_dim: channels of the output; None is `channels`.
+        groups: of the blocks' GroupNorms; must divide every width.
+        learned_sinusoids: frequencies of the time embedding, if they are learned; 0 takes the usual ones.
+
+    Raises:
+        InputError: for values outside these ranges.
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        init_dim: int | None = None,
+        dim_mults: Sequence[int] = (1, 2, 4, 8),
+        channels: int = 3,
+        out_dim: int | None = None,
+        groups: int = 8,
+        learned_sinusoids: int = 0,
+    ) -> None:
+        check_groups(groups, unet_widths(dim, init_dim, dim_mults))
+        edition = EDITIONS["mindspore-torch"]  # whose linear attention it is
+
+        def attention(width: int, attend: nn.Module) -> nn.Module:
+            return Residual(PreNorm(width, attend, ChannelNorm(width)))
+
+        super().__init__(
+            *(dim, init_dim, dim_mults, channels, out_dim),
+            kernel=7,
+            **times(dim, learned_sinusoids),
+            block=partial(ResnetBlock, conv=StandardizedConv2d, norm=partial(nn.GroupNorm, groups)),
+            attention=lambda width, level: attention(width, LinearAttention(width, edition=edition)),
+            middle=lambda width: attention(width, Attention(width)),
+        )
+        self.options |= dict(groups=groups, learned_sinusoids=learned_sinusoids)

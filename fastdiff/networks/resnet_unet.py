@@ -210,6 +210,12 @@ def unet_widths(dim: int, init_dim: int | None, dim_mults: Sequence[int]) -> lis
     return [dim if init_dim is None else init_dim, *(dim * mult for mult in dim_mults)]
 
 
+def check_groups(groups: int, widths: Sequence[int]) -> None:
+    """Raises InputError unless GroupNorms of that many groups fit all widths."""
+    if groups < 1 or any(width % groups for width in widths):
+        raise InputError(f"groups = {groups} with widths {list(widths)}; accepted: a divisor of each")
+
+
 class AnnotatedResnetUnet(ResnetUnet):
     """The Annotated Diffusion Model's U-Net as its PyTorch text has had it since December 2022.
 
@@ -236,9 +242,7 @@ class AnnotatedResnetUnet(ResnetUnet):
         out_dim: int | None = None,
         groups: int = 4,
     ) -> None:
-        widths = unet_widths(dim, init_dim, dim_mults)
-        if groups < 1 or any(width % groups for width in widths):
-            raise InputError(f"groups = {groups} with widths {widths}; accepted: a divisor of each")
+        check_groups(groups, unet_widths(dim, init_dim, dim_mults))
         edition = EDITIONS["hf-2022"]
         super().__init__(
             *(dim, init_dim, dim_mults, channels, out_dim),
