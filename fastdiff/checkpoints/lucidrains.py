@@ -85,7 +85,7 @@ def layernorm_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Mo
     down = tensors.get("downs.0.3.weight")
     if down is not None and down.shape[-1] == 4:
         raise InputError(
-            f"{str(path)!r} is of denoising-diffusion-pytorch 0.27 to 0.31, whose attention changed under the same "
+            f"{str(path)!r} is of denoising-diffusion-pytorch before 0.32, whose attention changed under the same "
             "names; accepted: 0.32 to 1.6, and from 1.8 on"
         )
     if said.version is None:

@@ -49,13 +49,13 @@ OTHERS = (
         _WRAP,
     ),
     Other(
-        "the Annotated tutorial's first PyTorch edition, or denoising-diffusion-pytorch before its version 0.27 "
-        "(LayerNorm g and b), which is not supported yet",
+        "the Annotated tutorial's first PyTorch edition or an early denoising-diffusion-pytorch (LayerNorm g and b), "
+        "which is not supported yet",
         (r"\bdowns\.0\.2\.fn\.norm\.b$",),
         _WRAP,
     ),
     Other(
-        "denoising-diffusion-pytorch before its version 0.7, which is not supported",
+        "the first versions of denoising-diffusion-pytorch, which are not supported",
         (r"\bdowns\.0\.2\.fn\.g$",),
         _WRAP,
     ),

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from fastdiff.errors import InputError
 from fastdiff.networks.blocks import (
-    EDITIONS,
+    HEAD_DIM,
+    HEADS,
     Attention,
     ChannelNorm,
-    LinearAttention,
     PreNorm,
     Residual,
     SinusoidalPositionEmbeddings,
@@ -59,6 +59,13 @@ def with_memory(memory: Tensor | None, keys: Tensor, values: Tensor, dim: int) -
     return torch.cat((learned[0], keys), dim=dim), torch.cat((learned[1], values), dim=dim)
 
 
+def linearly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Linear attention (Shen et al. 2021) of queries (B, heads, d, n) to keys and values (B, heads, d, m): as q."""
+    q, k = q.softmax(dim=-2) * q.shape[-2] ** -0.5, k.softmax(dim=-1)
+    context = k @ v.transpose(-1, -2)
+    return context.transpose(-1, -2) @ q
+
+
 class MemoryAttention(nn.Module):
     """Softmax attention over positions and some keys and values that are learned, with norm and residual."""
 
@@ -80,7 +87,7 @@ class MemoryAttention(nn.Module):
 
 
 class MemoryLinearAttention(nn.Module):
-    """Linear attention (Shen et al. 2021) over positions and learned keys and values, with norms and residual."""
+    """Linear attention over positions and some keys and values that are learned, with norms and residual."""
 
     def __init__(self, channels: int, heads: int, head_dim: int, memories: int) -> None:
         super().__init__()
@@ -94,10 +101,7 @@ class MemoryLinearAttention(nn.Module):
         b, _, h, w = x.shape
         q, k, v = self.to_qkv(self.norm(x)).reshape(b, 3, self.heads, -1, h * w).unbind(1)  # (B, heads, d, n)
         k, v = with_memory(self.mem_kv, k, v, dim=3)
-        q, k = q.softmax(dim=-2) * q.shape[-2] ** -0.5, k.softmax(dim=-1)
-        context = k @ v.transpose(-1, -2)
-        out = context.transpose(-1, -2) @ q
-        return self.to_out(out.reshape(b, -1, h, w)) + x
+        return self.to_out(linearly(q, k, v).reshape(b, -1, h, w)) + x
 
 
 class LucidrainsUnet(ResnetUnet):
@@ -166,6 +170,24 @@ class LucidrainsUnet(ResnetUnet):
         )
 
 
+class DividedLinearAttention(nn.Module):
+    """Linear attention over positions, values divided by H W, with the norm of its result and the residual.
+
+    As blocks.LinearAttention, whose operator has a C kernel after a GroupNorm alone.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.to_qkv = nn.Conv2d(channels, 3 * HEADS * HEAD_DIM, 1, bias=False)
+        self.to_out = nn.Sequential(nn.Conv2d(HEADS * HEAD_DIM, channels, 1), ChannelNorm(channels))
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        q, k, v = self.to_qkv(x).reshape(b, 3, HEADS, HEAD_DIM, h * w).unbind(1)
+        project, norm = self.to_out
+        return norm(project(linearly(q, k, v / (h * w)).reshape(b, -1, h, w)), residual)
+
+
 class LucidrainsLayerNormUnet(ResnetUnet):
     """denoising-diffusion-pytorch's Unet in its versions 0.32 to 1.6; the Annotated tutorial's of today is much as it.
 
@@ -196,7 +218,6 @@ class LucidrainsLayerNormUnet(ResnetUnet):
         learned_sinusoids: int = 0,
     ) -> None:
         check_groups(groups, unet_widths(dim, init_dim, dim_mults))
-        edition = EDITIONS["mindspore-torch"]  # whose linear attention it is
 
         def attention(width: int, attend: nn.Module) -> nn.Module:
             return Residual(PreNorm(width, attend, ChannelNorm(width)))
@@ -206,7 +227,7 @@ class LucidrainsLayerNormUnet(ResnetUnet):
             kernel=7,
             **times(dim, learned_sinusoids),
             block=partial(ResnetBlock, conv=StandardizedConv2d, norm=partial(nn.GroupNorm, groups)),
-            attention=lambda width, level: attention(width, LinearAttention(width, edition=edition)),
+            attention=lambda width, level: attention(width, DividedLinearAttention(width)),
             middle=lambda width: attention(width, Attention(width)),
         )
         self.options |= dict(groups=groups, learned_sinusoids=learned_sinusoids)

@@ -1,6 +1,7 @@
 """denoising-diffusion-pytorch's files: the network, its averaged weights, the schedule and what it predicts."""
 
 import importlib.util
+import warnings
 
 import numpy as np
 import pytest
@@ -8,13 +9,15 @@ import torch
 
 from fastdiff import InputError, load, make_schedule, sample, save
 from fastdiff.bench.peers import others
-from fastdiff.networks.lucidrains import LucidrainsUnet
+from fastdiff.networks.lucidrains import LucidrainsLayerNormUnet, LucidrainsUnet
 from fastdiff.networks.resnet_unet import AnnotatedResnetUnet
 
 OPTIONS = {
     "as it comes": dict(dim=8, dim_mults=(1, 2)),
     "heads": dict(dim=8, dim_mults=(1, 2), heads=(2, 3), head_dim=(16, 8), full_attention=(True, False), init_dim=6),
     "learned times": dict(dim=8, dim_mults=(1, 3), learned_sinusoids=4, memories=2),
+    "of 1.9": dict(dim=8, dim_mults=(1, 2), groups=8, heads=2, head_dim=16),
+    "of 1.8": dict(dim=8, dim_mults=(1, 2), groups=8, memories=0, full_attention=(True, False)),
 }
 BETAS = make_schedule("squaredcos_cap_v2", 100).betas
 SNR = 1 / (1 - np.cumprod(1 - BETAS)) - 1
@@ -28,7 +31,7 @@ WEIGHTS = {
 }
 
 
-def trainers_file(path, network, weight):
+def trainers_file(path, network, weight, version="2.3.4"):
     """As its Trainer saves: the raw wrapper, and the moving average of it."""
     buffers = {
         name: torch.tensor(value, dtype=torch.float32) for name, value in (("betas", BETAS), ("loss_weight", weight))
@@ -39,7 +42,8 @@ def trainers_file(path, network, weight):
     ema |= {f"ema_model.{name}": value for name, value in averaged.items()}
     ema |= {"initted": torch.tensor(True), "step": torch.tensor(9)}
     optimizer = {"state": {}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
-    torch.save({"step": 9, "model": raw, "opt": optimizer, "ema": ema, "scaler": None, "version": "2.3.4"}, path)
+    content = {"step": 9, "model": raw, "opt": optimizer, "ema": ema, "scaler": None}
+    torch.save(content if version is None else {**content, "version": version}, path)
     return path
 
 
@@ -53,6 +57,48 @@ def test_the_network_follows_from_the_shapes(kind, randomised, tmp_path):
         assert torch.equal(model.network(x, t), network.eval()(x, t))
     assert model.image_shape == (3, 16, 16) and model.clip == 1.0 and model.time == "index"
     np.testing.assert_allclose(model.schedule.betas, BETAS, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [dict(dim=8, dim_mults=(1, 2)), dict(dim=16, dim_mults=(1,), learned_sinusoids=3)])
+def test_versions_with_layer_norm(options, randomised, tmp_path):
+    network = randomised(LucidrainsLayerNormUnet(**options))
+    path = trainers_file(tmp_path / "model-1.pt", network, WEIGHTS["epsilon"], "1.5.4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = load(path, image_size=16)
+    assert type(model.network) is LucidrainsLayerNormUnet and model.network.options == {
+        **network.options,
+        "init_dim": network.options["dim"],
+        "out_dim": 3,
+    }
+    assert all(torch.equal(value, model.network.state_dict()[name]) for name, value in network.state_dict().items())
+    assert model.clip == 1.0 and model.prediction_type == "epsilon"
+    trainers_file(path, network, WEIGHTS["epsilon"], None)
+    with pytest.warns(UserWarning, match="model-1.pt does not say by which version .*; assumed: 0.32 to 1.6, not 1.7"):
+        load(path, image_size=16)
+
+
+@pytest.mark.parametrize(
+    "change, version, words",
+    [
+        (lambda s: s, "1.7.2", "denoising-diffusion-pytorch 1.7.2, whose network changed from release to release"),
+        (lambda s: {**s, "downs.0.3.weight": torch.zeros(16, 8, 4, 4)}, None, "before 0.32, whose attention changed"),
+        (lambda s: {**s, "downs.0.2.fn.norm.b": torch.zeros(8)}, None, "an early denoising-diffusion-pytorch"),
+        (lambda s: {**s, "init_conv.weight": torch.zeros(8, 6, 7, 7)}, "1.5.4", "with self-conditioning"),
+        (lambda s: {**s, "mid_attn.fn.fn.to_qkv.weight": torch.zeros(96, 16, 1, 1)}, "1.5.4", "not 4 heads of 32"),
+        (
+            lambda s: {**s, "null_classes_emb": torch.zeros(8), "classes_mlp.0.weight": torch.zeros(32, 8)},
+            "1.5.4",
+            "the classifier-free edition of denoising-diffusion-pytorch",
+        ),
+    ],
+)
+def test_other_versions_with_layer_norm_are_refused(change, version, words, randomised, tmp_path):
+    state = change(randomised(LucidrainsLayerNormUnet(8, dim_mults=(1, 2))).state_dict())
+    torch.save({"model": state} if version is None else {"model": state, "version": version}, tmp_path / "m.pt")
+    with pytest.raises(InputError) as caught:
+        load(tmp_path / "m.pt", make_schedule("linear", 50), 8, prediction_type="epsilon")
+    assert words in str(caught.value) and "m.pt" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
@@ -91,8 +137,9 @@ def test_it_is_saved_as_fastdiffs_own(randomised, tmp_path):
     [
         (lambda s: {**s, "init_conv.weight": torch.zeros(8, 6, 7, 7)}, "with self-conditioning"),
         (lambda s: {**s, "final_conv.weight": torch.zeros(6, 8, 1, 1)}, "takes 3 channels and predicts 6"),
-        (lambda s: {**s, "mid_block1.block1.norm.weight": torch.zeros(8)}, "an early version"),
-        (lambda s: {k: v for k, v in s.items() if "mem_kv" not in k}, "it has no downs.0.2.mem_kv"),
+        (lambda s: {**s, "mid_block1.block1.norm.weight": torch.zeros(8)}, "14 unexpected (downs.0.0.block1.norm.g"),
+        (lambda s: {**s, "init_conv.weight": torch.zeros(8, 3, 7)}, "denoising-diffusion-pytorch's Unet1D"),
+        (lambda s: {k: v for k, v in s.items() if k != "downs.0.2.mem_kv"}, "it has no downs.0.2.mem_kv"),
         (lambda s: {k: v for k, v in s.items() if "downs" not in k}, "it has no downs.0.0.block1.proj.weight"),
     ],
 )

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from fastdiff import Engine, InputError, Model, make_schedule
 from fastdiff.bench.peers import others
 from fastdiff.kernels.cpu import compiled
-from fastdiff.networks.lucidrains import LucidrainsUnet
+from fastdiff.networks.lucidrains import LucidrainsLayerNormUnet, LucidrainsUnet
 from fastdiff.networks.resnet_unet import AnnotatedResnetUnet
 
 BOUND = 1e-5  # float32's rounding over some 60 layers, summed in another order, is about 1e-6
@@ -22,6 +22,17 @@ LUCIDRAINS = {
     "linear at both": dict(dim=8, dim_mults=(1, 2), full_attention=(False, False), heads=3, head_dim=(16, 8)),
     "learned times": dict(dim=8, dim_mults=(1, 2), learned_sinusoids=5),
 }
+LUCIDRAINS_GROUPED = {
+    "of 1.9": dict(dim=8, dim_mults=(1, 2, 4), groups=8),
+    "of 1.8": dict(
+        dim=12, dim_mults=(1, 3), channels=2, init_dim=6, groups=3, memories=0, full_attention=(True, False)
+    ),
+}
+LAYER_NORM = {
+    "as it comes": dict(dim=8, dim_mults=(1, 2, 4)),
+    "odd": dict(dim=12, dim_mults=(1, 3), channels=2, init_dim=6, out_dim=5, groups=3),
+    "learned times": dict(dim=8, dim_mults=(2,), learned_sinusoids=3),
+}
 ANNOTATED = {
     "as it comes": dict(dim=28),
     "odd": dict(dim=12, dim_mults=(1, 3), channels=2, init_dim=6, out_dim=5, groups=3),
@@ -32,7 +43,7 @@ ANNOTATED = {
 def evaluated(state, x, t, groups=None):
     """The prediction straight from a state dict, by einsum and in its dtype, without a module of ours.
 
-    With groups it is the Annotated tutorial's edition, else denoising-diffusion-pytorch's.
+    Which edition it is its names tell, but for the groups of a GroupNorm.
     """
     return _Oracle(state, groups)(x, t)
 
@@ -40,6 +51,8 @@ def evaluated(state, x, t, groups=None):
 class _Oracle:
     def __init__(self, state, groups):
         self.state, self.groups = state, groups
+        self.wrapped = "mid_attn.fn.fn.to_qkv.weight" in state  # the Annotated tutorial's, and its forebear
+        self.layer_norm = "mid_attn.fn.norm.g" in state
 
     def conv(self, name, x, standard=False):
         weight = self.state[f"{name}.weight"]
@@ -53,6 +66,9 @@ class _Oracle:
         return 1e-5 if weight.dtype == torch.float32 else 1e-3
 
     def norm(self, name, x, groups):
+        if f"{name}.g" in self.state and self.layer_norm:
+            x = x - x.mean(1, keepdim=True)
+            return x / (x.square().mean(1, keepdim=True) + 1e-5).sqrt() * self.state[f"{name}.g"]
         if f"{name}.g" in self.state:
             return x / x.square().mean(1, keepdim=True).sqrt() * self.state[f"{name}.g"]
         b, c, *size = x.shape
@@ -66,7 +82,7 @@ class _Oracle:
         return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]
 
     def block(self, name, x, scale, shift):
-        x = self.norm(f"{name}.norm", self.conv(f"{name}.proj", x, standard=self.groups is not None), self.groups)
+        x = self.norm(f"{name}.norm", self.conv(f"{name}.proj", x, standard=self.wrapped), self.groups)
         x = x * (1 + scale) + shift
         return x / (1 + torch.exp(-x))
 
@@ -78,8 +94,8 @@ class _Oracle:
         return h + (self.conv(f"{name}.res_conv", x) if f"{name}.res_conv.weight" in self.state else x)
 
     def attention(self, name, x, heads):
-        inner = name if self.groups is None else f"{name}.fn.fn"
-        y = self.norm(f"{name}.norm" if self.groups is None else f"{name}.fn.norm", x, 1)
+        inner = f"{name}.fn.fn" if self.wrapped else name
+        y = self.norm(f"{name}.fn.norm" if self.wrapped else f"{name}.norm", x, 1)
         b, _, h, w = x.shape
         linear = f"{inner}.to_out.0.weight" in self.state
         memory = self.state.get(f"{inner}.mem_kv")
@@ -90,6 +106,7 @@ class _Oracle:
             k, v = (torch.cat([m.expand(b, *m.shape), part], -1) for m, part in zip(memory, (k, v), strict=True))
         d = q.shape[2]
         if linear:
+            v = v / (h * w) if self.layer_norm else v
             context = torch.einsum("bhdn,bhen->bhde", k.softmax(-1), v)
             out = torch.einsum("bhde,bhdn->bhen", context, q.softmax(2) / math.sqrt(d))
             out = self.conv(f"{inner}.to_out.0", out.reshape(b, -1, h, w))
@@ -156,6 +173,18 @@ def test_lucidrains(kind, randomised, rel):
     check(randomised(LucidrainsUnet(**LUCIDRAINS[kind])), None, rel)
 
 
+@pytest.mark.parametrize("kind", LUCIDRAINS_GROUPED)
+def test_lucidrains_with_group_norm(kind, randomised, rel):
+    options = LUCIDRAINS_GROUPED[kind]
+    check(randomised(LucidrainsUnet(**options)), options["groups"], rel)
+
+
+@pytest.mark.parametrize("kind", LAYER_NORM)
+def test_lucidrains_with_layer_norm(kind, randomised, rel):
+    options = LAYER_NORM[kind]
+    check(randomised(LucidrainsLayerNormUnet(**options)), options.get("groups", 8), rel)
+
+
 @pytest.mark.parametrize("kind", ANNOTATED)
 def test_annotated_of_today(kind, randomised, rel):
     options = ANNOTATED[kind]
@@ -185,7 +214,13 @@ def test_lucidrains_itself(kind, randomised, rel):
 
 @pytest.mark.skipif(compiled.build_error() is not None, reason=str(compiled.build_error()))
 @pytest.mark.parametrize(
-    "make", [lambda: LucidrainsUnet(8, dim_mults=(1, 2)), lambda: AnnotatedResnetUnet(8, groups=4)]
+    "make",
+    [
+        lambda: LucidrainsUnet(8, dim_mults=(1, 2)),
+        lambda: LucidrainsUnet(8, dim_mults=(1, 2), groups=8, memories=0),
+        lambda: LucidrainsLayerNormUnet(8, dim_mults=(1, 2)),
+        lambda: AnnotatedResnetUnet(8, groups=4),
+    ],
 )
 def test_a_step_is_c_alone(make, randomised):
     network = randomised(make()).eval()
@@ -203,6 +238,8 @@ def test_a_step_is_c_alone(make, randomised):
         (lambda: LucidrainsUnet(dim_mults=()), "dim_mults = ()"),
         (lambda: LucidrainsUnet(8, dim_mults=(1, 2), heads=(4, 4, 4)), "heads = [4, 4, 4] of 2 levels"),
         (lambda: AnnotatedResnetUnet(8, groups=3), "groups = 3"),
+        (lambda: LucidrainsUnet(12, groups=8), "groups = 8 with widths [12, 12, 24, 48, 96]"),
+        (lambda: LucidrainsLayerNormUnet(8, groups=0), "groups = 0"),
         (lambda: AnnotatedResnetUnet(8, init_dim=0), "init_dim = 0"),
         (lambda: AnnotatedResnetUnet(8)(torch.zeros(1, 1, 10, 8), torch.zeros(1)), "(1, 1, 10, 8)"),
         (lambda: AnnotatedResnetUnet(8)(torch.zeros(1, 3, 8, 8), torch.zeros(1)), "(B, 1, H, W)"),
