@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdiff.checkpoints.config import FORMAT, model_from_config
 from fastdiff.checkpoints.foreign import load_foreign
+from fastdiff.checkpoints.others import refuse_no_checkpoint
 from fastdiff.checkpoints.said import Said
 from fastdiff.checkpoints.shipped import locate
 from fastdiff.checkpoints.tensors import load_weights, looks_like_safetensors, read_tensors
@@ -59,7 +60,9 @@ def load(
         image_size = image_size[0], image_size[1]
     path = locate(name_or_path)
     tensors, config = None, None
-    if looks_like_safetensors(path):
+    safetensors = looks_like_safetensors(path)
+    refuse_no_checkpoint(path)
+    if safetensors:
         tensors, config = read_tensors(path)
     if tensors is not None and config is not None:
         if any(said is not None for said in (schedule, image_size, prediction_type)):

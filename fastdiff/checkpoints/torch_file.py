@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdiff.checkpoints.others import refuse_no_checkpoint
 from fastdiff.errors import InputError, first_line
 
 ACCEPTED = "accepted: .safetensors, state dicts of torch.save, MindSpore's .ckpt"
@@ -34,8 +33,7 @@ for _maker, _name in ((np.float64(0).__reduce__()[0], "scalar"), (np.zeros(0).__
 
 def read_torch(path: Path) -> Any:
     """What a torch.save file holds: tensors, and plain values and NumPy's around them; no code from it is run."""
-    refuse_no_checkpoint(path)
-    if torch_script(path):
+    if _is_torch_script(path):
         raise InputError(
             f"{str(path)!r} is a TorchScript archive, which is code; save its weights: "
             'torch.save(torch.jit.load(path).state_dict(), "weights.pt")'
@@ -65,7 +63,7 @@ def read_torch(path: Path) -> Any:
         raise InputError(f"{str(path)!r} is not a whole checkpoint ({first_line(error)}); {ACCEPTED}") from error
 
 
-def torch_script(path: Path) -> bool:
+def _is_torch_script(path: Path) -> bool:
     """Whether the file is a program of torch.jit.save."""
     try:
         with zipfile.ZipFile(path) as archive:
