@@ -14,7 +14,7 @@ from fastdiff.checkpoints.tensors import fill
 from fastdiff.errors import InputError, warn_caller
 from fastdiff.model import Model
 from fastdiff.samplers.prediction import usual_clip
-from fastdiff.samplers.schedule import Schedule
+from fastdiff.samplers.schedule import Schedule, make_schedule
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ def _listed(names: list[str]) -> str:
 def said_in(tensors: Mapping[str, Tensor], path: Path, schedule: Schedule | None) -> Said:
     """By a file's tensors, under any prefix; `schedule` is the user's, which comes before the file's.
 
-    The schedule is the buffer `betas`, or else `alphas_cumprod`. denoising-diffusion-pytorch weights the loss of a
-    prediction of epsilon, sample or v by 1, snr or snr / (snr + 1), snr = abar / (1 - abar), each with at most some
-    number above 1 in place of snr: `loss_weight`.
+    The schedule is the buffer `betas`, or else `alphas_cumprod`, or else `alphabar_t`, of T + 1 points.
+    denoising-diffusion-pytorch weights the loss of a prediction of epsilon, sample or v by 1, snr or snr / (snr + 1),
+    snr = abar / (1 - abar), each with at most some number above 1 in place of snr: `loss_weight`.
 
     Raises:
         InputError: if the buffers make no schedule.
@@ -107,7 +107,11 @@ def said_in(tensors: Mapping[str, Tensor], path: Path, schedule: Schedule | None
     buffers: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
         last = name.rpartition(".")[2]
-        if last in ("betas", "alphas_cumprod", "loss_weight") and value.ndim == 1 and value.is_floating_point():
+        if (
+            last in ("betas", "alphas_cumprod", "alphabar_t", "loss_weight")
+            and value.ndim == 1
+            and value.is_floating_point()
+        ):
             buffers.setdefault(last, value.double().numpy())
     weight, betas = buffers.get("loss_weight"), buffers.get("betas")
     schedule = _schedule(buffers, path) if schedule is None else schedule
@@ -125,14 +129,25 @@ def said_in(tensors: Mapping[str, Tensor], path: Path, schedule: Schedule | None
 
 
 def _schedule(buffers: Mapping[str, np.ndarray], path: Path) -> Schedule | None:
-    if "betas" in buffers:
-        betas = buffers["betas"]
-    elif "alphas_cumprod" in buffers:
-        abar = buffers["alphas_cumprod"]
-        betas = 1 - abar / np.append(1.0, abar[:-1])
-    else:
-        return None
     try:
-        return Schedule(betas)
+        if "betas" in buffers:
+            return Schedule(buffers["betas"])
+        if "alphas_cumprod" in buffers:
+            return Schedule(_betas(buffers["alphas_cumprod"]))
+        if "alphabar_t" in buffers:
+            return _of_points(buffers["alphabar_t"])
     except InputError as error:
         raise InputError(f"{str(path)!r} keeps a schedule that cannot be used: {error}") from error
+    return None
+
+
+def _betas(abar: np.ndarray) -> np.ndarray:
+    return 1 - abar / np.append(1.0, abar[:-1])
+
+
+def _of_points(abar: np.ndarray) -> Schedule:
+    """Of T + 1 points, the first of which is no timestep: the course's, if it is that one to float32's rounding."""
+    usual = make_schedule("course", len(abar) - 1)
+    if np.allclose(abar[1:], usual.alphas_cumprod[1:], rtol=1e-4):
+        return usual
+    return Schedule(_betas(abar), first=1)

@@ -1,4 +1,4 @@
-"""ContextUnet, the network of the course "How Diffusion Models Work"."""
+"""ContextUnet, the network of the course "How Diffusion Models Work", and that of the MNIST script it was made from."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, unknown_name
 from fastdiff.networks.blocks import convolved_and_normed, normed
+
+EDITIONS = ("course", "mnist")
 
 
 def _conv_norm_gelu(cin: int, cout: int) -> nn.Sequential:
@@ -19,33 +21,38 @@ class ResidualConvBlock(nn.Module):
     """Twice Conv 3x3, BatchNorm, GELU; with is_res (shortcut(x) + result) / 1.414.
 
     If cin is cout, the shortcut is the identity. If not, the course draws a new random 1x1 convolution in every forward
-    pass; here it is a trained one (shortcut=True) or zero, the mean of the random ones.
+    pass; here it is a trained one (shortcut=True) or zero, the mean of the random ones. With inner=True, as in the
+    MNIST script, the result of the first convolution takes the place of shortcut(x).
     """
 
-    def __init__(self, cin: int, cout: int, is_res: bool = False, shortcut: bool = False) -> None:
+    def __init__(self, cin: int, cout: int, is_res: bool = False, shortcut: bool = False, inner: bool = False) -> None:
         super().__init__()
-        self.is_res, self.same = is_res, cin == cout
+        self.is_res, self.same, self.inner = is_res, cin == cout, inner
         self.conv1 = _conv_norm_gelu(cin, cout)
         self.conv2 = _conv_norm_gelu(cout, cout)
         self.shortcut = nn.Conv2d(cin, cout, 1) if is_res and shortcut and not self.same else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(self.conv1(x))
+        first = self.conv1(x)
+        h = self.conv2(first)
         if not self.is_res:
             return h
         if self.same:
             h = x + h
+        elif self.inner:
+            h = first + h
         elif self.shortcut is not None:
             h = self.shortcut(x) + h
         return h / 1.414
 
 
 class UnetDown(nn.Module):
-    """Two ResidualConvBlocks and max pooling: (B, cin, H, W) → (B, cout, H / 2, W / 2)."""
+    """One or two ResidualConvBlocks and max pooling: (B, cin, H, W) → (B, cout, H / 2, W / 2)."""
 
-    def __init__(self, cin: int, cout: int) -> None:
+    def __init__(self, cin: int, cout: int, blocks: int) -> None:
         super().__init__()
-        self.model = nn.Sequential(ResidualConvBlock(cin, cout), ResidualConvBlock(cout, cout), nn.MaxPool2d(2))
+        more = [ResidualConvBlock(cout, cout) for _ in range(blocks - 1)]
+        self.model = nn.Sequential(ResidualConvBlock(cin, cout), *more, nn.MaxPool2d(2))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -82,12 +89,19 @@ class ContextUnet(nn.Module):
     works at heights 16, 20, 24 and 28, where it pools windows of 4x4 of the height / 4 map; at other heights this one
     pools the whole map.
 
+    The MNIST script's (T. Pearce, Conditional Diffusion MNIST), whose x is in [0, 1], has one block where the course's
+    has two on the way down, another first shortcut, and pools the whole map. It takes minus the one-hot class, for its
+    code multiplies by -1 where it means to turn a mask around; here the context is the one-hot class, as everywhere,
+    and the minus is the network's.
+
     Args:
         in_channels: of the images.
         n_feat: base width, a multiple of 8.
         n_cfeat: context features, at least 1.
         height: of the pictures, which are square; a multiple of 4.
-        shortcut: whether init_conv has a trained 1x1 shortcut, two more state-dict entries; see ResidualConvBlock.
+        shortcut: whether init_conv has a trained 1x1 shortcut, two more state-dict entries; see ResidualConvBlock. The
+            MNIST edition has none.
+        edition: "course" or "mnist".
 
     Raises:
         InputError: for values outside these ranges.
@@ -110,9 +124,19 @@ class ContextUnet(nn.Module):
         return {"in_channels": channels, "height": height, "n_cfeat": max(1, contexts)}
 
     def __init__(
-        self, in_channels: int = 3, n_feat: int = 256, n_cfeat: int = 10, height: int = 28, shortcut: bool = False
+        self,
+        in_channels: int = 3,
+        n_feat: int = 256,
+        n_cfeat: int = 10,
+        height: int = 28,
+        shortcut: bool = False,
+        edition: str = "course",
     ) -> None:
         super().__init__()
+        if edition not in EDITIONS:
+            raise unknown_name("edition", edition, EDITIONS)
+        if shortcut and edition != "course":
+            raise InputError(f"shortcut = {shortcut} with edition {edition!r}; accepted: False, for it has its own")
         if in_channels < 1 or n_cfeat < 1:
             raise InputError(f"in_channels = {in_channels}, n_cfeat = {n_cfeat}; accepted: at least 1")
         if n_feat < 8 or n_feat % 8:
@@ -120,14 +144,20 @@ class ContextUnet(nn.Module):
         if height < 4 or height % 4:
             raise InputError(f"height = {height}; accepted: a positive multiple of 4")
         self.options: dict[str, Any] = dict(
-            in_channels=in_channels, n_feat=n_feat, n_cfeat=n_cfeat, height=height, shortcut=shortcut
+            in_channels=in_channels,
+            n_feat=n_feat,
+            n_cfeat=n_cfeat,
+            height=height,
+            shortcut=shortcut,
+            edition=edition,
         )
         self.in_channels, self.n_cfeat, self.height = in_channels, n_cfeat, height
-        n, quarter = n_feat, height // 4
-        self.init_conv = ResidualConvBlock(in_channels, n, is_res=True, shortcut=shortcut)
-        self.down1 = UnetDown(n, n)
-        self.down2 = UnetDown(n, 2 * n)
-        self.to_vec = nn.Sequential(nn.AvgPool2d(4 if 4 <= quarter <= 7 else quarter), nn.GELU())
+        self.mnist = edition == "mnist"
+        n, quarter, blocks = n_feat, height // 4, 1 if self.mnist else 2
+        self.init_conv = ResidualConvBlock(in_channels, n, is_res=True, shortcut=shortcut, inner=self.mnist)
+        self.down1 = UnetDown(n, n, blocks)
+        self.down2 = UnetDown(n, 2 * n, blocks)
+        self.to_vec = nn.Sequential(nn.AvgPool2d(4 if 4 <= quarter <= 7 and not self.mnist else quarter), nn.GELU())
         self.timeembed1, self.timeembed2 = EmbedFC(1, 2 * n), EmbedFC(1, n)
         self.contextembed1, self.contextembed2 = EmbedFC(n_cfeat, 2 * n), EmbedFC(n_cfeat, n)
         self.up0 = nn.Sequential(nn.ConvTranspose2d(2 * n, 2 * n, quarter, quarter), nn.GroupNorm(8, 2 * n), nn.ReLU())
@@ -149,6 +179,8 @@ class ContextUnet(nn.Module):
         if context.ndim != 2 or context.shape[1] != self.n_cfeat:
             raise InputError(f"a context of shape {tuple(context.shape)}; this network takes (B, {self.n_cfeat})")
         t, context = t.reshape(-1, 1).to(weight.dtype), context.to(weight.dtype)
+        if self.mnist:
+            context = -context
         x = self.init_conv(x)
         down1 = self.down1(x)
         down2 = self.down2(down1)

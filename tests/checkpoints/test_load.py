@@ -141,7 +141,9 @@ def test_state_dicts_of_b(tmp_path):
     with pytest.warns(UserWarning, match="taken as zero, its mean") as warned:
         model = load(tmp_path / "b.pth")
     assert {one.filename for one in warned} == {__file__}  # the caller's line, not one of fastdiff's own
-    assert model.network.options == dict(in_channels=3, n_feat=16, n_cfeat=5, height=20, shortcut=False)
+    assert model.network.options == dict(
+        in_channels=3, n_feat=16, n_cfeat=5, height=20, shortcut=False, edition="course"
+    )
     assert all(torch.equal(v, model.network.state_dict()[k]) for k, v in state.items())
     assert model.time == "fraction" and model.schedule.name == "course" and model.schedule.num_timesteps == 500
     torch.save(ContextReference(3, 16, 5, 20, shortcut="trained").state_dict(), tmp_path / "s.pth")
