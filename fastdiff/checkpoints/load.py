@@ -33,11 +33,13 @@ def load(
     Args:
         name_or_path: a shipped model, `fashion-mnist` or `sprites`; fastdiff's own .safetensors, or the folder of a
             training run; a training checkpoint (its averaged weights, where it has them); a state dict of AnnotatedUnet
-            or ContextUnet (.pt, .pth, .safetensors; bare or in whatever a trainer put around it), recognised by its
-            keys; denoising-diffusion-pytorch's Unet, or its trainer's model-N.pt; the MindSpore tutorial's .ckpt.
-        schedule: the training schedule, for a state dict. Default: of its buffer betas or alphas_cumprod, if it has
-            one; else its tutorial's, with a warning, which is linear with T = 200 for AnnotatedUnet, T = 300 for its
-            text of today, and course with T = 500 for ContextUnet.
+            or ContextUnet, the course's or the MNIST script's (.pt, .pth, .safetensors; bare or in whatever a trainer
+            put around it), recognised by its keys; denoising-diffusion-pytorch's Unet, or its trainer's model-N.pt; the
+            MindSpore tutorial's .ckpt.
+        schedule: the training schedule, for a state dict. Default: of its buffer betas, alphas_cumprod or
+            alphabar_t, if it has one; else its tutorial's, with a warning, which is linear with T = 200 for
+            AnnotatedUnet, T = 300 for its text of today, and course with T = 500 for ContextUnet, 400 for the MNIST
+            script's.
         image_size: side of the images or (height, width), in pixels, for a state dict. Default: 28 for AnnotatedUnet,
             with a warning; ContextUnet's follows from its weights. denoising-diffusion-pytorch has no defaults: what
             its file does not say must be given.

@@ -102,6 +102,9 @@ def folder(tmp_path, monkeypatch, randomised):
     unet = randomised(LucidrainsUnet(8, dim_mults=(1, 2))).state_dict()
     buffers = {"betas": torch.linspace(1e-4, 0.02, 1000), "loss_weight": torch.ones(1000)}
     torch.save({"step": 10, "model": {**buffers, **{f"model.{k}": v for k, v in unet.items()}}}, "model-10.pt")
+    mnist = randomised(fastdiff.ContextUnet(1, 8, 10, 28, edition="mnist")).state_dict()
+    alphabar = {"alphabar_t": (1 - torch.linspace(1e-4, 0.02, 11)).cumprod(0)}
+    torch.save({**alphabar, **{f"nn_model.{k}": v for k, v in mnist.items()}}, "model_19.pth")
     with open("edm-cifar10-32x32-uncond-vp.pkl", "wb") as file:  # of a network that takes (x, sigma), as EDM's do
         pickle.dump({"ema": randomised(fastdiff.ContextUnet(3, 8, 1, 32)).eval()}, file)
     random = np.random.default_rng(0)
