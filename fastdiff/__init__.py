@@ -32,6 +32,7 @@ _NAMES = {
     "Schedule": "samplers.schedule",
     "StepTable": "samplers.table",
     "Trainer": "training.trainer",
+    "from_diffusers": "diffusers.convert",
     "grid": "images",
     "load": "checkpoints.load",
     "load_data": "data.load",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from fastdiff.checkpoints.load import load as load
     from fastdiff.checkpoints.save import save as save
     from fastdiff.data.load import load_data as load_data
+    from fastdiff.diffusers.convert import from_diffusers as from_diffusers
     from fastdiff.engine.engine import Engine as Engine
     from fastdiff.engine.kept import release as release
     from fastdiff.engine.noise import Interpolation as Interpolation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -12,6 +13,19 @@ from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
 from fastdiff.samplers.samplers import DEFAULT, make_table
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import TIMES, StepTable
+
+
+class Scheduler(Protocol):
+    """What makes a model's step tables where no sampler is named."""
+
+    @property
+    def name(self) -> str: ...
+
+    def config(self) -> dict[str, Any]: ...
+
+    def table(
+        self, steps: int | None = None, *, eta: float = 0.0, strength: float = 1.0, learned_variance: bool = False
+    ) -> StepTable: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,6 +44,9 @@ class Model:
             unknown.
         null_class: the class number that stands for no class, for guidance; None if there is none.
         clip: the default clipping of the predicted x0: None (off), a bound, or ("dynamic", quantile).
+        learned_variance: whether the network's output is (B, 2 C, H, W), of which the second half chooses the noise's
+            variance (Nichol and Dhariwal 2021, eq. 15).
+        scheduler: what makes its table unless a sampler is named; None is the sampler DEFAULT.
 
     Raises:
         InputError: for values outside these.
@@ -45,6 +62,8 @@ class Model:
     num_classes: int | None = None
     null_class: int | None = None
     clip: Clip = None
+    learned_variance: bool = False
+    scheduler: Scheduler | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.network, nn.Module):
@@ -80,21 +99,32 @@ class Model:
 
     def table(
         self,
-        sampler: str = DEFAULT,
+        sampler: str | None = None,
         steps: int | None = None,
         *,
         eta: float = 0.0,
-        spacing: str = "trailing",
+        spacing: str | None = None,
         strength: float = 1.0,
         resample: int = 1,
     ) -> StepTable:
-        """The step table of a sampler for this model; see make_table for the arguments."""
+        """The step table of a sampler for this model.
+
+        Args:
+            sampler: a name out of SAMPLERS; None takes the model's scheduler, or DEFAULT where it has none.
+            steps, eta, strength, resample: see make_table.
+            spacing: see make_table; None is "trailing", and the scheduler's own where that is taken.
+        """
+        if sampler is None and self.scheduler is not None:
+            if spacing is not None:
+                raise InputError(f"spacing = {spacing!r} with the model's scheduler, which has its own; leave it out")
+            made = self.scheduler.table(steps, eta=eta, strength=strength, learned_variance=self.learned_variance)
+            return made.resampled(resample)
         return make_table(
-            sampler,
+            DEFAULT if sampler is None else sampler,
             self.schedule,
             steps,
             eta=eta,
-            spacing=spacing,
+            spacing="trailing" if spacing is None else spacing,
             strength=strength,
             resample=resample,
             prediction_type=self.prediction_type,
@@ -104,11 +134,13 @@ class Model:
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.network.parameters())
         shape = "x".join(map(str, self.image_shape))
+        sampled = "" if self.scheduler is None else f",\n      sampled by {self.scheduler.name} of diffusers"
         contexts = ", ".join(self.class_names) or {None: "unknown", 0: "none"}.get(self.context_width, "unnamed")
         return (
             f"Model({type(self.network).__name__}, {parameters:,} parameters, images {shape},\n"
             f"      {self.schedule!r},\n"
-            f"      predicts {self.prediction_type}, time {self.time!r}, clip {self.clip}, contexts: {contexts})"
+            f"      predicts {self.prediction_type}, time {self.time!r}, clip {self.clip}, contexts: {contexts}"
+            f"{sampled})"
         )
 
 

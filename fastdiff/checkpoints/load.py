@@ -14,6 +14,7 @@ from fastdiff.checkpoints.foreign import load_foreign
 from fastdiff.checkpoints.said import Said
 from fastdiff.checkpoints.shipped import locate
 from fastdiff.checkpoints.tensors import load_weights, looks_like_safetensors, read_tensors
+from fastdiff.diffusers.folder import load_folder
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.samplers.schedule import Schedule
@@ -33,7 +34,8 @@ def load(
         name_or_path: a shipped model, `fashion-mnist` or `sprites`; fastdiff's own .safetensors, or the folder of a
             training run; a training checkpoint (its averaged weights, where it has them); a state dict of AnnotatedUnet
             or ContextUnet (.pt, .pth, .safetensors; bare or in whatever a trainer put around it), recognised by its
-            keys; denoising-diffusion-pytorch's Unet, or its trainer's model-N.pt; the MindSpore tutorial's .ckpt.
+            keys; denoising-diffusion-pytorch's Unet, or its trainer's model-N.pt; the MindSpore tutorial's .ckpt; a
+            folder that diffusers saved, of a pipeline of pixels or of its network alone.
         schedule: the training schedule, for a state dict. Default: of its buffer betas or alphas_cumprod, if it has
             one; else its tutorial's, with a warning, which is linear with T = 200 for AnnotatedUnet, T = 300 for its
             text of today, and course with T = 500 for ContextUnet.
@@ -58,7 +60,11 @@ def load(
             raise InputError(f"image_size = {image_size}; accepted: a side, or (height, width)")
         image_size = image_size[0], image_size[1]
     path = locate(name_or_path)
+    said = Said(schedule, image_size, prediction_type)
     tensors, config = None, None
+    if path.is_dir():
+        model = load_folder(path, said)
+        return _with_class_names(path, model, class_names) if class_names else model
     if looks_like_safetensors(path):
         tensors, config = read_tensors(path)
     if tensors is not None and config is not None:
@@ -66,13 +72,15 @@ def load(
             raise InputError(f"{str(path)!r} states its own schedule, image size and prediction type; leave them out")
         model = _own(path, tensors, config)
     else:
-        model = load_foreign(path, tensors, Said(schedule, image_size, prediction_type))
+        model = load_foreign(path, tensors, said)
     return _with_class_names(path, model, class_names) if class_names else model
 
 
 def stored_info(name_or_path: str | Path) -> dict[str, Any]:
     """What a file records about its making: the info given to `save`, or a training run's progress."""
     path = locate(name_or_path)
+    if path.is_dir():
+        return {"file": "a folder of diffusers"}
     config = read_tensors(path)[1] if looks_like_safetensors(path) else None
     if config is None:
         return {"file": "foreign state dict"}
