@@ -21,6 +21,9 @@ class Scheduler(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def steps(self) -> int: ...
+
     def config(self) -> dict[str, Any]: ...
 
     def table(

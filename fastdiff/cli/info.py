@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,12 +46,15 @@ def info(model: str | None, as_json: bool, **foreign: Any) -> None:
 
 def describe(name: str, **foreign: Any) -> dict[str, Any]:
     """What a checkpoint holds, and what it says about its making."""
-    from fastdiff.checkpoints.config import model_config
+    from fastdiff.checkpoints.config import DIFFUSERS, model_config
     from fastdiff.checkpoints.load import stored_info
 
     model = load_model(name, foreign)
     config = model_config(model)
     network = config["network"]
+    if network["name"] == DIFFUSERS:  # of its many options those that were chosen
+        defaults = inspect.signature(type(model.network)).parameters
+        network = {k: v for k, v in network["options"].items() if k in defaults and v != defaults[k].default}
     options = ", ".join(f"{k}={v}" for k, v in network.items() if k != "name")
     parts = config["schedule"]
     end = float(model.schedule.alphas_cumprod[-1])
@@ -65,6 +69,9 @@ def describe(name: str, **foreign: Any) -> dict[str, Any]:
         "classes": describe_classes(model.class_names, model.context_width),
         "clip": str(model.clip),
     }
+    if model.scheduler is not None:
+        scheduler = model.scheduler
+        facts["sampled by"] = f"{scheduler.name} of diffusers, {scheduler.steps} steps; or a --sampler"
     # A file may say anything of its making; what it is stands.
     return {**facts, **{key: value for key, value in stored_info(name).items() if key not in facts}}
 

@@ -29,7 +29,7 @@ class Scheduler:
     Attributes:
         kind: the class.
         options: its config, plain values.
-        steps: how many are taken unless said.
+        steps: how many are taken unless said, at most the schedule's.
 
     Raises:
         InputError: for a scheduler without betas, or with an option that no table holds.
@@ -65,6 +65,7 @@ class Scheduler:
             raise InputError(f"{self.name} has no betas; accepted: schedulers of a variance-preserving schedule")
         if self.options.get("variance_type") == "learned":
             raise InputError(f"{self.name} with variance_type 'learned'; accepted: learned_range, or a fixed one")
+        object.__setattr__(self, "steps", min(self.steps, self.schedule.num_timesteps))
         _ = self.clip  # which may be refused
 
     @property
@@ -129,8 +130,7 @@ class Scheduler:
         Raises:
             InputError: for values outside these, and for a scheduler whose steps no table holds.
         """
-        steps = min(self.steps, self.schedule.num_timesteps) if steps is None else steps
-        steps = check_int("steps", steps, 1, self.schedule.num_timesteps)
+        steps = self.steps if steps is None else check_int("steps", steps, 1, self.schedule.num_timesteps)
         eta = check_float("eta", eta, 0, 1)
         if eta and "eta" not in inspect.signature(self.kind.step).parameters:  # type: ignore[attr-defined]
             raise InputError(f"eta = {eta} with {self.name}, which has none; accepted: 0")
