@@ -10,7 +10,7 @@ from torch import nn
 
 from fastdiff.errors import InputError, check_int, unknown_name, wrong_type
 from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
-from fastdiff.samplers.samplers import DEFAULT, make_table
+from fastdiff.samplers.samplers import DEFAULT, find_sampler, make_table
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import TIMES, StepTable
 
@@ -99,6 +99,12 @@ class Model:
         """K of the network's contexts: 0 if it takes none, None if the network does not declare it."""
         width = context_width(self.network)
         return len(self.class_names) or None if width is None else width
+
+    def default_steps(self, sampler: str | None = None) -> int:
+        """The number of steps of `table` where none is asked for."""
+        if sampler is None and self.scheduler is not None:
+            return self.scheduler.steps
+        return find_sampler(DEFAULT if sampler is None else sampler).default_steps(self.schedule.num_timesteps)
 
     def table(
         self,

@@ -17,7 +17,6 @@ from fastdiff.engine.request import Asked, Request, check_batch_size
 from fastdiff.errors import InputError
 from fastdiff.model import Model, check_model
 from fastdiff.samplers.prediction import Clip
-from fastdiff.samplers.samplers import DEFAULT
 from fastdiff.samplers.table import StepTable
 
 Source = Model | str | Path
@@ -28,7 +27,7 @@ class Options(Asked, total=False):
 
     steps: int | None
     eta: float
-    spacing: str
+    spacing: str | None
     init: Any
     strength: float | None
     mask: Any
@@ -44,24 +43,24 @@ class Options(Asked, total=False):
 
 @overload
 def sample(
-    model: Source, n: int, sampler: str | StepTable = ..., *, frames: None = None, **options: Unpack[Options]
+    model: Source, n: int, sampler: str | StepTable | None = ..., *, frames: None = None, **options: Unpack[Options]
 ) -> Tensor: ...
 
 
 @overload
 def sample(
-    model: Source, n: int, sampler: str | StepTable = ..., *, frames: int, **options: Unpack[Options]
+    model: Source, n: int, sampler: str | StepTable | None = ..., *, frames: int, **options: Unpack[Options]
 ) -> tuple[Tensor, Tensor]: ...
 
 
 def sample(
     model: Source,
     n: int,
-    sampler: str | StepTable = DEFAULT,
+    sampler: str | StepTable | None = None,
     *,
     steps: int | None = None,
     eta: float = 0.0,
-    spacing: str = "trailing",
+    spacing: str | None = None,
     clip: Clip | Literal["model"] = "model",
     seed: int = 0,
     first: int = 0,
@@ -85,10 +84,11 @@ def sample(
     Args:
         model: a Model, or what `load` takes: a shipped model's name or a checkpoint's path.
         n: how many images.
-        sampler: a name out of SAMPLERS, or a StepTable, which brings its own steps, eta and spacing.
+        sampler: a name out of SAMPLERS, or a StepTable, which brings its own steps, eta and spacing. None takes the
+            scheduler of a model of diffusers, and for others dpmpp_2m_sde.
         steps: network evaluations, 1 to the schedule's T; None takes the sampler's default.
         eta: 0 to 1, for ddim.
-        spacing: trailing, leading, linspace or course; see spacing.spaced.
+        spacing: trailing, leading, linspace or course; see spacing.spaced. None is trailing, or the scheduler's own.
         clip: of the predicted x0: None (off), a bound, or ("dynamic", quantile); "model" takes the model's own.
         seed, first: image r is sample first + r of the seed. Its noise is a function of these two alone: the same bits
             on one kind of device, within 2e-6 between a CPU and a GPU. 0 <= seed, first < 2^63.
@@ -122,7 +122,7 @@ def sample(
     model = load(model) if isinstance(model, (str, Path)) else check_model(model)
     check_resample(resample, mask)
     if isinstance(sampler, StepTable):
-        if steps is not None or eta or spacing != "trailing" or strength is not None or resample != 1:
+        if steps is not None or eta or spacing is not None or strength is not None or resample != 1:
             raise InputError(
                 "steps, eta, spacing, strength or resample with a StepTable, which has its own; leave them out"
             )

@@ -16,7 +16,7 @@ from fastdiff.cli.options import load_model, parse_clip, parse_dtype
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
 from fastdiff.errors import InputError
 from fastdiff.model import Model
-from fastdiff.samplers.samplers import find_sampler
+from fastdiff.samplers.samplers import DEFAULT
 from fastdiff.shards.manifest import Samples
 from fastdiff.shards.processes import AnotherFailed, Processes
 from fastdiff.shards.run import ShardRun
@@ -66,10 +66,14 @@ def _first_alone(processes: Processes, make: Callable[[], Any]) -> Any:
 
 
 def _samples(model: Model, options: dict[str, Any]) -> Samples:
-    names = ("sampler", "eta", "spacing", "seed", "first", "n", "guidance_scale")
-    steps, contexts = options.pop("steps"), options.pop("contexts")
+    names = ("eta", "seed", "first", "n", "guidance_scale")
+    sampler, steps, spacing, contexts = (options.pop(name) for name in ("sampler", "steps", "spacing", "contexts"))
+    own = sampler is None and model.scheduler is not None
+    sampler = None if own else sampler or DEFAULT
     return Samples(
-        steps=find_sampler(options["sampler"]).default_steps(model.schedule.num_timesteps) if steps is None else steps,
+        sampler=sampler,
+        steps=model.default_steps(sampler) if steps is None else steps,
+        spacing=spacing if own else spacing or "trailing",
         clip=parse_clip(options.pop("clip")),
         contexts=parse_contexts(contexts, model.class_names, model.context_width),
         **{name: options.pop(name) for name in names},
@@ -109,7 +113,7 @@ def _to_the_end(run: ShardRun) -> None:
     engine, several = run.engine, f"{run.processes.world} processes, each " if run.processes.world > 1 else ""
     how = where(engine.device, engine.form.name, str(engine.dtype).removeprefix("torch."))
     click.echo(
-        f"{made:,} images, {samples.sampler}, {samples.steps} steps, in {seconds:.2f} s: {made / seconds:.1f} images/s "
+        f"{made:,} images, {run.sampler}, {samples.steps} steps, in {seconds:.2f} s: {made / seconds:.1f} images/s "
         f"({several}{how}, batches of {engine.batch_size})"
     )
     click.echo(f"wrote {folder}: {samples.n:,} images as {run.folder.format}, {run.folder.path.name}/manifest.json")

@@ -17,6 +17,7 @@ from fastdiff.cli.options import FOREIGN, given_flags
 from fastdiff.engine.context import in_turn
 from fastdiff.errors import InputError
 from fastdiff.export import OnnxSampler
+from fastdiff.samplers.samplers import DEFAULT
 
 # Options that the file has settled; those of the table are free where it holds none.
 SETTLED = ("clip", "dtype", "form", *FOREIGN)
@@ -40,7 +41,9 @@ def draw_from_onnx(
     _refuse(model, ("init", "strength", "known", "mask", "resample"), "which begins with noise and goes to the end")
     table = None
     if own is None:
-        table = sampler.table(options["sampler"], options["steps"], eta=options["eta"], spacing=options["spacing"])
+        options["sampler"] = options["sampler"] or DEFAULT
+        spacing = options["spacing"] or "trailing"
+        table = sampler.table(options["sampler"], options["steps"], eta=options["eta"], spacing=spacing)
     if every is not None and not sampler.stepwise:
         raise InputError(f"--gif from {model!r}, which runs its loop whole; accepted: a file made with --stepwise")
     check_grid(sampler.image_shape)

@@ -41,18 +41,14 @@ from fastdiff.shards.formats import FORMATS
 @click.option("--npy", metavar="FILE.npy", help="Also write the images as float32 (n, C, H, W) in [-1, 1].")
 @click.option(
     "--sampler",
-    default=DEFAULT,
-    show_default=True,
-    help=f"{listed(SAMPLERS)}.",
+    help=f"{listed(SAMPLERS)}.  [default: {DEFAULT}, or the scheduler that the model brings]",
     shell_complete=complete(SAMPLERS),
 )
 @click.option("--steps", type=int, help=steps_help())
 @click.option("--eta", type=float, default=0.0, show_default=True, help=eta_help())
 @click.option(
     "--spacing",
-    default="trailing",
-    show_default=True,
-    help=f"Which timesteps are taken: {listed(SPACINGS)}.",
+    help=f"Which timesteps are taken: {listed(SPACINGS)}.  [default: trailing, or the scheduler's own]",
     shell_complete=complete(SPACINGS),
 )
 @click.option(
@@ -127,10 +123,12 @@ def sample(model: str, output: str, **options: Any) -> None:
     fastdiff sample fashion-mnist --init shoe.png --strength 0.6 -n 16
     fastdiff sample fashion-mnist --known shoe.png --mask sole.png --sampler ddpm --steps 50 --resample 5
     fastdiff sample my_tutorial_model.pt --sampler dpmpp_2m --steps 15
+    fastdiff sample my-ddpm-folder/ --steps 50
     fastdiff sample my_course_model.pth --class-names hero,food,spell --context food
 
     A checkpoint is a .safetensors of fastdiff, the folder of a training run, a state dict of the Annotated
-    Diffusion U-Net or of ContextUnet (.pt, .pth, .safetensors), or the MindSpore tutorial's .ckpt.
+    Diffusion U-Net or of ContextUnet (.pt, .pth, .safetensors), the MindSpore tutorial's .ckpt, or a folder that
+    diffusers saved, which is sampled with its own scheduler unless --sampler names another.
 
     A sampler of `fastdiff export` (.onnx) runs in ONNX Runtime, with the sampler, steps and clip that were exported;
     --device is a provider: cpu, cuda, tensorrt, ... It draws pictures, and an animation if it was exported with

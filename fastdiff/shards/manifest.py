@@ -31,13 +31,14 @@ class Samples:
     """Which samples, as plain values for the manifest; the fields are those of `fastdiff.sample`.
 
     Attributes:
+        sampler: None is the model's scheduler.
         contexts: K numbers each; sample i takes number i modulo their count.
     """
 
-    sampler: str
+    sampler: str | None
     steps: int
     eta: float
-    spacing: str
+    spacing: str | None
     clip: Any
     seed: int
     first: int

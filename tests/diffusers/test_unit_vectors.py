@@ -11,18 +11,14 @@ from diffusers import (
     DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
     KDPM2DiscreteScheduler,
     LCMScheduler,
-    PNDMScheduler,
-    SASolverScheduler,
     TCDScheduler,
     UniPCMultistepScheduler,
 )
 
-from fastdiff import InputError, make_schedule
 from fastdiff.diffusers.scheduler import Scheduler
 from fastdiff.diffusers.unit_vectors import looped
 
