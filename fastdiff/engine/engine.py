@@ -42,6 +42,7 @@ class Kind(NamedTuple):
     """What makes one step body differ from another; all else is data that the body reads."""
 
     guided: bool
+    whole: bool  # whether times are timesteps, int64; else float32
     context: ContextKind | None
     noise: str  # "none", "philox" or "input", the caller's
     history: bool
@@ -238,10 +239,15 @@ class Engine:
         """The kind of step for a request; captured ones all draw noise and keep x0, so that one serves any sampler."""
         return Kind(
             guided,
+            self._whole(table),
             context,
             noise="input" if noise_input else "philox" if self.form.captured or table.s.any() else "none",
             history=self.form.captured or bool(table.c.any()),
         )
+
+    def _whole(self, table: StepTable) -> bool:
+        """Whether the network is given that table's times as integers."""
+        return self._model.time == "index" and table.whole_times
 
     def _batches(self, request: Request, origin: int, on_steps: Callable[[int], None] | None) -> Iterator[list[Tensor]]:
         at = request.first
@@ -391,21 +397,21 @@ class Engine:
 
     def _prediction(self, kind: Kind, table: StepTable) -> Prediction:
         """The network as the form runs it, with the table's rows."""
-        integer, schedule = self._model.time == "index", self._model.schedule
+        schedule, fraction = self._model.schedule, self._model.time == "fraction"
         times = torch.arange(schedule.first, schedule.first + schedule.num_timesteps, device="cpu")
         given = Given(
             batch=self.batch_size * (1 + kind.guided),
             halves=1 + kind.guided,
             image_shape=self._model.image_shape,
             context=kind.context,
-            times=times if integer else times.float() / schedule.num_timesteps,
+            times=times if kind.whole else times.float() / (schedule.num_timesteps if fraction else 1),
             device=self.device,
             dtype=self.dtype,
         )
         parts = self.form.parts(self._network, given)
         of_classes = kind.context is not None and kind.context.classes is not None
         null = (self._model.null_class or 0) if of_classes else 0
-        prediction = Prediction(parts, self.device, self.dtype, integer, kind.guided, null)
+        prediction = Prediction(parts, self.device, self.dtype, kind.whole, kind.guided, null)
         prediction.load_table(table, len(self.rows))
         return prediction
 
@@ -432,8 +438,9 @@ class Engine:
             self.rows = torch.zeros(len(rows), 6, dtype=torch.float32, device=self.device)
             self.steps.clear()
         self.rows[: len(rows)] = rows.to(self.device)
-        for prediction, _ in self.steps.values():
-            prediction.load_table(table, len(self.rows))
+        for kind, (prediction, _) in self.steps.items():
+            if kind.whole == self._whole(table):
+                prediction.load_table(table, len(self.rows))
         self.loaded = table
 
     def _runner(self, state: State, prediction: Prediction) -> Step:

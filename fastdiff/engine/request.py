@@ -179,7 +179,4 @@ def check_table(model: Sampled, table: StepTable) -> StepTable:
             f"a table that gives the network times up to {table.time.max():g}; this model's time is "
             f"{model.time!r}: make the table with time={model.time!r}"
         )
-    if model.time == "index" and (table.time % 1).any():
-        between = table.time[table.time % 1 != 0][0]
-        raise InputError(f"a table with time {between:g}; accepted for a model of time 'index': whole timesteps")
     return table

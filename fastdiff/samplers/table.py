@@ -134,6 +134,11 @@ class StepTable:
         return np.stack([getattr(self, name) for name in COEFFICIENTS], axis=1)
 
     @property
+    def whole_times(self) -> bool:
+        """Whether all that the network is given are whole timesteps."""
+        return not (self.time % 1).any()
+
+    @property
     def depth(self) -> int:
         """How many rows back what was remembered is used, 0 to 3."""
         return max((back for back, name in enumerate(HISTORY, start=1) if getattr(self, name).any()), default=0)

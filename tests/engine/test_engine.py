@@ -426,12 +426,31 @@ def test_a_bad_engine_is_named(options, words, randomised):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_times_between_timesteps_are_refused_where_the_network_takes_whole_ones(randomised):
+def between(table, by=0.5):
+    """The table with times that lie between timesteps."""
+    return dataclasses.replace(table, timestep=table.timestep - by, time=table.time - by)
+
+
+def test_times_between_timesteps_reach_the_network(randomised, rel):
     model = system("annotated", randomised)
-    table = model.table("ddim", 4)
-    between = dataclasses.replace(table, timestep=table.timestep - 0.5, time=table.time - 0.5)
-    with pytest.raises(InputError, match="time 38.5; accepted for a model of time 'index': whole timesteps"):
-        Engine(model, between, device=CPU)
+    whole = table_of(model)
+    options = dict(batch_size=2, device=CPU)
+    engine, eager = Engine(model, whole, **options), Engine(model, whole, form="eager", **options)
+    first = engine.sample(2)
+    for table in (between(whole), whole, between(whole, 0.25)):  # one engine takes both kinds in turn
+        assert rel(engine.sample(2, table=table), eager.sample(2, table=table)) < 1e-5
+    assert torch.equal(engine.sample(2), first)
+    assert rel(engine.sample(2, table=between(whole)), first) > 1e-4
+
+
+def test_times_are_integers_where_all_of_a_tables_are():
+    seen = []
+    model = own(look=lambda x, t: seen.append(t.clone()))
+    table = table_of(model, "ddim", 4)
+    for one in (table, between(table)):
+        Engine(model, one, batch_size=3, device=CPU, form="eager").sample(3)
+    assert [t.dtype for t in seen] == [torch.int64] * 4 + [torch.float32] * 4
+    assert [float(t[0]) for t in seen] == [*table.time, *(table.time - 0.5)]
 
 
 def test_the_models_own_table_is_the_default(randomised):
