@@ -42,7 +42,8 @@ class Model:
         prediction_type: epsilon, sample or v_prediction.
         image_shape: (C, H, W) of one image.
         time: what the network is given as t: "index", the integer timestep, or "fraction", timestep / T.
-        class_names: names of the K context entries; empty where the network takes no context or they have no names.
+        class_names: names of the K context entries, or of the classes that have numbers; empty where the network takes
+            no context or they have no names.
         num_classes: how many class numbers the network takes, with the null class; None if it takes none, or it is
             unknown.
         null_class: the class number that stands for no class, for guidance; None if there is none.
@@ -85,8 +86,13 @@ class Model:
             raise InputError(f"{len(self.class_names)} class names {list(self.class_names)}; the network takes {width}")
         if self.num_classes is not None:
             object.__setattr__(self, "num_classes", check_int("num_classes", self.num_classes, 1, 2**31))
-            if self.class_names or width is not None:
-                raise InputError("num_classes with class names or a network that declares K; accepted: one of them")
+            if width is not None:
+                raise InputError("num_classes with a network that declares K; accepted: one of them")
+            if self.class_names and len(self.class_names) not in (self.num_classes - 1, self.num_classes):
+                raise InputError(
+                    f"{len(self.class_names)} class names for {self.num_classes} classes; accepted: a name for each, "
+                    "or for each but the last, which is the null class"
+                )
         if self.null_class is not None:
             limit = (self.num_classes or 2**31) - 1
             object.__setattr__(self, "null_class", check_int("null_class", self.null_class, 0, limit))
@@ -98,7 +104,9 @@ class Model:
     def context_width(self) -> int | None:
         """K of the network's contexts: 0 if it takes none, None if the network does not declare it."""
         width = context_width(self.network)
-        return len(self.class_names) or None if width is None else width
+        if width is None and self.num_classes is None and self.class_names:
+            return len(self.class_names)
+        return width
 
     def default_steps(self, sampler: str | None = None) -> int:
         """The number of steps of `table` where none is asked for."""

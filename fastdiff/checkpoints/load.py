@@ -108,9 +108,9 @@ def _with_class_names(path: Path, model: Model, names: Sequence[str]) -> Model:
     if model.class_names:
         raise InputError(f"{str(path)!r} names its own classes, {', '.join(model.class_names)}; leave class_names out")
     width = model.context_width or 0
-    if len(names) != width:
+    if model.num_classes is None and len(names) != width:
         takes = f"contexts of {width} numbers" if width else "no context"
         raise InputError(f"{len(names)} class names, {', '.join(names)}; the network of {str(path)!r} takes {takes}")
     if not all(names) or len(set(names)) < len(names):
-        raise InputError(f"class names {list(names)}; accepted: {width} that differ, none of them empty")
+        raise InputError(f"class names {list(names)}; accepted: {len(names)} that differ, none of them empty")
     return dataclasses.replace(model, class_names=names)

@@ -75,7 +75,7 @@ def _samples(model: Model, options: dict[str, Any]) -> Samples:
         steps=model.default_steps(sampler) if steps is None else steps,
         spacing=spacing if own else spacing or "trailing",
         clip=parse_clip(options.pop("clip")),
-        contexts=parse_contexts(contexts, model.class_names, model.context_width),
+        contexts=parse_contexts(contexts, model),
         **{name: options.pop(name) for name in names},
     )
 

@@ -48,7 +48,7 @@ def draw_from_onnx(
         raise InputError(f"--gif from {model!r}, which runs its loop whole; accepted: a file made with --stepwise")
     check_grid(sampler.image_shape)
     total = sampler.steps(table)
-    rows = parse_contexts(contexts, sampler.class_names, sampler.context_width)
+    rows = parse_contexts(contexts, sampler)
 
     began = time.perf_counter()
     with tqdm(total=n * total, disable=not sys.stderr.isatty(), unit="evaluation", leave=False) as bar:

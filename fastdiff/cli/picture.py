@@ -116,7 +116,7 @@ def _draw(
     }
     pictures["mask"] = None if mask is None else fit_picture(mask, (1, *shape[1:])) / 2 + 0.5
     check_grid(loaded.image_shape)
-    rows = parse_contexts(contexts, loaded.class_names, loaded.context_width)
+    rows = parse_contexts(contexts, loaded)
     say_clip(clip, loaded)
     chosen, dtype = parse_device(device), dtype or "float32"
     form = choose_form(form, chosen, parse_dtype(dtype)).name

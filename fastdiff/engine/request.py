@@ -116,6 +116,12 @@ class Request:
         seed, first = check_int("seed", seed, 0, LIMIT - 1), check_int("first", first, 0, LIMIT - n)
         if table is not None:
             check_table(model, table)
+        if context is None and model.num_classes is not None:
+            if model.null_class is None:
+                raise InputError(
+                    f"no context for a model that takes the number of a class; give one, 0 to {model.num_classes - 1}"
+                )
+            context = model.null_class
         contexts = resolve_context(model.context_width, model.class_names, model.num_classes, context, n, first)
         if guidance_scale is not None:
             guidance_scale = check_float("guidance_scale", guidance_scale, -3e38, 3e38)  # it is a float32 in the end

@@ -32,7 +32,7 @@ class Samples:
 
     Attributes:
         sampler: None is the model's scheduler.
-        contexts: K numbers each; sample i takes number i modulo their count.
+        contexts: K numbers each, or the numbers of classes; sample i takes number i modulo their count.
     """
 
     sampler: str | None
@@ -43,7 +43,7 @@ class Samples:
     seed: int
     first: int
     n: int
-    contexts: list[list[float]]
+    contexts: list[list[float]] | list[int]
     guidance_scale: float | None
 
     def values(self, model: Model) -> dict[str, Any]:
