@@ -34,6 +34,7 @@ _NAMES = {
     "Trainer": "training.trainer",
     "from_diffusers": "diffusers.convert",
     "grid": "images",
+    "invert": "inversion",
     "load": "checkpoints.load",
     "load_data": "data.load",
     "make_schedule": "samplers.schedule",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from fastdiff.images import grid as grid
     from fastdiff.images import save_gif as save_gif
     from fastdiff.images import save_picture as save_picture
+    from fastdiff.inversion import invert as invert
     from fastdiff.model import Model as Model
     from fastdiff.networks.annotated import AnnotatedUnet as AnnotatedUnet
     from fastdiff.networks.context import ContextUnet as ContextUnet

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from fastdiff.checkpoints.load import load
 from fastdiff.engine.engine import Engine
-from fastdiff.engine.noise import NoiseSource
+from fastdiff.engine.noise import Noise
 from fastdiff.engine.pictures import check_resample, choose_strength
 from fastdiff.engine.request import Asked, Request, check_batch_size
 from fastdiff.errors import InputError
@@ -67,7 +67,7 @@ def sample(
     context: Any = None,
     guidance_scale: float | None = None,
     frames: int | None = None,
-    noise: NoiseSource | None = None,
+    noise: Noise | None = None,
     init: Any = None,
     strength: float | None = None,
     mask: Any = None,
@@ -95,7 +95,8 @@ def sample(
         context: (K,) for all, (n, K), row r for sample first + r, or {class name: weight}; None is the zero context.
         guidance_scale: classifier-free guidance, out_u + g (out_c - out_u); None and 1 evaluate once a step.
         frames: also return x after every so many steps, the last included.
-        noise: a callable (draw, first, shape) → normals in place of the Philox source; draw 0 is x_T, and row k of the
+        noise: x_T, (C, H, W) for all or (n, C, H, W), such as `invert` finds; what is drawn besides is of the seed. Or
+            a callable (draw, first, shape) → normals in place of the Philox source; draw 0 is x_T, and row k of the
             table draws number k + 1; with a mask also 2^24 + k + 1, and with resample 2^25 + k + 1.
         init: pictures to begin with, (C, H, W) for all or (n, C, H, W) in [-1, 1]: noised, and denoised from there on
             (SDEdit, Meng et al. 2022). A StepTable is run from its first row, so take one with `strength`.

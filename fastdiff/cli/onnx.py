@@ -21,6 +21,7 @@ from fastdiff.samplers.samplers import DEFAULT
 
 # Options that the file has settled; those of the table are free where it holds none.
 SETTLED = ("clip", "dtype", "form", *FOREIGN)
+OF_PICTURES = ("init", "strength", "noise", "known", "mask", "resample")
 OF_TABLES = ("sampler", "steps", "eta", "spacing")
 
 
@@ -38,7 +39,7 @@ def draw_from_onnx(
     sampler = OnnxSampler(model, None if device is None else [_provider(device)], threads=threads)
     own = sampler.description["sampler"]
     _refuse(model, SETTLED if own is None else (*SETTLED, *OF_TABLES), "which has settled that when it was exported")
-    _refuse(model, ("init", "strength", "known", "mask", "resample"), "which begins with noise and goes to the end")
+    _refuse(model, OF_PICTURES, "which begins with noise of its own and goes to the end")
     table = None
     if own is None:
         options["sampler"] = options["sampler"] or DEFAULT

@@ -23,6 +23,7 @@ from fastdiff.cli.options import (
     say_clip,
     set_threads,
 )
+from fastdiff.data.npy import numbers
 from fastdiff.engine.context import in_turn
 from fastdiff.engine.forms import choose_form
 from fastdiff.engine.noise import LIMIT
@@ -95,6 +96,7 @@ def _draw(
     clip: str | None,
     init: str | None,
     strength: float | None,
+    noise: str | None,
     known: str | None,
     mask: str | None,
     contexts: tuple[str, ...],
@@ -115,6 +117,7 @@ def _draw(
         name: None if path is None else fit_picture(path, shape) for name, path in given.items()
     }
     pictures["mask"] = None if mask is None else fit_picture(mask, (1, *shape[1:])) / 2 + 0.5
+    pictures["noise"] = None if noise is None else numbers(noise)
     check_grid(loaded.image_shape)
     rows = parse_contexts(contexts, loaded)
     say_clip(clip, loaded)

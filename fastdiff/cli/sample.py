@@ -81,6 +81,7 @@ from fastdiff.shards.formats import FORMATS
     type=float,
     help=f"With --init, the share of the steps that are run: 1 keeps hardly anything.  [default: {STRENGTH}]",
 )
+@click.option("--noise", metavar="FILE.npy", help="Begin with this noise, float32 (n, C, H, W); see fastdiff invert.")
 @click.option("--known", metavar="PICTURE", help="With --mask: keep this picture, cut and resized, where the mask is.")
 @click.option("--mask", metavar="PICTURE", help="With --known: white where it is kept, black where it is drawn.")
 @click.option(
@@ -151,8 +152,7 @@ def sample(model: str, output: str, **options: Any) -> None:
         if model.lower().endswith(ONNX):
             raise InputError(f"the folder {output!r} for {model!r}; accepted for an .onnx file: a picture")
         options["resample"] = None if options["resample"] == 1 else options["resample"]
-        of_pictures = ("gif", "gif_frames", "npy", "columns", "scale", "init", "strength", "known", "mask", "resample")
-        _refuse(options, "the folder", output, *of_pictures)
+        _refuse(options, "the folder", output, *OF_PICTURES)
         from fastdiff.cli.folder import sample_to_folder
 
         sample_to_folder(model, output, **options)
@@ -165,6 +165,9 @@ def sample(model: str, output: str, **options: Any) -> None:
         from fastdiff.cli.picture import sample_to_picture
 
         sample_to_picture(model, output, **options)
+
+
+OF_PICTURES = ("gif", "gif_frames", "npy", "columns", "scale", "init", "strength", "noise", "known", "mask", "resample")
 
 
 def _refuse(options: dict[str, Any], kind: str, output: str, *names: str) -> None:

@@ -18,7 +18,7 @@ from fastdiff.engine.cpu.step import PlannedStep
 from fastdiff.engine.evaluation import Given
 from fastdiff.engine.forms import Form, choose_form
 from fastdiff.engine.graphs import CapturedStep
-from fastdiff.engine.noise import NoiseSource, draw
+from fastdiff.engine.noise import Noise, NoiseSource, draw
 from fastdiff.engine.numerics import CUDNN_ALGORITHMS, fixed_numerics
 from fastdiff.engine.placement import choose_device, choose_dtype, out_of_memory
 from fastdiff.engine.prediction import Prediction
@@ -157,7 +157,7 @@ class Engine:
         first: int = 0,
         context: Any = None,
         guidance_scale: float | None = None,
-        noise: NoiseSource | None = None,
+        noise: Noise | None = None,
         init: Any = None,
         mask: Any = None,
         known: Any = None,
@@ -189,7 +189,7 @@ class Engine:
         first: int = 0,
         context: Any = None,
         guidance_scale: float | None = None,
-        noise: NoiseSource | None = None,
+        noise: Noise | None = None,
         init: Any = None,
         mask: Any = None,
         known: Any = None,

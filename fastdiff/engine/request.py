@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
+from torch import Tensor
 
 from fastdiff.engine.context import Contexts, resolve_context
-from fastdiff.engine.noise import LIMIT, NoiseSource
+from fastdiff.engine.noise import LIMIT, Begun, Noise, NoiseSource
 from fastdiff.engine.per_sample import Rows
 from fastdiff.engine.pictures import Known, resolve_known, resolve_pictures
 from fastdiff.errors import InputError, check_float, check_int, wrong_type
@@ -54,7 +55,7 @@ class Asked(TypedDict, total=False):
     first: int
     context: Any
     guidance_scale: float | None
-    noise: NoiseSource | None
+    noise: Noise | None
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Request:
         first: int = 0,
         context: Any = None,
         guidance_scale: float | None = None,
-        noise: NoiseSource | None = None,
+        noise: Noise | None = None,
         init: Any = None,
         mask: Any = None,
         known: Any = None,
@@ -106,6 +107,7 @@ class Request:
             context: (K,) numbers for all samples, (n, K), row r for sample first + r, {class name: weight}, or a
                 callable (first sample, count) → (count, K); None is the zero context. Of a model that declares no
                 width whole numbers, () or (n,), are classes, and rows may have any shape, (n, L, D).
+            noise: x_T, (C, H, W) for all samples or (n, C, H, W); or a source of all that is drawn.
             init: (C, H, W) for all samples or (n, C, H, W), in [-1, 1]; None is noise alone.
             mask: (1 or C, H, W) for all or with n before it, 1 where `known`, which is as init, is held.
 
@@ -134,8 +136,10 @@ class Request:
                     f"guidance_scale = {guidance_scale} with class numbers, of which none stands for no class; give "
                     "the Model its null_class"
                 )
+        if isinstance(noise, (Tensor, np.ndarray)):
+            noise = Begun(resolve_pictures("noise", noise, (model.image_shape,), n, first), seed)
         if noise is not None and not callable(noise):
-            raise wrong_type("noise", noise, "a callable (draw, first sample, shape) → normals")
+            raise wrong_type("noise", noise, "x_T, or a callable (draw, first sample, shape) → normals")
         frames = None if frames is None else check_int("frames", frames, 1, LIMIT - 1)
         pictures = None if init is None else resolve_pictures("init", init, (model.image_shape,), n, first)
         held = resolve_known(mask, known, model.image_shape, n, first)
