@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
 
 import fastdiff
@@ -101,6 +102,14 @@ def folder(tmp_path, monkeypatch, randomised):
     unet = randomised(LucidrainsUnet(8, dim_mults=(1, 2))).state_dict()
     buffers = {"betas": torch.linspace(1e-4, 0.02, 1000), "loss_weight": torch.ones(1000)}
     torch.save({"step": 10, "model": {**buffers, **{f"model.{k}": v for k, v in unet.items()}}}, "model-10.pt")
+    saved = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    DDIMPipeline(unet=randomised(saved), scheduler=DDIMScheduler()).save_pretrained("my-ddpm-folder")
     random = np.random.default_rng(0)
     for name in ("my_pictures", "more"):
         (tmp_path / name).mkdir()
