@@ -96,7 +96,7 @@ class StepTable:
                     f"{name} = {early[early != 0][0]} in row {int(early.nonzero()[0][0])}; accepted: 0 in the first "
                     f"{back}, for there is nothing yet from {back} before"
                 )
-        if self.u.any() and self.s.any():
+        if np.any(self.u) and self.s.any():
             raise InputError("a table with u and s; accepted: one of them, for what is remembered is to have no noise")
         self._check()
 
@@ -135,7 +135,7 @@ class StepTable:
     @property
     def learned_variance(self) -> bool:
         """Whether the network's second output chooses the noise between s and S."""
-        return not np.array_equal(self.s, self.S)
+        return bool(np.any(self.s != self.S))
 
     def resampled(self, times: int) -> StepTable:
         """Each step but the last so often, for what is partly known (Lugmayr et al. 2022, algorithm 1); see `returns`.
