@@ -27,7 +27,7 @@ def dpmpp_2m_sde(path: Path) -> Coefficients:
     return dpmpp(path, order=2, sde=True)
 
 
-@sampler("third order, deterministic", "Lu et al. 2022, multistep of order 3 as in its code")
+@sampler("from the last three x0s, deterministic", "Lu et al. 2022, multistep of order 3 in their code")
 def dpmpp_3m(path: Path) -> Coefficients:
     return dpmpp(path, order=3)
 
@@ -40,6 +40,7 @@ def dpmpp(
     solver_type: str = "midpoint",
     lower_order_final: bool = True,
     euler_at_final: bool = False,
+    as_published: bool = True,
 ) -> Coefficients:
     """Multistep DPM-Solver++, with the options of diffusers' DPMSolverMultistepScheduler.
 
@@ -50,6 +51,9 @@ def dpmpp(
         solver_type: "midpoint" or "heun", of order 2.
         lower_order_final: whether below 15 steps the last has order 1 and the one before 2 at most.
         euler_at_final: whether the last has order 1 for any number of steps.
+        as_published: whether order 3 is what its authors' code and diffusers compute. They halve the weight of x0's
+            curvature, the second divided difference without its factor 2, which leaves order 2 (diffusers' SDE has
+            another sign there too); False is of order 3.
     """
     check_int("solver order", order, 1, 3)
     if solver_type not in ("midpoint", "heun"):
@@ -65,8 +69,11 @@ def dpmpp(
     kept = decay * decay if sde else decay
     w = path.alpha_next * (1 - kept)  # of x0 as a constant
     slope, curve = _moments(2 * h if sde else h)
-    slope, curve = path.alpha_next * slope, path.alpha_next * (curve - 0.5 if sde else curve + 0.5)
-    # (diffusers' sign for the SDE; k-diffusion's 3M SDE has + 0.5 there too.)
+    if as_published:
+        curve = curve - 0.5 if sde else curve + 0.5
+    else:
+        curve = 2 * (curve + 0.5)
+    slope, curve = path.alpha_next * slope, path.alpha_next * curve
     if solver_type == "midpoint":
         slope = np.where(orders == 2, w / 2, slope)
 

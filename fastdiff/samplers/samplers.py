@@ -94,7 +94,7 @@ def make_table(
         path,
         made,
         prediction_type=prediction_type,
-        time_scale=1 / schedule.num_timesteps if time == "fraction" else 1.0,
+        divisor=schedule.num_timesteps if time == "fraction" else 1,
         preserves_mean=entry.preserves_mean,
         preserves_variance=entry.preserves_variance,
     )
@@ -126,7 +126,7 @@ def tabulate(
     made: Coefficients,
     *,
     prediction_type: str,
-    time_scale: float = 1.0,
+    divisor: float = 1,
     reading: Callable[[str, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = coefficients,
     preserves_mean: bool = True,
     preserves_variance: bool = True,
@@ -138,7 +138,7 @@ def tabulate(
         path: what the formula was given.
         made: what it returned.
         prediction_type: epsilon, sample or v_prediction; what the network predicts.
-        time_scale: the network is given timestep time_scale.
+        divisor: the network is given timestep / divisor.
         reading: (prediction_type, alpha, sigma) → p and q; see prediction.coefficients.
         preserves_mean, preserves_variance: see StepTable.
 
@@ -156,7 +156,7 @@ def tabulate(
         sampler=sampler,
         prediction_type=prediction_type,
         timestep=nodes.timestep,
-        time=nodes.timestep * time_scale,
+        time=nodes.timestep / divisor,
         alpha=nodes.alpha,
         sigma=nodes.sigma,
         alpha_next=nodes.alpha_next,
