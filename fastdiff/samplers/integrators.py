@@ -88,13 +88,13 @@ def dpmpp(
             d[i] = -older / r1
         b[i] += newer / r0
         c[i] = -newer / r0 - d[i]
-    s = path.sigma_next * np.sqrt(1 - kept) if sde else 0.0
+    s = path.sigma_next * np.sqrt(np.maximum(1 - kept, 0)) if sde else 0.0
     return Coefficients(path.sigma_next / path.sigma * (decay if sde else 1.0), b, c, s, d=d)
 
 
 def _moments(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """1 - (1 - exp(-h)) / h and (1 - exp(-h) - h) / h^2, and their limits 1 and 0 where h is infinite."""
-    finite = np.where(np.isfinite(h), h, 1.0)
+    finite = np.where(np.isfinite(h) & (h != 0), h, 1.0)
     rise = -np.expm1(-finite)
     slope, curve = 1 - rise / finite, (rise - finite) / finite**2
     return np.where(np.isfinite(h), slope, 1.0), np.where(np.isfinite(h), curve, 0.0)
@@ -178,8 +178,11 @@ def _steps(path: Path) -> np.ndarray:
 
 
 def _orders(h: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """(rows,) orders: at most so many as asked for, and as many as there are nodes at finite distances."""
+    """(rows,) orders: at most what is asked for, and as many as there are nodes at finite distances.
+
+    1 for a step that is infinite, and for one of no length, such as diffusers' last one from sigma_min to sigma_min.
+    """
     # A node of pure noise is infinitely far away, and so no history; only the first can be one.
     history = np.arange(1, len(h) + 1)
     history[1:] -= np.isinf(h[0])
-    return np.where(np.isfinite(h), np.minimum(most, history), 1)
+    return np.where(np.isfinite(h) & (h > 1e-9), np.minimum(most, history), 1)
