@@ -17,6 +17,7 @@ from fastdiff.errors import InputError, check_int, first_line, install, unknown_
 from fastdiff.export import metadata
 from fastdiff.samplers.samplers import DEFAULT, make_table
 from fastdiff.samplers.schedule import from_config
+from fastdiff.samplers.spacing import SPACING
 from fastdiff.samplers.table import StepTable
 
 # Short names; ONNX Runtime's own are accepted too.
@@ -152,7 +153,14 @@ class OnnxSampler:
             )
 
     def table(
-        self, sampler: str = DEFAULT, steps: int | None = None, *, eta: float = 0.0, spacing: str = "trailing"
+        self,
+        sampler: str = DEFAULT,
+        steps: int | None = None,
+        *,
+        eta: float = 0.0,
+        spacing: str = SPACING,
+        sigmas: str | None = None,
+        timesteps: Sequence[float] | None = None,
     ) -> StepTable:
         """A table for a file that holds none (`--sampler any`); see make_table for the arguments."""
         return make_table(
@@ -161,6 +169,8 @@ class OnnxSampler:
             steps,
             eta=eta,
             spacing=spacing,
+            sigmas=sigmas,
+            timesteps=timesteps,
             prediction_type=self.prediction_type,
             time=self.time,
         )

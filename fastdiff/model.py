@@ -11,6 +11,7 @@ from fastdiff.errors import InputError, check_int, unknown_name, wrong_type
 from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
 from fastdiff.samplers.samplers import DEFAULT, make_table
 from fastdiff.samplers.schedule import Schedule
+from fastdiff.samplers.spacing import SPACING
 from fastdiff.samplers.table import TIMES, StepTable
 
 
@@ -84,7 +85,9 @@ class Model:
         steps: int | None = None,
         *,
         eta: float = 0.0,
-        spacing: str = "trailing",
+        spacing: str = SPACING,
+        sigmas: str | None = None,
+        timesteps: Sequence[float] | None = None,
         strength: float = 1.0,
         resample: int = 1,
     ) -> StepTable:
@@ -95,6 +98,8 @@ class Model:
             steps,
             eta=eta,
             spacing=spacing,
+            sigmas=sigmas,
+            timesteps=timesteps,
             strength=strength,
             resample=resample,
             prediction_type=self.prediction_type,

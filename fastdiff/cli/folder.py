@@ -12,7 +12,7 @@ import click
 from tqdm.auto import tqdm
 
 from fastdiff.cli.drawn import parse_contexts, where
-from fastdiff.cli.options import load_model, parse_clip, parse_dtype
+from fastdiff.cli.options import chosen_nodes, load_model, parse_clip, parse_dtype
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
 from fastdiff.errors import InputError
 from fastdiff.model import Model
@@ -66,10 +66,13 @@ def _first_alone(processes: Processes, make: Callable[[], Any]) -> Any:
 
 
 def _samples(model: Model, options: dict[str, Any]) -> Samples:
-    names = ("sampler", "eta", "spacing", "seed", "first", "n", "guidance_scale")
-    steps, contexts = options.pop("steps"), options.pop("contexts")
+    names = ("sampler", "eta", "seed", "first", "n", "guidance_scale")
+    steps, contexts, nodes = options.pop("steps"), options.pop("contexts"), chosen_nodes(options)
+    if steps is None and nodes["timesteps"] is None:
+        steps = find_sampler(options["sampler"]).default_steps(model.schedule.num_timesteps)
     return Samples(
-        steps=find_sampler(options["sampler"]).default_steps(model.schedule.num_timesteps) if steps is None else steps,
+        steps=steps,
+        **nodes,
         clip=parse_clip(options.pop("clip")),
         contexts=parse_contexts(contexts, model.class_names, model.context_width),
         **{name: options.pop(name) for name in names},
@@ -109,7 +112,7 @@ def _to_the_end(run: ShardRun) -> None:
     engine, several = run.engine, f"{run.processes.world} processes, each " if run.processes.world > 1 else ""
     how = where(engine.device, engine.form.name, str(engine.dtype).removeprefix("torch."))
     click.echo(
-        f"{made:,} images, {samples.sampler}, {samples.steps} steps, in {seconds:.2f} s: {made / seconds:.1f} images/s "
+        f"{made:,} images, {samples.sampler}, {samples.count} steps, in {seconds:.2f} s: {made / seconds:.1f} images/s "
         f"({several}{how}, batches of {engine.batch_size})"
     )
     click.echo(f"wrote {folder}: {samples.n:,} images as {run.folder.format}, {run.folder.path.name}/manifest.json")

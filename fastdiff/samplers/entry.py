@@ -59,8 +59,7 @@ class Sampler:
         nodes: (schedule, steps) → the path of one with nodes of its own; None where spacing and sigmas choose them.
         preserves_mean: whether a constant x0 is kept exactly, which the table then checks.
         preserves_variance: whether its noise brings x to the next node's level exactly, which the table then checks.
-        collapses: whether its samples lose their variety; such a one is not offered on the page.
-        distilled: whether it is for networks that were trained for it, and draws badly from others.
+        collapses: whether samples of an ordinary model lose their variety; such a one is not offered on the page.
     """
 
     name: str
@@ -73,7 +72,6 @@ class Sampler:
     preserves_mean: bool = True
     preserves_variance: bool = True
     collapses: bool = False
-    distilled: bool = False
 
     def default_steps(self, num_timesteps: int) -> int:
         """The number of steps where none is asked for, at most the schedule's num_timesteps."""

@@ -46,7 +46,7 @@ def _distilled(schedule: Schedule, steps: int) -> Path:
     nodes=_distilled,
     preserves_mean=False,
     preserves_variance=False,
-    distilled=True,
+    collapses=True,
 )
 def lcm(path: Path, *, timestep_scaling: float = 10.0) -> Coefficients:
     """timestep_scaling: of the timestep in c_skip and c_out (Luo et al. 2023, eq. 9)."""

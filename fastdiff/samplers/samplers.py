@@ -21,7 +21,7 @@ from fastdiff.samplers.entry import SAMPLERS, Coefficients, Column, Sampler, sam
 from fastdiff.samplers.path import Path, check_timesteps
 from fastdiff.samplers.prediction import coefficients
 from fastdiff.samplers.schedule import Schedule
-from fastdiff.samplers.spacing import first_row
+from fastdiff.samplers.spacing import SPACING, first_row
 from fastdiff.samplers.table import TIMES, StepTable
 
 __all__ = ["DEFAULT", "SAMPLERS", "Coefficients", "Sampler", "find_sampler", "make_table", "sampler", "tabulate"]
@@ -29,7 +29,6 @@ __all__ = ["DEFAULT", "SAMPLERS", "Coefficients", "Sampler", "find_sampler", "ma
 # What `fastdiff bench quality` found nearest to the data at its number of steps, on both shipped models: noise undoes
 # errors that a deterministic sampler carries to the end (Karras et al. 2022, section 4).
 DEFAULT = "dpmpp_2m_sde"
-SPACING = "trailing"
 
 
 def find_sampler(name: str) -> Sampler:
