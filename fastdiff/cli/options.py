@@ -10,9 +10,8 @@ import click
 from fastdiff.cli.completion import complete
 from fastdiff.engine.placement import DTYPES, choose_device
 from fastdiff.errors import InputError, unknown_name, warn_caller
-from fastdiff.samplers.entry import STEPS
 from fastdiff.samplers.prediction import PREDICTION_TYPES
-from fastdiff.samplers.samplers import SAMPLERS
+from fastdiff.samplers.samplers import SAMPLERS, STEPS
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
 from fastdiff.samplers.sigmas import SIGMAS
 from fastdiff.samplers.spacing import SPACING, SPACINGS

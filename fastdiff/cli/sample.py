@@ -87,7 +87,8 @@ from fastdiff.shards.formats import FORMATS
     type=int,
     default=1,
     show_default=True,
-    help="With --mask: how often each step is run, so that what is drawn fits in; not with dpmpp samplers.",
+    help="With --mask: how often each step is run, so that what is drawn fits in; with a sampler without a memory, such as "
+    "ddim or ddpm.",
 )
 @click.option("--batch-size", type=int, help="Images computed together, at least 1.  [default: 64]")
 @click.option(

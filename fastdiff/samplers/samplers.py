@@ -17,14 +17,24 @@ import numpy as np
 
 from fastdiff.errors import InputError, check_float, check_int, unknown_name
 from fastdiff.samplers import ddim, euler, integrators, lcm  # noqa: F401  in this order they are listed to users
-from fastdiff.samplers.entry import SAMPLERS, Coefficients, Column, Sampler, sampler
+from fastdiff.samplers.entry import SAMPLERS, STEPS, Coefficients, Column, Sampler, sampler
 from fastdiff.samplers.path import Path, check_timesteps
 from fastdiff.samplers.prediction import coefficients
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.spacing import SPACING, first_row
 from fastdiff.samplers.table import TIMES, StepTable
 
-__all__ = ["DEFAULT", "SAMPLERS", "Coefficients", "Sampler", "find_sampler", "make_table", "sampler", "tabulate"]
+__all__ = [
+    "DEFAULT",
+    "SAMPLERS",
+    "STEPS",
+    "Coefficients",
+    "Sampler",
+    "find_sampler",
+    "make_table",
+    "sampler",
+    "tabulate",
+]
 
 # What `fastdiff bench quality` found nearest to the data at its number of steps, on both shipped models: noise undoes
 # errors that a deterministic sampler carries to the end (Karras et al. 2022, section 4).

@@ -167,7 +167,7 @@ class StepTable:
             if (self.learned_variance if name == "S" else (rows[:, k] != plain.get(name)).any())
         ]
         lines = [
-            f"StepTable({self.sampler!r}, {len(self)} steps, {self.prediction_type})",
+            f"StepTable({self.sampler!r}, {len(self)} rows, {self.prediction_type})",
             "    timestep " + "".join(f"{COEFFICIENTS[k]:>10}" for k in shown),
         ]
         for i in (0, -1)[: len(self)]:

@@ -141,7 +141,7 @@ def test_beginning_with_a_picture(run, models):
     assert fit_picture("red.png", (1, 8, 12)).shape == (1, 8, 12)
     Image.fromarray(np.repeat(np.uint8([[255] * 8 + [0] * 8]), 16, 0)).save("left.png")
     held = ["--known", "red.png", "--mask", "left.png"]
-    assert "ddim, 19 steps" in run(*words, *held, "--resample", 2)
+    assert "ddim, 10 steps in 19 rows" in run(*words, *held, "--resample", 2)
     images = torch.from_numpy(np.load("x.npy"))
     assert torch.allclose(images[..., :8], red[..., :8].expand(2, -1, -1, -1)) and not torch.allclose(
         images[0], images[1]

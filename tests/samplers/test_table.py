@@ -364,7 +364,7 @@ def test_how_far_back_history_goes(sampler, depth):
 
 def test_a_table_says_in_a_few_lines_what_it_is():
     text = repr(make_table("ddim", make_schedule("linear", 1000), 1000))
-    assert "'ddim', 1000 steps, epsilon" in text and text.count("\n") == 3
+    assert "'ddim', 1000 rows, epsilon" in text and text.count("\n") == 3
 
 
 def test_spacing_names():
