@@ -87,8 +87,8 @@ from fastdiff.shards.formats import FORMATS
     type=int,
     default=1,
     show_default=True,
-    help="With --mask: how often each step is run, so that what is drawn fits in; with a sampler without a memory, such as "
-    "ddim or ddpm.",
+    help="With --mask: how often each step is run, so that what is drawn fits in; for samplers that have no memory, "
+    "such as ddim and ddpm.",
 )
 @click.option("--batch-size", type=int, help="Images computed together, at least 1.  [default: 64]")
 @click.option(

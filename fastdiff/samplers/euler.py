@@ -18,7 +18,7 @@ from fastdiff.samplers.schedule import Schedule
 CHURN = 2**0.5 - 1  # the most by which algorithm 2 raises the noise level before a step
 
 
-@sampler("first order, deterministic: ddim from the first node's noise level", "Karras et al. 2022, algorithm 1")
+@sampler("first order, deterministic; ddim from the first node's noise level", "Karras et al. 2022, algorithm 1")
 def euler(path: Path) -> Coefficients:
     # (x/alpha - x0) / sigma is constant along a step of DDIM: Euler's method is that step (Karras et al., C.1).
     return ddim(path)._replace(init_noise_sigma=float(path.sigma[0]))
@@ -41,7 +41,7 @@ def _whole_range(schedule: Schedule, steps: int) -> Path:
 
 
 @sampler(
-    "heun on Karras's noise levels from the schedule's first to its last; eta up to 1 adds noise, his churn",
+    "heun on noise levels of its own, two evaluations a step; eta up to 1 adds noise",
     "Karras et al. 2022, algorithm 2",
     takes_eta=True,
     nodes=_whole_range,

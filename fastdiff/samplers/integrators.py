@@ -101,7 +101,7 @@ def _moments(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @sampler(
-    "second order, and corrected by the next evaluation; deterministic",
+    "second order with a corrector, deterministic",
     "Zhao et al. 2023, algorithms 1 and 2 for x0, B_2(h)",
 )
 def unipc(

@@ -200,23 +200,29 @@ def test_order_of_convergence(formula, order, run):
     assert -slopes[-1] == pytest.approx(order, abs=0.25), (errors, slopes)
 
 
-def test_stochastic_samplers_reach_the_data_variance():
+@pytest.mark.parametrize(
+    "sampler, eta, bound",
+    [
+        ("ddpm", 0.0, 0.01),
+        ("ddim", 0.0, 0.01),
+        ("ddim", 0.5, 0.01),
+        ("dpmpp_2m_sde", 0.0, 0.01),
+        ("ddpm_large", 0.0, 0.02),
+        ("euler_ancestral", 0.0, 0.01),
+        ("edm", 0.2, 0.01),
+    ],
+)
+def test_stochastic_samplers_reach_the_data_variance(sampler, eta, bound):
     """In closed form: the variance of x through a run, exact Gaussian network, approaches sd^2."""
     sd = 0.5
-    for sampler, steps, bound in (
-        ("ddpm", 1000, 0.01),
-        ("ddim", 1000, 0.01),
-        ("dpmpp_2m_sde", 1000, 0.01),
-        ("ddpm_large", 1000, 0.02),
-    ):
-        table = make_table(sampler, smooth_schedule(1000), steps)
-        var = np.array([[table.alpha[0] ** 2 * sd**2 + table.sigma[0] ** 2, 0.0], [0.0, 0.0]])  # of (x, x0_prev)
-        for i in range(len(table)):
-            gain = table.alpha[i] * sd**2 / (table.alpha[i] ** 2 * sd**2 + table.sigma[i] ** 2)  # x0 = gain x
-            m = np.array([[table.a[i] + table.b[i] * gain, table.c[i]], [gain, 0.0]])
-            var = m @ var @ m.T
-            var[0, 0] += table.s[i] ** 2
-        assert var[0, 0] == pytest.approx(sd**2, rel=bound), sampler
+    table = make_table(sampler, smooth_schedule(1000), 1000, eta=eta)
+    var = np.array([[table.alpha[0] ** 2 * sd**2 + table.sigma[0] ** 2, 0.0], [0.0, 0.0]])  # of (x, x0_prev)
+    for i in range(len(table)):
+        gain = table.alpha[i] * sd**2 / (table.alpha[i] ** 2 * sd**2 + table.sigma[i] ** 2)  # x0 = gain x
+        m = np.array([[table.a[i] + table.b[i] * gain, table.c[i]], [gain, 0.0]])
+        var = m @ var @ m.T
+        var[0, 0] += table.s[i] ** 2
+    assert var[0, 0] == pytest.approx(sd**2, rel=bound)
 
 
 def test_the_mode_without_extra_noise_collapses(run):
