@@ -152,7 +152,14 @@ class OnnxSampler:
             )
 
     def table(
-        self, sampler: str = DEFAULT, steps: int | None = None, *, eta: float = 0.0, spacing: str = "trailing"
+        self,
+        sampler: str = DEFAULT,
+        steps: int | None = None,
+        *,
+        eta: float = 0.0,
+        spacing: str | None = None,
+        sigmas: str | None = None,
+        timesteps: Sequence[float] | None = None,
     ) -> StepTable:
         """A table for a file that holds none (`--sampler any`); see make_table for the arguments."""
         return make_table(
@@ -161,6 +168,8 @@ class OnnxSampler:
             steps,
             eta=eta,
             spacing=spacing,
+            sigmas=sigmas,
+            timesteps=timesteps,
             prediction_type=self.prediction_type,
             time=self.time,
         )

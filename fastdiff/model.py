@@ -27,7 +27,13 @@ class Scheduler(Protocol):
     def config(self) -> dict[str, Any]: ...
 
     def table(
-        self, steps: int | None = None, *, eta: float = 0.0, strength: float = 1.0, learned_variance: bool = False
+        self,
+        steps: int | None = None,
+        *,
+        eta: float = 0.0,
+        timesteps: Sequence[float] | None = None,
+        strength: float = 1.0,
+        learned_variance: bool = False,
     ) -> StepTable: ...
 
 
@@ -121,6 +127,8 @@ class Model:
         *,
         eta: float = 0.0,
         spacing: str | None = None,
+        sigmas: str | None = None,
+        timesteps: Sequence[float] | None = None,
         strength: float = 1.0,
         resample: int = 1,
     ) -> StepTable:
@@ -128,20 +136,25 @@ class Model:
 
         Args:
             sampler: a name out of SAMPLERS; None takes the model's scheduler, or DEFAULT where it has none.
-            steps, eta, strength, resample: see make_table.
-            spacing: see make_table; None is "trailing", and the scheduler's own where that is taken.
+            steps, eta, spacing, sigmas, timesteps, strength, resample: see make_table; a scheduler has spacing and
+                sigmas of its own.
         """
         if sampler is None and self.scheduler is not None:
-            if spacing is not None:
-                raise InputError(f"spacing = {spacing!r} with the model's scheduler, which has its own; leave it out")
-            made = self.scheduler.table(steps, eta=eta, strength=strength, learned_variance=self.learned_variance)
+            for name, value in (("spacing", spacing), ("sigmas", sigmas)):
+                if value is not None:
+                    raise InputError(f"{name} = {value!r} with the model's scheduler, which has its own; leave it out")
+            made = self.scheduler.table(
+                steps, eta=eta, timesteps=timesteps, strength=strength, learned_variance=self.learned_variance
+            )
             return made.resampled(resample)
         return make_table(
             DEFAULT if sampler is None else sampler,
             self.schedule,
             steps,
             eta=eta,
-            spacing="trailing" if spacing is None else spacing,
+            spacing=spacing,
+            sigmas=sigmas,
+            timesteps=timesteps,
             strength=strength,
             resample=resample,
             prediction_type=self.prediction_type,

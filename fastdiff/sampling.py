@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -28,6 +29,8 @@ class Options(Asked, total=False):
     steps: int | None
     eta: float
     spacing: str | None
+    sigmas: str | None
+    timesteps: Sequence[float] | None
     init: Any
     strength: float | None
     mask: Any
@@ -61,6 +64,8 @@ def sample(
     steps: int | None = None,
     eta: float = 0.0,
     spacing: str | None = None,
+    sigmas: str | None = None,
+    timesteps: Sequence[float] | None = None,
     clip: Clip | Literal["model"] = "model",
     seed: int = 0,
     first: int = 0,
@@ -84,11 +89,15 @@ def sample(
     Args:
         model: a Model, or what `load` takes: a shipped model's name or a checkpoint's path.
         n: how many images.
-        sampler: a name out of SAMPLERS, or a StepTable, which brings its own steps, eta and spacing. None takes the
-            scheduler of a model of diffusers, and for others dpmpp_2m_sde.
-        steps: network evaluations, 1 to the schedule's T; None takes the sampler's default.
-        eta: 0 to 1, for ddim.
+        sampler: a name out of SAMPLERS, or a StepTable, which brings its own steps, eta, spacing and so on. None takes
+            the scheduler of a model of diffusers, and for others dpmpp_2m_sde.
+        steps: 1 to the schedule's T, counted as diffusers counts them: heun and edm evaluate the network twice in each
+            but the last. None takes the sampler's default.
+        eta: 0 to 1, for ddim and edm.
         spacing: trailing, leading, linspace or course; see spacing.spaced. None is trailing, or the scheduler's own.
+        sigmas: "karras" or "exponential", to spread the noise levels anew, between those of the first and last node.
+        timesteps: the nodes themselves in place of steps, spacing and sigmas, falling numbers such as [999, 749, 499,
+            249].
         clip: of the predicted x0: None (off), a bound, or ("dynamic", quantile); "model" takes the model's own.
         seed, first: image r is sample first + r of the seed. Its noise is a function of these two alone: the same bits
             on one kind of device, within 2e-6 between a CPU and a GPU. 0 <= seed, first < 2^63.
@@ -123,14 +132,25 @@ def sample(
     model = load(model) if isinstance(model, (str, Path)) else check_model(model)
     check_resample(resample, mask)
     if isinstance(sampler, StepTable):
-        if steps is not None or eta or spacing is not None or strength is not None or resample != 1:
+        chosen = (steps, spacing, sigmas, timesteps, strength)
+        if any(one is not None for one in chosen) or eta or resample != 1:
             raise InputError(
-                "steps, eta, spacing, strength or resample with a StepTable, which has its own; leave them out"
+                "steps, eta, spacing, sigmas, timesteps, strength or resample with a StepTable, which has its own; "
+                "leave them out"
             )
         table = sampler
     else:
         kept = choose_strength(strength, init)
-        table = model.table(sampler, steps, eta=eta, spacing=spacing, strength=kept, resample=resample)
+        table = model.table(
+            sampler,
+            steps,
+            eta=eta,
+            spacing=spacing,
+            sigmas=sigmas,
+            timesteps=timesteps,
+            strength=kept,
+            resample=resample,
+        )
     request = Request.of(
         model,
         n,

@@ -15,14 +15,23 @@ from fastdiff.errors import InputError
 
 @dataclass(frozen=True)
 class Drawn:
-    """Images in [-1, 1], frames if they were asked for, and how they were made, in words."""
+    """Images in [-1, 1], frames if they were asked for, and how they were made, in words.
+
+    Attributes:
+        steps: what was made of --steps, in words: 25 steps.
+    """
 
     images: Tensor
     frames: Tensor | None
     sampler: str
-    steps: int
+    steps: str
     seconds: float
     where: str
+
+
+def count_steps(steps: int, rows: int) -> str:
+    """The sampler's steps in words, with the rows of its table where those are more, as with two evaluations a step."""
+    return f"{steps} steps" if steps == rows else f"{steps} steps in {rows} rows"
 
 
 def frame_interval(steps: int, most: int | None) -> int:

@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from fastdiff.cli.drawn import Drawn, parse_contexts
-from fastdiff.cli.options import FOREIGN, given_flags
+from fastdiff.cli.options import FOREIGN, NODES, chosen_nodes, given_flags
 from fastdiff.engine.context import in_turn
 from fastdiff.errors import InputError
 from fastdiff.export import OnnxSampler
@@ -22,7 +22,7 @@ from fastdiff.samplers.samplers import DEFAULT
 # Options that the file has settled; those of the table are free where it holds none.
 SETTLED = ("clip", "dtype", "form", *FOREIGN)
 OF_PICTURES = ("init", "strength", "noise", "known", "mask", "resample")
-OF_TABLES = ("sampler", "steps", "eta", "spacing")
+OF_TABLES = ("sampler", "steps", "eta", *NODES)
 
 
 def draw_from_onnx(
@@ -43,8 +43,7 @@ def draw_from_onnx(
     table = None
     if own is None:
         options["sampler"] = options["sampler"] or DEFAULT
-        spacing = options["spacing"] or "trailing"
-        table = sampler.table(options["sampler"], options["steps"], eta=options["eta"], spacing=spacing)
+        table = sampler.table(options["sampler"], options["steps"], eta=options["eta"], **chosen_nodes(options))
     if every is not None and not sampler.stepwise:
         raise InputError(f"--gif from {model!r}, which runs its loop whole; accepted: a file made with --stepwise")
     check_grid(sampler.image_shape)
@@ -72,7 +71,7 @@ def draw_from_onnx(
         _in_range(images),
         None if frames is None else torch.from_numpy(frames),
         name,
-        total,
+        f"{total} steps",
         seconds,
         f"ONNX Runtime, {short}, {sampler.description['dtype']}",
     )

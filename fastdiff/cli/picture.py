@@ -12,9 +12,10 @@ import click
 import numpy as np
 import torch
 
-from fastdiff.cli.drawn import Drawn, frame_interval, parse_contexts, where
+from fastdiff.cli.drawn import Drawn, count_steps, frame_interval, parse_contexts, where
 from fastdiff.cli.options import (
     ONNX,
+    chosen_nodes,
     load_model,
     parse_clip,
     parse_device,
@@ -31,6 +32,7 @@ from fastdiff.engine.pictures import check_resample, choose_strength
 from fastdiff.errors import InputError, check_int
 from fastdiff.files import check_writable, write_atomically
 from fastdiff.images import check_picture_name, fit_picture, grid, grid_layout, save_gif, save_picture
+from fastdiff.samplers.spacing import first_row
 from fastdiff.sampling import sample
 
 
@@ -80,7 +82,7 @@ def sample_to_picture(
         write_atomically(npy, lambda path: np.save(path, drawn.images.numpy()))
         written.append(npy)
     click.echo(
-        f"{n} images, {drawn.sampler}, {drawn.steps} steps, in {drawn.seconds:.2f} s: "
+        f"{n} images, {drawn.sampler}, {drawn.steps}, in {drawn.seconds:.2f} s: "
         f"{n / drawn.seconds:.1f} images/s ({drawn.where})"
     )
     for path in written:
@@ -109,8 +111,13 @@ def _draw(
     """What `sample` draws, by torch; every: steps → every how many a frame is taken, None for no animation."""
     loaded = load_model(model, options)
     check_resample(options["resample"], mask)
-    chosen_table = {name: options.pop(name) for name in ("sampler", "eta", "spacing", "resample")}
-    table = loaded.table(steps=steps, strength=choose_strength(strength, init), **chosen_table)
+    sampler, eta, resample = (options.pop(name) for name in ("sampler", "eta", "resample"))
+    nodes, kept = chosen_nodes(options), choose_strength(strength, init)
+    table = loaded.table(sampler, steps, eta=eta, resample=resample, strength=kept, **nodes)
+    if steps is None:
+        timesteps = nodes["timesteps"]
+        steps = loaded.default_steps(sampler) if timesteps is None else len(timesteps)
+    steps -= first_row(kept, steps)
     shape = loaded.image_shape
     given = {"init": init, "known": known}
     pictures: dict[str, Any] = {
@@ -141,7 +148,7 @@ def _draw(
     )
     seconds = time.perf_counter() - began
     images, frames = result if isinstance(result, tuple) else (result, None)
-    return Drawn(images, frames, table.sampler, len(table), seconds, where(chosen, form, dtype))
+    return Drawn(images, frames, table.sampler, count_steps(steps, len(table)), seconds, where(chosen, form, dtype))
 
 
 def _check_outputs(output: str, gif: str | None, npy: str | None) -> None:

@@ -14,6 +14,7 @@ from fastdiff.cli.options import (
     eta_help,
     foreign_options,
     listed,
+    node_options,
     sampler_list,
     steps_help,
     threads_option,
@@ -21,7 +22,7 @@ from fastdiff.cli.options import (
 from fastdiff.engine.placement import DTYPES
 from fastdiff.errors import InputError
 from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
-from fastdiff.samplers.spacing import SPACINGS, STRENGTH
+from fastdiff.samplers.spacing import STRENGTH
 from fastdiff.shards.formats import DEFAULT as DEFAULT_FORMAT
 from fastdiff.shards.formats import FORMATS
 
@@ -46,11 +47,7 @@ from fastdiff.shards.formats import FORMATS
 )
 @click.option("--steps", type=int, help=steps_help())
 @click.option("--eta", type=float, default=0.0, show_default=True, help=eta_help())
-@click.option(
-    "--spacing",
-    help=f"Which timesteps are taken: {listed(SPACINGS)}.  [default: trailing, or the scheduler's own]",
-    shell_complete=complete(SPACINGS),
-)
+@node_options
 @click.option(
     "--clip",
     metavar="CLIP",
@@ -89,7 +86,8 @@ from fastdiff.shards.formats import FORMATS
     type=int,
     default=1,
     show_default=True,
-    help="With --mask: how often each step is run, so that what is drawn fits in; not with dpmpp samplers.",
+    help="With --mask: how often each step is run, so that what is drawn fits in; for samplers that have no memory, "
+    "such as ddim and ddpm.",
 )
 @click.option("--batch-size", type=int, help="Images computed together, at least 1.  [default: 64]")
 @click.option(
@@ -123,7 +121,7 @@ def sample(model: str, output: str, **options: Any) -> None:
     fastdiff sample sprites --context monster --context item --columns 2
     fastdiff sample fashion-mnist --init shoe.png --strength 0.6 -n 16
     fastdiff sample fashion-mnist --known shoe.png --mask sole.png --sampler ddpm --steps 50 --resample 5
-    fastdiff sample my_tutorial_model.pt --sampler dpmpp_2m --steps 15
+    fastdiff sample my_tutorial_model.pt --sampler dpmpp_2m --steps 15 --sigmas karras
     fastdiff sample my-ddpm-folder/ --steps 50
     fastdiff sample my_course_model.pth --class-names hero,food,spell --context food
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from fastdiff.diffusers.package import plain, scheduler_of
 from fastdiff.diffusers.unit_vectors import NotLinearError, Plan, table_of
 from fastdiff.errors import InputError, check_float, check_int, first_line
+from fastdiff.samplers.path import check_timesteps
 from fastdiff.samplers.prediction import Clip
 from fastdiff.samplers.schedule import MAX_TIMESTEPS, Schedule, make_schedule
 from fastdiff.samplers.spacing import first_row
@@ -116,28 +117,51 @@ class Scheduler:
             return ("dynamic", float(self.options["dynamic_thresholding_ratio"]))
         return float(self.options.get("clip_sample_range", 1.0)) if self._has("clip_sample") else None
 
+    def _checked(self, timesteps: Sequence[float], steps: int | None) -> list[int]:
+        """The timesteps that were asked for; raises InputError where the scheduler cannot take them."""
+        if steps is not None:
+            raise InputError(f"steps = {steps} with timesteps, in whose place they are; leave one of them out")
+        if "timesteps" not in inspect.signature(self.kind.set_timesteps).parameters:  # type: ignore[attr-defined]
+            raise InputError(f"timesteps with {self.name}, which takes none; accepted: steps")
+        given = check_timesteps(self.schedule, timesteps)
+        if (given % 1).any():
+            raise InputError(f"timesteps with {given[given % 1 != 0][0]:g} for {self.name}; accepted: whole numbers")
+        return given.astype(int).tolist()
+
     def table(
-        self, steps: int | None = None, *, eta: float = 0.0, strength: float = 1.0, learned_variance: bool = False
+        self,
+        steps: int | None = None,
+        *,
+        eta: float = 0.0,
+        timesteps: Sequence[float] | None = None,
+        strength: float = 1.0,
+        learned_variance: bool = False,
     ) -> StepTable:
         """The table of a run: its own timesteps, coefficients and noise.
 
         Args:
             steps: num_inference_steps, 1 to T; Heun's and some others evaluate the network more often.
             eta: 0 to 1, for those whose step takes it.
+            timesteps: in place of steps, for those that take them; falling whole numbers.
             strength: above 0 to 1, the share of the steps that is kept, the last ones.
             learned_variance: whether the network's second output chooses the variance.
 
         Raises:
             InputError: for values outside these, and for a scheduler whose steps no table holds.
         """
-        steps = self.steps if steps is None else check_int("steps", steps, 1, self.schedule.num_timesteps)
+        if timesteps is not None:
+            given = self._checked(timesteps, steps)
+            steps, nodes = len(given), {"timesteps": given}
+        else:
+            steps = self.steps if steps is None else check_int("steps", steps, 1, self.schedule.num_timesteps)
+            nodes = {"num_inference_steps": steps}
         eta = check_float("eta", eta, 0, 1)
         if eta and "eta" not in inspect.signature(self.kind.step).parameters:  # type: ignore[attr-defined]
             raise InputError(f"eta = {eta} with {self.name}, which has none; accepted: 0")
 
         def made() -> Any:
             scheduler = self._new()
-            scheduler.set_timesteps(steps)
+            scheduler.set_timesteps(**nodes)
             return scheduler
 
         learned = learned_variance and self.options.get("variance_type") == "learned_range"

@@ -108,7 +108,7 @@ class StepTable:
                     f"{name} = {early[early != 0][0]} in row {int(early.nonzero()[0][0])}; accepted: 0 in the first "
                     f"{back}, for there is nothing yet from {back} before"
                 )
-        if self.u.any() and self.s.any():
+        if np.any(self.u) and self.s.any():
             raise InputError("a table with u and s; accepted: one of them, for what is remembered is to have no noise")
         self._check()
 
@@ -146,7 +146,7 @@ class StepTable:
     @property
     def learned_variance(self) -> bool:
         """Whether the network's second output chooses the noise between s and S."""
-        return not np.array_equal(self.s, self.S)
+        return bool(np.any(self.s != self.S))
 
     def resampled(self, times: int) -> StepTable:
         """Each step but the last so often, for what is partly known (Lugmayr et al. 2022, algorithm 1); see `returns`.
@@ -174,7 +174,7 @@ class StepTable:
             if (self.learned_variance if name == "S" else (rows[:, k] != plain.get(name)).any())
         ]
         lines = [
-            f"StepTable({self.sampler!r}, {len(self)} steps, {self.prediction_type})",
+            f"StepTable({self.sampler!r}, {len(self)} rows, {self.prediction_type})",
             "    timestep " + "".join(f"{COEFFICIENTS[k]:>10}" for k in shown),
         ]
         for i in (0, -1)[: len(self)]:
