@@ -365,7 +365,7 @@ def test_a_table_has_its_own_steps_and_spacing(more, randomised):
 
 
 def test_a_noise_source_is_callable(randomised):
-    with pytest.raises(InputError, match="noise = 3; accepted: a callable"):
+    with pytest.raises(InputError, match="noise = 3; accepted: x_T, or a callable"):
         sample(context(randomised), 2, "ddim", steps=2, noise=3, device="cpu")
 
 

@@ -6,11 +6,8 @@ method of higher order takes x0 for a polynomial through the ones before.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import numpy as np
 
-from fastdiff.errors import check_int, unknown_name
 from fastdiff.samplers.entry import Coefficients, sampler
 from fastdiff.samplers.path import Path
 
@@ -32,50 +29,28 @@ def dpmpp_3m(path: Path) -> Coefficients:
     return dpmpp(path, order=3)
 
 
-def dpmpp(
-    path: Path,
-    order: int = 2,
-    *,
-    sde: bool = False,
-    solver_type: str = "midpoint",
-    lower_order_final: bool = True,
-    euler_at_final: bool = False,
-    as_published: bool = True,
-) -> Coefficients:
-    """Multistep DPM-Solver++, with the options of diffusers' DPMSolverMultistepScheduler.
+def dpmpp(path: Path, order: int, sde: bool = False) -> Coefficients:
+    """Multistep DPM-Solver++, as its authors' code and diffusers' DPMSolverMultistepScheduler have it.
+
+    Order 2 is the midpoint method. Of order 3 both halve the weight of x0's curvature, the second divided difference
+    without its factor 2, which leaves order 2 with smaller errors.
 
     Args:
         path: the nodes.
-        order: 1 to 3; the first rows have less history, and so a lower one, as has a step to what is clean.
-        sde: whether it is the SDE's solver.
-        solver_type: "midpoint" or "heun", of order 2.
-        lower_order_final: whether below 15 steps the last has order 1 and the one before 2 at most.
-        euler_at_final: whether the last has order 1 for any number of steps.
-        as_published: whether order 3 is what its authors' code and diffusers compute. They halve the weight of x0's
-            curvature, the second divided difference without its factor 2, which leaves order 2 (diffusers' SDE has
-            another sign there too); False is of order 3.
+        order: 1 to 3; the first rows have less history, and so a lower one, as has a step to what is clean. Below 15
+            steps the last has order 1 and the one before 2 at most.
+        sde: whether it is the SDE's solver, of order 1 or 2.
     """
-    check_int("solver order", order, 1, 3)
-    if solver_type not in ("midpoint", "heun"):
-        raise unknown_name("solver type", solver_type, ("midpoint", "heun"))
     decay, h = path.decay, _steps(path)
     most = np.full(len(path), order)
-    if lower_order_final and len(path) < FEW:
+    if len(path) < FEW:
         most[-2:] = np.minimum(most[-2:], [2, 1][-len(path) :])
-    if euler_at_final:
-        most[-1] = 1
     orders = _orders(h, most)
 
     kept = decay * decay if sde else decay
     w = path.alpha_next * (1 - kept)  # of x0 as a constant
     slope, curve = _moments(2 * h if sde else h)
-    if as_published:
-        curve = curve - 0.5 if sde else curve + 0.5
-    else:
-        curve = 2 * (curve + 0.5)
-    slope, curve = path.alpha_next * slope, path.alpha_next * curve
-    if solver_type == "midpoint":
-        slope = np.where(orders == 2, w / 2, slope)
+    slope, curve = np.where(orders == 2, w / 2, path.alpha_next * slope), path.alpha_next * (curve + 0.5)
 
     b, c, d = w.copy(), np.zeros_like(w), np.zeros_like(w)
     for i in np.flatnonzero(orders > 1):
@@ -107,12 +82,9 @@ def _moments(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def unipc(
     path: Path,
     order: int = 2,
-    *,
-    solver_type: str = "bh2",
     lower_order_final: bool = True,
-    disable_corrector: Collection[int] = (),
 ) -> Coefficients:
-    """UniPC, with the options of diffusers' UniPCMultistepScheduler that predicts x0.
+    """UniPC, as diffusers' UniPCMultistepScheduler that predicts x0.
 
     Only the prediction is kept as x: at a node the corrected x is the predicted one and a sum of x0s, so that a row
     corrects and predicts on with one evaluation, and remembers one x0 more than the predictor needs.
@@ -120,13 +92,8 @@ def unipc(
     Args:
         path: the nodes.
         order: 1 to 3; the first rows have less history, and so a lower one, as has a step to what is clean.
-        solver_type: "bh1" or "bh2", B(h) of the paper.
         lower_order_final: whether the last steps have orders ..., 2, 1.
-        disable_corrector: the steps whose result is not corrected, 0 the first.
     """
-    check_int("solver order", order, 1, 3)
-    if solver_type not in ("bh1", "bh2"):
-        raise unknown_name("solver type", solver_type, ("bh1", "bh2"))
     rows, h = len(path), _steps(path)
     most = np.minimum(order, np.arange(rows, 0, -1)) if lower_order_final else np.full(rows, order)
     orders = _orders(h, most)
@@ -134,24 +101,24 @@ def unipc(
     weights = np.zeros((rows, 4))  # of x0 here and one, two and three rows before
     predicted = np.zeros(3)
     for i in range(rows):
-        if i and i - 1 not in disable_corrector:
-            corrected = path.alpha[i] * _unipc_weights(h, i - 1, orders[i - 1], solver_type, corrector=True)
+        if i:
+            corrected = path.alpha[i] * _unipc_weights(h, i - 1, orders[i - 1], corrector=True)
             weights[i] = a[i] * (corrected - np.append(0.0, predicted))
-        predicted = path.alpha_next[i] * _unipc_weights(h, i, orders[i], solver_type, corrector=False)
+        predicted = path.alpha_next[i] * _unipc_weights(h, i, orders[i], corrector=False)
         weights[i, :3] += predicted
     b, c, d, e = weights.T
     return Coefficients(a, b, c, d=d, e=e)
 
 
-def _unipc_weights(h: np.ndarray, i: int, order: int, solver_type: str, *, corrector: bool) -> np.ndarray:
+def _unipc_weights(h: np.ndarray, i: int, order: int, *, corrector: bool) -> np.ndarray:
     """The weights of the x0s in step i's result over alpha', newest first: 3, or 4 with the one at the step's end.
 
     The result is sigma'/sigma x + alpha' ((1 - exp(-h)) m_0 - B sum_k rho_k (m_k - m_0) / r_k), where m_k lies r_k h
-    after m_0. The rho solve sum_k r_k^(j-1) rho_k = j! (-h) phi_(j+1)(-h) / B for all j (Zhao et al. 2023, section 3).
+    after m_0, and B = B_2(h) = exp(-h) - 1. The rho solve sum_k r_k^(j-1) rho_k = j! (-h) phi_(j+1)(-h) / B for all
+    j (Zhao et al. 2023, section 3).
     """
     step = -h[i]
     growth = np.expm1(step)
-    b_of_h = step if solver_type == "bh1" else growth
     r = -np.cumsum(h[:i][::-1])[: order - 1] / h[i]
     nodes = np.append(r, 1.0) if corrector else r
     if len(nodes) == 1:  # the value that makes no difference to the order
@@ -159,11 +126,11 @@ def _unipc_weights(h: np.ndarray, i: int, order: int, solver_type: str, *, corre
     else:
         moments, phi, factorial = [], growth / step - 1, 1
         for j in range(1, len(nodes) + 1):
-            moments.append(phi * factorial / b_of_h)
+            moments.append(phi * factorial / growth)
             factorial *= j + 1
             phi = phi / step - 1 / factorial
         rho = np.linalg.solve(np.vander(nodes, increasing=True).T, np.array(moments)) if len(nodes) else nodes
-    share = -b_of_h * rho / nodes  # of m_k - m_0
+    share = -growth * rho / nodes  # of m_k - m_0
     weights = np.zeros(4)
     weights[0] = share[-1] if corrector else 0.0
     weights[1] = -growth - share.sum()

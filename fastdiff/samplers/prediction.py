@@ -35,32 +35,6 @@ def coefficients(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> 
     raise unknown_name("prediction type", prediction_type, PREDICTION_TYPES)
 
 
-def noise_coefficients(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """P and Q of the noise P x + Q out that an output implies where x is alpha x0 + sigma noise, one per row."""
-    if prediction_type == "epsilon":
-        return np.zeros_like(alpha), np.ones_like(alpha)
-    if prediction_type == "sample":
-        return 1.0 / sigma, -alpha / sigma
-    if prediction_type == "v_prediction":
-        return sigma.copy(), alpha.copy()
-    raise unknown_name("prediction type", prediction_type, PREDICTION_TYPES)
-
-
-def preconditioned(
-    prediction_type: str, alpha: np.ndarray, sigma: np.ndarray, sigma_data: float = 0.5
-) -> tuple[np.ndarray, np.ndarray]:
-    """p and q of EDM's networks, x0 = c_skip X + c_out out for X = x / alpha (Karras et al. 2022, eq. 7 and table 1).
-
-    As diffusers' EDM schedulers have it: with "v_prediction" c_out has the other sign.
-    """
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise unknown_name("prediction type of EDM's networks", prediction_type, ("epsilon", "v_prediction"))
-    ratio = sigma / alpha
-    total = ratio**2 + sigma_data**2
-    sign = 1.0 if prediction_type == "epsilon" else -1.0
-    return sigma_data**2 / total / alpha, sign * ratio * sigma_data / np.sqrt(total)
-
-
 def target(prediction_type: str, x0, noise, alpha, sigma):
     """What the network is trained to output; arguments broadcast against each other."""
     if prediction_type == "epsilon":

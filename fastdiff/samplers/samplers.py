@@ -10,7 +10,6 @@ StepTable checks the coefficients.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -136,11 +135,10 @@ def tabulate(
     *,
     prediction_type: str,
     divisor: float = 1,
-    reading: Callable[[str, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = coefficients,
     preserves_mean: bool = True,
     preserves_variance: bool = True,
 ) -> StepTable:
-    """The table of a formula's coefficients on a path, a sampler's or of a scheduler from elsewhere.
+    """The table of a formula's coefficients on a path.
 
     Args:
         sampler: its name, for messages.
@@ -148,7 +146,6 @@ def tabulate(
         made: what it returned.
         prediction_type: epsilon, sample or v_prediction; what the network predicts.
         divisor: the network is given timestep / divisor.
-        reading: (prediction_type, alpha, sigma) → p and q; see prediction.coefficients.
         preserves_mean, preserves_variance: see StepTable.
 
     Raises:
@@ -160,7 +157,7 @@ def tabulate(
         return np.full_like(nodes.alpha, value) if np.ndim(value) == 0 else np.asarray(value)
 
     names = ("a", "b", "c", "s", "o", "d", "e", "u", "v")
-    p, q = reading(prediction_type, nodes.alpha, nodes.sigma)
+    p, q = coefficients(prediction_type, nodes.alpha, nodes.sigma)
     return StepTable(
         sampler=sampler,
         prediction_type=prediction_type,

@@ -13,7 +13,7 @@ from fastdiff import InputError, Schedule, StepTable, make_schedule, make_table
 from fastdiff.bench.peers.reference import CourseLoop
 from fastdiff.samplers.ddim import ddim, ddpm_learned
 from fastdiff.samplers.euler import edm, euler, heun
-from fastdiff.samplers.integrators import dpmpp, dpmpp_2m, dpmpp_3m, unipc
+from fastdiff.samplers.integrators import dpmpp_2m, dpmpp_3m, unipc
 from fastdiff.samplers.path import Path, levels
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.samplers import SAMPLERS, tabulate
@@ -168,15 +168,10 @@ ORDERS = {
     "heun": (heun, 2),
     "edm": (edm, 2),
     "dpmpp_2m": (dpmpp_2m, 2),
-    "dpmpp, heun": (partial(dpmpp, order=2, solver_type="heun"), 2),
-    # Published with half the weight of x0's curvature, which costs it an order.
-    "dpmpp_3m": (dpmpp_3m, 2),
-    "dpmpp 3": (partial(dpmpp, order=3, as_published=False), 3),
+    "dpmpp_3m": (dpmpp_3m, 2),  # published with half the weight of x0's curvature, which costs it an order
     # The corrector raises the order by one (Zhao et al. 2023, theorem 3.1).
     "unipc 1": (partial(unipc, order=1, lower_order_final=False), 2),
     "unipc 2": (partial(unipc, lower_order_final=False), 3),
-    "unipc 2, bh1": (partial(unipc, solver_type="bh1", lower_order_final=False), 3),
-    "unipc 2, uncorrected": (partial(unipc, disable_corrector=range(1000), lower_order_final=False), 2),
     "unipc 3": (partial(unipc, order=3, lower_order_final=False), 4),
 }
 
