@@ -52,6 +52,7 @@ def model_config(model: Model) -> dict[str, Any]:
         "time": model.time,
         "class_names": list(model.class_names),
         "clip": model.clip,
+        "learned_variance": model.learned_variance,
     }
 
 
@@ -66,4 +67,5 @@ def model_from_config(config: Mapping[str, Any], network: nn.Module | None = Non
         time=config["time"],
         class_names=config.get("class_names", ()),
         clip=tuple(clip) if isinstance(clip, list) else clip,
+        learned_variance=config.get("learned_variance", False),  # which files did not always have
     )

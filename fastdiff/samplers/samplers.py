@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Coefficients(NamedTuple):
     Attributes:
         a, b, c, s: of x, x0, x0_prev and the noise.
         alpha_next, sigma_next: where a row leads, if not to the path's next node.
+        S: the largest share of the noise, where the network's learned variance chooses between s and it; None is s.
     """
 
     a: Column
@@ -45,6 +46,7 @@ class Coefficients(NamedTuple):
     s: Column = 0.0
     alpha_next: Column | None = None
     sigma_next: Column | None = None
+    S: Column | None = None
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,12 @@ class Sampler:
 
     Attributes:
         name: the formula's own.
-        formula: Path → Coefficients; (path, eta) where takes_eta.
+        formula: Path → Coefficients; (path, eta) where takes_eta, (path, learned_variance) where takes_variance.
         title: what it is, in a few words.
         paper: authors, year and equation.
         steps: the default number of steps; None for all of the schedule's.
         takes_eta: whether it has DDIM's parameter eta.
+        takes_variance: whether its formula takes learned_variance, and then returns an S.
         preserves_variance: whether its noise brings x to the next node's level exactly, which the table then checks.
         collapses: whether its samples lose their variety; such a one is not offered on the page.
     """
@@ -68,6 +71,7 @@ class Sampler:
     paper: str
     steps: int | None = STEPS
     takes_eta: bool = False
+    takes_variance: bool = False
     preserves_variance: bool = True
     collapses: bool = False
 
@@ -97,9 +101,17 @@ def ddim(path: Path, eta: float = 0.0) -> Coefficients:
     return Coefficients(a, b=alpha_next - a * alpha, s=s)
 
 
-@sampler("noise of the posterior's variance; wants many steps", "Ho et al. 2020, eq. 6 and 7", steps=None)
-def ddpm(path: Path) -> Coefficients:
-    return ddim(path, eta=1.0)
+@sampler(
+    "noise of the posterior's variance; wants many steps",
+    "Ho et al. 2020, eq. 6 and 7",
+    steps=None,
+    takes_variance=True,
+)
+def ddpm(path: Path, learned_variance: bool = False) -> Coefficients:
+    made = ddim(path, eta=1.0)
+    # Nichol and Dhariwal 2021, eq. 15: from the posterior's variance to beta, that of the step.
+    largest = np.sqrt(1 - (path.alpha / path.alpha_next) ** 2)
+    return made._replace(S=largest) if learned_variance else made
 
 
 @sampler(
@@ -172,6 +184,7 @@ def make_table(
     resample: int = 1,
     prediction_type: str = "epsilon",
     time: str = "index",
+    learned_variance: bool = False,
 ) -> StepTable:
     """The step table of a sampler; for a Model, `model.table(...)` fills in what the model says.
 
@@ -185,6 +198,7 @@ def make_table(
         resample: see StepTable.resampled.
         prediction_type: epsilon, sample or v_prediction; what the network predicts.
         time: what the network is given: "index", the timestep, or "fraction", timestep / T.
+        learned_variance: whether the network's output chooses the noise's variance, for samplers that leave it to it.
 
     Raises:
         InputError: for values outside these.
@@ -200,7 +214,10 @@ def make_table(
         raise unknown_name("time convention", time, TIMES)
     path = Path.of(schedule, entry.default_steps(schedule.num_timesteps) if steps is None else steps, spacing)
     path = path.tail(first_row(strength, len(path.timestep)))
-    made = entry.formula(path, eta) if entry.takes_eta else entry.formula(path)
+    options: dict[str, Any] = {"eta": eta} if entry.takes_eta else {}
+    if entry.takes_variance:
+        options["learned_variance"] = learned_variance
+    made = entry.formula(path, **options)
     if not isinstance(made, Coefficients):
         raise InputError(f"sampler {sampler!r} returned {type(made).__name__}; accepted: Coefficients")
 
@@ -223,6 +240,7 @@ def make_table(
         b=column(made.b),
         c=column(made.c),
         s=column(made.s),
+        S=None if made.S is None else column(made.S),
         preserves_variance=entry.preserves_variance,
     )
     return table.resampled(resample)
