@@ -183,7 +183,8 @@ def _reference(x, out, rows, index, history, noise, key, limit, bound, guidance_
     )
     x.copy_(following)
     if history is not None:
-        history.index_copy_(0, index.reshape(1).long() % len(history), remembered[None])
+        slot = index.reshape(1).long() % len(history)
+        history.index_copy_(0, slot, remembered.to(history.dtype)[None])
 
 
 def _launch(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance) -> None:

@@ -45,7 +45,8 @@ def _deviation(row, variance, at, mask, VARIANCE: tl.constexpr):
     s = tl.load(row + 5)
     if VARIANCE:
         f = (tl.load(variance + at, mask, 0.0).to(tl.float32) + 1) / 2
-        return tl.where(s != 0, s * tl.exp(f * tl.log(tl.load(row + 11) / s)), 0.0)
+        ratio = tl.where(s != 0, tl.load(row + 11), 1.0) / tl.where(s != 0, s, 1.0)
+        return tl.where(s != 0, s * tl.exp(f * tl.log(ratio)), 0.0)
     else:
         return s
 

@@ -195,6 +195,7 @@ def test_a_loop_of_advance_is_the_engine(sampler, guided, randomised):
     table = table_of(model, sampler, 6)
     engine = Engine(model, table, batch_size=3, device=CPU, form="eager", clip=2.0)
     context = contexts(4, 1)[0]
+    given = Given(3, model.image_shape, None, torch.arange(500), CPU, torch.float32)
     parts = eager(Network(model.network, CPU, torch.float32), given)
     prediction = Prediction(parts, CPU, torch.float32, integer=False, guided=guided)
     x = PhiloxNoise(7)(0, 0, (3, *model.image_shape)).contiguous(memory_format=torch.channels_last)
@@ -203,7 +204,7 @@ def test_a_loop_of_advance_is_the_engine(sampler, guided, randomised):
         torch.from_numpy(table.rows).float(),
         torch.tensor(0),
         key=torch.tensor([7, 0]),
-        x0_prev=torch.empty_like(x),
+        history=torch.empty_like(x)[None],
         guidance_scale=torch.tensor(2.5) if guided else None,
         clip=2.0,
     )
