@@ -43,7 +43,7 @@ class Model:
 
     Attributes:
         network: x (B, C, H, W) float in [-1, 1], t (B,), context (B, K) float32, or (B,) int64 class numbers, or (B,
-            ...) float32 → the prediction, (B, C, H, W).
+            ...) float32 → the prediction, (B, C, H, W); of other libraries' 2 C channels the first C are taken.
         schedule: the training schedule.
         prediction_type: epsilon, sample or v_prediction.
         image_shape: (C, H, W) of one image.
@@ -55,7 +55,7 @@ class Model:
         null_class: the class number that stands for no class, for guidance; None if there is none.
         clip: the default clipping of the predicted x0: None (off), a bound, or ("dynamic", quantile).
         learned_variance: whether the network's output is (B, 2 C, H, W), of which the second half chooses the noise's
-            variance (Nichol and Dhariwal 2021, eq. 15).
+            variance (Nichol and Dhariwal 2021, eq. 15) where the sampler leaves that to it, as ddpm does.
         scheduler: what makes its table unless a sampler is named; None is the sampler DEFAULT.
 
     Raises:
@@ -102,6 +102,8 @@ class Model:
         if self.null_class is not None:
             limit = (self.num_classes or 2**31) - 1
             object.__setattr__(self, "null_class", check_int("null_class", self.null_class, 0, limit))
+        if not isinstance(self.learned_variance, bool):
+            raise InputError(f"learned_variance = {self.learned_variance!r}; accepted: True or False")
         object.__setattr__(self, "image_shape", shape)
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "clip", check_clip(self.clip))
@@ -159,6 +161,7 @@ class Model:
             resample=resample,
             prediction_type=self.prediction_type,
             time=self.time,
+            learned_variance=self.learned_variance,
         )
 
     def __repr__(self) -> str:
@@ -166,11 +169,11 @@ class Model:
         shape = "x".join(map(str, self.image_shape))
         sampled = "" if self.scheduler is None else f",\n      sampled by {self.scheduler.name} of diffusers"
         contexts = ", ".join(self.class_names) or {None: "unknown", 0: "none"}.get(self.context_width, "unnamed")
+        predicts = f"{self.prediction_type} and a variance" if self.learned_variance else self.prediction_type
         return (
             f"Model({type(self.network).__name__}, {parameters:,} parameters, images {shape},\n"
             f"      {self.schedule!r},\n"
-            f"      predicts {self.prediction_type}, time {self.time!r}, clip {self.clip}, contexts: {contexts}"
-            f"{sampled})"
+            f"      predicts {predicts}, time {self.time!r}, clip {self.clip}, contexts: {contexts}{sampled})"
         )
 
 

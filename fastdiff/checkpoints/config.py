@@ -90,6 +90,6 @@ def model_from_config(config: Mapping[str, Any], network: nn.Module | None = Non
         clip=tuple(clip) if isinstance(clip, list) else clip,
         num_classes=config.get("num_classes"),
         null_class=config.get("null_class"),
-        learned_variance=bool(config.get("learned_variance")),
+        learned_variance=config.get("learned_variance", False),
         scheduler=None if scheduler is None else Scheduler.from_config(scheduler),
     )

@@ -30,7 +30,7 @@ from fastdiff.kernels.dispatch import triton_for
 from fastdiff.model import Model, check_model
 from fastdiff.provenance import device_name, versions
 from fastdiff.samplers.prediction import Clip, choose_clip
-from fastdiff.samplers.table import StepTable
+from fastdiff.samplers.table import COEFFICIENTS, StepTable
 
 STREAM = 24  # a draw's bits from here on say what it is for
 KNOWN, RETURN = 1, 2  # the noise of what is known, and of steps back; 0 is the sampler's own
@@ -45,7 +45,8 @@ class Kind(NamedTuple):
     whole: bool  # whether times are timesteps, int64; else float32
     context: ContextKind | None
     noise: str  # "none", "philox" or "input", the caller's
-    history: bool
+    history: int  # how far back it reaches, 0 to 3
+    variance: bool  # whether the network's second output chooses the noise's
 
 
 class Engine:
@@ -138,8 +139,9 @@ class Engine:
             empty = torch.zeros(shape, dtype=torch.float32, device=self.device)
             return empty.contiguous(memory_format=torch.channels_last)
 
-        self.x, self.x0_prev, self.noise = images(), images(), images()
-        self.rows = torch.zeros(self._model.schedule.num_timesteps, 6, dtype=torch.float32, device=self.device)
+        self.x, self.noise = images(), images()
+        self.history = self._ring(1)
+        self.rows = self._rows(self._model.schedule.num_timesteps)
         self.index = torch.zeros((), dtype=torch.int64, device=self.device)
         self.key = torch.zeros(2, dtype=torch.int64, device=self.device)
         self.guidance_scale = torch.ones((), dtype=torch.float32, device=self.device)
@@ -148,6 +150,15 @@ class Engine:
         self.landing = torch.empty(shape, dtype=torch.float32, device="cpu", pin_memory=True) if on_cuda else None
         self.loaded: StepTable | None = None
         self.steps: dict[Kind, tuple[Prediction, Step]] = {}
+
+    def _ring(self, depth: int) -> Tensor:
+        """(depth, B, C, H, W), channels_last, for what the rows before remembered."""
+        slots = torch.zeros(depth * len(self.x), *self.x.shape[1:], dtype=torch.float32, device=self.device)
+        return slots.contiguous(memory_format=torch.channels_last).unflatten(0, (depth, len(self.x)))
+
+    def _rows(self, capacity: int) -> Tensor:
+        """Room for a table of so many rows."""
+        return torch.zeros(capacity, len(COEFFICIENTS), dtype=torch.float32, device=self.device)
 
     def sample(
         self,
@@ -236,13 +247,14 @@ class Engine:
     def _kind(
         self, table: StepTable, guided: bool = False, context: ContextKind | None = None, noise_input: bool = False
     ) -> Kind:
-        """The kind of step for a request; captured ones all draw noise and keep x0, so that one serves any sampler."""
+        """The kind of step for a request; captured ones all draw noise and remember a row, to serve most samplers."""
         return Kind(
             guided,
             self._whole(table),
             context,
             noise="input" if noise_input else "philox" if self.form.captured or table.s.any() else "none",
-            history=self.form.captured or bool(table.c.any()),
+            history=max(table.depth, int(self.form.captured)),
+            variance=table.learned_variance,
         )
 
     def _whole(self, table: StepTable) -> bool:
@@ -363,6 +375,8 @@ class Engine:
         if request.init is not None:
             images = request.init(at, upto - at).to(self.device)
             self.x[self._used] = float(table.alpha[0]) * images + float(table.sigma[0]) * self.x[self._used]
+        elif table.init_noise_sigma != 1:
+            self.x.mul_(table.init_noise_sigma)
         return run
 
     def current(self) -> Tensor:
@@ -380,6 +394,9 @@ class Engine:
         """The prediction and the step body of that kind, the table loaded; captured the first time."""
         if table is not self.loaded:
             self._load(table)
+        if kind.history > len(self.history):
+            self.steps.clear()  # those of a shorter ring would keep its memory
+            self.history = self._ring(kind.history)
         if kind not in self.steps:
             prediction = self._prediction(kind, table)
             state = State(
@@ -388,8 +405,9 @@ class Engine:
                 self.index,
                 key=self.key if kind.noise == "philox" else None,
                 noise=self.noise if kind.noise == "input" else None,
-                x0_prev=self.x0_prev if kind.history else None,
+                history=self.history[: kind.history] if kind.history else None,
                 guidance_scale=self.guidance_scale if kind.guided else None,
+                learned_variance=kind.variance,
                 clip=self.clip,
             )
             self.steps[kind] = prediction, self._runner(state, prediction)
@@ -407,6 +425,7 @@ class Engine:
             times=times if kind.whole else times.float() / (schedule.num_timesteps if fraction else 1),
             device=self.device,
             dtype=self.dtype,
+            learned_variance=self._model.learned_variance,
         )
         parts = self.form.parts(self._network, given)
         of_classes = kind.context is not None and kind.context.classes is not None
@@ -433,9 +452,9 @@ class Engine:
             self.index.remainder_(len(self.table))
 
     def _load(self, table: StepTable) -> None:
-        rows = torch.from_numpy(table.rows[:, :6]).float()
+        rows = torch.from_numpy(table.rows).float()
         if len(rows) > len(self.rows):
-            self.rows = torch.zeros(len(rows), 6, dtype=torch.float32, device=self.device)
+            self.rows = self._rows(len(rows))
             self.steps.clear()
         self.rows[: len(rows)] = rows.to(self.device)
         for kind, (prediction, _) in self.steps.items():
@@ -490,7 +509,7 @@ class Engine:
 
         On a CPU a kind of step says which operations torch computes, since there is no C kernel for them.
         """
-        buffers = (self.x, self.x0_prev, self.noise, self.rows)
+        buffers = (self.x, self.history, self.noise, self.rows)
         steps = {str(kind): said for kind, step in self.steps.items() if (said := _said(*step)) is not None}
         return {
             "buffers": sum(b.numel() * b.element_size() for b in buffers)

@@ -42,7 +42,7 @@ class Prediction:
     """(x, index) → the network's output for a batch, in the network's dtype.
 
     With guidance the network runs on twice the batch: the output is (2 B, C, H, W), the B predictions without a
-    context first, and denoise_step combines them.
+    context first, and denoise_step combines them. A learned variance follows the prediction's channels.
 
     Attributes:
         time, tables: for each of the tensors that depend on the time alone the row that was read last, and all rows.

@@ -47,6 +47,9 @@ class Sampled(Protocol):
     @property
     def null_class(self) -> int | None: ...
 
+    @property
+    def learned_variance(self) -> bool: ...
+
 
 class Asked(TypedDict, total=False):
     """What every way to samples takes by name, and hands to Request.of."""
@@ -176,6 +179,11 @@ def check_table(model: Sampled, table: StepTable) -> StepTable:
     if table.prediction_type != model.prediction_type:
         raise InputError(
             f"a table for prediction type {table.prediction_type!r}; the model's is {model.prediction_type!r}"
+        )
+    if table.learned_variance and not model.learned_variance:
+        raise InputError(
+            f"a table of {table.sampler!r} with a learned variance (S differs from s) for a model without one; accepted: "
+            "a table with S = s, or a Model with learned_variance=True"
         )
     low, high = model.schedule.first, model.schedule.first + model.schedule.num_timesteps - 1
     if table.timestep.min() < low or table.timestep.max() > high:

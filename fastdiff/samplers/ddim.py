@@ -21,12 +21,8 @@ def ddim(path: Path, eta: float = 0.0) -> Coefficients:
 
 @sampler("noise of the posterior's variance; wants many steps", "Ho et al. 2020, eq. 6 and 7", steps=None)
 def ddpm(path: Path) -> Coefficients:
-    return ddim(path, eta=1.0)
-
-
-def ddpm_learned(path: Path) -> Coefficients:
-    """DDPM whose network chooses the noise between ddpm's and ddpm_large's (Nichol and Dhariwal 2021, eq. 15)."""
-    return ddpm(path)._replace(S=np.where(path.sigma_next > 0, np.sqrt(_betas(path)), 0.0))
+    # A learned variance lies between this and ddpm_large's (Nichol and Dhariwal 2021, eq. 15).
+    return ddim(path, eta=1.0)._replace(S=np.where(path.sigma_next > 0, np.sqrt(_betas(path)), 0.0))
 
 
 @sampler(

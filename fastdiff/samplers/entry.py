@@ -26,7 +26,8 @@ class Coefficients(NamedTuple):
         s: of the noise.
         o: of the network's output itself.
         u, v: of x and x0 in what is remembered.
-        S: of the noise where the network learned the variance and asks for the most; None for s.
+        S: of the noise where the network learned the variance and asks for the most; None for s. It counts for models
+            with a learned variance alone.
         init_noise_sigma: what the noise that the run begins with is multiplied by.
         path: the rows' nodes and where they lead, if they are not those that the formula was given.
     """

@@ -60,6 +60,7 @@ def make_table(
     resample: int = 1,
     prediction_type: str = "epsilon",
     time: str = "index",
+    learned_variance: bool = False,
 ) -> StepTable:
     """The step table of a sampler; for a Model, `model.table(...)` fills in what the model says.
 
@@ -79,6 +80,7 @@ def make_table(
         resample: see StepTable.resampled.
         prediction_type: epsilon, sample or v_prediction; what the network predicts.
         time: what the network is given: "index", the timestep, or "fraction", timestep / T.
+        learned_variance: whether the network's output chooses the noise's variance, for samplers that leave it to it.
 
     Raises:
         InputError: for values outside these.
@@ -100,7 +102,7 @@ def make_table(
     table = tabulate(
         sampler,
         path,
-        made,
+        made if learned_variance else made._replace(S=None),
         prediction_type=prediction_type,
         divisor=schedule.num_timesteps if time == "fraction" else 1,
         preserves_mean=entry.preserves_mean,

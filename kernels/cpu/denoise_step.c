@@ -1,7 +1,12 @@
 /* One step of a sampler; the equations stand at the top of kernels/denoise_step.py. The operations are in the order of
  * its reference, none is fused, and all are element by element, except for the bound of dynamic thresholding. */
 #include "philox.h"
+#include <math.h>
 
+/* Of a row, in the order of the table's. */
+enum column { P, Q, A, B, C, S, O, D, E, U, V, LARGEST };
+enum { DEPTH = 3 }; /* how far back the m before are used at most */
+static const int FURTHER[DEPTH] = {C, D, E};
 enum { PIECE = 256 }; /* positions of a picture that are stepped at a time */
 enum clip { UNCLIPPED, LIMIT, SAMPLE, DYNAMIC };
 enum { GREATEST = 0x7fffffff }; /* the bits of a NaN that no |number| exceeds */
@@ -10,16 +15,20 @@ enum { GREATEST = 0x7fffffff }; /* the bits of a NaN that no |number| exceeds */
 struct step {
     int64_t pictures, p, ld, conditional; /* positions of a picture; out's ld; pictures before the one with a context */
     int64_t first;                        /* sample of the key that is the first picture */
-    int c, clip;                          /* channels; an enum clip */
-    double clipped; /* the bound or the quantile */
-    const float *out, *row, *noise, *bounds, *scale; /* row: p, q, a, b, c, s; scale: guidance's g */
+    int64_t apart, variance_ld;           /* elements between two of the history; the variance's ld */
+    int c, clip, depth;                   /* channels; an enum clip; how many the history has */
+    int64_t turn;                         /* the number of the row */
+    double clipped;                       /* the bound or the quantile */
+    float widening;                       /* log(S / s), with a variance */
+    const float *out, *row, *noise, *bounds, *scale, *variance; /* scale: guidance's g */
     const void *key;
-    float *x, *x0;
+    float *x, *history;
 };
 
 static struct step step_of(const struct call *call) {
     const union number *number = call->number;
     float *const *at = call->at;
+    const float *row = at[2];
     return (struct step){.pictures = number[0].i,
                          .c = (int)number[1].i,
                          .p = number[2].i,
@@ -28,14 +37,20 @@ static struct step step_of(const struct call *call) {
                          .first = number[5].i,
                          .clip = (int)number[6].i,
                          .clipped = number[7].r,
+                         .depth = (int)number[8].i,
+                         .apart = number[9].i,
+                         .variance_ld = number[10].i,
+                         .turn = call->row,
+                         .widening = at[8] && row[S] != 0 ? (float)log((double)row[LARGEST] / row[S]) : 0,
                          .out = at[1],
-                         .row = at[2],
+                         .row = row,
                          .noise = at[4],
                          .key = at[5],
                          .bounds = at[6],
                          .scale = at[7],
-                         .x = at[8],
-                         .x0 = at[9]};
+                         .variance = row[S] != 0 ? at[8] : 0,
+                         .x = at[9],
+                         .history = at[10]};
 }
 
 /* How many elements of a picture are stepped at a time. */
@@ -43,7 +58,7 @@ static int64_t piece(int64_t c, int64_t p) { return c * (p < PIECE ? p : PIECE);
 
 int64_t denoise_step_space(const union number *number) {
     const int64_t c = number[1].i, p = number[2].i;
-    return 4 * piece(c, p) + 4 * c + (number[6].i == DYNAMIC ? c * p + VL : 0);
+    return 5 * piece(c, p) + 4 * c + (number[6].i == DYNAMIC ? c * p + VL : 0);
 }
 
 /* (positions, c), rows ld apart, as dense rows: where they are, or copied to `copy`. */
@@ -69,12 +84,14 @@ static struct predictions predictions(const struct step *step, int64_t b, int64_
     return made;
 }
 
-/* n elements of p x + q out, not clipped. */
-INLINE vf predicted(const struct step *step, struct predictions one, int64_t i, vf x, int n) {
-    vf out = load_some(one.out + i, n);
-    if (one.conditional) out = out + *step->scale * (load_some(one.conditional + i, n) - out);
-    return x * step->row[0] + out * step->row[1];
+/* n elements of out. */
+INLINE vf guided(const struct step *step, struct predictions one, int64_t i, int n) {
+    const vf out = load_some(one.out + i, n);
+    return one.conditional ? out + *step->scale * (load_some(one.conditional + i, n) - out) : out;
 }
+
+/* p x + q out, not clipped. */
+INLINE vf predicted(const float *row, vf x, vf out) { return x * row[P] + out * row[Q]; }
 
 /* How many of the vectors' entries are less than the value; all are positive numbers, or infinite or NaN, and as
  * integers in the order of torch.sort. */
@@ -110,7 +127,7 @@ static float dynamic_bound(const struct step *step, int64_t b, float *size, floa
         const struct predictions one = predictions(step, b, from, positions, space);
         for (int64_t i = 0; i < positions * step->c; i += VL) {
             const int n = (int)(positions * step->c - i < VL ? positions * step->c - i : VL);
-            const vi x0 = (vi)predicted(step, one, i, load_some(x + start + i, n), n);
+            const vi x0 = (vi)predicted(step->row, load_some(x + start + i, n), guided(step, one, i, n));
             store_some(size + start + i, (vf)(x0 & GREATEST), n);
         }
     }
@@ -145,41 +162,72 @@ static const float *normals_at(const struct step *step, int64_t b, uint32_t draw
     return across;
 }
 
+/* Where a picture's part lies in each of the history, from the one that this row writes to the ones before it. */
+struct ring {
+    float *now, *before[DEPTH]; /* 0 for what is not there, or has weight 0 and may be uninitialised */
+};
+
+static struct ring ring_at(const struct step *step, int64_t at) {
+    struct ring ring = {0};
+    if (!step->history) return ring;
+    ring.now = step->history + step->turn % step->depth * step->apart + at;
+    for (int back = 1; back <= step->depth; back++)
+        if (step->row[FURTHER[back - 1]] != 0)
+            ring.before[back - 1] =
+                step->history + (step->turn + step->depth - back) % step->depth * step->apart + at;
+    return ring;
+}
+
+/* n elements of the noise, times its standard deviation: s, or s^(1 - f) S^f with f = (variance + 1) / 2. */
+INLINE vf scaled(const struct step *step, const float *noise, const float *variance, int64_t i, int n) {
+    const vf drawn = load_some(noise + i, n);
+    if (!variance) return drawn * step->row[S];
+    const vf f = (load_some(variance + i, n) + 1.0f) / 2.0f;
+    return drawn * (step->row[S] * exponential(f * step->widening)); /* NaN stays NaN */
+}
+
 /* Step n elements; each pointer is at the first of them, or 0. */
 static void advance(const struct step *step, struct predictions one, int64_t n, float bound, const float *noise,
-                    float *x, float *x0) {
+                    const float *variance, float *x, struct ring ring) {
     const float *row = step->row;
     const int divide = step->clip == SAMPLE || step->clip == DYNAMIC;
     for (int64_t i = 0; i < n; i += VL) {
         const int wide = (int)(n - i < VL ? n - i : VL);
-        vf v = load_some(x + i, wide), now = predicted(step, one, i, v, wide);
-        if (step->clip) now = minimum(all(bound), maximum(all(-bound), now)); /* NaN stays NaN */
-        if (divide) now = now / bound;
-        v = v * row[2] + now * row[3];
-        if (x0) {
-            if (row[4] != 0) v += load_some(x0 + i, wide) * row[4];
-            store_some(x0 + i, now, wide);
+        const vf v = load_some(x + i, wide), out = guided(step, one, i, wide);
+        vf x0 = predicted(row, v, out);
+        if (step->clip) x0 = minimum(all(bound), maximum(all(-bound), x0)); /* NaN stays NaN */
+        if (divide) x0 = x0 / bound;
+        vf next = v * row[A] + x0 * row[B];
+        if (row[O] != 0) next += out * row[O]; /* else out may be infinite, where x0 is clipped */
+        for (int back = 0; back < step->depth; back++)
+            if (ring.before[back]) next += load_some(ring.before[back] + i, wide) * row[FURTHER[back]];
+        if (ring.now) {
+            vf remembered = x0 * row[V];
+            if (row[U] != 0) remembered += v * row[U];
+            store_some(ring.now + i, remembered, wide);
         }
-        if (noise) v += load_some(noise + i, wide) * row[5];
-        store_some(x + i, v, wide);
+        if (noise) next += scaled(step, noise, variance, i, wide);
+        store_some(x + i, next, wide);
     }
 }
 
-/* Operands: x, out, row, x0, noise, key, bounds, scale, x again, x0 again, the latter two written. x, x0 and noise are
- * (pictures, p, c); out too, with any ld, and more pictures where guided; row (6); key two int64, the seed and a
- * sample; bounds (pictures); scale one number. x0, noise, key, bounds and scale may be 0; of noise and key one is.
+/* Operands: x, out, row, history, noise, key, bounds, scale, variance, x again, history again, the latter two written.
+ * x and noise are (pictures, p, c); history too, `depth` times, one for each row in turn; out too, with any ld, and
+ * more pictures where guided; variance, with any ld; row (12); key two int64, the seed and a sample; bounds (pictures);
+ * scale one number. history, noise, key, bounds, scale and variance may be 0; of noise and key one is.
  *
  * Numbers: pictures, c, p; out's ld; after how many pictures the one with a context follows; how many samples after
- * the key's the first picture is; enum clip; the bound or the quantile, a real. */
+ * the key's the first picture is; enum clip; the bound or the quantile, a real; how many the history has; how many
+ * elements apart; the variance's ld. */
 void denoise_step(const struct call *call) {
     const struct step step = step_of(call);
     const int64_t one = piece(step.c, step.p);
-    float *out = call->space, *noise = out + 2 * one, *size = noise + 2 * one + 4 * step.c;
+    float *out = call->space, *noise = out + 2 * one, *variance = noise + 2 * one + 4 * step.c, *size = variance + one;
     /* A bound needs all of x, which another part might have stepped; so pictures are shared then, else pieces. */
     const int64_t pieces = (step.p + PIECE - 1) / PIECE;
     const int64_t units = step.clip == DYNAMIC ? step.pictures : step.pictures * pieces;
     const int64_t each = step.clip == DYNAMIC ? pieces : 1;
-    const int drawn = step.key && step.row[5] != 0;
+    const int drawn = step.key && step.row[S] != 0;
     float bound = (float)step.clipped;
     for (int64_t i = share(call, units, 0) * each; i < share(call, units, 1) * each; i++) {
         const int64_t b = i / pieces, from = i % pieces * PIECE;
@@ -187,9 +235,12 @@ void denoise_step(const struct call *call) {
         const int64_t at = (b * step.p + from) * step.c;
         if (step.clip == SAMPLE) bound = step.bounds[b];
         if (step.clip == DYNAMIC && from == 0) bound = dynamic_bound(&step, b, size, out);
-        const float *normals = step.noise ? step.noise + at : 0;
-        if (drawn) normals = normals_at(&step, b, (uint32_t)(call->row + 1), from, positions, noise);
-        advance(&step, predictions(&step, b, from, positions, out), positions * step.c, bound, normals, step.x + at,
-                step.x0 ? step.x0 + at : 0);
+        const float *normals = step.noise ? step.noise + at : 0, *chosen = 0;
+        if (drawn) normals = normals_at(&step, b, (uint32_t)(step.turn + 1), from, positions, noise);
+        if (step.variance && normals)
+            chosen = dense(step.variance + (b * step.p + from) * step.variance_ld, positions, step.c, step.variance_ld,
+                           variance);
+        advance(&step, predictions(&step, b, from, positions, out), positions * step.c, bound, normals, chosen,
+                step.x + at, ring_at(&step, at));
     }
 }

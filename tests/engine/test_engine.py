@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fastdiff import AnnotatedUnet, ContextUnet, Engine, InputError, Model, PhiloxNoise, load, make_schedule, make_table
 from fastdiff.engine.cpu import step
-from fastdiff.engine.evaluation import Network, eager
+from fastdiff.engine.evaluation import Given, Network, eager
 from fastdiff.engine.forms import FORMS
 from fastdiff.engine.numerics import fixed_numerics
 from fastdiff.engine.prediction import Prediction
@@ -195,15 +195,18 @@ def test_a_loop_of_advance_is_the_engine(sampler, guided, randomised):
     table = table_of(model, sampler, 6)
     engine = Engine(model, table, batch_size=3, device=CPU, form="eager", clip=2.0)
     context = contexts(4, 1)[0]
-    parts = eager(Network(model.network, CPU, torch.float32))
-    prediction = Prediction(parts, CPU, torch.float32, integer=False, guided=guided)
+    times = torch.arange(500)
+    parts = eager(
+        Network(model.network, CPU, torch.float32), Given(3, model.image_shape, None, times, CPU, torch.float32)
+    )
+    prediction = Prediction(parts, CPU, torch.float32, whole=False, guided=guided)
     x = PhiloxNoise(7)(0, 0, (3, *model.image_shape)).contiguous(memory_format=torch.channels_last)
     state = State(
         x,
         torch.from_numpy(table.rows).float(),
         torch.tensor(0),
         key=torch.tensor([7, 0]),
-        x0_prev=torch.empty_like(x),
+        history=torch.empty_like(x)[None],
         guidance_scale=torch.tensor(2.5) if guided else None,
         clip=2.0,
     )
