@@ -68,8 +68,8 @@ class Parts(NamedTuple):
     Attributes:
         time: (ROWS,) times → tensors whose first dimension is ROWS.
         context: the contexts of a batch, (B, ...), or None → any tensors.
-        step: x (B, C, H, W), a row (1, ...) of each tensor from time, and those from context → the prediction, (B, C, H,
-            W), or with a learned variance (B, 2C, H, W).
+        step: x (B, C, H, W), a row (1, ...) of each tensor from time, and those from context → the prediction; with a
+            learned variance it and the variance, (B, 2C, H, W).
     """
 
     time: Callable[[Tensor], tuple[Tensor, ...]]
@@ -218,9 +218,7 @@ class Network:
         """(x, t[, context]) → what is evaluated on it, the prediction or with a learned variance both."""
         return partial(self, learned_variance=given.learned_variance)
 
-    def __call__(
-        self, x: Tensor, t: Tensor, context: Tensor | None = None, learned_variance: bool = False
-    ) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, context: Tensor | None = None, learned_variance: bool = False) -> Tensor:
         """The prediction, x's shape, or both, see first_output; raises InputError where the network returns neither."""
         with nullcontext() if self.dtype == torch.float32 else _InWeightsDtype():
             out = self.module(x, t) if context is None else self.module(x, t, context)
