@@ -125,6 +125,7 @@ class OnnxSampler:
     """
 
     num_classes = null_class = None  # networks of class numbers are not exported
+    learned_variance = False
 
     def __init__(
         self, path: str | Path, providers: str | Sequence[Provider] | None = None, *, threads: int | None = None

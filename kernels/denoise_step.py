@@ -214,7 +214,8 @@ def _launch_c(*args) -> None:
 
 _denoise_step = register(
     "denoise_step(Tensor(a!) x, Tensor out, Tensor rows, Tensor index, Tensor(b!)? history=None, Tensor? noise=None,"
-    " Tensor? key=None, float? limit=None, Tensor? bound=None, Tensor? guidance_scale=None, Tensor? variance=None) -> ()",
+    " Tensor? key=None, float? limit=None, Tensor? bound=None, Tensor? guidance_scale=None, Tensor? variance=None)"
+    " -> ()",
     _reference,
     Kernels(take=lambda x, *_: triton_for(x.device, x.dtype), launch=_launch, empty=lambda *_: None),
     Kernels(take=_c_takes, launch=_launch_c, empty=lambda *_: None),

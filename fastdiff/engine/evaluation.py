@@ -68,8 +68,8 @@ class Parts(NamedTuple):
     Attributes:
         time: (ROWS,) times → tensors whose first dimension is ROWS.
         context: the contexts of a batch, (B, ...), or None → any tensors.
-        step: x (B, C, H, W), a row (1, ...) of each tensor from time, and those from context → the prediction, (B, C, H,
-            W), or with a learned variance (B, 2C, H, W).
+        step: x (B, C, H, W), a row (1, ...) of each tensor from time, and those from context → the prediction; with a
+            learned variance it and the variance, (B, 2C, H, W).
     """
 
     time: Callable[[Tensor], tuple[Tensor, ...]]

@@ -182,8 +182,8 @@ def check_table(model: Sampled, table: StepTable) -> StepTable:
         )
     if table.learned_variance and not model.learned_variance:
         raise InputError(
-            f"a table of {table.sampler!r} with a learned variance (S differs from s) for a model without one; accepted: "
-            "a table with S = s, or a Model with learned_variance=True"
+            f"a table of {table.sampler!r} with a learned variance (S differs from s) for a model without one; "
+            "accepted: a table with S = s, or a Model with learned_variance=True"
         )
     low, high = model.schedule.first, model.schedule.first + model.schedule.num_timesteps - 1
     if table.timestep.min() < low or table.timestep.max() > high:

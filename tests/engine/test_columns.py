@@ -1,4 +1,4 @@
-"""All columns of a table through whole runs, in each form, against a loop in float64 with a list for what is remembered."""
+"""All columns of a table through whole runs, in each form, against a loop in float64 that remembers in a list."""
 
 from dataclasses import replace
 

@@ -195,10 +195,8 @@ def test_a_loop_of_advance_is_the_engine(sampler, guided, randomised):
     table = table_of(model, sampler, 6)
     engine = Engine(model, table, batch_size=3, device=CPU, form="eager", clip=2.0)
     context = contexts(4, 1)[0]
-    times = torch.arange(500)
-    parts = eager(
-        Network(model.network, CPU, torch.float32), Given(3, model.image_shape, None, times, CPU, torch.float32)
-    )
+    evaluations = Given(3, model.image_shape, None, torch.arange(500), CPU, torch.float32)
+    parts = eager(Network(model.network, CPU, torch.float32), evaluations)
     prediction = Prediction(parts, CPU, torch.float32, whole=False, guided=guided)
     x = PhiloxNoise(7)(0, 0, (3, *model.image_shape)).contiguous(memory_format=torch.channels_last)
     state = State(

@@ -134,9 +134,8 @@ def test_a_run_is_the_equations_with_all_that_was_remembered(triton_device, back
             theirs = theirs + sum(w * memory[-k] for k, w in ((1, c), (2, d), (3, e)) if w)
             memory.append(m)
             more = {name: one.to(device) for name, one in (("out", out), ("noise", noise), ("variance", var))}
-            denoise_step(
-                mine, rows=rows.to(device), index=torch.tensor(i, device=device), history=ring, clip=0.5, **more
-            )
+            more |= {"rows": rows.to(device), "index": torch.tensor(i, device=device)}
+            denoise_step(mine, history=ring, clip=0.5, **more)
             assert relative(mine, theirs) < 1e-6
     for back in range(1, depth + 1):
         assert relative(ring[(count - back) % depth], memory[-back]) < 1e-6
