@@ -15,10 +15,9 @@ from fastdiff.kernels import checks
 from fastdiff.kernels.dispatch import c_for, triton_for
 from fastdiff.kernels.library import Kernels, register
 from fastdiff.kernels.philox import normals_reference
+from fastdiff.kernels.step_rows import COLUMNS, DEPTH
 
 OP = "denoise_step"
-COLUMNS = 12  # p, q, a, b, c, s, o, d, e, u, v, S: as samplers.table.COEFFICIENTS
-DEPTH = 3  # how far back the m before are used at most
 
 
 def denoise_step(

@@ -13,8 +13,9 @@ from fastdiff.bench.networks import Network
 from fastdiff.engine import evaluation
 from fastdiff.engine.prediction import Prediction
 from fastdiff.engine.step import State, advance
-from fastdiff.kernels.denoise_step import COLUMNS, denoise_step
+from fastdiff.kernels.denoise_step import denoise_step
 from fastdiff.kernels.philox import normals
+from fastdiff.kernels.step_rows import COLUMNS
 from fastdiff.samplers.samplers import make_table
 from fastdiff.samplers.schedule import make_schedule
 

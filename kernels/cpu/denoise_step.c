@@ -15,42 +15,48 @@ enum { GREATEST = 0x7fffffff }; /* the bits of a NaN that no |number| exceeds */
 struct step {
     int64_t pictures, p, ld, conditional; /* positions of a picture; out's ld; pictures before the one with a context */
     int64_t first;                        /* sample of the key that is the first picture */
-    int64_t apart, variance_ld;           /* elements between two of the history; the variance's ld */
-    int c, clip, depth;                   /* channels; an enum clip; how many the history has */
-    int64_t turn;                         /* the number of the row */
-    double clipped;                       /* the bound or the quantile */
-    float widening;                       /* log(S / s), with a variance */
+    int64_t variance_ld;
+    int c, clip, further; /* channels; an enum clip; whether other columns than p, q, a, b, c and s are used */
+    double clipped;       /* the bound or the quantile */
+    float widening;       /* log(S / s), with a variance */
     const float *out, *row, *noise, *bounds, *scale, *variance; /* scale: guidance's g */
     const void *key;
-    float *x, *history;
+    float *x, *now;             /* where m goes, or 0 */
+    const float *before[DEPTH]; /* m_1 to m_3; 0 for what is not there, or has weight 0 and may be uninitialised */
 };
+
+/* The ring: row r writes the one at r % depth, and what was remembered `back` rows before lies that many places back. */
+static void turn(struct step *step, float *history, int64_t depth, int64_t apart, int64_t row) {
+    step->now = history + row % depth * apart;
+    for (int back = 1; back <= depth; back++)
+        if (step->row[FURTHER[back - 1]] != 0) step->before[back - 1] = history + (row + depth - back) % depth * apart;
+}
 
 static struct step step_of(const struct call *call) {
     const union number *number = call->number;
     float *const *at = call->at;
     const float *row = at[2];
-    return (struct step){.pictures = number[0].i,
-                         .c = (int)number[1].i,
-                         .p = number[2].i,
-                         .ld = number[3].i,
-                         .conditional = number[4].i,
-                         .first = number[5].i,
-                         .clip = (int)number[6].i,
-                         .clipped = number[7].r,
-                         .depth = (int)number[8].i,
-                         .apart = number[9].i,
-                         .variance_ld = number[10].i,
-                         .turn = call->row,
-                         .widening = at[8] && row[S] != 0 ? (float)log((double)row[LARGEST] / row[S]) : 0,
-                         .out = at[1],
-                         .row = row,
-                         .noise = at[4],
-                         .key = at[5],
-                         .bounds = at[6],
-                         .scale = at[7],
-                         .variance = row[S] != 0 ? at[8] : 0,
-                         .x = at[9],
-                         .history = at[10]};
+    struct step step = {.pictures = number[0].i,
+                        .c = (int)number[1].i,
+                        .p = number[2].i,
+                        .ld = number[3].i,
+                        .conditional = number[4].i,
+                        .first = number[5].i,
+                        .clip = (int)number[6].i,
+                        .clipped = number[7].r,
+                        .variance_ld = number[10].i,
+                        .widening = at[8] && row[S] != 0 ? (float)log((double)row[LARGEST] / row[S]) : 0,
+                        .out = at[1],
+                        .row = row,
+                        .noise = at[4],
+                        .key = at[5],
+                        .bounds = at[6],
+                        .scale = at[7],
+                        .variance = row[S] != 0 ? at[8] : 0,
+                        .x = at[9]};
+    if (at[10]) turn(&step, at[10], number[8].i, number[9].i, call->row);
+    step.further = row[O] != 0 || row[U] != 0 || row[V] != 1 || step.before[1] || step.before[2] || step.variance;
+    return step;
 }
 
 /* How many elements of a picture are stepped at a time. */
@@ -162,22 +168,6 @@ static const float *normals_at(const struct step *step, int64_t b, uint32_t draw
     return across;
 }
 
-/* Where a picture's part lies in each of the history, from the one that this row writes to the ones before it. */
-struct ring {
-    float *now, *before[DEPTH]; /* 0 for what is not there, or has weight 0 and may be uninitialised */
-};
-
-static struct ring ring_at(const struct step *step, int64_t at) {
-    struct ring ring = {0};
-    if (!step->history) return ring;
-    ring.now = step->history + step->turn % step->depth * step->apart + at;
-    for (int back = 1; back <= step->depth; back++)
-        if (step->row[FURTHER[back - 1]] != 0)
-            ring.before[back - 1] =
-                step->history + (step->turn + step->depth - back) % step->depth * step->apart + at;
-    return ring;
-}
-
 /* n elements of the noise, times its standard deviation: s, or s^(1 - f) S^f with f = (variance + 1) / 2. */
 INLINE vf scaled(const struct step *step, const float *noise, const float *variance, int64_t i, int n) {
     const vf drawn = load_some(noise + i, n);
@@ -186,29 +176,43 @@ INLINE vf scaled(const struct step *step, const float *noise, const float *varia
     return drawn * (step->row[S] * exponential(f * step->widening)); /* NaN stays NaN */
 }
 
-/* Step n elements; each pointer is at the first of them, or 0. */
-static void advance(const struct step *step, struct predictions one, int64_t n, float bound, const float *noise,
-                    const float *variance, float *x, struct ring ring) {
+/* Step n elements from `at` on; the pointers given are at the first of them, or 0. There are two copies, so that what
+ * most rows have no use for takes them no time: see step.further. */
+INLINE void advance_by(const struct step *step, struct predictions one, int64_t n, float bound, const float *noise,
+                       const float *variance, int64_t at, int further) {
     const float *row = step->row;
     const int divide = step->clip == SAMPLE || step->clip == DYNAMIC;
+    float *const x = step->x + at, *const now = step->now ? step->now + at : 0;
+    const float *before[DEPTH];
+    for (int back = 0; back < DEPTH; back++) before[back] = step->before[back] ? step->before[back] + at : 0;
     for (int64_t i = 0; i < n; i += VL) {
         const int wide = (int)(n - i < VL ? n - i : VL);
         const vf v = load_some(x + i, wide), out = guided(step, one, i, wide);
-        vf x0 = predicted(row, v, out);
+        vf x0 = predicted(row, v, out); /* and then m */
         if (step->clip) x0 = minimum(all(bound), maximum(all(-bound), x0)); /* NaN stays NaN */
         if (divide) x0 = x0 / bound;
         vf next = v * row[A] + x0 * row[B];
-        if (row[O] != 0) next += out * row[O]; /* else out may be infinite, where x0 is clipped */
-        for (int back = 0; back < step->depth; back++)
-            if (ring.before[back]) next += load_some(ring.before[back] + i, wide) * row[FURTHER[back]];
-        if (ring.now) {
-            vf remembered = x0 * row[V];
-            if (row[U] != 0) remembered += v * row[U];
-            store_some(ring.now + i, remembered, wide);
+        if (further && row[O] != 0) next += out * row[O]; /* else out may be infinite, where x0 is clipped */
+        if (now) {
+            for (int back = 0; back < (further ? DEPTH : 1); back++)
+                if (before[back]) next += load_some(before[back] + i, wide) * row[FURTHER[back]];
+            if (further) x0 = x0 * row[V];
+            if (further && row[U] != 0) x0 += v * row[U];
+            store_some(now + i, x0, wide);
         }
-        if (noise) next += scaled(step, noise, variance, i, wide);
+        if (noise) next += scaled(step, noise, further ? variance : 0, i, wide);
         store_some(x + i, next, wide);
     }
+}
+
+SHARED void advance(const struct step *step, struct predictions one, int64_t n, float bound, const float *noise,
+                    int64_t at) {
+    advance_by(step, one, n, bound, noise, 0, at, 0);
+}
+
+SHARED void advance_further(const struct step *step, struct predictions one, int64_t n, float bound,
+                            const float *noise, const float *variance, int64_t at) {
+    advance_by(step, one, n, bound, noise, variance, at, 1);
 }
 
 /* Operands: x, out, row, history, noise, key, bounds, scale, variance, x again, history again, the latter two written.
@@ -221,8 +225,9 @@ static void advance(const struct step *step, struct predictions one, int64_t n, 
  * elements apart; the variance's ld. */
 void denoise_step(const struct call *call) {
     const struct step step = step_of(call);
-    const int64_t one = piece(step.c, step.p);
-    float *out = call->space, *noise = out + 2 * one, *variance = noise + 2 * one + 4 * step.c, *size = variance + one;
+    const int64_t held = piece(step.c, step.p);
+    float *out = call->space, *noise = out + 2 * held, *variance = noise + 2 * held + 4 * step.c;
+    float *size = variance + held;
     /* A bound needs all of x, which another part might have stepped; so pictures are shared then, else pieces. */
     const int64_t pieces = (step.p + PIECE - 1) / PIECE;
     const int64_t units = step.clip == DYNAMIC ? step.pictures : step.pictures * pieces;
@@ -236,11 +241,14 @@ void denoise_step(const struct call *call) {
         if (step.clip == SAMPLE) bound = step.bounds[b];
         if (step.clip == DYNAMIC && from == 0) bound = dynamic_bound(&step, b, size, out);
         const float *normals = step.noise ? step.noise + at : 0, *chosen = 0;
-        if (drawn) normals = normals_at(&step, b, (uint32_t)(step.turn + 1), from, positions, noise);
+        if (drawn) normals = normals_at(&step, b, (uint32_t)(call->row + 1), from, positions, noise);
         if (step.variance && normals)
             chosen = dense(step.variance + (b * step.p + from) * step.variance_ld, positions, step.c, step.variance_ld,
                            variance);
-        advance(&step, predictions(&step, b, from, positions, out), positions * step.c, bound, normals, chosen,
-                step.x + at, ring_at(&step, at));
+        const struct predictions one = predictions(&step, b, from, positions, out);
+        if (step.further)
+            advance_further(&step, one, positions * step.c, bound, normals, chosen, at);
+        else
+            advance(&step, one, positions * step.c, bound, normals, at);
     }
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.kernels.cpu.plan import Call, Prepared, View, check_shape, dense, images
-from fastdiff.kernels.denoise_step import COLUMNS, DEPTH
+from fastdiff.kernels.step_rows import COLUMNS, DEPTH
 
 _UNCLIPPED, _LIMIT, _SAMPLE, _DYNAMIC = range(4)  # enum clip
 _OUT, _HISTORY, _VARIANCE = 1, 3, 8  # among `step`'s tensors
