@@ -46,16 +46,19 @@ class Run:
             The largest distance over the samples, scaled so that bound is the largest accepted one: in units of
             max(1, max|x|), for uint8 in pixel values. And a note on samples held to more than the bound, or "".
         """
-        expected = self._images("eager")
-        if out.dtype == np.uint8:
-            pixels = to_uint8(expected).permute(0, 2, 3, 1).numpy()
-            return float(np.abs(out.astype(int) - pixels.astype(int)).max()), ""
-        unit = max(1.0, float(expected.abs().max()))
+        pictures = out.dtype == np.uint8
+
+        def images(form: str | None) -> torch.Tensor:
+            made = self._images(form)
+            return to_uint8(made).permute(0, 2, 3, 1).float() if pictures else made
+
+        expected = images("eager")
+        unit = 1.0 if pictures else max(1.0, float(expected.abs().max()))
         apart = _largest(torch.from_numpy(out) - expected) / unit
         shaky = apart > bound
         if not shaky.any():
             return float(apart.max()), ""  # NaN too
-        own = _largest(self._images(None) - expected) / unit
+        own = _largest(images(None) - expected) / unit
         note = f" ({int(shaky.sum())} where fastdiff's forms are up to {float(own.max()):.0e} apart, judged by that)"
         return float((apart * bound / (SHAKY * own).clamp(min=bound)).max()), note
 
