@@ -41,6 +41,14 @@ def parse_contexts(texts: Sequence[str], class_names: Sequence[str], width: int 
     return rows
 
 
+def parse_classes(texts: Sequence[str], classes: int) -> list[int]:
+    """Class numbers as typed, each below `classes`; raises InputError."""
+    for text in texts:
+        if not text.strip().isdecimal() or int(text) >= classes:
+            raise InputError(f"--context {text!r} for a model of class numbers; accepted: 0 to {classes - 1}")
+    return [int(text) for text in texts]
+
+
 def where(device: torch.device, form: str, dtype: str) -> str:
     """How it ran, in words: "cuda:0, cuda, bfloat16"."""
     threads = torch.get_num_threads()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from fastdiff.cli.drawn import Drawn, parse_contexts
+from fastdiff.cli.drawn import Drawn, parse_classes, parse_contexts
 from fastdiff.cli.options import FOREIGN, given_flags
 from fastdiff.engine.context import in_turn
 from fastdiff.errors import InputError
@@ -45,7 +45,10 @@ def draw_from_onnx(
         raise InputError(f"--gif from {model!r}, which runs its loop whole; accepted: a file made with --stepwise")
     check_grid(sampler.image_shape)
     total = sampler.steps(table)
-    rows = parse_contexts(contexts, sampler.class_names, sampler.context_width)
+    if sampler.num_classes is None:
+        given = in_turn(parse_contexts(contexts, sampler.class_names, sampler.context_width))
+    else:
+        given = in_turn(parse_classes(contexts, sampler.num_classes))
 
     began = time.perf_counter()
     with tqdm(total=n * total, disable=not sys.stderr.isatty(), unit="evaluation", leave=False) as bar:
@@ -53,7 +56,7 @@ def draw_from_onnx(
             n,
             seed=options["seed"],
             first=options["first"],
-            context=in_turn(rows),
+            context=given,
             guidance_scale=options["guidance_scale"],
             table=table,
             frames=None if every is None else every(total),

@@ -46,11 +46,11 @@ def parse_context(text: str, class_names: Sequence[str]) -> Tensor:
     return by_name(weights, class_names)
 
 
-def in_turn(contexts: Sequence[Sequence[float]]) -> Any:
-    """Contexts of K numbers each, as Request.of takes them: sample i has number i modulo their count."""
+def in_turn(contexts: Sequence[Sequence[float]] | Sequence[int]) -> Any:
+    """Contexts of K numbers each, or class numbers, as Request.of takes them: sample i has number i modulo their count."""
     if len(contexts) < 2:
         return contexts[0] if contexts else None
-    rows = torch.tensor(contexts, dtype=torch.float32)
+    rows = torch.tensor(contexts, dtype=torch.int64 if isinstance(contexts[0], int) else torch.float32)
     return lambda first, count: rows[[(first + r) % len(rows) for r in range(count)]]
 
 
