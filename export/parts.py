@@ -116,7 +116,10 @@ def _rounded(model: Model, weights: str) -> Model:
     """A copy for inference in float32 on the CPU, its weights rounded to halves if stored as float16."""
     if weights not in DTYPES:
         raise unknown_name("weights", weights, DTYPES)
-    network = copy.deepcopy(model.network).to("cpu", torch.float32).eval().requires_grad_(False)
+    network = copy.deepcopy(model.network).to("cpu").eval().requires_grad_(False)
+    held = [*network.parameters(), *network.buffers()]
+    if any(one.is_floating_point() and one.dtype != torch.float32 for one in held):
+        network.to(torch.float32)  # not called in vain, since diffusers' networks warn of it
     if weights == "float16":
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point():

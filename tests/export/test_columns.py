@@ -34,7 +34,7 @@ class Guided(Own):
     n_cfeat = 3
 
     def forward(self, x, t, c):
-        return super().forward(x + 0.3 * (c @ torch.tensor([1.0, -2.0, 0.5]))[:, None, None, None], t)
+        return super().forward(x + 0.3 * (c @ torch.tensor([[1.0], [-2.0], [0.5]]))[..., None, None], t)
 
 
 def model_of(network, **more):
