@@ -105,6 +105,7 @@ def sampler_checks(path: Path, parts: Parts, face: Face) -> Iterator[Check]:
                 face.clip,
                 context,
                 None if parts.null is None or n == 1 else 1 + 2 * float(torch.rand((), generator=dice)),
+                parts.dtype,
             )
             given = None if face.table is not None else table
             out = sampler.sample(
