@@ -62,6 +62,7 @@ def checked(checks: Iterable[Check]) -> list[Check]:
 def network_checks(file: bytes, parts: Parts) -> Iterator[Check]:
     """The output of a network's file against torch's, by relative norm."""
     model, dice = parts.model, _dice()
+    channels = model.image_shape[0] * (1 + parts.learned_variance)
     options = onnxruntime().SessionOptions()
     options.log_severity_level = 3  # as open_file
     session = onnxruntime().InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -70,12 +71,12 @@ def network_checks(file: bytes, parts: Parts) -> Iterator[Check]:
         x = torch.randn(batch, *model.image_shape, generator=dice)
         last = schedule.first + schedule.num_timesteps
         timestep = torch.randint(schedule.first, last, (batch,), generator=dice)
-        time = timestep if model.time == "index" else timestep.float() / schedule.num_timesteps
+        time = timestep.to(parts.time) if model.time == "index" else timestep.float() / schedule.num_timesteps
         given = [x, time]
-        if parts.width:
-            given.append(torch.rand(batch, parts.width, generator=dice) * 2)
+        if parts.context is not None:
+            given.append(parts.context.example(batch, dice))
         with torch.no_grad():
-            expected = first_output(model.network(*given), x.shape[1])
+            expected = first_output(model.network(*given), channels)
         names = [one.name for one in session.get_inputs()]
         out = session.run(None, dict(zip(names, (tensor.numpy() for tensor in given), strict=True)))[0]
         worst = _worse(worst, float(np.linalg.norm(out - expected.numpy()) / expected.norm()))
@@ -88,11 +89,13 @@ def sampler_checks(path: Path, parts: Parts, face: Face) -> Iterator[Check]:
     yield integers_check()
     yield from network_checks(network_model(parts).SerializeToString(), parts)
     model, bound = parts.model, LOOP_BOUNDS[parts.dtype]
+    if face.pictures:  # where rounding crosses the edge between two pixel values, they differ by one
+        bound = 1 + bound * 127.5
     sampler, dice = OnnxSampler(path), _dice()
     for table in [face.table] if face.table is not None else _some_tables(model):
         worst, notes = 0.0, ""
         for n in LOOP_BATCHES:
-            context = torch.rand(n, parts.width, generator=dice) if parts.width else None
+            context = None if parts.context is None else parts.context.example(n, dice)
             run = Run(
                 model,
                 table,
@@ -101,7 +104,8 @@ def sampler_checks(path: Path, parts: Parts, face: Face) -> Iterator[Check]:
                 secrets.randbelow(2**62),
                 face.clip,
                 context,
-                None if context is None or n == 1 else 1 + 2 * float(torch.rand((), generator=dice)),
+                None if parts.null is None or n == 1 else 1 + 2 * float(torch.rand((), generator=dice)),
+                parts.dtype,
             )
             given = None if face.table is not None else table
             out = sampler.sample(
@@ -111,11 +115,8 @@ def sampler_checks(path: Path, parts: Parts, face: Face) -> Iterator[Check]:
             distance, note = run.distance(out, bound)
             worst, notes = _worse(worst, distance), notes + note
         of = f"{table.sampler}, {len(table)} steps, batches of {', '.join(map(str, LOOP_BATCHES))}"
-        if face.pictures:
-            # Where rounding crosses the edge between two pixel values, they differ by one.
-            yield Check(f"pictures by {of}", worst, 1 + bound * 127.5, " of 255")
-        else:
-            yield Check(f"images by {of}{notes}", worst, bound, " of max(1, max|x|)")
+        what, unit = ("pictures", " of 255") if face.pictures else ("images", " of max(1, max|x|)")
+        yield Check(f"{what} by {of}{notes}", worst, bound, unit)
 
 
 def _dice() -> torch.Generator:

@@ -100,7 +100,9 @@ def export(
     \b
     The network takes   sample (batch, C, H, W), timestep (batch,), context (batch, K); gives prediction
     A sampler takes     seed, first, n, context (n, K) or (1, K), guidance_scale; gives images (n, C, H, W)
-    Stepwise it takes   x, x0_prev, start, stop, seed, first, ...; gives next_x, next_x0_prev
+    Stepwise it takes   x, history, start, stop, seed, first, ...; gives next_x, next_history
+    Any sampler's too   rows (steps, 12), times (steps,), init_noise_sigma
+    Class numbers are   context (n,) or (1,), int64
 
     A sampler's file needs nothing but ONNX Runtime 1.20 or newer, and gives the images that `fastdiff sample` gives
     for the same seed. `fastdiff sample sampler.onnx` runs it. GPU providers have the noise's integers computed on the

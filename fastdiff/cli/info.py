@@ -66,7 +66,7 @@ def describe(name: str, **foreign: Any) -> dict[str, Any]:
         "prediction_type": model.prediction_type,
         "image_shape": "x".join(map(str, model.image_shape)) + " (channels, height, width)",
         "time": f"{model.time} ({'t / T' if model.time == 'fraction' else 'integer t'})",
-        "classes": describe_classes(model.class_names, model.context_width),
+        "classes": describe_classes(model.class_names, model.context_width, model.num_classes),
         "clip": str(model.clip),
     }
     if model.scheduler is not None:
@@ -76,8 +76,10 @@ def describe(name: str, **foreign: Any) -> dict[str, Any]:
     return {**facts, **{key: value for key, value in stored_info(name).items() if key not in facts}}
 
 
-def describe_classes(names: Sequence[str], width: int | None) -> str:
-    """The classes' names, or how many numbers a context has where they have none."""
+def describe_classes(names: Sequence[str], width: int | None, classes: int | None) -> str:
+    """The classes' names, or how many numbers a context has where they have none, or which class numbers there are."""
+    if classes is not None:
+        return f"a context is a class number, 0 to {classes - 1}"
     if names or not width:
         return ", ".join(names) or "none"
     return f"{width}, without names: a context is {width} numbers, or --class-names names them"
@@ -104,5 +106,5 @@ def describe_onnx(path: str) -> dict[str, Any]:
         "prediction_type": about["prediction_type"],
         "image_shape": "x".join(map(str, about["image_shape"])) + " (channels, height, width)",
         "time": about["time"],
-        "classes": describe_classes(about["class_names"], about["context_width"]),
+        "classes": describe_classes(about["class_names"], about["context_width"], about["num_classes"]),
     }

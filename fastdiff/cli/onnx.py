@@ -48,7 +48,7 @@ def draw_from_onnx(
         raise InputError(f"--gif from {model!r}, which runs its loop whole; accepted: a file made with --stepwise")
     check_grid(sampler.image_shape)
     total = sampler.steps(table)
-    rows = parse_contexts(contexts, sampler)
+    given = in_turn(parse_contexts(contexts, sampler))
 
     began = time.perf_counter()
     with tqdm(total=n * total, disable=not sys.stderr.isatty(), unit="evaluation", leave=False) as bar:
@@ -56,7 +56,7 @@ def draw_from_onnx(
             n,
             seed=options["seed"],
             first=options["first"],
-            context=in_turn(rows),
+            context=given,
             guidance_scale=options["guidance_scale"],
             table=table,
             frames=None if every is None else every(total),

@@ -98,12 +98,12 @@ def parts(models):
 
 @pytest.fixture
 def make(parts, tmp_path):
-    """(name, face) → the sampler's file, run by ONNX Runtime."""
+    """(a model's name or its parts, face) → the sampler's file, run by ONNX Runtime."""
     count = iter(range(100))
 
-    def build(name, face):
+    def build(of, face):
         path = tmp_path / f"{next(count)}.onnx"
-        path.write_bytes(sampler_model(parts(name), face).SerializeToString())
+        path.write_bytes(sampler_model(parts(of) if isinstance(of, str) else of, face).SerializeToString())
         return OnnxSampler(path, threads=1)
 
     return build
