@@ -145,7 +145,15 @@ class Face:
 
 
 def sampler_model(parts: Parts, face: Face) -> ModelProto:
-    """The sampling loop; see Face for its inputs and outputs."""
+    """The sampling loop; see Face for its inputs and outputs.
+
+    Raises:
+        InputError: for a table with times between timesteps and a network captured for whole ones.
+    """
+    if face.table is not None and not face.table.whole_times and parts.time == torch.int64:
+        raise InputError(
+            f"a table of {face.table.sampler!r} with times between timesteps; capture with fractional=True"
+        )
     return _Sampler(parts, face).model()
 
 

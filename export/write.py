@@ -92,7 +92,7 @@ def export_sampler(
     _check(path)
     face = _face(model, table, clip, stepwise or table is None, noise, pictures)
     STAGES.info("capturing the network")
-    between = table is not None and bool((table.time % 1).any())
+    between = table is not None and not table.whole_times
     parts = capture(model, dtype, weights, prepared, fractional=between)
     return _write(sampler_model(parts, face), path, lambda written: sampler_checks(written, parts, face))
 

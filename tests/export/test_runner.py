@@ -71,7 +71,7 @@ def test_the_documented_python_without_torch(models, make, monkeypatch, tmp_path
         (dict(n=2, guidance_scale=2), "guidance_scale = 2.0 without a context"),
         (dict(n=2, frames=1), "frames from"),
         (dict(n=2, noise=lambda *_: None), "--noise input"),
-        (dict(n=2, noise=3), "noise = 3; accepted: a callable"),
+        (dict(n=2, noise=3), "noise = 3; accepted: x_T, or a callable"),
         (dict(n=2, batch_size=0), "batch_size = 0"),
     ],
 )
