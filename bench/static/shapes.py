@@ -76,7 +76,7 @@ def captured_step(network: Network, dtype: torch.dtype, batch: int) -> tuple[Cal
         times = torch.tensor(table.time, dtype=torch.int64, device="cpu")
         given = evaluation.Given(batch, network.image_shape, None, times, META, dtype)
         parts = evaluation.captured(evaluation.Network(on_meta(network, dtype), META, dtype), given)
-        prediction = Prediction(parts, META, dtype, integer=True, guided=False)
+        prediction = Prediction(parts, META, dtype, whole=True, guided=False)
         prediction.load_table(table, len(table))
         prediction.load_context(None)
         x = torch.empty(batch, *network.image_shape).contiguous(memory_format=torch.channels_last)

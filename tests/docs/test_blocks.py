@@ -145,7 +145,7 @@ def run(page, folder, network, request) -> None:
     name = page.path.name
     if "sampler.onnx" in page.text:
         shutil.copy(request.getfixturevalue("exported"), folder)
-    names: dict = {"network": network}
+    names: dict = {"network": network, "pipeline": DDIMPipeline.from_pretrained("my-ddpm-folder")}
     for language, code in page.blocks:
         if language == "python":
             code = shrunk(name, code)
