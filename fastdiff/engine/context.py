@@ -47,7 +47,7 @@ def parse_context(text: str, class_names: Sequence[str]) -> Tensor:
 
 
 def in_turn(contexts: Sequence[Sequence[float]] | Sequence[int]) -> Any:
-    """Contexts of K numbers each, or class numbers, as Request.of takes them: sample i has number i modulo their count."""
+    """Contexts of K numbers, or class numbers, as Request.of takes them: sample i has number i modulo their count."""
     if len(contexts) < 2:
         return contexts[0] if contexts else None
     rows = torch.tensor(contexts, dtype=torch.int64 if isinstance(contexts[0], int) else torch.float32)
