@@ -137,7 +137,7 @@ class Face:
         unused = {name for name in COEFFICIENTS if name not in ("b", "v", "S") and not getattr(table, name).any()}
         if table.depth == 0:
             unused |= {"u", "v"}
-        if (table.v == 1).all():
+        if np.all(table.v == 1):
             unused.add("v")
         if not (table.learned_variance and table.s.any()):
             unused.add("S")
@@ -298,12 +298,12 @@ class _Sampler:
         if kind is None:
             return
         context = self._input("context", _element(kind), ("contexts", *kind.shape))
-        n, two = outer("Unsqueeze", self.n, outer.constant([0])), outer.constant([2])
+        n = outer("Unsqueeze", self.n, outer.constant([0]))
         each = outer("Expand", context, outer("Concat", n, *[outer.constant([1])] * len(kind.shape), axis=0))
         if parts.null is None:
             self.contexts = write(outer, parts.graphs.context, [each])
             return
-        scale = self._input("guidance_scale", FLOAT, ())
+        scale, two = self._input("guidance_scale", FLOAT, ()), outer.constant([2])
         guided = outer("Cast", outer("Not", outer("Equal", scale, outer.constant(1, np.float32))), to=INT64)
         self.tiles = outer("Add", outer("Unsqueeze", guided, outer.constant([0])), outer.constant([1]))
         null = outer.constant(parts.null, np.float32 if kind.classes is None else np.int64)

@@ -72,7 +72,8 @@ def test_the_page_is_written_whole_into_a_new_folder(run):
     assert page["class_names"][0] == "monster" and page["context_width"] == 5 and page["stepwise"]
     assert "25" in page["samplers"]["ddim"] and "250" in page["samplers"]["ddpm"]
     row = make_table("ddim", make_schedule("course", 250), 25, time="fraction").rows[3]
-    assert np.array_equal(np.float32(page["samplers"]["ddim"]["25"]["rows"][3]), np.float32(row))
+    assert np.array_equal(np.float32(page["samplers"]["ddim"]["25"]["rows"][3]), np.float32(row)) and len(row) == 12
+    assert page["samplers"]["ddim"]["25"]["init_noise_sigma"] == 1.0
     assert set(FILES) | {"model.json", "model.onnx"} == {file.name for file in Path("some/page").iterdir()}
     assert OnnxSampler("some/page/model.onnx").description["sampler"] is None
 
