@@ -52,7 +52,13 @@ def sample(
 
 @overload
 def sample(
-    model: Source, n: int, sampler: str | StepTable | None = ..., *, frames: int, **options: Unpack[Options]
+    model: Source,
+    n: int,
+    sampler: str | StepTable | None = ...,
+    *,
+    frames: int,
+    frames_of: str = ...,
+    **options: Unpack[Options],
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -72,6 +78,7 @@ def sample(
     context: Any = None,
     guidance_scale: float | None = None,
     frames: int | None = None,
+    frames_of: str = "x",
     noise: Noise | None = None,
     init: Any = None,
     strength: float | None = None,
@@ -103,7 +110,8 @@ def sample(
             on one kind of device, within 2e-6 between a CPU and a GPU. 0 <= seed, first < 2^63.
         context: (K,) for all, (n, K), row r for sample first + r, or {class name: weight}; None is the zero context.
         guidance_scale: classifier-free guidance, out_u + g (out_c - out_u); None and 1 evaluate once a step.
-        frames: also return x after every so many steps, the last included.
+        frames: also return x after every so many rows of the table, the last included.
+        frames_of: "x", or "x0": the image that the network took x for in that row, clipped; of the last, the image.
         noise: x_T, (C, H, W) for all or (n, C, H, W), such as `invert` finds; what is drawn besides is of the seed. Or
             a callable (draw, first, shape) → normals in place of the Philox source; draw 0 is x_T, and row k of the
             table draws number k + 1; with a mask also 2^24 + k + 1, and with resample 2^25 + k + 1.
@@ -164,6 +172,7 @@ def sample(
         mask=mask,
         known=known,
         frames=frames,
+        frames_of=frames_of,
     )
     size = check_batch_size(batch_size, request.n)
     engine = Engine(model, table, batch_size=size, device=device, dtype=dtype, clip=clip, form=form)

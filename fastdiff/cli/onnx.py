@@ -20,7 +20,7 @@ from fastdiff.export import OnnxSampler
 from fastdiff.samplers.samplers import DEFAULT
 
 # Options that the file has settled; those of the table are free where it holds none.
-SETTLED = ("clip", "dtype", "form", *FOREIGN)
+SETTLED = ("clip", "dtype", "form", "gif_of", *FOREIGN)
 OF_PICTURES = ("init", "strength", "noise", "known", "mask", "resample")
 OF_TABLES = ("sampler", "steps", "eta", *NODES)
 

@@ -32,6 +32,7 @@ from fastdiff.engine.pictures import check_resample, choose_strength
 from fastdiff.errors import InputError, check_int
 from fastdiff.files import check_writable, write_atomically
 from fastdiff.images import check_picture_name, fit_picture, grid, grid_layout, save_gif, save_picture
+from fastdiff.samplers.prediction import FRAMES
 from fastdiff.samplers.spacing import first_row
 from fastdiff.sampling import sample
 
@@ -51,6 +52,8 @@ def sample_to_picture(
     _check_outputs(output, gif, npy)
     if gif is None and gif_frames is not None:
         raise InputError(f"--gif-frames {gif_frames} without --gif; give both")
+    if gif is None and options["gif_of"] is not None:
+        raise InputError(f"--gif-of {options['gif_of']} without --gif; give both")
     most = parse_gif_frames(gif_frames)
     every = None if gif is None else lambda steps: frame_interval(steps, most)
 
@@ -94,6 +97,7 @@ def _draw(
     n: int,
     every: Callable[[int], int] | None,
     check_grid: Callable[..., None],
+    gif_of: str | None,
     steps: int | None,
     clip: str | None,
     init: str | None,
@@ -140,6 +144,7 @@ def _draw(
         context=in_turn(rows),
         **pictures,
         frames=None if every is None else every(len(table)),
+        frames_of=gif_of or FRAMES[0],
         device=chosen,
         dtype=parse_dtype(dtype),
         form=form,

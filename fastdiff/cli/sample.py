@@ -21,6 +21,7 @@ from fastdiff.cli.options import (
 )
 from fastdiff.engine.placement import DTYPES
 from fastdiff.errors import InputError
+from fastdiff.samplers.prediction import FRAMES
 from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
 from fastdiff.samplers.spacing import STRENGTH
 from fastdiff.shards.formats import DEFAULT as DEFAULT_FORMAT
@@ -39,6 +40,11 @@ from fastdiff.shards.formats import FORMATS
 )
 @click.option("--gif", metavar="FILE.gif", help="Also write the denoising as an animation.")
 @click.option("--gif-frames", metavar="N", help="At most N frames of the animation, or all: one a step.  [default: 40]")
+@click.option(
+    "--gif-of",
+    help="What it shows: x, the noisy images, or x0, what the network takes them for.  [default: x]",
+    shell_complete=complete(FRAMES),
+)
 @click.option("--npy", metavar="FILE.npy", help="Also write the images as float32 (n, C, H, W) in [-1, 1].")
 @click.option(
     "--sampler",
@@ -165,7 +171,8 @@ def sample(model: str, output: str, **options: Any) -> None:
         sample_to_picture(model, output, **options)
 
 
-OF_PICTURES = ("gif", "gif_frames", "npy", "columns", "scale", "init", "strength", "noise", "known", "mask", "resample")
+OF_GRIDS = ("gif", "gif_frames", "gif_of", "npy", "columns", "scale")
+OF_PICTURES = (*OF_GRIDS, "init", "strength", "noise", "known", "mask", "resample")
 
 
 def _refuse(options: dict[str, Any], kind: str, output: str, *names: str) -> None:

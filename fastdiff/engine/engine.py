@@ -245,7 +245,12 @@ class Engine:
         return self._batches(request, check_int("origin", origin, 0, request.first), on_steps)
 
     def _kind(
-        self, table: StepTable, guided: bool = False, context: ContextKind | None = None, noise_input: bool = False
+        self,
+        table: StepTable,
+        guided: bool = False,
+        context: ContextKind | None = None,
+        noise_input: bool = False,
+        remembers: bool = False,
     ) -> Kind:
         """The kind of step for a request; captured ones all draw noise and remember a row, to serve most samplers."""
         return Kind(
@@ -253,7 +258,7 @@ class Engine:
             self._whole(table),
             context,
             noise="input" if noise_input else "philox" if self.form.captured or table.s.any() else "none",
-            history=max(table.depth, int(self.form.captured)),
+            history=max(table.depth, int(self.form.captured or remembers)),
             variance=table.learned_variance,
         )
 
@@ -285,7 +290,7 @@ class Engine:
         """What the request keeps of samples at .. upto - 1, in the batch that begins at sample `start`."""
         table = self.table if request.table is None else request.table
         self._used = slice(at - start, upto - start)
-        run = self._begin(start, at, upto, request, table)
+        run, depth = self._begin(start, at, upto, request, table)
         kept: list[Tensor] = []
         row = 0
         keeps = [row for row in range(len(table)) if request.keeps(row, len(table))]
@@ -303,7 +308,8 @@ class Engine:
             if on_steps is not None:
                 on_steps(done)
             if row > keeps[len(kept)]:
-                kept.append(self.current())
+                of_x = request.frames_of == "x" or row == len(table)
+                kept.append(self.current() if of_x else self._predicted(row - 1, depth))
         self._check_finite(kept[-1], at)
         return kept
 
@@ -351,10 +357,10 @@ class Engine:
         self.notes.append(note)
         warn_caller(note)
 
-    def _begin(self, start: int, at: int, upto: int, request: Request, table: StepTable) -> Step:
-        """Put what the batch begins with into the buffers; returns what runs a step."""
+    def _begin(self, start: int, at: int, upto: int, request: Request, table: StepTable) -> tuple[Step, int]:
+        """Put what the batch begins with into the buffers; returns what runs a step, and how many rows it remembers."""
         context = None if request.contexts is None else request.contexts.kind
-        kind = self._kind(table, request.guided, context, request.noise is not None)
+        kind = self._kind(table, request.guided, context, request.noise is not None, request.frames_of == "x0")
         prediction, run = self._step(kind, table)
         rows = None
         if request.contexts is not None:
@@ -377,11 +383,18 @@ class Engine:
             self.x[self._used] = float(table.alpha[0]) * images + float(table.sigma[0]) * self.x[self._used]
         elif table.init_noise_sigma != 1:
             self.x.mul_(table.init_noise_sigma)
-        return run
+        return run, kind.history
 
     def current(self) -> Tensor:
         """A copy on the CPU of x of the samples at hand, (m, C, H, W) float32."""
-        images = self.x[self._used]
+        return self._copy(self.x)
+
+    def _predicted(self, row: int, depth: int) -> Tensor:
+        """A copy of the x0 that the row remembered, as `current`; depth: of the ring."""
+        return self._copy(self.history[row % depth])
+
+    def _copy(self, buffer: Tensor) -> Tensor:
+        images = buffer[self._used]
         if self.landing is None:
             return images.to(device="cpu", copy=True, memory_format=torch.contiguous_format)
         return self.landing[: len(images)].copy_(images).clone()

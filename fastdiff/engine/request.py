@@ -13,7 +13,8 @@ from fastdiff.engine.context import Contexts, resolve_context
 from fastdiff.engine.noise import LIMIT, Begun, Noise, NoiseSource
 from fastdiff.engine.per_sample import Rows
 from fastdiff.engine.pictures import Known, resolve_known, resolve_pictures
-from fastdiff.errors import InputError, check_float, check_int, wrong_type
+from fastdiff.errors import InputError, check_float, check_int, unknown_name, wrong_type
+from fastdiff.samplers.prediction import FRAMES
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import StepTable
 
@@ -73,6 +74,7 @@ class Request:
         init: pictures that the samples begin as, noised to the table's first row; None is noise alone.
         known: what is known of the samples, which is held; None is nothing.
         frames: after every how many steps x is asked for, besides after the last; None is after the last alone.
+        frames_of: "x", or "x0" for the predicted image in place of x in all frames but the last.
         table: the sampler's steps; None where what is sampled from brings its own.
     """
 
@@ -85,6 +87,7 @@ class Request:
     init: Rows | None
     known: Known | None
     frames: int | None
+    frames_of: str
     table: StepTable | None
 
     @classmethod
@@ -103,6 +106,7 @@ class Request:
         mask: Any = None,
         known: Any = None,
         frames: int | None = None,
+        frames_of: str = FRAMES[0],
     ) -> Request:
         """The request, checked.
 
@@ -144,9 +148,13 @@ class Request:
         if noise is not None and not callable(noise):
             raise wrong_type("noise", noise, "x_T, or a callable (draw, first sample, shape) → normals")
         frames = None if frames is None else check_int("frames", frames, 1, LIMIT - 1)
+        if frames_of not in FRAMES:
+            raise unknown_name("kind of frames", frames_of, FRAMES)
+        if frames_of == "x0" and table is not None and (table.u.any() or (table.v != 1).any()):
+            raise InputError(f"frames of x0 by {table.sampler!r}, which remembers something else; accepted: x")
         pictures = None if init is None else resolve_pictures("init", init, (model.image_shape,), n, first)
         held = resolve_known(mask, known, model.image_shape, n, first)
-        return cls(n, seed, first, contexts, guidance_scale, noise, pictures, held, frames, table)
+        return cls(n, seed, first, contexts, guidance_scale, noise, pictures, held, frames, frames_of, table)
 
     def part(self, begin: int, end: int) -> Request:
         """Samples begin .. end - 1 of these, with nothing left to check."""

@@ -77,6 +77,18 @@ def test_frames_of_an_animation(given, frames, run, models, monkeypatch):
         assert gif.n_frames == frames
 
 
+def test_an_animation_of_x0(run, models):
+    """Of a network that is not trained x0 is beyond the range from the first step on, where x is not."""
+    frames = {}
+    for of in ("x", "x0"):
+        run("sample", "a.safetensors", "-n", 1, "--sampler", "ddim", "--steps", 30, "--gif", "a.gif", "--gif-of", of)
+        with Image.open("a.gif") as gif:
+            frames[of] = np.asarray(gif.convert("L")).copy()
+    assert frames["x"].shape == frames["x0"].shape and (frames["x"] != frames["x0"]).any()
+    refused(run("sample", "a.safetensors", "--gif-of", "x0", code=2), "--gif-of x0 without --gif; give both")
+    refused(run("sample", "a.safetensors", "--gif", "a.gif", "--gif-of", "y", code=2), "'y'")
+
+
 def test_classes_of_a_file_that_does_not_name_them(run, models):
     torch.save(models[1].network.state_dict(), "b.pt")
     words = ["sample", "b.pt", "--schedule", "course", "--timesteps", 30, "-n", 2, "--steps", 2, "--npy", "x.npy"]
