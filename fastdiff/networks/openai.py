@@ -265,7 +265,8 @@ def _widths(model_channels: int, channel_mult: Sequence[float]) -> list[int]:
     """Of each level; raises InputError for what makes no network."""
     if model_channels < 2 or model_channels % 2:
         raise InputError(f"model_channels = {model_channels}; accepted: a positive even number")
-    widths = [int(model_channels * mult) for mult in channel_mult]
+    # Rounded: a width over model_channels, as it is read off a file, times these may be a hair less than the width.
+    widths = [round(model_channels * mult) for mult in channel_mult]
     if not widths or any(width < 1 or width % GROUPS for width in widths):
         raise InputError(
             f"channel_mult = {tuple(channel_mult)} of model_channels = {model_channels} makes levels of {widths}; "
