@@ -34,14 +34,14 @@ def load(
         name_or_path: a shipped model, `fashion-mnist` or `sprites`; fastdiff's own .safetensors, or the folder of a
             training run; a training checkpoint (its averaged weights, where it has them); a state dict of AnnotatedUnet
             or ContextUnet (.pt, .pth, .safetensors; bare or in whatever a trainer put around it), recognised by its
-            keys; denoising-diffusion-pytorch's Unet, or its trainer's model-N.pt; the MindSpore tutorial's .ckpt; a
-            folder that diffusers saved, of a pipeline of pixels or of its network alone.
+            keys; denoising-diffusion-pytorch's Unet, or its trainer's model-N.pt; OpenAI's UNetModel; the MindSpore
+            tutorial's .ckpt; a folder that diffusers saved, of a pipeline of pixels or of its network alone.
         schedule: the training schedule, for a state dict. Default: of its buffer betas or alphas_cumprod, if it has
-            one; else its tutorial's, with a warning, which is linear with T = 200 for AnnotatedUnet, T = 300 for its
-            text of today, and course with T = 500 for ContextUnet.
+            one; else the usual one, with a warning, which is linear with T = 200 for AnnotatedUnet, T = 300 for its
+            text of today and T = 1000 for OpenAI's UNetModel, and course with T = 500 for ContextUnet.
         image_size: side of the images or (height, width), in pixels, for a state dict. Default: 28 for AnnotatedUnet,
             with a warning; ContextUnet's follows from its weights. denoising-diffusion-pytorch has no defaults: what
-            its file does not say must be given.
+            its file does not say must be given, and so must the size for OpenAI's.
         prediction_type: what the network predicts, epsilon, sample or v_prediction, for a state dict. Default: what the
             file says, if it does; else epsilon, but of denoising-diffusion-pytorch, which has no default.
         class_names: a name for each entry of the context, for a file that does not name them.

@@ -63,7 +63,7 @@ def describe(name: str, **foreign: Any) -> dict[str, Any]:
         "network": f"{type(model.network).__name__}({options})",
         "parameters": f"{sum(p.numel() for p in model.network.parameters()):,} in {len(tensors)} tensors",
         "schedule": f"{parts['name']}, {model.schedule.num_timesteps} timesteps, alphas_cumprod ends at {end:.2g}",
-        "prediction_type": model.prediction_type,
+        "prediction_type": model.prediction_type + (", and the noise's variance" if model.learned_variance else ""),
         "image_shape": "x".join(map(str, model.image_shape)) + " (channels, height, width)",
         "time": f"{model.time} ({'t / T' if model.time == 'fraction' else 'integer t'})",
         "classes": describe_classes(model.class_names, model.context_width, model.num_classes),
@@ -77,9 +77,9 @@ def describe(name: str, **foreign: Any) -> dict[str, Any]:
 
 
 def describe_classes(names: Sequence[str], width: int | None, classes: int | None) -> str:
-    """The classes' names, or how many numbers a context has where they have none, or which class numbers there are."""
-    if classes is not None:
-        return f"a context is a class number, 0 to {classes - 1}"
+    """The classes' names, or where they have none how many class numbers there are, or numbers of a context."""
+    if classes is not None and not names:
+        return f"{classes}, without names: a context is a number from 0 to {classes - 1}, or --class-names names them"
     if names or not width:
         return ", ".join(names) or "none"
     return f"{width}, without names: a context is {width} numbers, or --class-names names them"

@@ -16,6 +16,7 @@ NETWORKS = {
     "annotated-resnet": "resnet_unet.AnnotatedResnetUnet",
     "context": "context.ContextUnet",
     "lucidrains": "lucidrains.LucidrainsUnet",
+    "openai": "openai.OpenaiUnet",
 }
 NETWORK_TITLES = {"annotated": "Annotated U-Net", "context": "ContextUnet"}
 BLOCKS = ("convnext", "resnet")  # of AnnotatedUnet

@@ -21,6 +21,7 @@ import fastdiff
 import fastdiff.export
 from fastdiff.cli.main import main
 from fastdiff.networks.lucidrains import LucidrainsUnet
+from fastdiff.networks.openai import OpenaiUnet
 
 CLASSES = ("monster", "player", "item", "spell", "dungeon")
 # What a page's Python would take minutes for.
@@ -102,6 +103,8 @@ def folder(tmp_path, monkeypatch, randomised):
     unet = randomised(LucidrainsUnet(8, dim_mults=(1, 2))).state_dict()
     buffers = {"betas": torch.linspace(1e-4, 0.02, 1000), "loss_weight": torch.ones(1000)}
     torch.save({"step": 10, "model": {**buffers, **{f"model.{k}": v for k, v in unet.items()}}}, "model-10.pt")
+    classes = OpenaiUnet(3, 32, 6, 1, (1, 2), (), num_classes=5, resblock_updown=True)
+    torch.save(randomised(classes).state_dict(), "ema_0.9999_250000.pt")
     saved = UNet2DModel(
         sample_size=8,
         block_out_channels=(8, 16),

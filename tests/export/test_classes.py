@@ -141,7 +141,7 @@ def test_the_command_samples_from_class_numbers(labelled, tmp_path, monkeypatch,
 
     table = labelled.table("ddim", 4)
     export_sampler(labelled, "a.onnx", table)
-    assert "a context is a class number, 0 to 4" in run("info", "a.onnx")
+    assert "a context is a number from 0 to 4" in run("info", "a.onnx")
     words = ("sample", "a.onnx", "-n", 3)
     run(*words, "--context", 3, "--context", 1, "--guidance-scale", 2, "-o", "a.png", "--npy", "a.npy")
     asked = dict(context=[3, 1, 3], guidance_scale=2, form="eager", device="cpu")
