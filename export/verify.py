@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from fastdiff.export.parts import Parts
 from fastdiff.export.runner import OnnxSampler, onnxruntime
 from fastdiff.kernels import philox as torch_philox
 from fastdiff.model import Model
-from fastdiff.samplers.table import StepTable
+from fastdiff.samplers.table import HISTORY, StepTable
 
 NETWORK_BATCHES = (1, 3, 8)
 LOOP_BATCHES = (1, 3)
@@ -92,7 +93,7 @@ def sampler_checks(path: Path, parts: Parts, face: Face) -> Iterator[Check]:
     if face.pictures:  # where rounding crosses the edge between two pixel values, they differ by one
         bound = 1 + bound * 127.5
     sampler, dice = OnnxSampler(path), _dice()
-    for table in [face.table] if face.table is not None else _some_tables(model):
+    for table in [face.table] if face.table is not None else _some_tables(model, parts.learned_variance):
         worst, notes = 0.0, ""
         for n in LOOP_BATCHES:
             context = None if parts.context is None else parts.context.example(n, dice)
@@ -124,10 +125,18 @@ def _dice() -> torch.Generator:
     return torch.Generator().manual_seed(secrets.randbelow(2**63))
 
 
-def _some_tables(model: Model) -> list[StepTable]:
-    """Tables for a file without one: a deterministic sampler, and one with noise and history."""
+def _some_tables(model: Model, learned_variance: bool) -> list[StepTable]:
+    """Tables for a file without one: a deterministic sampler, one with noise and history, and one of all columns."""
     steps = min(ANY_STEPS, model.schedule.num_timesteps)
-    return [model.table(name, steps) for name in ("ddim", "dpmpp_2m_sde")]
+    plain, noisy = (model.table(name, steps) for name in ("ddim", "dpmpp_2m_sde"))
+    free: dict[str, Any] = {"preserves_mean": False, "preserves_variance": False}
+    if learned_variance:
+        noisy = replace(noisy, S=2 * noisy.s, **free)
+    weights: dict[str, Any] = {
+        name: np.append(np.zeros(back), np.full(steps, 0.1))[:steps] for back, name in enumerate(HISTORY, start=1)
+    }
+    full = replace(plain, sampler="all columns", init_noise_sigma=1.5, o=0.1, u=0.2, v=0.8, **weights, **free)
+    return [plain, noisy, full]
 
 
 def _worse(one: float, other: float) -> float:
