@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -91,10 +90,9 @@ def capture(
     model = _rounded(model, weights)
     kind, times = _context_kind(model), _times(model, fractional)
     cpu = torch.device("cpu")
-    both: dict[str, Any] = {"learned_variance": True} if model.learned_variance else {}
     try:
         graphs = Network(model.network, cpu, dtype).captured(
-            Given(1, model.image_shape, kind, times, cpu, dtype, **both)
+            Given(1, model.image_shape, kind, times, cpu, dtype, learned_variance=model.learned_variance)
         )
     except NotRecordableError as problem:
         raise InputError(f"the network cannot be exported: {problem}") from problem

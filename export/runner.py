@@ -174,6 +174,7 @@ class OnnxSampler:
             timesteps=timesteps,
             prediction_type=self.prediction_type,
             time=self.time,
+            learned_variance=self.learned_variance,
         )
 
     @overload
