@@ -69,9 +69,9 @@ def _assumed(options: Mapping[str, Any], timesteps: int) -> dict[str, Any]:
 
     Those of guided-diffusion have resblock_updown, which improved-diffusion lacks; there t is 1000 t / T.
     """
-    widths = [options["model_channels"] * options["channel_mult"][k] for k in (*options["attention_levels"], -1)]
+    mults = [options["channel_mult"][level] for level in (*options["attention_levels"], -1)]
     guided = options["resblock_updown"]
-    wide = guided and not any(width % HEAD_CHANNELS for width in widths)
+    wide = guided and not any(round(options["model_channels"] * mult) % HEAD_CHANNELS for mult in mults)
     return {
         **({"num_head_channels": HEAD_CHANNELS} if wide else {"num_heads": 4}),
         "use_new_attention_order": False,
