@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from fastdiff.checkpoints.config import FORMAT, model_from_config
+from fastdiff.checkpoints.diffusers_folder import load_folder
 from fastdiff.checkpoints.foreign import load_foreign
 from fastdiff.checkpoints.said import Said
 from fastdiff.checkpoints.shipped import locate
 from fastdiff.checkpoints.tensors import load_weights, looks_like_safetensors, read_tensors
-from fastdiff.diffusers.folder import load_folder
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.samplers.schedule import Schedule

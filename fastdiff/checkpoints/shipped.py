@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastdiff.diffusers.files import is_folder
+from fastdiff.checkpoints.diffusers_files import is_folder
 from fastdiff.errors import unknown_name, wrong_type
 
 SHIPPED = Path(__file__).parent.parent / "models"

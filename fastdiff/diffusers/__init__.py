@@ -1,1 +1,1 @@
-"""What diffusers' users have: its networks, schedulers, pipelines and folders."""
+"""What diffusers' users have: its networks, schedulers and pipelines."""

@@ -5,34 +5,9 @@ from unittest import mock
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import UNet2DConditionModel
 
 SIZE = 8
-
-
-@pytest.fixture
-def unet(randomised):
-    """(options) → a small UNet2DModel of 8x8 images, its weights random."""
-
-    def make(**options):
-        channels = options.pop("in_channels", 3)
-        made = UNet2DModel(
-            **{
-                "sample_size": SIZE,
-                "in_channels": channels,
-                "out_channels": channels,
-                "block_out_channels": (8, 16),
-                "layers_per_block": 1,
-                "norm_num_groups": 4,
-                "attention_head_dim": 8,
-                "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-                "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-                **options,
-            }
-        )
-        return randomised(made).eval()
-
-    return make
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from fastdiff.checkpoints.diffusers_files import INDEX, NETWORK, PARTS, SCHEDULER
 from fastdiff.checkpoints.said import Said
 from fastdiff.checkpoints.tensors import fill, read_tensors
 from fastdiff.checkpoints.torch_file import read_torch
 from fastdiff.diffusers.convert import LATENT, default_steps, model_of
-from fastdiff.diffusers.files import INDEX, NETWORK, PARTS, SCHEDULER
 from fastdiff.diffusers.package import diffusers, network_of, scheduler_of
 from fastdiff.diffusers.scheduler import Scheduler
 from fastdiff.errors import InputError, first_line, warn_caller
