@@ -11,7 +11,7 @@ from typing import Any, Unpack, overload
 import numpy as np
 import torch
 
-from fastdiff.engine.noise import NoiseSource, PhiloxNoise, draw
+from fastdiff.engine.noise import Noise, PhiloxNoise, draw
 from fastdiff.engine.request import Asked, Request, check_batch_size
 from fastdiff.errors import InputError, check_int, first_line, install, unknown_name, warn_caller
 from fastdiff.export import metadata
@@ -193,7 +193,7 @@ class OnnxSampler:
         guidance_scale: float | None = None,
         table: StepTable | None = None,
         frames: int | None = None,
-        noise: NoiseSource | None = None,
+        noise: Noise | None = None,
         batch_size: int | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:

@@ -135,7 +135,8 @@ def _some_tables(model: Model, learned_variance: bool) -> list[StepTable]:
     weights: dict[str, Any] = {
         name: np.append(np.zeros(back), np.full(steps, 0.1))[:steps] for back, name in enumerate(HISTORY, start=1)
     }
-    full = replace(plain, sampler="all columns", init_noise_sigma=1.5, o=0.1, u=0.2, v=0.8, **weights, **free)
+    weights |= {"o": 0.1, "u": 0.2, "v": 0.8}
+    full = replace(plain, sampler="all columns", init_noise_sigma=1.5, **weights, **free)
     return [plain, noisy, full]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def invert(
     Raises:
         InputError: for values outside these.
     """
-    model = load(model) if isinstance(model, str) or hasattr(model, "__fspath__") else check_model(model)
+    model = load(model) if isinstance(model, (str, Path)) else check_model(model)
     given = torch.as_tensor(images)
     n = len(given) if given.ndim == 4 else 1
     resolve_pictures("images", given, (model.image_shape,), check_int("the number of images", n, 1, 2**31), 0)

@@ -36,6 +36,7 @@ class Options(Asked, total=False):
     mask: Any
     known: Any
     resample: int
+    frames_of: str
     clip: Clip | Literal["model"]
     batch_size: int | None
     device: torch.device | str | None
@@ -52,13 +53,7 @@ def sample(
 
 @overload
 def sample(
-    model: Source,
-    n: int,
-    sampler: str | StepTable | None = ...,
-    *,
-    frames: int,
-    frames_of: str = ...,
-    **options: Unpack[Options],
+    model: Source, n: int, sampler: str | StepTable | None = ..., *, frames: int, **options: Unpack[Options]
 ) -> tuple[Tensor, Tensor]: ...
 
 

@@ -54,9 +54,14 @@ def _loops() -> Iterator[Loop]:
         yield Loop(
             f"{objective}, {schedule}, T = {timesteps}, {words}",
             True,
-            partial(drawn, lambda loop=loop: loop.sample(batch_size=IMAGES) * 2 - 1),
+            partial(drawn, partial(_theirs, loop)),
             partial(_ours, loop, options),
         )
+
+
+def _theirs(loop: Any) -> Tensor:
+    images: Tensor = loop.sample(batch_size=IMAGES) * 2 - 1
+    return images
 
 
 def _ours(loop: Any, options: dict[str, Any]) -> Tensor:

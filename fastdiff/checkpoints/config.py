@@ -25,7 +25,8 @@ def network_config(network: nn.Module) -> dict[str, Any]:
         if type(network) is network_class(name):
             return {"name": name, **network.options}  # type: ignore[dict-item]
     if type(network).__module__.startswith("diffusers.") and type(network).__name__ in package.NETWORKS:
-        return {"name": DIFFUSERS, "class": type(network).__name__, "options": package.plain(network.config)}  # type: ignore[call-overload]
+        config: Any = network.config
+        return {"name": DIFFUSERS, "class": type(network).__name__, "options": package.plain(config)}
     raise InputError(
         f"a network of class {type(network).__name__} cannot be saved; accepted: {', '.join(NETWORKS)}, and of "
         f"diffusers {', '.join(package.NETWORKS)}"

@@ -149,6 +149,7 @@ class Scheduler:
         Raises:
             InputError: for values outside these, and for a scheduler whose steps no table holds.
         """
+        nodes: dict[str, Any]
         if timesteps is not None:
             given = self._checked(timesteps, steps)
             steps, nodes = len(given), {"timesteps": given}

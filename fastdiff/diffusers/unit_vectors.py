@@ -94,7 +94,8 @@ class _Axes(TorchFunctionMode):
         self.begin(0)
 
     def begin(self, row: int) -> None:
-        self.row, self.unclipped, self.drawn = row, None, False
+        self.row, self.drawn = row, False
+        self.unclipped: np.ndarray | None = None
 
     def axis(self, number: int) -> Tensor:
         made = torch.zeros(self.shape, dtype=torch.float64)
@@ -188,7 +189,7 @@ class _Run:
         """
         ones = np.ones_like(self.p)
         u, v = (ones / self.sigma, -self.alpha / self.sigma) if noise else (0 * ones, ones)
-        columns = {"p": self.p, "q": self.q, "s": self.s, "u": u, "v": v, "S": upper}
+        columns: dict[str, Any] = {"p": self.p, "q": self.q, "s": self.s, "u": u, "v": v, "S": upper}
         columns |= {name: 0 * ones for name in ("a", "b", "o", *HISTORY)}
         remembered: list[np.ndarray] = []
         for row, end in enumerate(self.x[1:]):
@@ -198,7 +199,7 @@ class _Run:
             b, o = (left[out] / self.q[row], 0.0) if self.unclipped[row] is None else (left[clipped], left[out])
             left -= b * x0
             left[[out, _place(row, NOISE)]] -= o, self.s[row]
-            weights = _weights(left, [self.x[row], *remembered[:3]], np.linalg.norm(end))
+            weights = _weights(left, [self.x[row], *remembered[:3]], float(np.linalg.norm(end)))
             if weights is None:
                 raise NotLinearError(f"step {row} uses more than the table's columns hold")
             for name, value in zip(("b", "o", "a", *HISTORY), (b, o, *weights), strict=False):
@@ -290,7 +291,8 @@ def looped(
     Returns:
         The images (n, C, H, W), and the largest |x| on the way.
     """
-    x, remembered = normals[0] * table.init_noise_sigma, []
+    x = normals[0] * table.init_noise_sigma
+    remembered: list[np.ndarray] = []
     largest = float(np.abs(x).max())
     for row in range(len(table)):
         p, q, a, b, c, s, o, d, e, u, v, upper = table.rows[row]

@@ -158,7 +158,7 @@ def tabulate(
     def column(value: Column) -> np.ndarray:
         return np.full_like(nodes.alpha, value) if np.ndim(value) == 0 else np.asarray(value)
 
-    names = ("a", "b", "c", "s", "o", "d", "e", "u", "v")
+    names = ("a", "b", "c", "s", "o", "d", "e", "u", "v", "S")
     p, q = coefficients(prediction_type, nodes.alpha, nodes.sigma)
     return StepTable(
         sampler=sampler,
@@ -171,8 +171,7 @@ def tabulate(
         sigma_next=nodes.sigma_next,
         p=p,
         q=q,
-        **{name: column(getattr(made, name)) for name in names},
-        S=None if made.S is None else column(made.S),
+        **{name: column(getattr(made, name)) for name in names if getattr(made, name) is not None},
         init_noise_sigma=made.init_noise_sigma,
         preserves_mean=preserves_mean,
         preserves_variance=preserves_variance,
