@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from functools import partial
@@ -13,6 +14,7 @@ import click
 from fastdiff.bench import report
 from fastdiff.bench.case import Kind
 from fastdiff.bench.contender import FASTDIFF, ONNXRUNTIME, Role, Status
+from fastdiff.bench.families import compare
 from fastdiff.bench.networks import SHIPPED
 from fastdiff.bench.quality import page
 from fastdiff.bench.tables import ratio_text, seconds_text, table
@@ -22,6 +24,7 @@ from fastdiff.samplers.samplers import SAMPLERS as SAMPLER_ENTRIES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+MODELS = ROOT / "docs" / "models.md"
 README, SPEED, SAMPLERS = ROOT / "README.md", ROOT / "docs" / "speed.md", ROOT / "docs" / "samplers.md"
 SHOWN = "ddim 25"
 # What the README's table shows beside fastdiff; docs/speed.md has all contenders.
@@ -161,6 +164,12 @@ def offered() -> str:
     return "\n".join(table(["sampler", "steps unless given", "what it is", "published as"], lines))
 
 
+def _models() -> dict[str, str]:
+    made = json.loads((RESULTS / "models.json").read_text())
+    speeds = report.read(RESULTS / "networks-cpu")
+    return {"models": compare.summary(made, speeds), "configurations": compare.details(made)}
+
+
 def sections() -> dict[Path, dict[str, str]]:
     """What stands between the markers of each page."""
     return {
@@ -173,6 +182,7 @@ def sections() -> dict[Path, dict[str, str]]:
             "samplers": offered(),
             "quality": "\n\n".join(advised(path) for path in sorted(RESULTS.glob("quality-*.json"))),
         },
+        MODELS: _models(),
     }
 
 
@@ -194,7 +204,7 @@ def command(check: bool) -> None:
 
     bench/results/MACHINE/report.json, of `fastdiff bench`, gives the tables of README.md and docs/speed.md, of `make
     networks` that of other networks; bench/results/quality-*.json, of `fastdiff bench quality`, what docs/samplers.md
-    says about samplers.
+    says about samplers; bench/results/models.json, of `fastdiff bench models`, docs/models.md.
     """
     if not check:
         for folder, made in reports().items():

@@ -17,11 +17,16 @@ from fastdiff.sampling import sample
 # and errors add up over the loop.
 LOOP_BOUNDS = {torch.float32: 1e-4, torch.float16: 5e-2}
 SHAKY = 10  # times the distance between fastdiff's forms
+SEVERAL = 4  # samples by which a single one is judged
 
 
 @dataclass(frozen=True)
 class Run:
-    """A request that the file and torch both answer: samples first .. first + n - 1 of the seed."""
+    """A request that the file and torch both answer: samples first .. first + n - 1 of the seed.
+
+    Attributes:
+        dtype: of the file's arithmetic.
+    """
 
     model: Model
     table: StepTable
@@ -31,12 +36,14 @@ class Run:
     clip: Clip
     context: torch.Tensor | None
     guidance_scale: float | None
+    dtype: torch.dtype = torch.float32
 
     def distance(self, out: np.ndarray, bound: float) -> tuple[float, str]:
         """How far images are from torch's.
 
         A loop can amplify float32's rounding: on some samples any two ways to compute it are far apart. A sample beyond
-        the bound is therefore held to SHAKY times the distance between the network as it is and its captured form.
+        the bound is therefore held to SHAKY times the largest distance between the network as it is and its captured
+        form in the file's dtype, over this sample and others: on one alone the two may be near each other by chance.
 
         Args:
             out: the file's images, float32 (n, C, H, W) or uint8 (n, H, W, C).
@@ -46,23 +53,27 @@ class Run:
             The largest distance over the samples, scaled so that bound is the largest accepted one: in units of
             max(1, max|x|), for uint8 in pixel values. And a note on samples held to more than the bound, or "".
         """
-        expected = self._images("eager")
-        if out.dtype == np.uint8:
-            pixels = to_uint8(expected).permute(0, 2, 3, 1).numpy()
-            return float(np.abs(out.astype(int) - pixels.astype(int)).max()), ""
-        unit = max(1.0, float(expected.abs().max()))
+        pictures = out.dtype == np.uint8
+
+        def images(form: str | None, n: int = self.n) -> torch.Tensor:
+            made = self._images(form, n)
+            return to_uint8(made).permute(0, 2, 3, 1).float() if pictures else made
+
+        expected = images("eager")
+        unit = 1.0 if pictures else max(1.0, float(expected.abs().max()))
         apart = _largest(torch.from_numpy(out) - expected) / unit
         shaky = apart > bound
         if not shaky.any():
             return float(apart.max()), ""  # NaN too
-        own = _largest(self._images(None) - expected) / unit
-        note = f" ({int(shaky.sum())} where fastdiff's forms are up to {float(own.max()):.0e} apart, judged by that)"
-        return float((apart * bound / (SHAKY * own).clamp(min=bound)).max()), note
+        n = SEVERAL if self.n == 1 else self.n
+        own = float(_largest(images(None, n) - images("eager", n)).max()) / unit
+        note = f" ({int(shaky.sum())} where fastdiff's forms are up to {own:.0e} apart, judged by that)"
+        return float((apart * bound / max(SHAKY * own, bound)).max()), note
 
-    def _images(self, form: str | None) -> torch.Tensor:
+    def _images(self, form: str | None, n: int) -> torch.Tensor:
         made = sample(
             self.model,
-            self.n,
+            n,
             self.table,
             seed=self.seed,
             first=self.first,
@@ -70,6 +81,7 @@ class Run:
             device="cpu",
             guidance_scale=self.guidance_scale,
             clip=self.clip,
+            dtype=torch.float32 if form == "eager" else self.dtype,
             form=form,
         )
         assert isinstance(made, torch.Tensor)

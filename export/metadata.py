@@ -8,12 +8,24 @@ from typing import Any
 
 from fastdiff.errors import InputError
 
-FORMAT = 1
+FORMAT = 2  # 1 had a table of six columns, and x0_prev for history
 KEY = "fastdiff"
 KINDS = ("network", "sampler")
 DTYPES = ("float32", "float16")  # of the arithmetic, and of stored weights
 NOISES = {"philox": "made in the file from a seed", "input": "given by the caller"}
-REQUIRED = {"kind", "image_shape", "prediction_type", "time", "schedule", "class_names", "context_width", "dtype"}
+REQUIRED = {
+    "kind",
+    "image_shape",
+    "prediction_type",
+    "time",
+    "schedule",
+    "class_names",
+    "context_width",
+    "num_classes",
+    "null_class",
+    "learned_variance",
+    "dtype",
+}
 REQUIRED_OF_SAMPLERS = {"sampler", "clip", "stepwise", "noise", "random", "pictures"}
 
 
@@ -39,7 +51,10 @@ def describe(parts: Any, **more: Any) -> dict[str, Any]:
         "timesteps": model.schedule.num_timesteps,
         "schedule": model.schedule.config(),
         "class_names": list(model.class_names),
-        "context_width": parts.width,
+        "context_width": model.context_width if parts.context is not None else 0,
+        "num_classes": model.num_classes,
+        "null_class": model.null_class,
+        "learned_variance": parts.learned_variance,
         "dtype": str(parts.dtype).removeprefix("torch."),
         "weights": parts.weights,
         "prepared": parts.prepared,
@@ -64,7 +79,9 @@ def from_properties(properties: Mapping[str, str], path: str) -> dict[str, Any]:
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path!r} has damaged metadata ({error})") from error
     if description.get("format") != FORMAT:
-        raise InputError(f"{path!r} has format {description.get('format')!r}; this version reads {FORMAT}")
+        raise InputError(
+            f"{path!r} has format {description.get('format')!r}; this version reads {FORMAT}: export the model again"
+        )
     if missing:
         raise InputError(f"{path!r} lacks {', '.join(sorted(missing))} in its metadata")
     return description

@@ -31,7 +31,8 @@ class Parts:
         dtype: of the network's arithmetic.
         weights: "float32" or "float16", how weights are stored.
         prepared: whether linear attention was folded.
-        width: K of the contexts, 0 without.
+        context: what kind the network takes, None without.
+        time: torch.int64 or torch.float32, of the times that the network is given.
         steady: whether norms are written so that they stay exact in onnxruntime-web, see layers.normed.
     """
 
@@ -40,8 +41,21 @@ class Parts:
     dtype: torch.dtype
     weights: str
     prepared: bool
-    width: int
+    context: ContextKind | None
+    time: torch.dtype
     steady: bool
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the network gives 2 C channels, the prediction and a variance."""
+        return self.model.learned_variance
+
+    @property
+    def null(self) -> int | None:
+        """What a context without a class consists of; None where there is no such context, and so no guidance."""
+        if self.context is None:
+            return None
+        return 0 if self.context.classes is None else self.model.null_class
 
 
 def capture(
@@ -50,6 +64,7 @@ def capture(
     weights: str | None = None,
     prepared: bool = True,
     steady: bool = False,
+    fractional: bool = False,
 ) -> Parts:
     """Capture the model's network.
 
@@ -60,6 +75,7 @@ def capture(
             folded.
         prepared: fold linear attention where that saves operations (see kernels.attention_block).
         steady: see Parts.
+        fractional: whether a network of integer timesteps is given float32 ones, which lie between them.
 
     Raises:
         InputError: for a network that cannot be captured, with the line of code that prevents it; or that fails at
@@ -72,12 +88,11 @@ def capture(
     if dtype == torch.float16 and weights == "float32":
         raise InputError("weights = 'float32' with dtype = torch.float16; accepted: float16")
     model = _rounded(model, weights)
-    width = _context_width(model)
+    kind, times = _context_kind(model), _times(model, fractional)
     cpu = torch.device("cpu")
-    times = torch.tensor(model.table(steps=1).time, dtype=torch.int64 if model.time == "index" else torch.float32)
     try:
         graphs = Network(model.network, cpu, dtype).captured(
-            Given(1, model.image_shape, ContextKind((width,)) if width else None, times, cpu, dtype)
+            Given(1, model.image_shape, kind, times, cpu, dtype, learned_variance=model.learned_variance)
         )
     except NotRecordableError as problem:
         raise InputError(f"the network cannot be exported: {problem}") from problem
@@ -92,14 +107,17 @@ def capture(
         for graph in (graphs.context, graphs.step):
             fuse_linear_attention(graph)
             fold_linear_attention(graph, lambda channels, _, positions: channels < positions)
-    return Parts(model, graphs, dtype, weights, prepared, width, steady)
+    return Parts(model, graphs, dtype, weights, prepared, kind, times.dtype, steady)
 
 
 def _rounded(model: Model, weights: str) -> Model:
     """A copy for inference in float32 on the CPU, its weights rounded to halves if stored as float16."""
     if weights not in DTYPES:
         raise unknown_name("weights", weights, DTYPES)
-    network = copy.deepcopy(model.network).to("cpu", torch.float32).eval().requires_grad_(False)
+    network = copy.deepcopy(model.network).to("cpu").eval().requires_grad_(False)
+    held = [*network.parameters(), *network.buffers()]
+    if any(one.is_floating_point() and one.dtype != torch.float32 for one in held):
+        network.to(torch.float32)  # not called in vain, since diffusers' networks warn of it
     if weights == "float16":
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point():
@@ -109,24 +127,31 @@ def _rounded(model: Model, weights: str) -> Model:
     return replace(model, network=network)
 
 
-def _context_width(model: Model) -> int:
-    """K; 0 if neither the model nor the network declares a context, with a warning if it may take one."""
+def _times(model: Model, fractional: bool) -> torch.Tensor:
+    """Times that the network may be given, all of the schedule's."""
+    schedule = model.schedule
+    times = torch.arange(schedule.first, schedule.first + schedule.num_timesteps, device="cpu")
+    if model.time == "index":
+        return times.float() if fractional else times
+    return times.float() / schedule.num_timesteps
+
+
+def _context_kind(model: Model) -> ContextKind | None:
+    """The network's contexts; None if neither the model nor the network declares one, with a warning if it may."""
     if model.num_classes is not None:
-        raise InputError("a network that takes class numbers cannot be exported; accepted: contexts of K numbers")
+        return ContextKind((), model.num_classes)
     width = model.context_width
     if width is None:
+        declare = "give the Model class_names, or num_classes for class numbers, or the network an attribute n_cfeat"
         named = [p for p in inspect.signature(model.network.forward).parameters.values() if p.kind in _BY_PLACE][2:]
         if named and named[0].default is inspect.Parameter.empty:
             raise InputError(
-                f"the network takes {named[0].name!r}, of which the width is not known; "
-                "give the Model class_names, or the network an attribute n_cfeat"
+                f"the network takes {named[0].name!r}, of which the width is not known; {declare}; tokens, contexts of "
+                "more than one dimension, cannot be exported"
             )
         if named:
-            warn_caller(
-                f"exported without the network's {named[0].name!r}; for contexts give the Model class_names, "
-                "or the network an attribute n_cfeat"
-            )
-    return width or 0
+            warn_caller(f"exported without the network's {named[0].name!r}; for contexts {declare}")
+    return ContextKind((width,)) if width else None
 
 
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -11,7 +11,7 @@ from typing import Any, Unpack, overload
 import numpy as np
 import torch
 
-from fastdiff.engine.noise import NoiseSource, PhiloxNoise, draw
+from fastdiff.engine.noise import Noise, PhiloxNoise, draw
 from fastdiff.engine.request import Asked, Request, check_batch_size
 from fastdiff.errors import InputError, check_int, first_line, install, unknown_name, warn_caller
 from fastdiff.export import metadata
@@ -116,15 +116,14 @@ class OnnxSampler:
     Attributes:
         description: what the file says of itself; see export.metadata.
         image_shape: (C, H, W).
-        schedule, prediction_type, time, class_names, context_width: as a Model has them.
+        schedule, prediction_type, time, class_names, context_width, num_classes, null_class, learned_variance: as a
+            Model has them.
         stepwise: whether it runs row by row, which frames need.
 
     Raises:
         InputError: for a file that is not whole, not a sampler, or not fastdiff's, with what it lacks; for a provider
             that is absent, or that ONNX Runtime would silently leave out.
     """
-
-    num_classes = null_class = None  # networks of class numbers are not exported
 
     def __init__(
         self, path: str | Path, providers: str | Sequence[Provider] | None = None, *, threads: int | None = None
@@ -137,13 +136,16 @@ class OnnxSampler:
                 f"{self.path!r} is a {self.description['kind']} without a sampling loop; "
                 "accepted: a file of `fastdiff export MODEL --sampler ...`"
             )
-        self.inputs = [given.name for given in self.session.get_inputs()]
+        self.inputs = {given.name: given.shape for given in self.session.get_inputs()}
         self.image_shape: tuple[int, int, int] = tuple(self.description["image_shape"])
         self.schedule = from_config(self.description["schedule"])
         self.prediction_type: str = self.description["prediction_type"]
         self.time: str = self.description["time"]
         self.class_names: list[str] = self.description["class_names"]
-        self.context_width: int = self.description["context_width"]
+        self.context_width: int | None = self.description["context_width"]
+        self.num_classes: int | None = self.description["num_classes"]
+        self.null_class: int | None = self.description["null_class"]
+        self.learned_variance: bool = self.description["learned_variance"]
         self.stepwise: bool = self.description["stepwise"]
         if "seed" in self.inputs and self.provider != PROVIDERS["cpu"]:
             warn_caller(
@@ -152,7 +154,14 @@ class OnnxSampler:
             )
 
     def table(
-        self, sampler: str = DEFAULT, steps: int | None = None, *, eta: float = 0.0, spacing: str = "trailing"
+        self,
+        sampler: str = DEFAULT,
+        steps: int | None = None,
+        *,
+        eta: float = 0.0,
+        spacing: str | None = None,
+        sigmas: str | None = None,
+        timesteps: Sequence[float] | None = None,
     ) -> StepTable:
         """A table for a file that holds none (`--sampler any`); see make_table for the arguments."""
         return make_table(
@@ -161,8 +170,11 @@ class OnnxSampler:
             steps,
             eta=eta,
             spacing=spacing,
+            sigmas=sigmas,
+            timesteps=timesteps,
             prediction_type=self.prediction_type,
             time=self.time,
+            learned_variance=self.learned_variance,
         )
 
     @overload
@@ -181,7 +193,7 @@ class OnnxSampler:
         guidance_scale: float | None = None,
         table: StepTable | None = None,
         frames: int | None = None,
-        noise: NoiseSource | None = None,
+        noise: Noise | None = None,
         batch_size: int | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -225,19 +237,34 @@ class OnnxSampler:
     def _feed(self, request: Request, at: int, count: int) -> dict[str, Any]:
         """The inputs of samples at .. at + count - 1 that hold for all steps."""
         feed: dict[str, Any] = {"seed": np.array(request.seed), "first": np.array(at), "n": np.array(count)}
-        if self.context_width:
-            contexts = request.contexts
-            rows = torch.zeros(1, self.context_width) if contexts is None else contexts.rows(at, count)
+        if "context" in self.inputs:
+            given = self._without_class() if request.contexts is None else request.contexts.rows(at, count)
             scale = 1.0 if request.guidance_scale is None else request.guidance_scale
-            feed |= {"context": rows.numpy(), "guidance_scale": np.array(scale, dtype=np.float32)}
+            feed |= {"context": given.numpy(), "guidance_scale": np.array(scale, dtype=np.float32)}
         if request.table is not None:
-            feed["rows"] = request.table.rows[:, :6].astype(np.float32)
+            feed["rows"] = request.table.rows.astype(np.float32)
             feed["times"] = request.table.time.astype(np.int64 if self.time == "index" else np.float32)
+            feed["init_noise_sigma"] = np.array(request.table.init_noise_sigma, dtype=np.float32)
         return feed
+
+    def _without_class(self) -> torch.Tensor:
+        """The context of no class, (1, ...); raises InputError where there is none."""
+        if self.num_classes is None:
+            return torch.zeros(1, *self.inputs["context"][1:])
+        if self.null_class is None:
+            raise InputError(
+                f"no context for {self.path!r}, of whose classes none stands for no class; accepted: class numbers, "
+                f"0 to {self.num_classes - 1}"
+            )
+        return torch.full((1,), self.null_class, dtype=torch.int64)
 
     def steps(self, table: StepTable | None = None) -> int:
         """Network evaluations of a run."""
         return len(table) if table is not None else self.description["sampler"]["steps"]
+
+    def _scale(self, table: StepTable | None) -> float:
+        """What x before the first row is, times the noise of draw 0."""
+        return table.init_noise_sigma if table is not None else self.description["sampler"]["init_noise_sigma"]
 
     def _check(self, request: Request) -> int:
         """The number of steps; raises InputError for what this file does not take."""
@@ -254,6 +281,13 @@ class OnnxSampler:
             )
         if request.table is not None and request.table.returns.any():
             raise InputError(f"a table that resamples for {self.path!r}; accepted: one made with resample = 1")
+        if request.table is not None and self.time == "index" and (between := request.table.time % 1 != 0).any():
+            raise InputError(
+                f"a table with time {request.table.time[between][0]:g} for {self.path!r}, which takes whole timesteps; "
+                "accepted for times between them: a file that is exported with that table"
+            )
+        if request.contexts is None and "context" in self.inputs:
+            self._without_class()  # refuses before any work where there is none
         if own is None and request.table is None:
             raise InputError(f"no table for {self.path!r}, which holds none; accepted: one of its method `table`")
         return self.steps(request.table)
@@ -273,11 +307,11 @@ class OnnxSampler:
                 feed["noise"] = np.stack([drawn(number) for number in range(draws)])
             yield steps - 1, self._run(feed)[0]
             return
-        state = [drawn(0) if outside else np.zeros(shape, np.float32)]
-        if "x0_prev" in self.inputs:
-            state.append(np.zeros(shape, np.float32))
+        state = [np.float32(self._scale(request.table)) * drawn(0) if outside else np.zeros(shape, np.float32)]
+        if "history" in self.inputs:
+            state.append(np.zeros((self.inputs["history"][0], *shape), np.float32))
         for row in range(steps):
-            feed |= dict(zip(("x", "x0_prev"), state, strict=False))
+            feed |= dict(zip(("x", "history"), state, strict=False))
             feed |= {"start": np.array(row), "stop": np.array(row + 1)}
             if outside and random:
                 feed["noise"] = drawn(row + 1)[None]

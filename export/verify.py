@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from fastdiff.export.parts import Parts
 from fastdiff.export.runner import OnnxSampler, onnxruntime
 from fastdiff.kernels import philox as torch_philox
 from fastdiff.model import Model
-from fastdiff.samplers.table import StepTable
+from fastdiff.samplers.table import HISTORY, StepTable
 
 NETWORK_BATCHES = (1, 3, 8)
 LOOP_BATCHES = (1, 3)
@@ -62,6 +63,7 @@ def checked(checks: Iterable[Check]) -> list[Check]:
 def network_checks(file: bytes, parts: Parts) -> Iterator[Check]:
     """The output of a network's file against torch's, by relative norm."""
     model, dice = parts.model, _dice()
+    channels = model.image_shape[0] * (1 + parts.learned_variance)
     options = onnxruntime().SessionOptions()
     options.log_severity_level = 3  # as open_file
     session = onnxruntime().InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -70,12 +72,12 @@ def network_checks(file: bytes, parts: Parts) -> Iterator[Check]:
         x = torch.randn(batch, *model.image_shape, generator=dice)
         last = schedule.first + schedule.num_timesteps
         timestep = torch.randint(schedule.first, last, (batch,), generator=dice)
-        time = timestep if model.time == "index" else timestep.float() / schedule.num_timesteps
+        time = timestep.to(parts.time) if model.time == "index" else timestep.float() / schedule.num_timesteps
         given = [x, time]
-        if parts.width:
-            given.append(torch.rand(batch, parts.width, generator=dice) * 2)
+        if parts.context is not None:
+            given.append(parts.context.example(batch, dice))
         with torch.no_grad():
-            expected = first_output(model.network(*given), x.shape[1])
+            expected = first_output(model.network(*given), channels)
         names = [one.name for one in session.get_inputs()]
         out = session.run(None, dict(zip(names, (tensor.numpy() for tensor in given), strict=True)))[0]
         worst = _worse(worst, float(np.linalg.norm(out - expected.numpy()) / expected.norm()))
@@ -88,11 +90,13 @@ def sampler_checks(path: Path, parts: Parts, face: Face) -> Iterator[Check]:
     yield integers_check()
     yield from network_checks(network_model(parts).SerializeToString(), parts)
     model, bound = parts.model, LOOP_BOUNDS[parts.dtype]
+    if face.pictures:  # where rounding crosses the edge between two pixel values, they differ by one
+        bound = 1 + bound * 127.5
     sampler, dice = OnnxSampler(path), _dice()
-    for table in [face.table] if face.table is not None else _some_tables(model):
+    for table in [face.table] if face.table is not None else _some_tables(model, parts.learned_variance):
         worst, notes = 0.0, ""
         for n in LOOP_BATCHES:
-            context = torch.rand(n, parts.width, generator=dice) if parts.width else None
+            context = None if parts.context is None else parts.context.example(n, dice)
             run = Run(
                 model,
                 table,
@@ -101,7 +105,8 @@ def sampler_checks(path: Path, parts: Parts, face: Face) -> Iterator[Check]:
                 secrets.randbelow(2**62),
                 face.clip,
                 context,
-                None if context is None or n == 1 else 1 + 2 * float(torch.rand((), generator=dice)),
+                None if parts.null is None or n == 1 else 1 + 2 * float(torch.rand((), generator=dice)),
+                parts.dtype,
             )
             given = None if face.table is not None else table
             out = sampler.sample(
@@ -111,11 +116,8 @@ def sampler_checks(path: Path, parts: Parts, face: Face) -> Iterator[Check]:
             distance, note = run.distance(out, bound)
             worst, notes = _worse(worst, distance), notes + note
         of = f"{table.sampler}, {len(table)} steps, batches of {', '.join(map(str, LOOP_BATCHES))}"
-        if face.pictures:
-            # Where rounding crosses the edge between two pixel values, they differ by one.
-            yield Check(f"pictures by {of}", worst, 1 + bound * 127.5, " of 255")
-        else:
-            yield Check(f"images by {of}{notes}", worst, bound, " of max(1, max|x|)")
+        what, unit = ("pictures", " of 255") if face.pictures else ("images", " of max(1, max|x|)")
+        yield Check(f"{what} by {of}{notes}", worst, bound, unit)
 
 
 def _dice() -> torch.Generator:
@@ -123,10 +125,19 @@ def _dice() -> torch.Generator:
     return torch.Generator().manual_seed(secrets.randbelow(2**63))
 
 
-def _some_tables(model: Model) -> list[StepTable]:
-    """Tables for a file without one: a deterministic sampler, and one with noise and history."""
+def _some_tables(model: Model, learned_variance: bool) -> list[StepTable]:
+    """Tables for a file without one: a deterministic sampler, one with noise and history, and one of all columns."""
     steps = min(ANY_STEPS, model.schedule.num_timesteps)
-    return [model.table(name, steps) for name in ("ddim", "dpmpp_2m_sde")]
+    plain, noisy = (model.table(name, steps) for name in ("ddim", "dpmpp_2m_sde"))
+    free: dict[str, Any] = {"preserves_mean": False, "preserves_variance": False}
+    if learned_variance:
+        noisy = replace(noisy, S=2 * noisy.s, **free)
+    weights: dict[str, Any] = {
+        name: np.append(np.zeros(back), np.full(steps, 0.1))[:steps] for back, name in enumerate(HISTORY, start=1)
+    }
+    weights |= {"o": 0.1, "u": 0.2, "v": 0.8}
+    full = replace(plain, sampler="all columns", init_noise_sigma=1.5, **weights, **free)
+    return [plain, noisy, full]
 
 
 def _worse(one: float, other: float) -> float:

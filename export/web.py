@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
+from fastdiff.engine.request import check_table
 from fastdiff.errors import InputError
 from fastdiff.export import metadata
 from fastdiff.files import TEMPORARY, check_folder
@@ -44,17 +45,32 @@ STEPS = (5, 10, 15, 25, 50, 100)
 
 
 def choices(model: Model) -> dict[str, Any]:
-    """What the page offers: for each sampler and number of steps the table, as float32 values."""
+    """What the page offers: for each sampler and number of steps the table, as float32 values.
+
+    Tables that the model refuses are left out: of too many steps, or with times between a network's whole ones.
+    """
     total = model.schedule.num_timesteps
     counts = [*(n for n in STEPS if n < total), total]
 
     def columns(table: StepTable) -> dict[str, Any]:
-        rows = table.rows[:, :6].astype(np.float32)
-        # The shortest decimals that name the same float32 numbers.
-        return {"rows": [[float(str(v)) for v in row] for row in rows], "times": table.time.tolist()}
+        rows = table.rows.astype(np.float32)
+        return {
+            # The shortest decimals that name the same float32 numbers.
+            "rows": [[float(str(v)) for v in row] for row in rows],
+            "times": table.time.tolist(),
+            "init_noise_sigma": float(table.init_noise_sigma),
+        }
 
-    offered = [name for name, sampler in SAMPLERS.items() if not sampler.collapses]
-    return {name: {str(n): columns(model.table(name, n)) for n in counts} for name in offered}
+    def tables(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for n in counts:
+            try:
+                table = check_table(model, model.table(name, n))
+            except InputError:
+                continue
+            yield str(n), columns(table)
+
+    offered = {name: dict(tables(name)) for name, sampler in SAMPLERS.items() if not sampler.collapses}
+    return {name: found for name, found in offered.items() if found}
 
 
 @contextmanager

@@ -36,8 +36,9 @@ def export_network(
     """Write the model's network as an ONNX file, and check it against torch.
 
     Its inputs are sample (batch, C, H, W) float32 in [-1, 1]; timestep (batch,) int64, or float32 t / T if the model's
-    time is "fraction"; and, if the network takes one, context (batch, K) float32. Its output is prediction, as sample.
-    The batch is free; height and width are the model's.
+    time is "fraction"; and, if the network takes one, context, (batch, K) float32 or (batch,) int64 class numbers. Its
+    output is prediction, as sample, or with a learned variance (batch, 2 C, H, W). The batch is free; height and width
+    are the model's.
 
     Args:
         model: with the network.
@@ -76,7 +77,8 @@ def export_sampler(
 
     Args:
         model, path, dtype, weights, prepared: as in export_network.
-        table: the sampler (see make_table); with None the file is stepwise and the table one of its inputs.
+        table: the sampler (see make_table); with None the file is stepwise and the table its inputs, see
+            assemble.Face.
         clip: as in `sample`.
         stepwise, noise, pictures: what the file takes and gives, see assemble.Face.
 
@@ -90,7 +92,8 @@ def export_sampler(
     _check(path)
     face = _face(model, table, clip, stepwise or table is None, noise, pictures)
     STAGES.info("capturing the network")
-    parts = capture(model, dtype, weights, prepared)
+    between = table is not None and not table.whole_times
+    parts = capture(model, dtype, weights, prepared, fractional=between)
     return _write(sampler_model(parts, face), path, lambda written: sampler_checks(written, parts, face))
 
 

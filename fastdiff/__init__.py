@@ -32,7 +32,9 @@ _NAMES = {
     "Schedule": "samplers.schedule",
     "StepTable": "samplers.table",
     "Trainer": "training.trainer",
+    "from_diffusers": "diffusers.convert",
     "grid": "images",
+    "invert": "inversion",
     "load": "checkpoints.load",
     "load_data": "data.load",
     "make_schedule": "samplers.schedule",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from fastdiff.checkpoints.load import load as load
     from fastdiff.checkpoints.save import save as save
     from fastdiff.data.load import load_data as load_data
+    from fastdiff.diffusers.convert import from_diffusers as from_diffusers
     from fastdiff.engine.engine import Engine as Engine
     from fastdiff.engine.kept import release as release
     from fastdiff.engine.noise import Interpolation as Interpolation
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from fastdiff.images import grid as grid
     from fastdiff.images import save_gif as save_gif
     from fastdiff.images import save_picture as save_picture
+    from fastdiff.inversion import invert as invert
     from fastdiff.model import Model as Model
     from fastdiff.networks.annotated import AnnotatedUnet as AnnotatedUnet
     from fastdiff.networks.context import ContextUnet as ContextUnet

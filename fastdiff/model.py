@@ -4,14 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import Any, Protocol
 
 from torch import nn
 
 from fastdiff.errors import InputError, check_int, unknown_name, wrong_type
 from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
-from fastdiff.samplers.samplers import DEFAULT, make_table
+from fastdiff.samplers.samplers import DEFAULT, find_sampler, make_table
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import TIMES, StepTable
+
+
+class Scheduler(Protocol):
+    """What makes a model's step tables where no sampler is named."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    def config(self) -> dict[str, Any]: ...
+
+    def table(
+        self,
+        steps: int | None = None,
+        *,
+        eta: float = 0.0,
+        timesteps: Sequence[float] | None = None,
+        strength: float = 1.0,
+        learned_variance: bool = False,
+    ) -> StepTable: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -20,16 +43,20 @@ class Model:
 
     Attributes:
         network: x (B, C, H, W) float in [-1, 1], t (B,), context (B, K) float32, or (B,) int64 class numbers, or (B,
-            ...) float32 → the prediction, (B, C, H, W).
+            ...) float32 → the prediction, (B, C, H, W); of other libraries' 2 C channels the first C are taken.
         schedule: the training schedule.
         prediction_type: epsilon, sample or v_prediction.
         image_shape: (C, H, W) of one image.
         time: what the network is given as t: "index", the integer timestep, or "fraction", timestep / T.
-        class_names: names of the K context entries; empty where the network takes no context or they have no names.
+        class_names: names of the K context entries, or of the classes that have numbers; empty where the network takes
+            no context or they have no names.
         num_classes: how many class numbers the network takes, with the null class; None if it takes none, or it is
             unknown.
         null_class: the class number that stands for no class, for guidance; None if there is none.
         clip: the default clipping of the predicted x0: None (off), a bound, or ("dynamic", quantile).
+        learned_variance: whether the network's output is (B, 2 C, H, W), of which the second half chooses the noise's
+            variance (Nichol and Dhariwal 2021, eq. 15) where the sampler leaves that to it, as ddpm does.
+        scheduler: what makes its table unless a sampler is named; None is the sampler DEFAULT.
 
     Raises:
         InputError: for values outside these.
@@ -45,6 +72,8 @@ class Model:
     num_classes: int | None = None
     null_class: int | None = None
     clip: Clip = None
+    learned_variance: bool = False
+    scheduler: Scheduler | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.network, nn.Module):
@@ -63,11 +92,18 @@ class Model:
             raise InputError(f"{len(self.class_names)} class names {list(self.class_names)}; the network takes {width}")
         if self.num_classes is not None:
             object.__setattr__(self, "num_classes", check_int("num_classes", self.num_classes, 1, 2**31))
-            if self.class_names or width is not None:
-                raise InputError("num_classes with class names or a network that declares K; accepted: one of them")
+            if width is not None:
+                raise InputError("num_classes with a network that declares K; accepted: one of them")
+            if self.class_names and len(self.class_names) not in (self.num_classes - 1, self.num_classes):
+                raise InputError(
+                    f"{len(self.class_names)} class names for {self.num_classes} classes; accepted: a name for each, "
+                    "or for each but the last, which is the null class"
+                )
         if self.null_class is not None:
             limit = (self.num_classes or 2**31) - 1
             object.__setattr__(self, "null_class", check_int("null_class", self.null_class, 0, limit))
+        if not isinstance(self.learned_variance, bool):
+            raise InputError(f"learned_variance = {self.learned_variance!r}; accepted: True or False")
         object.__setattr__(self, "image_shape", shape)
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "clip", check_clip(self.clip))
@@ -76,39 +112,68 @@ class Model:
     def context_width(self) -> int | None:
         """K of the network's contexts: 0 if it takes none, None if the network does not declare it."""
         width = context_width(self.network)
-        return len(self.class_names) or None if width is None else width
+        if width is None and self.num_classes is None and self.class_names:
+            return len(self.class_names)
+        return width
+
+    def default_steps(self, sampler: str | None = None) -> int:
+        """The number of steps of `table` where none is asked for."""
+        if sampler is None and self.scheduler is not None:
+            return self.scheduler.steps
+        return find_sampler(DEFAULT if sampler is None else sampler).default_steps(self.schedule.num_timesteps)
 
     def table(
         self,
-        sampler: str = DEFAULT,
+        sampler: str | None = None,
         steps: int | None = None,
         *,
         eta: float = 0.0,
-        spacing: str = "trailing",
+        spacing: str | None = None,
+        sigmas: str | None = None,
+        timesteps: Sequence[float] | None = None,
         strength: float = 1.0,
         resample: int = 1,
     ) -> StepTable:
-        """The step table of a sampler for this model; see make_table for the arguments."""
+        """The step table of a sampler for this model.
+
+        Args:
+            sampler: a name out of SAMPLERS; None takes the model's scheduler, or DEFAULT where it has none.
+            steps, eta, spacing, sigmas, timesteps, strength, resample: see make_table; a scheduler has spacing and
+                sigmas of its own.
+        """
+        if sampler is None and self.scheduler is not None:
+            for name, value in (("spacing", spacing), ("sigmas", sigmas)):
+                if value is not None:
+                    raise InputError(f"{name} = {value!r} with the model's scheduler, which has its own; leave it out")
+            made = self.scheduler.table(
+                steps, eta=eta, timesteps=timesteps, strength=strength, learned_variance=self.learned_variance
+            )
+            return made.resampled(resample)
         return make_table(
-            sampler,
+            DEFAULT if sampler is None else sampler,
             self.schedule,
             steps,
             eta=eta,
             spacing=spacing,
+            sigmas=sigmas,
+            timesteps=timesteps,
             strength=strength,
             resample=resample,
             prediction_type=self.prediction_type,
             time=self.time,
+            learned_variance=self.learned_variance,
         )
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.network.parameters())
         shape = "x".join(map(str, self.image_shape))
+        sampled = "" if self.scheduler is None else f",\n      sampled by {self.scheduler.name} of diffusers"
         contexts = ", ".join(self.class_names) or {None: "unknown", 0: "none"}.get(self.context_width, "unnamed")
+        predicts = f"{self.prediction_type} and a variance" if self.learned_variance else self.prediction_type
         return (
             f"Model({type(self.network).__name__}, {parameters:,} parameters, images {shape},\n"
             f"      {self.schedule!r},\n"
-            f"      predicts {self.prediction_type}, time {self.time!r}, clip {self.clip}, contexts: {contexts})"
+            f"      predicts {predicts}, time {self.time!r}, clip {self.clip}, contexts: {contexts}{sampled})"
         )
 
 

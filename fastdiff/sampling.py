@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
@@ -11,13 +12,12 @@ from tqdm.auto import tqdm
 
 from fastdiff.checkpoints.load import load
 from fastdiff.engine.engine import Engine
-from fastdiff.engine.noise import NoiseSource
+from fastdiff.engine.noise import Noise
 from fastdiff.engine.pictures import check_resample, choose_strength
 from fastdiff.engine.request import Asked, Request, check_batch_size
 from fastdiff.errors import InputError
 from fastdiff.model import Model, check_model
 from fastdiff.samplers.prediction import Clip
-from fastdiff.samplers.samplers import DEFAULT
 from fastdiff.samplers.table import StepTable
 
 Source = Model | str | Path
@@ -28,12 +28,15 @@ class Options(Asked, total=False):
 
     steps: int | None
     eta: float
-    spacing: str
+    spacing: str | None
+    sigmas: str | None
+    timesteps: Sequence[float] | None
     init: Any
     strength: float | None
     mask: Any
     known: Any
     resample: int
+    frames_of: str
     clip: Clip | Literal["model"]
     batch_size: int | None
     device: torch.device | str | None
@@ -44,31 +47,34 @@ class Options(Asked, total=False):
 
 @overload
 def sample(
-    model: Source, n: int, sampler: str | StepTable = ..., *, frames: None = None, **options: Unpack[Options]
+    model: Source, n: int, sampler: str | StepTable | None = ..., *, frames: None = None, **options: Unpack[Options]
 ) -> Tensor: ...
 
 
 @overload
 def sample(
-    model: Source, n: int, sampler: str | StepTable = ..., *, frames: int, **options: Unpack[Options]
+    model: Source, n: int, sampler: str | StepTable | None = ..., *, frames: int, **options: Unpack[Options]
 ) -> tuple[Tensor, Tensor]: ...
 
 
 def sample(
     model: Source,
     n: int,
-    sampler: str | StepTable = DEFAULT,
+    sampler: str | StepTable | None = None,
     *,
     steps: int | None = None,
     eta: float = 0.0,
-    spacing: str = "trailing",
+    spacing: str | None = None,
+    sigmas: str | None = None,
+    timesteps: Sequence[float] | None = None,
     clip: Clip | Literal["model"] = "model",
     seed: int = 0,
     first: int = 0,
     context: Any = None,
     guidance_scale: float | None = None,
     frames: int | None = None,
-    noise: NoiseSource | None = None,
+    frames_of: str = "x",
+    noise: Noise | None = None,
     init: Any = None,
     strength: float | None = None,
     mask: Any = None,
@@ -85,17 +91,24 @@ def sample(
     Args:
         model: a Model, or what `load` takes: a shipped model's name or a checkpoint's path.
         n: how many images.
-        sampler: a name out of SAMPLERS, or a StepTable, which brings its own steps, eta and spacing.
-        steps: network evaluations, 1 to the schedule's T; None takes the sampler's default.
-        eta: 0 to 1, for ddim.
-        spacing: trailing, leading, linspace or course; see spacing.spaced.
+        sampler: a name out of SAMPLERS, or a StepTable, which brings its own steps, eta, spacing and so on. None takes
+            the scheduler of a model of diffusers, and for others dpmpp_2m_sde.
+        steps: 1 to the schedule's T, counted as diffusers counts them: heun and edm evaluate the network twice in each
+            but the last. None takes the sampler's default.
+        eta: 0 to 1, for ddim and edm.
+        spacing: trailing, leading, linspace or course; see spacing.spaced. None is trailing, or the scheduler's own.
+        sigmas: "karras" or "exponential", to spread the noise levels anew, between those of the first and last node.
+        timesteps: the nodes themselves in place of steps, spacing and sigmas, falling numbers such as [999, 749, 499,
+            249].
         clip: of the predicted x0: None (off), a bound, or ("dynamic", quantile); "model" takes the model's own.
         seed, first: image r is sample first + r of the seed. Its noise is a function of these two alone: the same bits
             on one kind of device, within 2e-6 between a CPU and a GPU. 0 <= seed, first < 2^63.
         context: (K,) for all, (n, K), row r for sample first + r, or {class name: weight}; None is the zero context.
         guidance_scale: classifier-free guidance, out_u + g (out_c - out_u); None and 1 evaluate once a step.
-        frames: also return x after every so many steps, the last included.
-        noise: a callable (draw, first, shape) → normals in place of the Philox source; draw 0 is x_T, and row k of the
+        frames: also return x after every so many rows of the table, the last included.
+        frames_of: "x", or "x0": the image that the network took x for in that row, clipped; of the last, the image.
+        noise: x_T, (C, H, W) for all or (n, C, H, W), such as `invert` finds; what is drawn besides is of the seed. Or
+            a callable (draw, first, shape) → normals in place of the Philox source; draw 0 is x_T, and row k of the
             table draws number k + 1; with a mask also 2^24 + k + 1, and with resample 2^25 + k + 1.
         init: pictures to begin with, (C, H, W) for all or (n, C, H, W) in [-1, 1]: noised, and denoised from there on
             (SDEdit, Meng et al. 2022). A StepTable is run from its first row, so take one with `strength`.
@@ -122,14 +135,25 @@ def sample(
     model = load(model) if isinstance(model, (str, Path)) else check_model(model)
     check_resample(resample, mask)
     if isinstance(sampler, StepTable):
-        if steps is not None or eta or spacing != "trailing" or strength is not None or resample != 1:
+        chosen = (steps, spacing, sigmas, timesteps, strength)
+        if any(one is not None for one in chosen) or eta or resample != 1:
             raise InputError(
-                "steps, eta, spacing, strength or resample with a StepTable, which has its own; leave them out"
+                "steps, eta, spacing, sigmas, timesteps, strength or resample with a StepTable, which has its own; "
+                "leave them out"
             )
         table = sampler
     else:
         kept = choose_strength(strength, init)
-        table = model.table(sampler, steps, eta=eta, spacing=spacing, strength=kept, resample=resample)
+        table = model.table(
+            sampler,
+            steps,
+            eta=eta,
+            spacing=spacing,
+            sigmas=sigmas,
+            timesteps=timesteps,
+            strength=kept,
+            resample=resample,
+        )
     request = Request.of(
         model,
         n,
@@ -143,6 +167,7 @@ def sample(
         mask=mask,
         known=known,
         frames=frames,
+        frames_of=frames_of,
     )
     size = check_batch_size(batch_size, request.n)
     engine = Engine(model, table, batch_size=size, device=device, dtype=dtype, clip=clip, form=form)

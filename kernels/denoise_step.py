@@ -1,8 +1,9 @@
 """One sampler step: from the network's output to the next x.
 
 out = out_u + g (out_c - out_u)      classifier-free guidance (Ho and Salimans 2022, eq. 6, g = 1 + w)
-x0  = clip(p x + q out)
-x  <- a x + b x0 + c x0_prev + s noise
+x0  = clip(p x + q out);  m = u x + v x0
+x  <- a x + b x0 + o out + c m_1 + d m_2 + e m_3 + std noise
+std = s, or s^(1 - f) S^f with f = (var + 1) / 2      learned variance (Nichol and Dhariwal 2021, eq. 15)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from fastdiff.kernels import checks
 from fastdiff.kernels.dispatch import c_for, triton_for
 from fastdiff.kernels.library import Kernels, register
 from fastdiff.kernels.philox import normals_reference
+from fastdiff.kernels.step_rows import COLUMNS, DEPTH
 
 OP = "denoise_step"
 
@@ -23,12 +25,13 @@ def denoise_step(
     out: Tensor,
     rows: Tensor,
     index: Tensor,
-    x0: Tensor | None = None,
+    history: Tensor | None = None,
     *,
     noise: Tensor | None = None,
     key: Tensor | None = None,
     clip: None | float | Tensor = None,
     guidance_scale: Tensor | None = None,
+    variance: Tensor | None = None,
 ) -> None:
     """The update of row `index` of a step table, in place; see the equations at the top of this file.
 
@@ -38,38 +41,43 @@ def denoise_step(
         x: (n, C, H, W) float32, any memory format; overwritten with the next x.
         out: the network's output, x's shape, any float dtype and memory format; with a guidance_scale
             (2 n, C, H, W), the n predictions without a context before the n with it.
-        rows: (R, 6) float32, the columns p, q, a, b, c, s.
+        rows: (R, 12) float32, the columns p, q, a, b, c, s, o, d, e, u, v, S.
         index: one int32 or int64 on x's device, the row.
-        x0: x's shape, float32: the previous x0, overwritten with this one; read only where c is not 0, so it may be
-            uninitialised until then.
-        noise: x's shape, float32. At most one of noise and key; with neither, s counts as 0.
+        history: (k, n, C, H, W) float32, k from 1 to 3, a ring: row r writes its m to history[r % k], where m_k lay,
+            and m_j lies in history[(r - j) % k]. What is further back than k counts as 0; what has weight 0 is not
+            read, so that it may be uninitialised.
+        noise: x's shape, float32. At most one of noise and key; with neither, std counts as 0.
         key: (2,) int64, the seed and the first sample; the noise is then draw index + 1 of kernels.philox, which the
             Triton kernel makes in registers.
         clip: None; a bound, x0 is clamped to [-clip, clip]; or (n,) float32, a bound for each sample, x0 is clamped
             to it and divided by it (dynamic thresholding, Saharia et al. 2022, section 2.3; see x0_bound).
         guidance_scale: one float32 on x's device, g; None without guidance.
+        variance: var, x's shape, any float dtype and strides, between -1 and 1 if the network is right; with guidance
+            that of the predictions with the context. Where s is 0 std is 0, whatever it holds. None: std is s.
 
     Raises:
         ValueError: for other shapes, dtypes or devices, a bound that is not positive, or both noise and key.
     """
     limit, bound = (None, clip) if isinstance(clip, Tensor) else (clip, None)
-    _check(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale)
-    _denoise_step(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale)
+    _check(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance)
+    _denoise_step(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance)
 
 
-def _check(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale) -> None:
+def _check(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance) -> None:
     """Raise ValueError for arguments that denoise_step cannot take."""
-    checks.tensors(OP, x=x, out=out, rows=rows, x0=x0, noise=noise, guidance_scale=guidance_scale, clip=bound)
+    floats = dict(x=x, out=out, rows=rows, history=history, noise=noise, guidance_scale=guidance_scale, clip=bound)
+    checks.tensors(OP, **floats, variance=variance)
     checks.images(OP, x)
     n = x.shape[0]
     factor = 1 if guidance_scale is None else 2
     checks.shape(OP, "out", out, (factor * n, *x.shape[1:]))
-    checks.shape(OP, "x0", x0, tuple(x.shape))
+    checks.shape(OP, "history", history, *((k, *x.shape) for k in range(1, DEPTH + 1)))
     checks.shape(OP, "noise", noise, tuple(x.shape))
+    checks.shape(OP, "variance", variance, tuple(x.shape))
     checks.shape(OP, "clip", bound, (n,))
     checks.shape(OP, "guidance_scale", guidance_scale, (), (1,))
-    if rows.ndim != 2 or rows.shape[1] != 6 or not len(rows):
-        raise ValueError(f"{OP}: rows has shape {tuple(rows.shape)}; accepted: (R, 6), R at least 1")
+    if rows.ndim != 2 or rows.shape[1] != COLUMNS or not len(rows):
+        raise ValueError(f"{OP}: rows has shape {tuple(rows.shape)}; accepted: (R, {COLUMNS}), R at least 1")
     checks.integers(OP, "index", index, (torch.int64, torch.int32), (), (1,))
     checks.integers(OP, "key", key, (torch.int64,), (2,))
     for name, tensor in (("index", index), ("key", key)):
@@ -82,18 +90,23 @@ def _check(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale) ->
 
 
 def _row(rows: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-    """p, q, a, b, c, s as tensors on the device; rows[index] would make the host wait for the index."""
+    """The row's columns as tensors on the device; rows[index] would make the host wait for the index."""
     return rows.index_select(0, index.reshape(1))[0].unbind()
+
+
+def _guided(x: Tensor, out: Tensor, guidance_scale: Tensor | None) -> Tensor:
+    """The prediction in x's dtype, with guidance that of both."""
+    out = out.to(x.dtype)
+    if guidance_scale is None:
+        return out
+    unconditional, conditional = out.chunk(2)
+    return unconditional + guidance_scale * (conditional - unconditional)
 
 
 def predicted_x0(x: Tensor, out: Tensor, rows: Tensor, index: Tensor, guidance_scale: Tensor | None = None) -> Tensor:
     """p x + q out with guidance, before clipping, in plain torch."""
     p, q = _row(rows, index)[:2]
-    out = out.to(x.dtype)
-    if guidance_scale is not None:
-        unconditional, conditional = out.chunk(2)
-        out = unconditional + guidance_scale * (conditional - unconditional)
-    return x * p + out * q
+    return x * p + _guided(x, out, guidance_scale) * q
 
 
 def x0_bound(
@@ -107,62 +120,81 @@ def x0_bound(
     return torch.lerp(size[:, low], size[:, high], place - low).clamp(min=1.0)
 
 
+def _weighted(tensor: Tensor, weight: Tensor) -> Tensor:
+    """The product, 0 where the weight is 0, whatever the tensor holds."""
+    return torch.where(weight != 0, tensor * weight, 0.0)
+
+
+def _deviation(s: Tensor, largest: Tensor, variance: Tensor | None) -> Tensor:
+    """The noise's standard deviation: s, or between s and `largest` as a variance chooses; 0 where s is."""
+    if variance is None:
+        return s
+    ratio = torch.where(s != 0, largest / s, 1.0)
+    return torch.where(s != 0, s * torch.exp((variance.to(s.dtype) + 1) / 2 * torch.log(ratio)), 0.0)
+
+
 def denoise_step_reference(
     x: Tensor,
     out: Tensor,
     rows: Tensor,
     index: Tensor,
-    x0_prev: Tensor | None = None,
+    history: Tensor | None = None,
     *,
     noise: Tensor | None = None,
     key: Tensor | None = None,
     clip: None | float | Tensor = None,
     guidance_scale: Tensor | None = None,
+    variance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`denoise_step` in plain torch, not in place; returns the next x and x0."""
-    a, b, c, s = _row(rows, index)[2:]
-    x0 = predicted_x0(x, out, rows, index, guidance_scale)
+    """`denoise_step` in plain torch, not in place; returns the next x and m."""
+    p, q, a, b, c, s, o, d, e, u, v, largest = _row(rows, index)
+    out = _guided(x, out, guidance_scale)
+    x0 = x * p + out * q
     if isinstance(clip, Tensor):
         bound = clip.view(-1, 1, 1, 1)
         x0 = x0.clamp(-bound, bound) / bound
     elif clip is not None:
         x0 = x0.clamp(-clip, clip)
-    following = x * a + x0 * b
-    if x0_prev is not None:
-        following = following + torch.where(c != 0, x0_prev * c, 0.0)
+    following = x * a + x0 * b + _weighted(out, o)
+    if history is not None:
+        for back, weight in enumerate((c, d, e)[: len(history)], start=1):
+            slot = history.index_select(0, (index.reshape(1) - back) % len(history))[0]
+            following = following + _weighted(slot, weight)
     if key is not None:
         noise = normals_reference(key, index.reshape(()) + 1, x.shape)
     if noise is not None:
-        following = following + noise * s
-    return following, x0
+        following = following + noise * _deviation(s, largest, variance)
+    return following, _weighted(x, u) + x0 * v
 
 
-def _reference(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale) -> None:
-    following, now = denoise_step_reference(
+def _reference(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance) -> None:
+    following, remembered = denoise_step_reference(
         x,
         out,
         rows,
         index,
-        x0,
+        history,
         noise=noise,
         key=key,
         clip=limit if bound is None else bound,
         guidance_scale=guidance_scale,
+        variance=variance,
     )
     x.copy_(following)
-    if x0 is not None:
-        x0.copy_(now)
+    if history is not None:
+        slot = index.reshape(1).long() % len(history)
+        history.index_copy_(0, slot, remembered.to(history.dtype)[None])
 
 
-def _launch(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale) -> None:
+def _launch(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance) -> None:
     from fastdiff.kernels import denoise_step_triton
 
     # The kernel keeps the state in float32; the reference takes any dtype.
-    float32 = {"x": x, "rows": rows, "x0": x0, "noise": noise, "guidance_scale": guidance_scale, "clip": bound}
+    float32 = dict(x=x, rows=rows, history=history, noise=noise, guidance_scale=guidance_scale, clip=bound)
     for name, tensor in float32.items():
         if tensor is not None and tensor.dtype != torch.float32:
             raise ValueError(f"{OP}: {name} is {tensor.dtype}; accepted: float32")
-    denoise_step_triton.forward(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale)
+    denoise_step_triton.forward(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance)
 
 
 def _c_takes(x, *others) -> bool:
@@ -180,8 +212,9 @@ def _launch_c(*args) -> None:
 
 
 _denoise_step = register(
-    "denoise_step(Tensor(a!) x, Tensor out, Tensor rows, Tensor index, Tensor(b!)? x0=None, Tensor? noise=None,"
-    " Tensor? key=None, float? limit=None, Tensor? bound=None, Tensor? guidance_scale=None) -> ()",
+    "denoise_step(Tensor(a!) x, Tensor out, Tensor rows, Tensor index, Tensor(b!)? history=None, Tensor? noise=None,"
+    " Tensor? key=None, float? limit=None, Tensor? bound=None, Tensor? guidance_scale=None, Tensor? variance=None)"
+    " -> ()",
     _reference,
     Kernels(take=lambda x, *_: triton_for(x.device, x.dtype), launch=_launch, empty=lambda *_: None),
     Kernels(take=_c_takes, launch=_launch_c, empty=lambda *_: None),

@@ -5,10 +5,12 @@ Philox blocks. Where a tensor is channels_last, a program takes the groups at th
 after another, so that it uses every element of the cache lines it reads.
 
     E, C: elements and channels of a sample
-    out_b, out_c, out_p: strides of batch, channel and position of the predictions, in elements
-    CHANNELS_FIRST, OUT_FIRST: whether x and the predictions are in row-major order (else channels_last, any strides)
-    GUIDED, HISTORY: whether there are two predictions, an x0
+    out_b, out_c, out_p: strides of batch, channel and position of the predictions, in elements; var_*: of the variance
+    CHANNELS_FIRST: whether x is in row-major order (else channels_last)
+    OUT_FIRST, VAR_FIRST: whether the predictions and the variance are in row-major order (else any strides)
+    GUIDED: whether there are two predictions; DEPTH: of the history, 0 without one
     CLIP: "off", "limit" or "sample" (a bound for each sample); NOISE: "off", "given" or "philox"
+    VARIANCE: whether there is one
 """
 
 from __future__ import annotations
@@ -29,33 +31,60 @@ def _clamp(x, bound):
     return tl.minimum(x, bound, propagate_nan=tl.PropagateNan.ALL)
 
 
+@triton.jit
+def _place(
+    sample, e, c, p, of_batch: tl.constexpr, of_channel: tl.constexpr, of_position: tl.constexpr, FIRST: tl.constexpr
+):
+    """Where channel c and position p of a sample lie, element e in row-major order."""
+    return sample * of_batch + (e if FIRST else c * of_channel + p * of_position)
+
+
+@triton.jit
+def _deviation(row, variance, at, mask, VARIANCE: tl.constexpr):
+    """The noise's standard deviation: s, or with a variance s^(1 - f) S^f; 0 where s is, of which the log is none."""
+    s = tl.load(row + 5)
+    if VARIANCE:
+        f = (tl.load(variance + at, mask, 0.0).to(tl.float32) + 1) / 2
+        ratio = tl.where(s != 0, tl.load(row + 11), 1.0) / tl.where(s != 0, s, 1.0)
+        return tl.where(s != 0, s * tl.exp(f * tl.log(ratio)), 0.0)
+    else:
+        return s
+
+
 @triton.jit(do_not_specialize_on_alignment=["index"])  # index may be any element of a vector
 def denoise_step_forward(
     x,  # (n, C, H, W) float32, overwritten
     out,  # (n, C, H W) any float dtype; if GUIDED without the context
     conditional,  # likewise with the context, or None
-    x0_kept,  # x's shape and strides, float32, overwritten: the previous x0, then this one; or None
+    history,  # (DEPTH, n, C, H, W) float32, each with x's strides, the one of row % DEPTH overwritten; or None
     noise,  # x's shape and strides, float32, or None
-    rows,  # (R, 6) float32: p, q, a, b, c, s
+    variance,  # (n, C, H, W) any float dtype, or None
+    rows,  # (R, 12) float32: p, q, a, b, c, s, o, d, e, u, v, S
     index,  # one int32 or int64
     guidance,  # one float32, or None
     bound,  # (n,) float32, or None
     key,  # (2,) int64: seed, first sample; or None
     samples,  # n
+    apart,  # elements from one of history's to the next
     limit,  # the bound if CLIP is "limit", float
     out_b: tl.constexpr,
     out_c: tl.constexpr,
     out_p: tl.constexpr,
+    var_b: tl.constexpr,
+    var_c: tl.constexpr,
+    var_p: tl.constexpr,
     E: tl.constexpr,
     C: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
     CHANNELS_FIRST: tl.constexpr,
     OUT_FIRST: tl.constexpr,
+    VAR_FIRST: tl.constexpr,
     GUIDED: tl.constexpr,
     CLIP: tl.constexpr,
-    HISTORY: tl.constexpr,
+    DEPTH: tl.constexpr,
     NOISE: tl.constexpr,
+    VARIANCE: tl.constexpr,
 ):
     """The update of row `index` for BLOCK groups."""
     HW: tl.constexpr = E // C
@@ -75,10 +104,10 @@ def denoise_step_forward(
     e = start + lane
     mask = (sample < samples) & (e < E) if E % LANES else (sample < samples) & (lane >= 0)
     at = sample * E + (e if CHANNELS_FIRST else p * C + c)
-    at_out = sample * out_b + (e if OUT_FIRST else c * out_c + p * out_p)
+    at_out = _place(sample, e, c, p, out_b, out_c, out_p, OUT_FIRST)
 
     i = tl.load(index)
-    row = rows + i * 6
+    row = rows + i * 12
     o = tl.load(out + at_out, mask, 0.0).to(tl.float32)
     if GUIDED:
         o += tl.load(guidance) * (tl.load(conditional + at_out, mask, 0.0).to(tl.float32) - o)
@@ -89,22 +118,31 @@ def denoise_step_forward(
     elif CLIP == "sample":
         s_bound = tl.load(bound + sample, sample < samples, 1.0)
         x0 = _clamp(x0, s_bound) / s_bound
+    if DEPTH:
+        remembered = x0 * tl.load(row + 10)
+        u = tl.load(row + 9)
+        if u != 0:
+            remembered += v * u
     v = v * tl.load(row + 2) + x0 * tl.load(row + 3)
-    if HISTORY:
-        weight = tl.load(row + 4)
-        if weight != 0:  # while c is 0, x0_kept may be uninitialised memory
-            v += tl.load(x0_kept + at, mask, 0.0) * weight
+    share = tl.load(row + 6)
+    if share != 0:  # while o is 0, a prediction that is infinite may be clipped
+        v += o * share
+    for back in tl.static_range(1, DEPTH + 1):
+        weight = tl.load(row + (4 if back == 1 else 5 + back))  # c, d, e
+        if weight != 0:  # else what lies there may be uninitialised memory
+            slot = ((i + DEPTH - back) % DEPTH).to(tl.int64)
+            v += tl.load(history + slot * apart + at, mask, 0.0) * weight
+    at_var = _place(sample, e, c, p, var_b, var_c, var_p, VAR_FIRST)
     if NOISE == "given":
-        v += tl.load(noise + at, mask, 0.0) * tl.load(row + 5)
+        v += tl.load(noise + at, mask, 0.0) * _deviation(row, variance, at_var, mask, VARIANCE)
     elif NOISE == "philox":
-        deviation = tl.load(row + 5)
-        if deviation != 0:
+        if tl.load(row + 5) != 0:
             block = start // 4 + tl.arange(0, LANES // 4)[None, :]
             z = four_normals(tl.load(key), tl.load(key + 1) + sample, (i + 1).to(tl.int32), block)
-            v += tl.reshape(z, (BLOCK, LANES)) * deviation
+            v += tl.reshape(z, (BLOCK, LANES)) * _deviation(row, variance, at_var, mask, VARIANCE)
     tl.store(x + at, v, mask)
-    if HISTORY:
-        tl.store(x0_kept + at, x0, mask)
+    if DEPTH:
+        tl.store(history + (i % DEPTH).to(tl.int64) * apart + at, remembered, mask)
 
 
 def _dense(x: Tensor, like: Tensor) -> Tensor:
@@ -113,20 +151,35 @@ def _dense(x: Tensor, like: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.contiguous_format if first else torch.channels_last)
 
 
-def forward(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale) -> None:
+def _ring(history: Tensor, like: Tensor) -> Tensor:
+    """history with each of its tensors in the memory format of `like`."""
+    one = history[0]
+    if _dense(one, like) is one:
+        return history
+    return _dense(history.flatten(0, 1), like).unflatten(0, history.shape[:2])
+
+
+def _flat(images: Tensor) -> tuple[Tensor, bool]:
+    """(B, C, H W), and whether a picture is in row-major order."""
+    flat = positions(images)
+    _, channels, size = flat.shape
+    return flat, flat.stride(2) == 1 and (channels == 1 or flat.stride(1) == size)
+
+
+def forward(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance) -> None:
     """denoise_step of the same arguments."""
     n, c, h, w = x.shape
     state = x if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
     first = state.is_contiguous()
-    flat = positions(out)
-    out_first = flat.stride(2) == 1 and (c == 1 or flat.stride(1) == h * w)
+    flat, out_first = _flat(out)
+    flat_variance, variance_first = (None, False) if variance is None else _flat(variance)
     elements = c * h * w
     # A thread reads 16 bytes at once: eight elements of a 16-bit prediction, four of float32.
     lanes = 8 if out.element_size() == 2 and elements % 8 == 0 else 4
     groups = n * -(-elements // lanes)
     if groups >= 2**31:
         raise ValueError(f"denoise_step: x has {n * elements} elements; accepted: fewer than {2**31 * lanes}")
-    kept = None if x0 is None else _dense(x0, state)
+    kept = None if history is None else _ring(history, state)
     block = 1024 // lanes
     launch(
         denoise_step_forward,
@@ -134,22 +187,27 @@ def forward(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale) -
         x.device,
         *(state, flat, None if guidance_scale is None else flat[n:], kept),
         None if noise is None else _dense(noise, state),
+        flat_variance,
         *(rows.contiguous(), index, guidance_scale, contiguous(bound), contiguous(key)),
         n,
+        0 if kept is None or len(kept) == 1 else kept.stride(0),
         0.0 if limit is None else limit,
         *flat.stride(),
+        *((0, 0, 0) if flat_variance is None else flat_variance.stride()),
         E=elements,
         C=c,
         LANES=lanes,
         BLOCK=block,
         CHANNELS_FIRST=first,
         OUT_FIRST=out_first,
+        VAR_FIRST=variance_first,
         GUIDED=guidance_scale is not None,
         CLIP="limit" if limit is not None else "sample" if bound is not None else "off",
-        HISTORY=kept is not None,
+        DEPTH=0 if kept is None else len(kept),
         NOISE="given" if noise is not None else "philox" if key is not None else "off",
+        VARIANCE=variance is not None,
         num_warps=4,
     )
-    for given, written in ((x, state), (x0, kept)):
+    for given, written in ((x, state), (history, kept)):
         if written is not given:
             given.copy_(written)

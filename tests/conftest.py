@@ -185,3 +185,30 @@ def leaves():
         return [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in tensors]
 
     return make
+
+
+@pytest.fixture
+def unet(randomised):
+    """(options) → a small UNet2DModel of 8x8 images, its weights random."""
+
+    def make(**options):
+        channels = options.pop("in_channels", 3)
+        from diffusers import UNet2DModel
+
+        made = UNet2DModel(
+            **{
+                "sample_size": 8,
+                "in_channels": channels,
+                "out_channels": channels,
+                "block_out_channels": (8, 16),
+                "layers_per_block": 1,
+                "norm_num_groups": 4,
+                "attention_head_dim": 8,
+                "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+                "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+                **options,
+            }
+        )
+        return randomised(made).eval()
+
+    return make

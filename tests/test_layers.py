@@ -18,8 +18,8 @@ FOLDERS = {
 # The rooms of the house, floor by floor: a module imports from its own floor and from those below it.
 FLOORS = [
     {"_version", "errors", "files", "images", "provenance", "kernels", "data"},
-    {"samplers", "networks", "capture", "model"},
-    {"checkpoints", "engine", "sampling", "training", "shards", "export"},
+    {"samplers", "networks", "capture", "model", "diffusers"},
+    {"checkpoints", "engine", "sampling", "inversion", "training", "shards", "export"},
     {"cli", "bench", "__main__"},
 ]
 

@@ -71,8 +71,8 @@ def test_a_methods_help_names_what_it_takes(name):
     [
         (lambda many: fastdiff.sample(many, 1), "model = a value of type Tensor; accepted: fastdiff.Model"),
         (
-            lambda many: fastdiff.sample("sprites", 1, noise=many),
-            "noise = a value of type Tensor; accepted: a callable",
+            lambda many: fastdiff.sample("sprites", 1, noise="philox"),
+            "noise = 'philox'; accepted: x_T, or a callable",
         ),
         (
             lambda many: fastdiff.Engine(fastdiff.load("sprites"), many),

@@ -355,7 +355,9 @@ def test_a_schedules_name_is_no_schedule():
         make_table("ddim", "cosine", 5)
 
 
-@pytest.mark.parametrize("more", [dict(steps=2), dict(eta=1.0), dict(spacing="leading")])
+@pytest.mark.parametrize(
+    "more", [dict(steps=2), dict(eta=1.0), dict(spacing="leading"), dict(sigmas="karras"), dict(timesteps=[3])]
+)
 def test_a_table_has_its_own_steps_and_spacing(more, randomised):
     model = context(randomised)
     with pytest.raises(InputError, match="with a StepTable, which has its own"):
@@ -363,7 +365,7 @@ def test_a_table_has_its_own_steps_and_spacing(more, randomised):
 
 
 def test_a_noise_source_is_callable(randomised):
-    with pytest.raises(InputError, match="noise = 3; accepted: a callable"):
+    with pytest.raises(InputError, match="noise = 3; accepted: x_T, or a callable"):
         sample(context(randomised), 2, "ddim", steps=2, noise=3, device="cpu")
 
 

@@ -82,14 +82,14 @@ def _ours(case: Case) -> Ready:
     x, out, _ = _inputs(case)
     table = case.model.table(case.sampler, STEPS)
     engine = Engine(case.model, table, batch_size=case.batch, device=x.device)  # for its buffers, and to know its form
-    captured = engine.form.captured  # captured steps all draw noise and keep x0, so that one serves any sampler
-    rows = torch.from_numpy(table.rows[:, :6]).to(x.device, torch.float32)
+    captured = engine.form.captured  # captured steps all draw noise and remember a row, to serve most samplers
+    rows = torch.from_numpy(table.rows).to(x.device, torch.float32)
     state = State(
         engine.x,
         rows,
         engine.index,
         key=engine.key.zero_() if captured or table.s.any() else None,
-        x0_prev=engine.x0_prev if captured or table.c.any() else None,
+        history=engine.history if captured or table.depth else None,
     )
     out = out.contiguous(memory_format=torch.channels_last)  # as a network leaves it
     row, steps = torch.full_like(engine.index, ROW), torch.zeros_like(engine.index)

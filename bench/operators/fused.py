@@ -114,25 +114,26 @@ def steps(network: str, c: int, size: int) -> Iterator[Operator]:
 
     def made(label: str, noise: bool = False, history: bool = False, guided: bool = False) -> Operator:
         def make(draw: Draw) -> Call:
-            rows = torch.tensor([[1.2, -0.7, 0.5, 0.4, -0.1, 0.3]], device=draw.device)
+            row = [1.2, -0.7, 0.5, 0.4, -0.1, 0.3, 0.0, 0.0, 0.0, 0.0, 1.0, 0.3]  # as a second-order sampler's
+            rows = torch.tensor([row], device=draw.device)
             index = torch.zeros((), dtype=torch.int64, device=draw.device)
             key = torch.tensor([1, 0], device=draw.device) if noise else None
             scale = torch.tensor(2.0, device=draw.device)
 
             def inputs(b: int) -> tuple[Tensor, ...]:
                 x, prev = (Draw(draw.device, torch.float32).image(b, c, size) for _ in range(2))
-                return (x, draw.image((2 if guided else 1) * b, c, size), *([prev] if history else []))
+                return (x, draw.image((2 if guided else 1) * b, c, size), *([prev[None]] if history else []))
 
             def more(x: Tensor) -> dict[str, Any]:
                 guidance = {"guidance_scale": scale.to(x.dtype), "clip": 1.0} if guided else {}
                 return {"rows": rows.to(x.dtype), "index": index, "key": key, **guidance}
 
-            def call(x: Tensor, out: Tensor, x0: Tensor | None = None) -> Tensor:
-                denoise_step(x, out, x0=x0, **more(x))
+            def call(x: Tensor, out: Tensor, ring: Tensor | None = None) -> Tensor:
+                denoise_step(x, out, history=ring, **more(x))
                 return x
 
-            def plain(x: Tensor, out: Tensor, x0: Tensor | None = None) -> Tensor:
-                return denoise_step_reference(x, out, x0_prev=x0, **more(x))[0]
+            def plain(x: Tensor, out: Tensor, ring: Tensor | None = None) -> Tensor:
+                return denoise_step_reference(x, out, history=ring, **more(x))[0]
 
             return Call(inputs, call, plain)
 

@@ -15,6 +15,7 @@ from fastdiff.engine.prediction import Prediction
 from fastdiff.engine.step import State, advance
 from fastdiff.kernels.denoise_step import denoise_step
 from fastdiff.kernels.philox import normals
+from fastdiff.kernels.step_rows import COLUMNS
 from fastdiff.samplers.samplers import make_table
 from fastdiff.samplers.schedule import make_schedule
 
@@ -75,12 +76,12 @@ def captured_step(network: Network, dtype: torch.dtype, batch: int) -> tuple[Cal
         times = torch.tensor(table.time, dtype=torch.int64, device="cpu")
         given = evaluation.Given(batch, network.image_shape, None, times, META, dtype)
         parts = evaluation.captured(evaluation.Network(on_meta(network, dtype), META, dtype), given)
-        prediction = Prediction(parts, META, dtype, integer=True, guided=False)
+        prediction = Prediction(parts, META, dtype, whole=True, guided=False)
         prediction.load_table(table, len(table))
         prediction.load_context(None)
         x = torch.empty(batch, *network.image_shape).contiguous(memory_format=torch.channels_last)
         key, index = torch.empty(2, dtype=torch.int64), torch.empty((), dtype=torch.int64)
-        state = State(x, torch.empty(len(table), 6), index, key=key, x0_prev=torch.empty_like(x))
+        state = State(x, torch.empty(table.rows.shape), index, key=key, history=torch.empty_like(x)[None])
         rounded = x.to(dtype)
 
     def evaluate() -> None:
@@ -100,7 +101,7 @@ def sampler_steps() -> None:
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=META)
 
-    rows, index = empty(25, 6), empty(dtype=torch.int64)
+    rows, index = empty(25, COLUMNS), empty(dtype=torch.int64)
     key, guidance = empty(2, dtype=torch.int64), empty()
     for shape in ((1, 28, 28), (3, 16, 16)):
         n = 64
@@ -108,12 +109,15 @@ def sampler_steps() -> None:
         x = empty(n, *shape)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             out = empty(n, *shape, dtype=dtype).to(memory_format=torch.channels_last)
+            wide = empty(n, 2 * shape[0], *shape[1:], dtype=dtype).to(memory_format=torch.channels_last)
             both = empty(2 * n, *shape, dtype=dtype).to(memory_format=torch.channels_last)
             for options in (
                 dict(out=out),  # ddim
                 dict(out=out, key=key),  # ddpm
-                dict(out=out, x0=empty(n, *shape)),  # dpmpp_2m
+                dict(out=out, history=empty(1, n, *shape)),  # dpmpp_2m
+                dict(out=out, history=empty(3, n, *shape)),  # of third order
                 dict(out=both, guidance_scale=guidance, key=key, clip=1.0),
                 dict(out=both, guidance_scale=guidance, clip=empty(n), noise=empty(n, *shape)),
+                dict(out=wide[:, : shape[0]], variance=wide[:, shape[0] :], key=key),  # ddpm with a learned variance
             ):
                 denoise_step(x, rows=rows, index=index, **options)

@@ -25,6 +25,20 @@ function complete(options = {}) {
   const tables = own(model.samplers, s.sampler);
   if (!tables) throw new Error(`Sampler ${s.sampler}; accepted: ${Object.keys(model.samplers).join(", ")}.`);
   if (!own(tables, s.steps)) throw new Error(`Steps ${s.steps}; accepted: ${Object.keys(tables).join(", ")}.`);
+  checkContext(s);
+  if (!Number.isFinite(s.guidanceScale)) throw new Error(`Guidance scale ${s.guidanceScale}; accepted: a number.`);
+  return s;
+}
+
+function checkContext(s) {
+  if (numbers) {
+    if (s.context === null && model.null_class !== null) return;
+    if (!numbers.includes(s.context)) {
+      const last = numbers.at(-1);
+      throw new Error(`Class ${s.context}; accepted: ${numbers[0]} to ${last}${model.null_class === null ? "" : ", or null"}.`);
+    }
+    return;
+  }
   if (!Array.isArray(s.context)) {
     const unknown = Object.keys(s.context).find((name) => !classes.includes(name));
     if (unknown !== undefined) throw new Error(`Class ${unknown}; accepted: ${classes.join(", ") || "none"}.`);
@@ -33,9 +47,10 @@ function complete(options = {}) {
   if (s.context.length !== classes.length || !s.context.every(Number.isFinite)) {
     throw new Error(`Context ${s.context}; accepted: ${classes.length} numbers.`);
   }
-  if (!Number.isFinite(s.guidanceScale)) throw new Error(`Guidance scale ${s.guidanceScale}; accepted: a number.`);
-  return s;
 }
+
+/** Whether a context is of some class, by its number or by weights. */
+const ofClass = (context) => (Array.isArray(context) ? context.some(Boolean) : context !== null);
 
 function controls() {
   return {
@@ -44,9 +59,14 @@ function controls() {
     first: 0,
     sampler: $("sampler").value,
     steps: chosen("steps"),
-    context: classes.map((_, k) => Number($(`class-${k}`).value)),
+    context: numbers ? chosenNumber() : classes.map((_, k) => Number($(`class-${k}`).value)),
     guidanceScale: Number($("guidance").value),
   };
+}
+
+function chosenNumber() {
+  const { value } = $("class-number");
+  return value === "none" ? null : Number(value);
 }
 
 /** The command line that gives the same picture. */
@@ -55,7 +75,10 @@ function command(s) {
   const words = ["fastdiff", "sample", ...model.model.map(quoted), "-n", s.n, "--seed", s.seed];
   if (s.first) words.push("--first", s.first);
   words.push("--sampler", s.sampler, "--steps", s.steps);
-  if (s.context.some(Boolean)) {
+  if (numbers && s.context !== null) {
+    words.push("--context", s.context);
+    if (model.null_class !== null) words.push("--guidance-scale", s.guidanceScale);
+  } else if (ofClass(s.context)) {
     const named = model.class_names.length && !model.class_names.some((name) => /[,=]/.test(name));
     const weights = classes.map((name, k) => `${name}=${s.context[k]}`).filter((_, k) => s.context[k]);
     words.push("--context", quoted(named ? weights.join(",") : s.context.join(",")));
@@ -67,7 +90,8 @@ function command(s) {
 /** The end of this page's address that reproduces the picture. */
 function toHash(s) {
   const values = { n: s.n, seed: s.seed, sampler: s.sampler, steps: s.steps };
-  if (classes.length) Object.assign(values, { context: s.context.join(","), guidance: s.guidanceScale });
+  if (numbers) Object.assign(values, { context: s.context ?? "none", guidance: s.guidanceScale });
+  else if (classes.length) Object.assign(values, { context: s.context.join(","), guidance: s.guidanceScale });
   return `#${Object.entries(values).map(([key, value]) => `${key}=${value}`).join("&")}`;
 }
 
@@ -86,8 +110,13 @@ function fromHash() {
   take("steps", (steps) => own(model.samplers[$("sampler").value], steps), (steps) => choose("steps", steps));
   take("n", (n) => NUMBERS.map(String).includes(n), (n) => choose("number", n));
   take("guidance", inRange(0, 8), (scale) => { $("guidance").value = scale; });
-  take("context", (text) => text.split(",").length === classes.length && text.split(",").every(inRange(0, 1)),
-    (text) => setClasses(text.split(",")));
+  if (numbers) {
+    take("context", (text) => [...$("class-number").options].some((option) => option.value === text),
+      (text) => { $("class-number").value = text; });
+  } else {
+    take("context", (text) => text.split(",").length === classes.length && text.split(",").every(inRange(0, 1)),
+      (text) => setClasses(text.split(",")));
+  }
   showValues();
   if (odd.length) say(`This link asks for ${odd.join(" and ")}, which this page does not offer.`, "error");
 }

@@ -6,8 +6,9 @@
 //                       of shape, [n, C, H, W], in [-1, 1]; frames are the pixels after each step, 0 to 255, in the
 //                       same order. options, each as the controls stand where left out:
 //                       {n, seed, first, sampler, steps, context, guidanceScale}; seed and first are a BigInt, a
-//                       number or a string; context is an array of K numbers or {class name: weight}. Bad options
-//                       reject with an Error; a cancelled run rejects with one whose name is "AbortError".
+//                       number or a string; context is an array of K numbers or {class name: weight}, or of a model
+//                       that takes class numbers one of them, or null for no class. Bad options reject with an Error; a
+//                       cancelled run rejects with one whose name is "AbortError".
 //   cancel()            stops the run under way, if any, within a step
 //   last                what the last finished run gave, or null
 "use strict";
@@ -15,9 +16,10 @@
 const $ = (id) => document.getElementById(id);
 const NUMBERS = [1, 4, 9, 16, 25];
 
-let model, classes; // model.json, and the names of its classes
+let model, classes; // model.json, and the names of the classes whose weights it takes
+let numbers; // of a model that takes one class by its number: those on offer; else null
 let worker;
-let run = null; // the run under way: {id, settings, resolve, reject, began, step, frames}
+let run = null; // the run under way: {id, settings, evaluations, resolve, reject, began, step, frames}
 let runs = 0;
 let loaded = false;
 
@@ -61,7 +63,7 @@ function showValues() {
   // The class that is chosen alone, or none; a mixture is seen by its sliders.
   const used = classes.map((_, k) => k).filter((k) => Number($(`class-${k}`).value));
   classes.forEach((_, k) => press($(`class-${k}`).previousElementSibling, used.length === 1 && used[0] === k));
-  press($("none"), !used.length);
+  if (!numbers) press($("none"), !used.length);
 }
 
 const press = (button, on) => button.setAttribute("aria-pressed", on);
@@ -79,16 +81,32 @@ function build() {
     slider.setAttribute("aria-label", `weight of ${name}`);
     return element("div", { className: "row" }, alone, slider, element("output"));
   }));
-  const none = element("button", { type: "button", id: "none", textContent: "none", title: "no class" });
-  none.addEventListener("click", () => setClasses(classes.map(() => 0)));
-  $("class-hint").prepend(none);
-  $("classes").hidden = !classes.length;
+  numbers = model.num_classes === null ? null
+    : Array.from({ length: model.num_classes }, (_, k) => k).filter((k) => k !== model.null_class);
+  if (numbers) offerNumbers();
+  else {
+    const none = element("button", { type: "button", id: "none", textContent: "none", title: "no class" });
+    none.addEventListener("click", () => setClasses(classes.map(() => 0)));
+    $("class-hint").prepend(none);
+  }
+  $("classes").hidden = !classes.length && !numbers;
   $("sampler").append(...Object.keys(model.samplers).map((name) => element("option", { textContent: name })));
   $("sampler").value = model.start.sampler;
   showSteps();
   pills("number", NUMBERS, 9);
   showValues();
   draw(null);
+}
+
+/** The classes of a model that takes one by its number; no class where it has a number for that. */
+function offerNumbers() {
+  const values = model.null_class === null ? numbers : ["none", ...numbers];
+  const select = element("select", { id: "class-number" }, ...values.map((v) => element("option", { textContent: v })));
+  select.setAttribute("aria-label", "Class");
+  select.value = numbers[0] ?? "none";
+  $("class-rows").append(select);
+  $("class-hint").textContent = "One by its number.";
+  $("guidance-row").hidden = $("guidance-hint").hidden = model.null_class === null;
 }
 
 // --- A run ---
@@ -102,9 +120,10 @@ function sample(options) {
   return fastdiff.ready.then(() => new Promise((resolve, reject) => {
     if (run) throw new Error("A run is under way; cancel it first.");
     const settings = complete(options);
-    const { rows, times } = model.samplers[settings.sampler][settings.steps];
+    const table = model.samplers[settings.sampler][settings.steps];
+    const evaluations = table.rows.length; // of the network; some samplers need more than one a step
     const shape = [settings.n, ...model.image_shape];
-    run = { id: ++runs, settings, shape, resolve, reject, began: performance.now(), step: 0, frames: [] };
+    run = { id: ++runs, settings, evaluations, shape, resolve, reject, began: performance.now(), step: 0, frames: [] };
     $("command").textContent = command(settings);
     $("command-line").hidden = false;
     say(`Sampling ${settings.n} ${settings.n === 1 ? "image" : "images"} in ${settings.steps} steps.`);
@@ -112,9 +131,10 @@ function sample(options) {
     run.clock = setInterval(showTime, 200);
     showTime();
     // Without a class there is nothing to guide towards: the result is that of scale 1, in half the time.
-    const guidanceScale = settings.context.some(Boolean) ? settings.guidanceScale : 1;
+    const guidanceScale = ofClass(settings.context) ? settings.guidanceScale : 1;
+    const context = settings.context ?? model.null_class;
     const integerTimes = model.time === "index";
-    worker.postMessage({ ...settings, type: "run", id: run.id, shape, rows, times, integerTimes, guidanceScale });
+    worker.postMessage({ ...settings, type: "run", id: run.id, shape, table, integerTimes, context, guidanceScale });
   }));
 }
 
@@ -136,25 +156,25 @@ function busy(on) {
 const seconds = (ms) => (ms < 100 ? `${Math.round(ms)} ms` : `${ms < 9950 ? (ms / 1000).toFixed(1) : Math.round(ms / 1000)} s`);
 
 function showTime() {
-  const { step, settings, began } = run;
+  const { step, evaluations, began } = run;
   const elapsed = performance.now() - began;
   // The time of the steps done, spread over those to come; what has passed of the present one counts.
-  const left = run.lastStep ? Math.max(0, ((run.lastStep - began) / step) * settings.steps - elapsed) : NaN;
-  $("detail").textContent = `Step ${step} of ${settings.steps} · ${seconds(elapsed)}`
-    + (step && step < settings.steps ? ` · about ${seconds(left)} left` : "");
-  $("progress").value = step / settings.steps;
+  const left = run.lastStep ? Math.max(0, ((run.lastStep - began) / step) * evaluations - elapsed) : NaN;
+  $("detail").textContent = `Step ${step} of ${evaluations} · ${seconds(elapsed)}`
+    + (step && step < evaluations ? ` · about ${seconds(left)} left` : "");
+  $("progress").value = step / evaluations;
 }
 
 /** Ends the run: `how` is "done", "cancelled" or "error". */
 function end(how, message) {
-  const { settings, shape, frames, images, step, began, clock, resolve, reject } = run;
+  const { settings, evaluations, shape, frames, images, step, began, clock, resolve, reject } = run;
   clearInterval(clock);
   const took = performance.now() - began;
   run = null;
   if (how === "done") fastdiff.last = { images, shape, settings, frames, seconds: took / 1000 };
   busy(false);
   if (how === "done") {
-    $("detail").textContent = `${(settings.n / (took / 1000)).toFixed(1)} images/s, ${seconds(took / settings.steps)} a step`;
+    $("detail").textContent = `${(settings.n / (took / 1000)).toFixed(1)} images/s, ${seconds(took / evaluations)} a step`;
     say(`Done: ${settings.n} ${settings.n === 1 ? "image" : "images"} in ${seconds(took)}.`);
     $("canvas").setAttribute("aria-label", `Sampled images, ${command(settings)}`);
     $("replay").hidden = frames.length < 2;
@@ -164,7 +184,7 @@ function end(how, message) {
   }
   $("detail").textContent = "";
   $("download").disabled = true; // what is shown is no finished picture
-  const text = how === "cancelled" ? `Cancelled after step ${step} of ${settings.steps}.` : `It stopped: ${message}.`;
+  const text = how === "cancelled" ? `Cancelled after step ${step} of ${evaluations}.` : `It stopped: ${message}.`;
   say(text, how === "error" ? "error" : "");
   reject(Object.assign(new Error(text), { name: how === "cancelled" ? "AbortError" : "Error" }));
 }

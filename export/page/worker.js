@@ -55,29 +55,33 @@ async function download(file, what, size = 0) {
 const int64 = (value) => new ort.Tensor("int64", BigInt64Array.of(BigInt(value)), []);
 const float32 = (values, dims) => new ort.Tensor("float32", Float32Array.from(values), dims);
 
-async function run({ id, shape, seed, first, rows, times, integerTimes, context, guidanceScale }) {
+const DEPTH = 3; // how many rows a file for any table remembers
+
+async function run({ id, shape, seed, first, table, integerTimes, context, guidanceScale }) {
   try {
+    const { rows, times } = table;
     const size = shape.reduce((a, b) => a * b);
     const fixed = {
       seed: int64(seed),
       first: int64(first),
+      init_noise_sigma: float32([table.init_noise_sigma], []),
       rows: float32(rows.flat(), [rows.length, rows[0].length]),
       times: integerTimes
         ? new ort.Tensor("int64", BigInt64Array.from(times, BigInt), [times.length])
         : float32(times, [times.length]),
     };
-    if (context.length) {
-      fixed.context = float32(context, [1, context.length]);
-      fixed.guidance_scale = float32([guidanceScale], []);
-    }
+    // A class's number, or weights; of a model without contexts there are none.
+    if (typeof context === "number") fixed.context = new ort.Tensor("int64", BigInt64Array.of(BigInt(context)), [1]);
+    else if (context.length) fixed.context = float32(context, [1, context.length]);
+    if (session.inputNames.includes("guidance_scale")) fixed.guidance_scale = float32([guidanceScale], []);
     // All of a run's state is made here, so that nothing is left over from the one before.
     let x = float32(new Float32Array(size), shape);
-    let x0_prev = float32(new Float32Array(size), shape);
+    let history = float32(new Float32Array(DEPTH * size), [DEPTH, ...shape]);
     for (let k = 0; k < rows.length; k++) {
       await new Promise((resolve) => setTimeout(resolve)); // lets a "cancel" in
       if (id <= cancelled) return postMessage({ type: "cancelled", id, step: k });
-      const next = await session.run({ ...fixed, x, x0_prev, start: int64(k), stop: int64(k + 1) });
-      [x, x0_prev] = [next.next_x, next.next_x0_prev];
+      const next = await session.run({ ...fixed, x, history, start: int64(k), stop: int64(k + 1) });
+      [x, history] = [next.next_x, next.next_history];
       const shown = x.data.slice(); // a copy to give away: x goes on
       postMessage({ type: "step", id, step: k + 1, x: shown }, [shown.buffer]);
     }

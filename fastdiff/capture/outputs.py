@@ -10,13 +10,14 @@ from torch import Tensor
 from fastdiff.errors import InputError
 
 
-def first_output(out: Any, channels: int) -> Tensor:
-    """The prediction (B, C, H, W) among what a network returned.
+def first_output(out: Any, channels: int, learned_variance: bool = False) -> Tensor:
+    """The prediction (B, C, H, W) among what a network returned, or (B, 2C, H, W), it and a variance.
 
     Args:
         out: a tensor, an object with `.sample`, a tuple or a list whose first part is the prediction, or a dict with it
             under "sample" or as its first tensor. Of 2C channels (a mean and a variance) the first C are taken.
         channels: C, of the images.
+        learned_variance: whether the variance is wanted too; then there must be 2C channels, and all are returned.
 
     Raises:
         InputError: for anything else.
@@ -33,6 +34,14 @@ def first_output(out: Any, channels: int) -> Tensor:
             f"the network returns {_described(out)}; accepted: a tensor, or an object with .sample, a tuple, a list or "
             "a dict that holds one"
         )
+    if learned_variance:
+        if found.ndim != 4 or found.shape[1] != 2 * channels:
+            raise InputError(
+                f"the network returns a tensor of shape {tuple(found.shape)}; accepted with learned_variance: "
+                f"(batch, {2 * channels}, height, width), {channels} channels of the prediction and {channels} of the "
+                "variance"
+            )
+        return found
     if found.ndim != 4 or found.shape[1] not in (channels, 2 * channels):
         raise InputError(
             f"the network returns a tensor of shape {tuple(found.shape)}; accepted: (batch, {channels}, height, width) "

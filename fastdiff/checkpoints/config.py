@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastdiff.diffusers import package
+from fastdiff.diffusers.scheduler import Scheduler
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.networks.registry import NETWORKS, network_class
 from fastdiff.samplers.schedule import from_config
 
 FORMAT = 1
+DIFFUSERS = "diffusers"  # in place of a network's name
 
 
 def network_config(network: nn.Module) -> dict[str, Any]:
@@ -21,14 +24,23 @@ def network_config(network: nn.Module) -> dict[str, Any]:
     for name in NETWORKS:
         if type(network) is network_class(name):
             return {"name": name, **network.options}  # type: ignore[dict-item]
-    raise InputError(f"a network of class {type(network).__name__} cannot be saved; accepted: {', '.join(NETWORKS)}")
+    if type(network).__module__.startswith("diffusers.") and type(network).__name__ in package.NETWORKS:
+        config: Any = network.config
+        return {"name": DIFFUSERS, "class": type(network).__name__, "options": package.plain(config)}
+    raise InputError(
+        f"a network of class {type(network).__name__} cannot be saved; accepted: {', '.join(NETWORKS)}, and of "
+        f"diffusers {', '.join(package.NETWORKS)}"
+    )
 
 
 def build_network(config: Mapping[str, Any]) -> nn.Module:
     """The inverse of network_config, with fresh weights; raises InputError if the values make no network."""
     options = dict(config)
     name = options.pop("name", None)
-    made = network_class(name)
+    if name == DIFFUSERS:
+        made, options = package.network_of(options.get("class")).from_config, {"config": dict(options["options"])}
+    else:
+        made = network_class(name)
     try:
         return made(**options)
     except (TypeError, RuntimeError, MemoryError) as error:  # wrong options, or more memory than there is
@@ -52,12 +64,23 @@ def model_config(model: Model) -> dict[str, Any]:
         "time": model.time,
         "class_names": list(model.class_names),
         "clip": model.clip,
+        **{name: value for name, value in _rare(model).items() if value is not None and value is not False},
+    }
+
+
+def _rare(model: Model) -> dict[str, Any]:
+    """What few models have; a file says it where they do."""
+    return {
+        "num_classes": model.num_classes,
+        "null_class": model.null_class,
+        "learned_variance": model.learned_variance,
+        "scheduler": None if model.scheduler is None else model.scheduler.config(),
     }
 
 
 def model_from_config(config: Mapping[str, Any], network: nn.Module | None = None) -> Model:
     """The inverse of model_config; the network has fresh weights unless one is given."""
-    clip = config.get("clip")
+    clip, scheduler = config.get("clip"), config.get("scheduler")
     return Model(
         network=build_network(config["network"]) if network is None else network,
         schedule=from_config(config["schedule"]),
@@ -66,4 +89,8 @@ def model_from_config(config: Mapping[str, Any], network: nn.Module | None = Non
         time=config["time"],
         class_names=config.get("class_names", ()),
         clip=tuple(clip) if isinstance(clip, list) else clip,
+        num_classes=config.get("num_classes"),
+        null_class=config.get("null_class"),
+        learned_variance=config.get("learned_variance", False),
+        scheduler=None if scheduler is None else Scheduler.from_config(scheduler),
     )

@@ -12,6 +12,7 @@ from fastdiff.checkpoints.annotated import annotated_model, annotated_resnet_mod
 from fastdiff.checkpoints.context import context_model
 from fastdiff.checkpoints.lucidrains import layernorm_model, lucidrains_model
 from fastdiff.checkpoints.mindspore import is_mindspore, read_mindspore
+from fastdiff.checkpoints.openai import openai_model
 from fastdiff.checkpoints.others import refuse_other
 from fastdiff.checkpoints.said import Said, said_in
 from fastdiff.checkpoints.torch_file import read_torch
@@ -46,6 +47,7 @@ FAMILIES = (
     Family("denoising-diffusion-pytorch's Unet", (*_RESNET, "mid_attn.fn.norm.g"), layernorm_model),
     Family("the Annotated Diffusion U-Net", (*_RESNET, "mid_attn.fn.fn.to_qkv.weight"), annotated_resnet_model),
     Family("the Annotated Diffusion U-Net", ("init_conv.weight", "time_mlp.1.weight"), annotated_model),
+    Family("OpenAI's UNetModel", ("time_embed.0.weight", "output_blocks.0.0.in_layers.0.weight"), openai_model),
 )
 
 

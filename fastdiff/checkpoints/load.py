@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fastdiff.checkpoints.config import FORMAT, model_from_config
+from fastdiff.checkpoints.diffusers_folder import load_folder
 from fastdiff.checkpoints.foreign import load_foreign
 from fastdiff.checkpoints.others import refuse_no_checkpoint
 from fastdiff.checkpoints.said import Said
@@ -34,15 +35,16 @@ def load(
         name_or_path: a shipped model, `fashion-mnist` or `sprites`; fastdiff's own .safetensors, or the folder of a
             training run; a training checkpoint (its averaged weights, where it has them); a state dict of AnnotatedUnet
             or ContextUnet, the course's or the MNIST script's (.pt, .pth, .safetensors; bare or in whatever a trainer
-            put around it), recognised by its keys; denoising-diffusion-pytorch's Unet, or its trainer's model-N.pt; the
-            MindSpore tutorial's .ckpt.
+            put around it), recognised by its keys; denoising-diffusion-pytorch's Unet, or its trainer's model-N.pt;
+            OpenAI's UNetModel; the MindSpore tutorial's .ckpt; a folder that diffusers saved, of a pipeline of pixels
+            or of its network alone.
         schedule: the training schedule, for a state dict. Default: of its buffer betas, alphas_cumprod or
-            alphabar_t, if it has one; else its tutorial's, with a warning, which is linear with T = 200 for
-            AnnotatedUnet, T = 300 for its text of today, and course with T = 500 for ContextUnet, 400 for the MNIST
-            script's.
+            alphabar_t, if it has one; else the usual one, with a warning, which is linear with T = 200 for
+            AnnotatedUnet, T = 300 for its text of today and T = 1000 for OpenAI's UNetModel, and course with T = 500
+            for ContextUnet, 400 for the MNIST script's.
         image_size: side of the images or (height, width), in pixels, for a state dict. Default: 28 for AnnotatedUnet,
             with a warning; ContextUnet's follows from its weights. denoising-diffusion-pytorch has no defaults: what
-            its file does not say must be given.
+            its file does not say must be given, and so must the size for OpenAI's.
         prediction_type: what the network predicts, epsilon, sample or v_prediction, for a state dict. Default: what the
             file says, if it does; else epsilon, but of denoising-diffusion-pytorch, which has no default.
         class_names: a name for each entry of the context, for a file that does not name them.
@@ -61,7 +63,11 @@ def load(
             raise InputError(f"image_size = {image_size}; accepted: a side, or (height, width)")
         image_size = image_size[0], image_size[1]
     path = locate(name_or_path)
+    said = Said(schedule, image_size, prediction_type)
     tensors, config = None, None
+    if path.is_dir():
+        model = load_folder(path, said)
+        return _with_class_names(path, model, class_names) if class_names else model
     safetensors = looks_like_safetensors(path)
     refuse_no_checkpoint(path)
     if safetensors:
@@ -71,13 +77,15 @@ def load(
             raise InputError(f"{str(path)!r} states its own schedule, image size and prediction type; leave them out")
         model = _own(path, tensors, config)
     else:
-        model = load_foreign(path, tensors, Said(schedule, image_size, prediction_type))
+        model = load_foreign(path, tensors, said)
     return _with_class_names(path, model, class_names) if class_names else model
 
 
 def stored_info(name_or_path: str | Path) -> dict[str, Any]:
     """What a file records about its making: the info given to `save`, or a training run's progress."""
     path = locate(name_or_path)
+    if path.is_dir():
+        return {"file": "a folder of diffusers"}
     config = read_tensors(path)[1] if looks_like_safetensors(path) else None
     if config is None:
         return {"file": "foreign state dict"}
@@ -105,9 +113,9 @@ def _with_class_names(path: Path, model: Model, names: Sequence[str]) -> Model:
     if model.class_names:
         raise InputError(f"{str(path)!r} names its own classes, {', '.join(model.class_names)}; leave class_names out")
     width = model.context_width or 0
-    if len(names) != width:
+    if model.num_classes is None and len(names) != width:
         takes = f"contexts of {width} numbers" if width else "no context"
         raise InputError(f"{len(names)} class names, {', '.join(names)}; the network of {str(path)!r} takes {takes}")
     if not all(names) or len(set(names)) < len(names):
-        raise InputError(f"class names {list(names)}; accepted: {width} that differ, none of them empty")
+        raise InputError(f"class names {list(names)}; accepted: {len(names)} that differ, none of them empty")
     return dataclasses.replace(model, class_names=names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fastdiff.checkpoints.diffusers_files import is_folder
 from fastdiff.errors import unknown_name, wrong_type
 
 SHIPPED = Path(__file__).parent.parent / "models"
@@ -15,7 +16,11 @@ def shipped_models() -> dict[str, Path]:
 
 
 def locate(name_or_path: str | Path) -> Path:
-    """The file of a shipped model or of a training run's folder, or the path itself; InputError if there is none."""
+    """The file of a shipped model or of a training run's folder, or the path itself, of a file or of diffusers' folder.
+
+    Raises:
+        InputError: if there is none.
+    """
     if not isinstance(name_or_path, (str, Path)):
         raise wrong_type("model", name_or_path, "a shipped model's name or a path")
     shipped = shipped_models()
@@ -25,6 +30,8 @@ def locate(name_or_path: str | Path) -> Path:
     try:
         if path.is_dir() and (path / "model.safetensors").is_file():
             return path / "model.safetensors"  # the folder of a training run
+        if path.is_dir() and is_folder(path):
+            return path
         found = path.is_file()
     except OSError:  # a name too long
         found = False

@@ -17,6 +17,7 @@ COMMANDS = {
     "quality": ("fastdiff.bench.quality.points", "Time an image against Fréchet distance, by sampler and steps."),
     "distance": ("fastdiff.bench.quality.half_precision", "How far 16-bit images are from float32 ones."),
     "classifier": ("fastdiff.bench.quality.training", "Train a classifier whose features the distance compares."),
+    "models": ("fastdiff.bench.families.compare", "How far images are from those of other libraries' own loops."),
     "traffic": ("fastdiff.bench.static.traffic", "Bytes and operations of an evaluation, from the shapes."),
     "kernels": ("fastdiff.bench.static.codegen", "What the compiler makes of every Triton kernel, without a GPU."),
     "readme": ("fastdiff.bench.readme", "Put the committed results into README.md and docs/."),

@@ -8,20 +8,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdiff.engine.context import parse_context
+from fastdiff.engine.context import parse_class, parse_context
+from fastdiff.engine.request import Sampled
 from fastdiff.errors import InputError
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Images in [-1, 1], frames if they were asked for, and how they were made, in words."""
+    """Images in [-1, 1], frames if they were asked for, and how they were made, in words.
+
+    Attributes:
+        steps: what was made of --steps, in words: 25 steps.
+    """
 
     images: Tensor
     frames: Tensor | None
     sampler: str
-    steps: int
+    steps: str
     seconds: float
     where: str
+
+
+def count_steps(steps: int, rows: int) -> str:
+    """The sampler's steps in words, with the rows of its table where those are more, as with two evaluations a step."""
+    return f"{steps} steps" if steps == rows else f"{steps} steps in {rows} rows"
 
 
 def frame_interval(steps: int, most: int | None) -> int:
@@ -29,11 +39,14 @@ def frame_interval(steps: int, most: int | None) -> int:
     return 1 if most is None else max(1, -(-steps // most))
 
 
-def parse_contexts(texts: Sequence[str], class_names: Sequence[str], width: int | None) -> list[list[float]]:
-    """The contexts as typed, all of one width; width is that of the model's contexts, see Model.context_width."""
+def parse_contexts(texts: Sequence[str], model: Sampled) -> list[list[float]] | list[int]:
+    """The contexts as typed: rows of one width, or the numbers of classes."""
+    width = model.context_width
     if texts and width == 0:
         raise InputError(f"--context {texts[0]!r} for a model that takes no context; leave it out")
-    rows = [parse_context(text, class_names).tolist() for text in texts]
+    if model.num_classes is not None:
+        return [parse_class(text, model.class_names, model.num_classes) for text in texts]
+    rows = [parse_context(text, model.class_names).tolist() for text in texts]
     for text, row in zip(texts, rows, strict=True):
         accepted = len(rows[0]) if width is None else width
         if len(row) != accepted:

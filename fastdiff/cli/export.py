@@ -15,10 +15,13 @@ import click
 from fastdiff.cli.completion import complete, complete_model
 from fastdiff.cli.options import (
     FOREIGN,
+    NODES,
+    chosen_nodes,
     eta_help,
     foreign_options,
     listed,
     load_model,
+    node_options,
     parse_clip,
     parse_dtype,
     sampler_list,
@@ -27,11 +30,10 @@ from fastdiff.cli.options import (
 from fastdiff.errors import InputError, unknown_name
 from fastdiff.export.metadata import DTYPES, NOISES
 from fastdiff.samplers.samplers import SAMPLERS
-from fastdiff.samplers.spacing import SPACINGS
 
 ANY = "any"
-OF_SAMPLERS = ("steps", "eta", "spacing", "clip", "stepwise", "noise", "pictures")
-NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise", "pictures", "dtype")
+OF_SAMPLERS = ("steps", "eta", *NODES, "clip", "stepwise", "noise", "pictures")
+NOT_OF_PAGES = ("sampler", *OF_SAMPLERS, "dtype")
 
 
 @click.command(short_help="A model, or its whole sampling loop, as ONNX; a page for browsers.", epilog=sampler_list())
@@ -46,11 +48,7 @@ NOT_OF_PAGES = ("sampler", "steps", "eta", "spacing", "clip", "stepwise", "noise
 )
 @click.option("--steps", type=int, help=steps_help())
 @click.option("--eta", type=float, help=f"{eta_help()}  [default: 0]")
-@click.option(
-    "--spacing",
-    help=f"Which timesteps are taken: {listed(SPACINGS)}.  [default: trailing]",
-    shell_complete=complete(SPACINGS),
-)
+@node_options
 @click.option(
     "--clip",
     metavar="CLIP",
@@ -102,7 +100,9 @@ def export(
     \b
     The network takes   sample (batch, C, H, W), timestep (batch,), context (batch, K); gives prediction
     A sampler takes     seed, first, n, context (n, K) or (1, K), guidance_scale; gives images (n, C, H, W)
-    Stepwise it takes   x, x0_prev, start, stop, seed, first, ...; gives next_x, next_x0_prev
+    Stepwise it takes   x, history, start, stop, seed, first, ...; gives next_x, next_history
+    Any sampler's too   rows (steps, 12), times (steps,), init_noise_sigma
+    Class numbers are   context (n,) or (1,), int64
 
     A sampler's file needs nothing but ONNX Runtime 1.20 or newer, and gives the images that `fastdiff sample` gives
     for the same seed. `fastdiff sample sampler.onnx` runs it. GPU providers have the noise's integers computed on the
@@ -168,10 +168,10 @@ def _refuse(given: dict[str, Any], web: str | None) -> None:
     elif "sampler" not in given:
         wrong, where = OF_SAMPLERS, "the network alone; give --sampler for the loop"
     elif given["sampler"] == ANY:
-        wrong, where = ("steps", "eta", "spacing"), "--sampler any, whose table is an input"
+        wrong, where = ("steps", "eta", *NODES), "--sampler any, whose table is an input"
     for name in wrong:
         if name in given:
-            raise InputError(f"--{name} with {where}")
+            raise InputError(f"--{name.replace('_', '-')} with {where}")
 
 
 def _table(model: Any, given: dict[str, Any]) -> Any:
@@ -180,5 +180,4 @@ def _table(model: Any, given: dict[str, Any]) -> Any:
         return None
     if sampler not in SAMPLERS:
         raise unknown_name("sampler", sampler, [*SAMPLERS, ANY])
-    more = {name: given[name] for name in ("eta", "spacing") if name in given}
-    return model.table(sampler, given.get("steps"), **more)
+    return model.table(sampler, given.get("steps"), eta=given.get("eta", 0.0), **chosen_nodes(given))

@@ -12,11 +12,12 @@ import click
 from tqdm.auto import tqdm
 
 from fastdiff.cli.drawn import parse_contexts, where
-from fastdiff.cli.options import load_model, parse_clip, parse_dtype
+from fastdiff.cli.options import chosen_nodes, load_model, parse_clip, parse_dtype
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
 from fastdiff.errors import InputError
 from fastdiff.model import Model
-from fastdiff.samplers.samplers import find_sampler
+from fastdiff.samplers.samplers import DEFAULT
+from fastdiff.samplers.spacing import SPACING
 from fastdiff.shards.manifest import Samples
 from fastdiff.shards.processes import AnotherFailed, Processes
 from fastdiff.shards.run import ShardRun
@@ -66,12 +67,19 @@ def _first_alone(processes: Processes, make: Callable[[], Any]) -> Any:
 
 
 def _samples(model: Model, options: dict[str, Any]) -> Samples:
-    names = ("sampler", "eta", "spacing", "seed", "first", "n", "guidance_scale")
-    steps, contexts = options.pop("steps"), options.pop("contexts")
+    names = ("eta", "seed", "first", "n", "guidance_scale")
+    sampler, steps, contexts = (options.pop(name) for name in ("sampler", "steps", "contexts"))
+    nodes, own = chosen_nodes(options), sampler is None and model.scheduler is not None
+    if not own:
+        sampler, nodes["spacing"] = sampler or DEFAULT, nodes["spacing"] or SPACING
+    if steps is None and nodes["timesteps"] is None:
+        steps = model.default_steps(sampler)
     return Samples(
-        steps=find_sampler(options["sampler"]).default_steps(model.schedule.num_timesteps) if steps is None else steps,
+        sampler=sampler,
+        steps=steps,
+        **nodes,
         clip=parse_clip(options.pop("clip")),
-        contexts=parse_contexts(contexts, model.class_names, model.context_width),
+        contexts=parse_contexts(contexts, model),
         **{name: options.pop(name) for name in names},
     )
 
@@ -109,7 +117,7 @@ def _to_the_end(run: ShardRun) -> None:
     engine, several = run.engine, f"{run.processes.world} processes, each " if run.processes.world > 1 else ""
     how = where(engine.device, engine.form.name, str(engine.dtype).removeprefix("torch."))
     click.echo(
-        f"{made:,} images, {samples.sampler}, {samples.steps} steps, in {seconds:.2f} s: {made / seconds:.1f} images/s "
+        f"{made:,} images, {run.sampler}, {samples.count} steps, in {seconds:.2f} s: {made / seconds:.1f} images/s "
         f"({several}{how}, batches of {engine.batch_size})"
     )
     click.echo(f"wrote {folder}: {samples.n:,} images as {run.folder.format}, {run.folder.path.name}/manifest.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,12 +46,15 @@ def info(model: str | None, as_json: bool, **foreign: Any) -> None:
 
 def describe(name: str, **foreign: Any) -> dict[str, Any]:
     """What a checkpoint holds, and what it says about its making."""
-    from fastdiff.checkpoints.config import model_config
+    from fastdiff.checkpoints.config import DIFFUSERS, model_config
     from fastdiff.checkpoints.load import stored_info
 
     model = load_model(name, foreign)
     config = model_config(model)
     network = config["network"]
+    if network["name"] == DIFFUSERS:  # of its many options those that were chosen
+        defaults = inspect.signature(type(model.network)).parameters
+        network = {k: v for k, v in network["options"].items() if k in defaults and v != defaults[k].default}
     options = ", ".join(f"{k}={v}" for k, v in network.items() if k != "name")
     parts = config["schedule"]
     end = float(model.schedule.alphas_cumprod[-1])
@@ -59,18 +63,23 @@ def describe(name: str, **foreign: Any) -> dict[str, Any]:
         "network": f"{type(model.network).__name__}({options})",
         "parameters": f"{sum(p.numel() for p in model.network.parameters()):,} in {len(tensors)} tensors",
         "schedule": f"{parts['name']}, {model.schedule.num_timesteps} timesteps, alphas_cumprod ends at {end:.2g}",
-        "prediction_type": model.prediction_type,
+        "prediction_type": model.prediction_type + (", and the noise's variance" if model.learned_variance else ""),
         "image_shape": "x".join(map(str, model.image_shape)) + " (channels, height, width)",
         "time": f"{model.time} ({'t / T' if model.time == 'fraction' else 'integer t'})",
-        "classes": describe_classes(model.class_names, model.context_width),
+        "classes": describe_classes(model.class_names, model.context_width, model.num_classes),
         "clip": str(model.clip),
     }
+    if model.scheduler is not None:
+        scheduler = model.scheduler
+        facts["sampled by"] = f"{scheduler.name} of diffusers, {scheduler.steps} steps; or a --sampler"
     # A file may say anything of its making; what it is stands.
     return {**facts, **{key: value for key, value in stored_info(name).items() if key not in facts}}
 
 
-def describe_classes(names: Sequence[str], width: int | None) -> str:
-    """The classes' names, or how many numbers a context has where they have none."""
+def describe_classes(names: Sequence[str], width: int | None, classes: int | None) -> str:
+    """The classes' names, or where they have none how many class numbers there are, or numbers of a context."""
+    if classes is not None and not names:
+        return f"{classes}, without names: a context is a number from 0 to {classes - 1}, or --class-names names them"
     if names or not width:
         return ", ".join(names) or "none"
     return f"{width}, without names: a context is {width} numbers, or --class-names names them"
@@ -97,5 +106,5 @@ def describe_onnx(path: str) -> dict[str, Any]:
         "prediction_type": about["prediction_type"],
         "image_shape": "x".join(map(str, about["image_shape"])) + " (channels, height, width)",
         "time": about["time"],
-        "classes": describe_classes(about["class_names"], about["context_width"]),
+        "classes": describe_classes(about["class_names"], about["context_width"], about["num_classes"]),
     }

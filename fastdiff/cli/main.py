@@ -16,6 +16,7 @@ from fastdiff.cli.completion import completion
 from fastdiff.cli.export import export
 from fastdiff.cli.group import Group
 from fastdiff.cli.info import info
+from fastdiff.cli.invert import invert
 from fastdiff.cli.noise import noise
 from fastdiff.cli.options import printable
 from fastdiff.cli.sample import sample
@@ -65,6 +66,7 @@ def main() -> None:
     fastdiff sample fashion-mnist                     64 garments, as a grid
     fastdiff sample sprites --context item=1 -n 16    sprites of one class
     fastdiff info my_model.pt                         what a checkpoint is
+    fastdiff invert sprites cat.png                   the noise from which a model makes a picture
     fastdiff noise photo.jpg                          the forward process, as a strip
     fastdiff train --preset annotated -o runs/mine    train a model of your own
     fastdiff export sprites --web page/               a page that samples in the browser; or ONNX files
@@ -75,5 +77,5 @@ def main() -> None:
     """
 
 
-for command in (sample, train, export, bench, noise, info, completion):
+for command in (sample, train, export, bench, invert, noise, info, completion):
     main.add_command(command)

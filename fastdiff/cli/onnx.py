@@ -13,14 +13,16 @@ import torch
 from tqdm.auto import tqdm
 
 from fastdiff.cli.drawn import Drawn, parse_contexts
-from fastdiff.cli.options import FOREIGN, given_flags
+from fastdiff.cli.options import FOREIGN, NODES, chosen_nodes, given_flags
 from fastdiff.engine.context import in_turn
 from fastdiff.errors import InputError
 from fastdiff.export import OnnxSampler
+from fastdiff.samplers.samplers import DEFAULT
 
 # Options that the file has settled; those of the table are free where it holds none.
-SETTLED = ("clip", "dtype", "form", *FOREIGN)
-OF_TABLES = ("sampler", "steps", "eta", "spacing")
+SETTLED = ("clip", "dtype", "form", "gif_of", *FOREIGN)
+OF_PICTURES = ("init", "strength", "noise", "known", "mask", "resample")
+OF_TABLES = ("sampler", "steps", "eta", *NODES)
 
 
 def draw_from_onnx(
@@ -37,15 +39,16 @@ def draw_from_onnx(
     sampler = OnnxSampler(model, None if device is None else [_provider(device)], threads=threads)
     own = sampler.description["sampler"]
     _refuse(model, SETTLED if own is None else (*SETTLED, *OF_TABLES), "which has settled that when it was exported")
-    _refuse(model, ("init", "strength", "known", "mask", "resample"), "which begins with noise and goes to the end")
+    _refuse(model, OF_PICTURES, "which begins with noise of its own and goes to the end")
     table = None
     if own is None:
-        table = sampler.table(options["sampler"], options["steps"], eta=options["eta"], spacing=options["spacing"])
+        options["sampler"] = options["sampler"] or DEFAULT
+        table = sampler.table(options["sampler"], options["steps"], eta=options["eta"], **chosen_nodes(options))
     if every is not None and not sampler.stepwise:
         raise InputError(f"--gif from {model!r}, which runs its loop whole; accepted: a file made with --stepwise")
     check_grid(sampler.image_shape)
     total = sampler.steps(table)
-    rows = parse_contexts(contexts, sampler.class_names, sampler.context_width)
+    given = in_turn(parse_contexts(contexts, sampler))
 
     began = time.perf_counter()
     with tqdm(total=n * total, disable=not sys.stderr.isatty(), unit="evaluation", leave=False) as bar:
@@ -53,7 +56,7 @@ def draw_from_onnx(
             n,
             seed=options["seed"],
             first=options["first"],
-            context=in_turn(rows),
+            context=given,
             guidance_scale=options["guidance_scale"],
             table=table,
             frames=None if every is None else every(total),
@@ -68,7 +71,7 @@ def draw_from_onnx(
         _in_range(images),
         None if frames is None else torch.from_numpy(frames),
         name,
-        total,
+        f"{total} steps",
         seconds,
         f"ONNX Runtime, {short}, {sampler.description['dtype']}",
     )

@@ -11,8 +11,10 @@ from fastdiff.cli.completion import complete
 from fastdiff.engine.placement import DTYPES, choose_device
 from fastdiff.errors import InputError, unknown_name, warn_caller
 from fastdiff.samplers.prediction import PREDICTION_TYPES
-from fastdiff.samplers.samplers import SAMPLERS
+from fastdiff.samplers.samplers import SAMPLERS, STEPS
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
+from fastdiff.samplers.sigmas import SIGMAS
+from fastdiff.samplers.spacing import SPACING, SPACINGS
 
 if TYPE_CHECKING:
     import torch
@@ -45,15 +47,58 @@ def sampler_list() -> str:
 
 def eta_help() -> str:
     takers = listed(name for name, sampler in SAMPLERS.items() if sampler.takes_eta)
-    return f"Noise of {takers}, 0 (none) to 1 (as ddpm)."
+    return f"Noise of {takers}, 0 (none) to 1 (the most; ddim then is ddpm)."
 
 
 def steps_help() -> str:
     """Of --steps, with the samplers' default steps."""
     whole = [name for name, sampler in SAMPLERS.items() if sampler.steps is None]
-    fixed = sorted({sampler.steps for sampler in SAMPLERS.values() if sampler.steps is not None})
-    defaults = f"{listed(map(str, fixed))}, or T if that is less; T with {listed(whole, last=' and ')}"
-    return f"Network evaluations, 1 to the model's timesteps T.  [default: {defaults}]"
+    others = [f"{one.steps} with {name}" for name, one in SAMPLERS.items() if one.steps not in (STEPS, None)]
+    defaults = f"{', '.join([str(STEPS), *others])}, or T if that is less; T with {listed(whole, last=' and ')}"
+    return f"The sampler's steps, 1 to the model's timesteps T.  [default: {defaults}]"
+
+
+def node_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which timesteps a run visits; parse_timesteps reads the last."""
+    for option in (
+        click.option(
+            "--at-timesteps",
+            "at_timesteps",
+            metavar="T,T,...",
+            help="The timesteps themselves, in place of --steps, --spacing and --sigmas: 999,749,499,249.",
+        ),
+        click.option(
+            "--sigmas",
+            help=f"Spread the noise levels anew: {listed(SIGMAS)}.  [default: those of the timesteps]",
+            shell_complete=complete(SIGMAS),
+        ),
+        click.option(
+            "--spacing",
+            help=f"Which timesteps are taken: {listed(SPACINGS)}.  [default: {SPACING}, or the scheduler's own]",
+            shell_complete=complete(SPACINGS),
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+NODES = ("spacing", "sigmas", "at_timesteps")
+
+
+def chosen_nodes(options: dict[str, Any]) -> dict[str, Any]:
+    """What node_options say, for Model.table, taken out of the options."""
+    spacing, sigmas, timesteps = (options.pop(name, None) for name in NODES)
+    return {"spacing": spacing, "sigmas": sigmas, "timesteps": parse_timesteps(timesteps)}
+
+
+def parse_timesteps(text: str | None) -> list[float] | None:
+    """999,749.5 as numbers."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--at-timesteps {text!r}; accepted: numbers such as 999,749,499,249") from None
 
 
 def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:

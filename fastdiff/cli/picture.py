@@ -12,9 +12,10 @@ import click
 import numpy as np
 import torch
 
-from fastdiff.cli.drawn import Drawn, frame_interval, parse_contexts, where
+from fastdiff.cli.drawn import Drawn, count_steps, frame_interval, parse_contexts, where
 from fastdiff.cli.options import (
     ONNX,
+    chosen_nodes,
     load_model,
     parse_clip,
     parse_device,
@@ -23,6 +24,7 @@ from fastdiff.cli.options import (
     say_clip,
     set_threads,
 )
+from fastdiff.data.npy import numbers
 from fastdiff.engine.context import in_turn
 from fastdiff.engine.forms import choose_form
 from fastdiff.engine.noise import LIMIT
@@ -30,6 +32,8 @@ from fastdiff.engine.pictures import check_resample, choose_strength
 from fastdiff.errors import InputError, check_int
 from fastdiff.files import check_writable, write_atomically
 from fastdiff.images import check_picture_name, fit_picture, grid, grid_layout, save_gif, save_picture
+from fastdiff.samplers.prediction import FRAMES
+from fastdiff.samplers.spacing import first_row
 from fastdiff.sampling import sample
 
 
@@ -48,6 +52,8 @@ def sample_to_picture(
     _check_outputs(output, gif, npy)
     if gif is None and gif_frames is not None:
         raise InputError(f"--gif-frames {gif_frames} without --gif; give both")
+    if gif is None and options["gif_of"] is not None:
+        raise InputError(f"--gif-of {options['gif_of']} without --gif; give both")
     most = parse_gif_frames(gif_frames)
     every = None if gif is None else lambda steps: frame_interval(steps, most)
 
@@ -79,7 +85,7 @@ def sample_to_picture(
         write_atomically(npy, lambda path: np.save(path, drawn.images.numpy()))
         written.append(npy)
     click.echo(
-        f"{n} images, {drawn.sampler}, {drawn.steps} steps, in {drawn.seconds:.2f} s: "
+        f"{n} images, {drawn.sampler}, {drawn.steps}, in {drawn.seconds:.2f} s: "
         f"{n / drawn.seconds:.1f} images/s ({drawn.where})"
     )
     for path in written:
@@ -91,10 +97,12 @@ def _draw(
     n: int,
     every: Callable[[int], int] | None,
     check_grid: Callable[..., None],
+    gif_of: str | None,
     steps: int | None,
     clip: str | None,
     init: str | None,
     strength: float | None,
+    noise: str | None,
     known: str | None,
     mask: str | None,
     contexts: tuple[str, ...],
@@ -107,16 +115,22 @@ def _draw(
     """What `sample` draws, by torch; every: steps → every how many a frame is taken, None for no animation."""
     loaded = load_model(model, options)
     check_resample(options["resample"], mask)
-    chosen_table = {name: options.pop(name) for name in ("sampler", "eta", "spacing", "resample")}
-    table = loaded.table(steps=steps, strength=choose_strength(strength, init), **chosen_table)
+    sampler, eta, resample = (options.pop(name) for name in ("sampler", "eta", "resample"))
+    nodes, kept = chosen_nodes(options), choose_strength(strength, init)
+    table = loaded.table(sampler, steps, eta=eta, resample=resample, strength=kept, **nodes)
+    if steps is None:
+        timesteps = nodes["timesteps"]
+        steps = loaded.default_steps(sampler) if timesteps is None else len(timesteps)
+    steps -= first_row(kept, steps)
     shape = loaded.image_shape
     given = {"init": init, "known": known}
     pictures: dict[str, Any] = {
         name: None if path is None else fit_picture(path, shape) for name, path in given.items()
     }
     pictures["mask"] = None if mask is None else fit_picture(mask, (1, *shape[1:])) / 2 + 0.5
+    pictures["noise"] = None if noise is None else numbers(noise)
     check_grid(loaded.image_shape)
-    rows = parse_contexts(contexts, loaded.class_names, loaded.context_width)
+    rows = parse_contexts(contexts, loaded)
     say_clip(clip, loaded)
     chosen, dtype = parse_device(device), dtype or "float32"
     form = choose_form(form, chosen, parse_dtype(dtype)).name
@@ -130,6 +144,7 @@ def _draw(
         context=in_turn(rows),
         **pictures,
         frames=None if every is None else every(len(table)),
+        frames_of=gif_of or FRAMES[0],
         device=chosen,
         dtype=parse_dtype(dtype),
         form=form,
@@ -138,7 +153,7 @@ def _draw(
     )
     seconds = time.perf_counter() - began
     images, frames = result if isinstance(result, tuple) else (result, None)
-    return Drawn(images, frames, table.sampler, len(table), seconds, where(chosen, form, dtype))
+    return Drawn(images, frames, table.sampler, count_steps(steps, len(table)), seconds, where(chosen, form, dtype))
 
 
 def _check_outputs(output: str, gif: str | None, npy: str | None) -> None:

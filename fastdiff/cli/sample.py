@@ -14,14 +14,16 @@ from fastdiff.cli.options import (
     eta_help,
     foreign_options,
     listed,
+    node_options,
     sampler_list,
     steps_help,
     threads_option,
 )
 from fastdiff.engine.placement import DTYPES
 from fastdiff.errors import InputError
+from fastdiff.samplers.prediction import FRAMES
 from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
-from fastdiff.samplers.spacing import SPACINGS, STRENGTH
+from fastdiff.samplers.spacing import STRENGTH
 from fastdiff.shards.formats import DEFAULT as DEFAULT_FORMAT
 from fastdiff.shards.formats import FORMATS
 
@@ -38,23 +40,20 @@ from fastdiff.shards.formats import FORMATS
 )
 @click.option("--gif", metavar="FILE.gif", help="Also write the denoising as an animation.")
 @click.option("--gif-frames", metavar="N", help="At most N frames of the animation, or all: one a step.  [default: 40]")
+@click.option(
+    "--gif-of",
+    help="What it shows: x, the noisy images, or x0, what the network takes them for.  [default: x]",
+    shell_complete=complete(FRAMES),
+)
 @click.option("--npy", metavar="FILE.npy", help="Also write the images as float32 (n, C, H, W) in [-1, 1].")
 @click.option(
     "--sampler",
-    default=DEFAULT,
-    show_default=True,
-    help=f"{listed(SAMPLERS)}.",
+    help=f"{listed(SAMPLERS)}.  [default: {DEFAULT}, or the scheduler that the model brings]",
     shell_complete=complete(SAMPLERS),
 )
 @click.option("--steps", type=int, help=steps_help())
 @click.option("--eta", type=float, default=0.0, show_default=True, help=eta_help())
-@click.option(
-    "--spacing",
-    default="trailing",
-    show_default=True,
-    help=f"Which timesteps are taken: {listed(SPACINGS)}.",
-    shell_complete=complete(SPACINGS),
-)
+@node_options
 @click.option(
     "--clip",
     metavar="CLIP",
@@ -85,6 +84,7 @@ from fastdiff.shards.formats import FORMATS
     type=float,
     help=f"With --init, the share of the steps that are run: 1 keeps hardly anything.  [default: {STRENGTH}]",
 )
+@click.option("--noise", metavar="FILE.npy", help="Begin with this noise, float32 (n, C, H, W); see fastdiff invert.")
 @click.option("--known", metavar="PICTURE", help="With --mask: keep this picture, cut and resized, where the mask is.")
 @click.option("--mask", metavar="PICTURE", help="With --known: white where it is kept, black where it is drawn.")
 @click.option(
@@ -92,7 +92,8 @@ from fastdiff.shards.formats import FORMATS
     type=int,
     default=1,
     show_default=True,
-    help="With --mask: how often each step is run, so that what is drawn fits in; not with dpmpp samplers.",
+    help="With --mask: how often each step is run, so that what is drawn fits in; for samplers that have no memory, "
+    "such as ddim and ddpm.",
 )
 @click.option("--batch-size", type=int, help="Images computed together, at least 1.  [default: 64]")
 @click.option(
@@ -126,11 +127,13 @@ def sample(model: str, output: str, **options: Any) -> None:
     fastdiff sample sprites --context monster --context item --columns 2
     fastdiff sample fashion-mnist --init shoe.png --strength 0.6 -n 16
     fastdiff sample fashion-mnist --known shoe.png --mask sole.png --sampler ddpm --steps 50 --resample 5
-    fastdiff sample my_tutorial_model.pt --sampler dpmpp_2m --steps 15
+    fastdiff sample my_tutorial_model.pt --sampler dpmpp_2m --steps 15 --sigmas karras
+    fastdiff sample my-ddpm-folder/ --steps 50
     fastdiff sample my_course_model.pth --class-names hero,food,spell --context food
 
     A checkpoint is a .safetensors of fastdiff, the folder of a training run, a state dict of the Annotated
-    Diffusion U-Net or of ContextUnet (.pt, .pth, .safetensors), or the MindSpore tutorial's .ckpt.
+    Diffusion U-Net or of ContextUnet (.pt, .pth, .safetensors), the MindSpore tutorial's .ckpt, or a folder that
+    diffusers saved, which is sampled with its own scheduler unless --sampler names another.
 
     A sampler of `fastdiff export` (.onnx) runs in ONNX Runtime, with the sampler, steps and clip that were exported;
     --device is a provider: cpu, cuda, tensorrt, ... It draws pictures, and an animation if it was exported with
@@ -153,8 +156,7 @@ def sample(model: str, output: str, **options: Any) -> None:
         if model.lower().endswith(ONNX):
             raise InputError(f"the folder {output!r} for {model!r}; accepted for an .onnx file: a picture")
         options["resample"] = None if options["resample"] == 1 else options["resample"]
-        of_pictures = ("gif", "gif_frames", "npy", "columns", "scale", "init", "strength", "known", "mask", "resample")
-        _refuse(options, "the folder", output, *of_pictures)
+        _refuse(options, "the folder", output, *OF_PICTURES)
         from fastdiff.cli.folder import sample_to_folder
 
         sample_to_folder(model, output, **options)
@@ -167,6 +169,10 @@ def sample(model: str, output: str, **options: Any) -> None:
         from fastdiff.cli.picture import sample_to_picture
 
         sample_to_picture(model, output, **options)
+
+
+OF_GRIDS = ("gif", "gif_frames", "gif_of", "npy", "columns", "scale")
+OF_PICTURES = (*OF_GRIDS, "init", "strength", "noise", "known", "mask", "resample")
 
 
 def _refuse(options: dict[str, Any], kind: str, output: str, *names: str) -> None:

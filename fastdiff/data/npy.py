@@ -12,7 +12,7 @@ from fastdiff.errors import InputError
 USUAL_CHANNELS = (1, 3, 4)
 
 
-def _load(path: str) -> np.ndarray:
+def numbers(path: str) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -33,7 +33,7 @@ def channels_first(images: np.ndarray) -> np.ndarray:
 
 
 def read(source: str, labels: str | None) -> Pictures:
-    images = _load(source)
+    images = numbers(source)
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise InputError(
             f"{source!r} is {images.dtype} of shape {images.shape}; accepted: uint8 (N, H, W), (N, H, W, C) or "
@@ -41,7 +41,7 @@ def read(source: str, labels: str | None) -> Pictures:
         )
     weights = None
     if labels is not None:
-        weights = _load(labels)
+        weights = numbers(labels)
         if weights.ndim != 2 or len(weights) != len(images) or weights.dtype.kind not in "uifb":
             raise InputError(
                 f"{labels!r} is {weights.dtype} of shape {weights.shape}; accepted: ({len(images)}, K) numbers"

@@ -46,11 +46,23 @@ def parse_context(text: str, class_names: Sequence[str]) -> Tensor:
     return by_name(weights, class_names)
 
 
-def in_turn(contexts: Sequence[Sequence[float]]) -> Any:
-    """Contexts of K numbers each, as Request.of takes them: sample i has number i modulo their count."""
+def parse_class(text: str, class_names: Sequence[str], classes: int) -> int:
+    """The number of a class as typed: its name, or the number."""
+    text = text.strip()
+    if text in class_names:
+        return list(class_names).index(text)
+    if text.isdecimal() and int(text) < classes:
+        return int(text)
+    if class_names:
+        raise unknown_name("class", text, class_names)
+    raise InputError(f"class {text!r}; accepted: one number, 0 to {classes - 1}")
+
+
+def in_turn(contexts: Sequence[Sequence[float]] | Sequence[int]) -> Any:
+    """Contexts of K numbers, or class numbers, as Request.of takes them: sample i has number i modulo their count."""
     if len(contexts) < 2:
         return contexts[0] if contexts else None
-    rows = torch.tensor(contexts, dtype=torch.float32)
+    rows = torch.tensor(contexts)
     return lambda first, count: rows[[(first + r) % len(rows) for r in range(count)]]
 
 
@@ -116,7 +128,9 @@ def resolve_context(
     numbers = width is None  # whether whole numbers are classes
 
     def tensor(given: Any) -> Tensor:
-        return _tensor(by_name(given, class_names) if isinstance(given, Mapping) else given, numbers)
+        if isinstance(given, Mapping):
+            given = by_name(given, class_names) if classes is None else _one_class(given, class_names, classes)
+        return _tensor(given, numbers)
 
     def kind_of(row: Tensor) -> ContextKind:
         if row.dtype == torch.int64:
@@ -150,6 +164,13 @@ def resolve_context(
             raise InputError(f"a context of shape {shape}; accepted: ({one},) or ({n}, {one})")
     kind = kind_of(rows[0])
     return Contexts(kind, rows_of(rows, first))
+
+
+def _one_class(weights: Mapping[str, float], class_names: Sequence[str], classes: int) -> int:
+    """{"cat": 1} → the class's number."""
+    if list(weights.values()) != [1]:
+        raise InputError(f"context {dict(weights)}; accepted: one class, with weight 1, for the model takes its number")
+    return parse_class(str(*weights), class_names, classes)
 
 
 def _from_source(

@@ -18,7 +18,7 @@ from fastdiff.engine.cpu.step import PlannedStep
 from fastdiff.engine.evaluation import Given
 from fastdiff.engine.forms import Form, choose_form
 from fastdiff.engine.graphs import CapturedStep
-from fastdiff.engine.noise import NoiseSource, draw
+from fastdiff.engine.noise import Noise, NoiseSource, draw
 from fastdiff.engine.numerics import CUDNN_ALGORITHMS, fixed_numerics
 from fastdiff.engine.placement import choose_device, choose_dtype, out_of_memory
 from fastdiff.engine.prediction import Prediction
@@ -30,7 +30,7 @@ from fastdiff.kernels.dispatch import triton_for
 from fastdiff.model import Model, check_model
 from fastdiff.provenance import device_name, versions
 from fastdiff.samplers.prediction import Clip, choose_clip
-from fastdiff.samplers.table import StepTable
+from fastdiff.samplers.table import COEFFICIENTS, StepTable
 
 STREAM = 24  # a draw's bits from here on say what it is for
 KNOWN, RETURN = 1, 2  # the noise of what is known, and of steps back; 0 is the sampler's own
@@ -42,9 +42,11 @@ class Kind(NamedTuple):
     """What makes one step body differ from another; all else is data that the body reads."""
 
     guided: bool
+    whole: bool  # whether times are timesteps, int64; else float32
     context: ContextKind | None
     noise: str  # "none", "philox" or "input", the caller's
-    history: bool
+    history: int  # how far back it reaches, 0 to 3
+    variance: bool  # whether the network's second output chooses the noise's
 
 
 class Engine:
@@ -137,8 +139,9 @@ class Engine:
             empty = torch.zeros(shape, dtype=torch.float32, device=self.device)
             return empty.contiguous(memory_format=torch.channels_last)
 
-        self.x, self.x0_prev, self.noise = images(), images(), images()
-        self.rows = torch.zeros(self._model.schedule.num_timesteps, 6, dtype=torch.float32, device=self.device)
+        self.x, self.noise = images(), images()
+        self.history = self._ring(1)
+        self.rows = self._rows(self._model.schedule.num_timesteps)
         self.index = torch.zeros((), dtype=torch.int64, device=self.device)
         self.key = torch.zeros(2, dtype=torch.int64, device=self.device)
         self.guidance_scale = torch.ones((), dtype=torch.float32, device=self.device)
@@ -148,6 +151,15 @@ class Engine:
         self.loaded: StepTable | None = None
         self.steps: dict[Kind, tuple[Prediction, Step]] = {}
 
+    def _ring(self, depth: int) -> Tensor:
+        """(depth, B, C, H, W), channels_last, for what the rows before remembered."""
+        slots = torch.zeros(depth * len(self.x), *self.x.shape[1:], dtype=torch.float32, device=self.device)
+        return slots.contiguous(memory_format=torch.channels_last).unflatten(0, (depth, len(self.x)))
+
+    def _rows(self, capacity: int) -> Tensor:
+        """Room for a table of so many rows."""
+        return torch.zeros(capacity, len(COEFFICIENTS), dtype=torch.float32, device=self.device)
+
     def sample(
         self,
         n: int,
@@ -156,7 +168,7 @@ class Engine:
         first: int = 0,
         context: Any = None,
         guidance_scale: float | None = None,
-        noise: NoiseSource | None = None,
+        noise: Noise | None = None,
         init: Any = None,
         mask: Any = None,
         known: Any = None,
@@ -188,7 +200,7 @@ class Engine:
         first: int = 0,
         context: Any = None,
         guidance_scale: float | None = None,
-        noise: NoiseSource | None = None,
+        noise: Noise | None = None,
         init: Any = None,
         mask: Any = None,
         known: Any = None,
@@ -233,15 +245,26 @@ class Engine:
         return self._batches(request, check_int("origin", origin, 0, request.first), on_steps)
 
     def _kind(
-        self, table: StepTable, guided: bool = False, context: ContextKind | None = None, noise_input: bool = False
+        self,
+        table: StepTable,
+        guided: bool = False,
+        context: ContextKind | None = None,
+        noise_input: bool = False,
+        remembers: bool = False,
     ) -> Kind:
-        """The kind of step for a request; captured ones all draw noise and keep x0, so that one serves any sampler."""
+        """The kind of step for a request; captured ones all draw noise and remember a row, to serve most samplers."""
         return Kind(
             guided,
+            self._whole(table),
             context,
             noise="input" if noise_input else "philox" if self.form.captured or table.s.any() else "none",
-            history=self.form.captured or bool(table.c.any()),
+            history=max(table.depth, int(self.form.captured or remembers)),
+            variance=table.learned_variance,
         )
+
+    def _whole(self, table: StepTable) -> bool:
+        """Whether the network is given that table's times as integers."""
+        return self._model.time == "index" and table.whole_times
 
     def _batches(self, request: Request, origin: int, on_steps: Callable[[int], None] | None) -> Iterator[list[Tensor]]:
         at = request.first
@@ -267,7 +290,7 @@ class Engine:
         """What the request keeps of samples at .. upto - 1, in the batch that begins at sample `start`."""
         table = self.table if request.table is None else request.table
         self._used = slice(at - start, upto - start)
-        run = self._begin(start, at, upto, request, table)
+        run, depth = self._begin(start, at, upto, request, table)
         kept: list[Tensor] = []
         row = 0
         keeps = [row for row in range(len(table)) if request.keeps(row, len(table))]
@@ -285,7 +308,8 @@ class Engine:
             if on_steps is not None:
                 on_steps(done)
             if row > keeps[len(kept)]:
-                kept.append(self.current())
+                of_x = request.frames_of == "x" or row == len(table)
+                kept.append(self.current() if of_x else self._predicted(row - 1, depth))
         self._check_finite(kept[-1], at)
         return kept
 
@@ -333,10 +357,10 @@ class Engine:
         self.notes.append(note)
         warn_caller(note)
 
-    def _begin(self, start: int, at: int, upto: int, request: Request, table: StepTable) -> Step:
-        """Put what the batch begins with into the buffers; returns what runs a step."""
+    def _begin(self, start: int, at: int, upto: int, request: Request, table: StepTable) -> tuple[Step, int]:
+        """Put what the batch begins with into the buffers; returns what runs a step, and how many rows it remembers."""
         context = None if request.contexts is None else request.contexts.kind
-        kind = self._kind(table, request.guided, context, request.noise is not None)
+        kind = self._kind(table, request.guided, context, request.noise is not None, request.frames_of == "x0")
         prediction, run = self._step(kind, table)
         rows = None
         if request.contexts is not None:
@@ -357,11 +381,20 @@ class Engine:
         if request.init is not None:
             images = request.init(at, upto - at).to(self.device)
             self.x[self._used] = float(table.alpha[0]) * images + float(table.sigma[0]) * self.x[self._used]
-        return run
+        elif table.init_noise_sigma != 1:
+            self.x.mul_(table.init_noise_sigma)
+        return run, kind.history
 
     def current(self) -> Tensor:
         """A copy on the CPU of x of the samples at hand, (m, C, H, W) float32."""
-        images = self.x[self._used]
+        return self._copy(self.x)
+
+    def _predicted(self, row: int, depth: int) -> Tensor:
+        """A copy of the x0 that the row remembered, as `current`; depth: of the ring."""
+        return self._copy(self.history[row % depth])
+
+    def _copy(self, buffer: Tensor) -> Tensor:
+        images = buffer[self._used]
         if self.landing is None:
             return images.to(device="cpu", copy=True, memory_format=torch.contiguous_format)
         return self.landing[: len(images)].copy_(images).clone()
@@ -374,6 +407,9 @@ class Engine:
         """The prediction and the step body of that kind, the table loaded; captured the first time."""
         if table is not self.loaded:
             self._load(table)
+        if kind.history > len(self.history):
+            self.steps.clear()  # those of a shorter ring would keep its memory
+            self.history = self._ring(kind.history)
         if kind not in self.steps:
             prediction = self._prediction(kind, table)
             state = State(
@@ -382,8 +418,9 @@ class Engine:
                 self.index,
                 key=self.key if kind.noise == "philox" else None,
                 noise=self.noise if kind.noise == "input" else None,
-                x0_prev=self.x0_prev if kind.history else None,
+                history=self.history[: kind.history] if kind.history else None,
                 guidance_scale=self.guidance_scale if kind.guided else None,
+                learned_variance=kind.variance,
                 clip=self.clip,
             )
             self.steps[kind] = prediction, self._runner(state, prediction)
@@ -391,21 +428,22 @@ class Engine:
 
     def _prediction(self, kind: Kind, table: StepTable) -> Prediction:
         """The network as the form runs it, with the table's rows."""
-        integer, schedule = self._model.time == "index", self._model.schedule
+        schedule, fraction = self._model.schedule, self._model.time == "fraction"
         times = torch.arange(schedule.first, schedule.first + schedule.num_timesteps, device="cpu")
         given = Given(
             batch=self.batch_size * (1 + kind.guided),
             halves=1 + kind.guided,
             image_shape=self._model.image_shape,
             context=kind.context,
-            times=times if integer else times.float() / schedule.num_timesteps,
+            times=times if kind.whole else times.float() / (schedule.num_timesteps if fraction else 1),
             device=self.device,
             dtype=self.dtype,
+            learned_variance=self._model.learned_variance,
         )
         parts = self.form.parts(self._network, given)
         of_classes = kind.context is not None and kind.context.classes is not None
         null = (self._model.null_class or 0) if of_classes else 0
-        prediction = Prediction(parts, self.device, self.dtype, integer, kind.guided, null)
+        prediction = Prediction(parts, self.device, self.dtype, kind.whole, kind.guided, null)
         prediction.load_table(table, len(self.rows))
         return prediction
 
@@ -427,13 +465,14 @@ class Engine:
             self.index.remainder_(len(self.table))
 
     def _load(self, table: StepTable) -> None:
-        rows = torch.from_numpy(table.rows[:, :6]).float()
+        rows = torch.from_numpy(table.rows).float()
         if len(rows) > len(self.rows):
-            self.rows = torch.zeros(len(rows), 6, dtype=torch.float32, device=self.device)
+            self.rows = self._rows(len(rows))
             self.steps.clear()
         self.rows[: len(rows)] = rows.to(self.device)
-        for prediction, _ in self.steps.values():
-            prediction.load_table(table, len(self.rows))
+        for kind, (prediction, _) in self.steps.items():
+            if kind.whole == self._whole(table):
+                prediction.load_table(table, len(self.rows))
         self.loaded = table
 
     def _runner(self, state: State, prediction: Prediction) -> Step:
@@ -483,7 +522,7 @@ class Engine:
 
         On a CPU a kind of step says which operations torch computes, since there is no C kernel for them.
         """
-        buffers = (self.x, self.x0_prev, self.noise, self.rows)
+        buffers = (self.x, self.history, self.noise, self.rows)
         steps = {str(kind): said for kind, step in self.steps.items() if (said := _said(*step)) is not None}
         return {
             "buffers": sum(b.numel() * b.element_size() for b in buffers)

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -67,7 +68,8 @@ class Parts(NamedTuple):
     Attributes:
         time: (ROWS,) times → tensors whose first dimension is ROWS.
         context: the contexts of a batch, (B, ...), or None → any tensors.
-        step: x (B, C, H, W), a row (1, ...) of each tensor from time, and those from context → the prediction.
+        step: x (B, C, H, W), a row (1, ...) of each tensor from time, and those from context → the prediction; with a
+            learned variance it and the variance, (B, 2C, H, W).
     """
 
     time: Callable[[Tensor], tuple[Tensor, ...]]
@@ -87,6 +89,7 @@ class Given:
         device: of everything.
         dtype: of x.
         halves: 2 with guidance: the batch is each sample twice, in two halves.
+        learned_variance: whether the network returns the prediction and a variance, (B, 2C, H, W), and both are wanted.
     """
 
     batch: int
@@ -96,6 +99,7 @@ class Given:
     device: torch.device
     dtype: torch.dtype
     halves: int = 1
+    learned_variance: bool = False
 
     def example(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
         """Random arguments by name; all times are one."""
@@ -112,7 +116,8 @@ class Given:
     def recording(self) -> Hashable:
         """What a recording depends on besides the network, its device and its dtype."""
         defaults = torch.get_default_dtype(), torch.get_default_device()  # of tensors that the network makes
-        return self.image_shape, self.context, self.times.dtype, defaults, dispatch.backend()
+        kinds = self.image_shape, self.context, self.times.dtype, self.learned_variance
+        return *kinds, defaults, dispatch.backend()
 
 
 class Network:
@@ -156,13 +161,13 @@ class Network:
         """The graphs, recorded once; raises as fastdiff.capture.capture.capture."""
 
         def record() -> Split:
-            return capture(self, lambda batch: given.example(batch, batch), self.exact)
+            return capture(self.on(given), lambda batch: given.example(batch, batch), self.exact)
 
         def again() -> Split:
             try:
                 return record()
             except NotRecordableError:  # perhaps for what a network's first evaluation keeps for the next ones
-                self(**given.example(given.batch))
+                self.on(given)(**given.example(given.batch))
                 return record()
 
         return self._once(self._captured, given.recording(), again)
@@ -209,11 +214,15 @@ class Network:
         ]
         return held_bytes(self.module, self._untouched, self.exact, constants, list(self._parts.values()))
 
-    def __call__(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """The prediction, x's shape; raises InputError where the network returns something else."""
+    def on(self, given: Given) -> Callable[..., Tensor]:
+        """(x, t[, context]) → what is evaluated on it, the prediction or with a learned variance both."""
+        return partial(self, learned_variance=given.learned_variance)
+
+    def __call__(self, x: Tensor, t: Tensor, context: Tensor | None = None, learned_variance: bool = False) -> Tensor:
+        """The prediction, x's shape, or both, see first_output; raises InputError where the network returns neither."""
         with nullcontext() if self.dtype == torch.float32 else _InWeightsDtype():
             out = self.module(x, t) if context is None else self.module(x, t, context)
-        return first_output(out, x.shape[1])
+        return first_output(out, x.shape[1], learned_variance)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
@@ -244,11 +253,12 @@ class _WithoutDropout(TorchFunctionMode):
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
 
 
-def eager(network: Network) -> Parts:
+def eager(network: Network, given: Given) -> Parts:
     """The network as it is."""
+    evaluation = network.on(given)
 
     def step(x: Tensor, t: Tensor, *context: Tensor) -> Tensor:
-        return network(x, t.expand(len(x)), *context)
+        return evaluation(x, t.expand(len(x)), *context)
 
     return Parts(lambda t: (t,), lambda context: () if context is None else (context,), step)
 
@@ -269,7 +279,7 @@ def captured(network: Network, given: Given) -> Parts:
     except Exception as problem:
         if out_of_memory(problem):
             raise
-        network(**given.example(given.batch))  # which raises what it raises without a recorder
+        network.on(given)(**given.example(given.batch))  # which raises what it raises without a recorder
         raise NotCapturedError(first_line(problem)) from problem
     try:
         return _programs(graphs, given)
@@ -352,7 +362,7 @@ def check(network: Network, parts: Parts, given: Given) -> None:
     times[row] = inputs["t"][0]
     # Else the kernels of a network that calls them are compiled for this alone.
     with dispatch.using("reference"), _WithoutDropout():
-        expected = network(**inputs).float()
+        expected = network.on(given)(**inputs).float()
 
     def problem_of(parts: Parts) -> str | None:
         try:

@@ -62,7 +62,7 @@ def _rewritten(network: Network, given: Given) -> Parts:
     except NotCapturedError as problem:
         if first:
             warn_caller(f"the network runs as it is, which is slower: it cannot be captured ({problem})")
-        return eager(KEPT.own(shared))
+        return eager(KEPT.own(shared), given)
     KEPT.keep(shared)
     return parts
 
@@ -81,7 +81,7 @@ FORMS = {
     for form in (
         Form("cuda", KEPT.network, _rewritten, _on_cuda, captured=True),
         Form("cpu", KEPT.network, _rewritten, _on_cpu, kernels=compiled.identity),
-        Form("eager", Network, lambda network, given: eager(network), _anywhere),
+        Form("eager", Network, eager, _anywhere),
     )
 }
 

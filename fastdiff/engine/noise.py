@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fastdiff.engine.per_sample import Rows
 from fastdiff.errors import InputError, check_int
 from fastdiff.kernels import philox
 
@@ -18,6 +20,9 @@ class NoiseSource(Protocol):
     """Standard normals, `shape`, for samples first .. first + shape[0] - 1; draw 0 is x_T, table row k's is k + 1."""
 
     def __call__(self, draw: int, first: int, shape: tuple[int, ...]) -> Tensor: ...
+
+
+Noise = NoiseSource | Tensor | np.ndarray  # what a request takes: all that is drawn, or x_T alone
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,22 @@ class Interpolation:
         ]
         mixed = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
         return mixed.view(shape).float()
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A source whose x_T is given; what a sampler draws besides is Philox's.
+
+    Attributes:
+        start: (first, count) → x_T of these samples.
+        seed: of the rest.
+    """
+
+    start: Rows
+    seed: int
+
+    def __call__(self, draw: int, first: int, shape: tuple[int, ...]) -> Tensor:
+        return PhiloxNoise(self.seed)(draw, first, shape) if draw else self.start(first, shape[0])
 
 
 def draw(source: NoiseSource, number: int, first: int, shape: tuple[int, ...]) -> Tensor:

@@ -42,7 +42,7 @@ class Prediction:
     """(x, index) → the network's output for a batch, in the network's dtype.
 
     With guidance the network runs on twice the batch: the output is (2 B, C, H, W), the B predictions without a
-    context first, and denoise_step combines them.
+    context first, and denoise_step combines them. A learned variance follows the prediction's channels.
 
     Attributes:
         time, tables: for each of the tensors that depend on the time alone the row that was read last, and all rows.
@@ -52,16 +52,16 @@ class Prediction:
         parts: of the evaluation, for that batch.
         device: where they run.
         dtype: the network's.
-        integer: whether times are integer timesteps.
+        whole: whether times are whole timesteps, int64; else float32.
         guided: whether there is classifier-free guidance.
         null: what a context without a class consists of.
     """
 
     def __init__(
-        self, parts: Parts, device: torch.device, dtype: torch.dtype, integer: bool, guided: bool, null: int = 0
+        self, parts: Parts, device: torch.device, dtype: torch.dtype, whole: bool, guided: bool, null: int = 0
     ) -> None:
         self.parts, self.device, self.dtype, self.guided, self.null = parts, device, dtype, guided, null
-        self.time_dtype = torch.int64 if integer else torch.float32
+        self.time_dtype = torch.int64 if whole else torch.float32
         self.rows: dict[torch.dtype, _Rows] = {}
         self.time: list[Tensor] = []
         self.tables: list[Tensor] = []

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
+from torch import Tensor
 
 from fastdiff.engine.context import Contexts, resolve_context
-from fastdiff.engine.noise import LIMIT, NoiseSource
+from fastdiff.engine.noise import LIMIT, Begun, Noise, NoiseSource
 from fastdiff.engine.per_sample import Rows
 from fastdiff.engine.pictures import Known, resolve_known, resolve_pictures
-from fastdiff.errors import InputError, check_float, check_int, wrong_type
+from fastdiff.errors import InputError, check_float, check_int, unknown_name, wrong_type
+from fastdiff.samplers.prediction import FRAMES
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import StepTable
 
@@ -46,6 +48,9 @@ class Sampled(Protocol):
     @property
     def null_class(self) -> int | None: ...
 
+    @property
+    def learned_variance(self) -> bool: ...
+
 
 class Asked(TypedDict, total=False):
     """What every way to samples takes by name, and hands to Request.of."""
@@ -54,7 +59,7 @@ class Asked(TypedDict, total=False):
     first: int
     context: Any
     guidance_scale: float | None
-    noise: NoiseSource | None
+    noise: Noise | None
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Request:
         init: pictures that the samples begin as, noised to the table's first row; None is noise alone.
         known: what is known of the samples, which is held; None is nothing.
         frames: after every how many steps x is asked for, besides after the last; None is after the last alone.
+        frames_of: "x", or "x0" for the predicted image in place of x in all frames but the last.
         table: the sampler's steps; None where what is sampled from brings its own.
     """
 
@@ -81,6 +87,7 @@ class Request:
     init: Rows | None
     known: Known | None
     frames: int | None
+    frames_of: str
     table: StepTable | None
 
     @classmethod
@@ -94,11 +101,12 @@ class Request:
         first: int = 0,
         context: Any = None,
         guidance_scale: float | None = None,
-        noise: NoiseSource | None = None,
+        noise: Noise | None = None,
         init: Any = None,
         mask: Any = None,
         known: Any = None,
         frames: int | None = None,
+        frames_of: str = FRAMES[0],
     ) -> Request:
         """The request, checked.
 
@@ -106,6 +114,7 @@ class Request:
             context: (K,) numbers for all samples, (n, K), row r for sample first + r, {class name: weight}, or a
                 callable (first sample, count) → (count, K); None is the zero context. Of a model that declares no
                 width whole numbers, () or (n,), are classes, and rows may have any shape, (n, L, D).
+            noise: x_T, (C, H, W) for all samples or (n, C, H, W); or a source of all that is drawn.
             init: (C, H, W) for all samples or (n, C, H, W), in [-1, 1]; None is noise alone.
             mask: (1 or C, H, W) for all or with n before it, 1 where `known`, which is as init, is held.
 
@@ -116,6 +125,12 @@ class Request:
         seed, first = check_int("seed", seed, 0, LIMIT - 1), check_int("first", first, 0, LIMIT - n)
         if table is not None:
             check_table(model, table)
+        if context is None and model.num_classes is not None:
+            if model.null_class is None:
+                raise InputError(
+                    f"no context for a model that takes the number of a class; give one, 0 to {model.num_classes - 1}"
+                )
+            context = model.null_class
         contexts = resolve_context(model.context_width, model.class_names, model.num_classes, context, n, first)
         if guidance_scale is not None:
             guidance_scale = check_float("guidance_scale", guidance_scale, -3e38, 3e38)  # it is a float32 in the end
@@ -128,12 +143,18 @@ class Request:
                     f"guidance_scale = {guidance_scale} with class numbers, of which none stands for no class; give "
                     "the Model its null_class"
                 )
+        if isinstance(noise, (Tensor, np.ndarray)):
+            noise = Begun(resolve_pictures("noise", noise, (model.image_shape,), n, first), seed)
         if noise is not None and not callable(noise):
-            raise wrong_type("noise", noise, "a callable (draw, first sample, shape) → normals")
+            raise wrong_type("noise", noise, "x_T, or a callable (draw, first sample, shape) → normals")
         frames = None if frames is None else check_int("frames", frames, 1, LIMIT - 1)
+        if frames_of not in FRAMES:
+            raise unknown_name("kind of frames", frames_of, FRAMES)
+        if frames_of == "x0" and table is not None and (table.u.any() or (table.v != 1).any()):
+            raise InputError(f"frames of x0 by {table.sampler!r}, which remembers something else; accepted: x")
         pictures = None if init is None else resolve_pictures("init", init, (model.image_shape,), n, first)
         held = resolve_known(mask, known, model.image_shape, n, first)
-        return cls(n, seed, first, contexts, guidance_scale, noise, pictures, held, frames, table)
+        return cls(n, seed, first, contexts, guidance_scale, noise, pictures, held, frames, frames_of, table)
 
     def part(self, begin: int, end: int) -> Request:
         """Samples begin .. end - 1 of these, with nothing left to check."""
@@ -167,6 +188,11 @@ def check_table(model: Sampled, table: StepTable) -> StepTable:
         raise InputError(
             f"a table for prediction type {table.prediction_type!r}; the model's is {model.prediction_type!r}"
         )
+    if table.learned_variance and not model.learned_variance:
+        raise InputError(
+            f"a table of {table.sampler!r} with a learned variance (S differs from s) for a model without one; "
+            "accepted: a table with S = s, or a Model with learned_variance=True"
+        )
     low, high = model.schedule.first, model.schedule.first + model.schedule.num_timesteps - 1
     if table.timestep.min() < low or table.timestep.max() > high:
         raise InputError(
@@ -179,7 +205,4 @@ def check_table(model: Sampled, table: StepTable) -> StepTable:
             f"a table that gives the network times up to {table.time.max():g}; this model's time is "
             f"{model.time!r}: make the table with time={model.time!r}"
         )
-    if model.time == "index" and (table.time % 1).any():
-        between = table.time[table.time % 1 != 0][0]
-        raise InputError(f"a table with time {between:g}; accepted for a model of time 'index': whole timesteps")
     return table

@@ -17,12 +17,14 @@ class State:
 
     Attributes:
         x: (B, C, H, W) float32.
-        rows: (R, 6) float32, a StepTable's columns p, q, a, b, c, s; R is at least the table's length.
+        rows: (R, 12) float32, a StepTable's; R is at least the table's length.
         index: () int64, the current row.
         key: (2,) int64, seed and first sample, if the noise is Philox's.
         noise: x's shape, float32, filled before each step, if the noise is the caller's.
-        x0_prev: x's shape, float32, if a row uses the previous x0; may be uninitialised.
+        history: (k, B, C, H, W) float32, if a row uses what up to k before it remembered; see denoise_step. May be
+            uninitialised.
         guidance_scale: () float32, with guidance.
+        learned_variance: whether the network's second C channels choose the noise's variance.
         clip: see prediction.Clip.
     """
 
@@ -31,8 +33,9 @@ class State:
     index: Tensor
     key: Tensor | None = None
     noise: Tensor | None = None
-    x0_prev: Tensor | None = None
+    history: Tensor | None = None
     guidance_scale: Tensor | None = None
+    learned_variance: bool = False
     clip: Clip = None
 
 
@@ -41,9 +44,13 @@ def advance(state: State, network: Callable[[Tensor, Tensor], Tensor]) -> None:
 
     Args:
         state: is overwritten.
-        network: (x, index) → the prediction at that row, x's shape; with guidance both predictions, (2 B, C, H, W).
+        network: (x, index) → the prediction at that row, x's shape; with guidance both predictions, (2 B, C, H, W). Of
+            a network that learned a variance 2 C channels, the prediction's first.
     """
-    out = network(state.x, state.index)
+    whole = network(state.x, state.index)
+    batch, channels = state.x.shape[:2]
+    out = whole[:, :channels]
+    variance = whole[-batch:, channels:] if state.learned_variance else None  # with guidance the conditional half's
     clip: None | float | Tensor
     if isinstance(state.clip, tuple):
         clip = x0_bound(state.x, out, state.rows, state.index, state.clip[1], state.guidance_scale)
@@ -54,10 +61,11 @@ def advance(state: State, network: Callable[[Tensor, Tensor], Tensor]) -> None:
         out,
         state.rows,
         state.index,
-        state.x0_prev,
+        state.history,
         noise=state.noise,
         key=state.key,
         clip=clip,
         guidance_scale=state.guidance_scale,
+        variance=variance,
     )
     state.index.add_(1)

@@ -17,6 +17,7 @@ NETWORKS = {
     "context": "context.ContextUnet",
     "lucidrains": "lucidrains.LucidrainsUnet",
     "lucidrains-layernorm": "lucidrains.LucidrainsLayerNormUnet",
+    "openai": "openai.OpenaiUnet",
 }
 NETWORK_TITLES = {"annotated": "Annotated U-Net", "context": "ContextUnet"}
 BLOCKS = ("convnext", "resnet")  # of AnnotatedUnet

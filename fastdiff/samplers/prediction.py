@@ -13,6 +13,7 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 # None: off. A float: clamp x0 to [-bound, bound]. ("dynamic", q): see kernels.denoise_step.
 Clip = None | float | tuple[str, float]
 MODEL = "model"
+FRAMES = ("x", "x0")  # what frames may show
 
 
 def coefficients(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

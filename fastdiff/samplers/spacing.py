@@ -7,6 +7,7 @@ import numpy as np
 from fastdiff.errors import InputError, check_float, check_int, unknown_name
 
 SPACINGS = ("trailing", "leading", "linspace", "course")
+SPACING = "trailing"  # unless given
 STRENGTH = 0.6  # of what begins with a picture, unless given
 
 

@@ -10,6 +10,7 @@ makes them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,6 +22,9 @@ from fastdiff.samplers.prediction import PREDICTION_TYPES
 COEFFICIENTS = ("p", "q", "a", "b", "c", "s", "o", "d", "e", "u", "v", "S")
 HISTORY = ("c", "d", "e")  # the weights of what was remembered one, two and three rows before
 TIMES = ("index", "fraction")
+_ZEROS: Any = 0.0
+_ONES: Any = 1.0
+_UNSAID: Any = None
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -37,7 +41,10 @@ class StepTable:
         time: what the network is given: the timestep, or timestep / T.
         alpha, sigma: sqrt(abar) and sqrt(1 - abar) at the node.
         alpha_next, sigma_next: at the next node; 1 and 0 at the end.
-        p, q, a, b, c, s, o, d, e, u, v, S: see the top of this file.
+        p, q, a, b, c, s, o, d, e, u, v, S: see the top of this file; o, d, e and u are 0 unless given, v is 1, and S
+            is s.
+        returns: (rows,) bool, whether x is noised again after the row, to the level at which the next one begins;
+            nowhere unless given.
         init_noise_sigma: x before the first row is so many times the noise of draw 0.
         preserves_mean: False for samplers that do not keep a constant x0.
         preserves_variance: False for samplers whose added noise is not that of the next node.
@@ -62,12 +69,13 @@ class StepTable:
     b: np.ndarray
     c: np.ndarray
     s: np.ndarray
-    o: np.ndarray | float = 0.0
-    d: np.ndarray | float = 0.0
-    e: np.ndarray | float = 0.0
-    u: np.ndarray | float = 0.0
-    v: np.ndarray | float = 1.0
-    S: np.ndarray | None = None
+    o: np.ndarray = _ZEROS
+    d: np.ndarray = _ZEROS
+    e: np.ndarray = _ZEROS
+    u: np.ndarray = _ZEROS
+    v: np.ndarray = _ONES
+    S: np.ndarray = _UNSAID
+    returns: np.ndarray = _UNSAID
     init_noise_sigma: float = 1.0
     preserves_mean: bool = True
     preserves_variance: bool = True
@@ -86,6 +94,10 @@ class StepTable:
                 )
             column.setflags(write=False)
             object.__setattr__(self, name, column)
+        returns = np.zeros(len(self), dtype=bool) if self.returns is None else np.array(self.returns, dtype=bool)
+        if returns.shape != self.timestep.shape or returns[-1]:
+            raise InputError(f"table column returns = {returns}; accepted: a bool for each row, of the last False")
+        object.__setattr__(self, "returns", returns)
         check_float("init_noise_sigma", self.init_noise_sigma, 0, 1e6)
         if self.prediction_type not in PREDICTION_TYPES:
             raise unknown_name("prediction type", self.prediction_type, PREDICTION_TYPES)
@@ -96,23 +108,17 @@ class StepTable:
                     f"{name} = {early[early != 0][0]} in row {int(early.nonzero()[0][0])}; accepted: 0 in the first "
                     f"{back}, for there is nothing yet from {back} before"
                 )
-        if self.u.any() and self.s.any():
+        if np.any(self.u) and self.s.any():
             raise InputError("a table with u and s; accepted: one of them, for what is remembered is to have no noise")
         self._check()
 
     def _check(self) -> None:
-        """Raise InputError unless the rows lead where they say, with a network whose x0 is right."""
-        # The prediction is then (x0 - p x) / q, and what is remembered is a share of x0 and, by u, of the only noise.
-        mean = self.a * self.alpha + self.b + self.o * (1 - self.p * self.alpha) / self.q
-        noise = (self.a - self.o * self.p / self.q) * self.sigma
-        for back, name in enumerate(HISTORY, start=1):
-            weight, before = getattr(self, name)[back:], slice(0, -back)
-            mean[back:] += weight * (self.u * self.alpha + self.v)[before]
-            noise[back:] += weight * (self.u * self.sigma)[before]
+        """Raise InputError unless the rows lead where they say."""
+        alpha, sigma = leads_to({name: getattr(self, name) for name in COLUMNS})
         if self.preserves_mean:
-            self._require("alpha_next", mean - self.alpha_next)
+            self._require("alpha_next", alpha - self.alpha_next)
         if self.preserves_variance:
-            self._require("sigma_next squared", noise**2 + self.s**2 - self.sigma_next**2)
+            self._require("sigma_next squared", sigma**2 - self.sigma_next**2)
 
     def _require(self, what: str, error: np.ndarray) -> None:
         row = int(np.abs(error).argmax())
@@ -128,6 +134,11 @@ class StepTable:
         return np.stack([getattr(self, name) for name in COEFFICIENTS], axis=1)
 
     @property
+    def whole_times(self) -> bool:
+        """Whether all that the network is given are whole timesteps."""
+        return not (self.time % 1).any()
+
+    @property
     def depth(self) -> int:
         """How many rows back what was remembered is used, 0 to 3."""
         return max((back for back, name in enumerate(HISTORY, start=1) if getattr(self, name).any()), default=0)
@@ -135,7 +146,7 @@ class StepTable:
     @property
     def learned_variance(self) -> bool:
         """Whether the network's second output chooses the noise between s and S."""
-        return not np.array_equal(self.s, self.S)
+        return bool(np.any(self.s != self.S))
 
     def resampled(self, times: int) -> StepTable:
         """Each step but the last so often, for what is partly known (Lugmayr et al. 2022, algorithm 1); see `returns`.
@@ -152,12 +163,8 @@ class StepTable:
             )
         counts = [times] * (len(self) - 1) + [1]
         columns: dict[str, Any] = {name: np.repeat(getattr(self, name), counts) for name in COLUMNS}
-        return replace(self, **columns)
-
-    @property
-    def returns(self) -> np.ndarray:
-        """(rows,) bool: whether the next row begins at an earlier time than the row ends, so that x is noised again."""
-        return np.append(self.alpha[1:] < self.alpha_next[:-1] * (1 - 1e-9), False)
+        again = [row + 1 < count for count in counts for row in range(count)]
+        return replace(self, **columns, returns=np.array(again))
 
     def __repr__(self) -> str:
         rows, plain = self.rows, {"o": 0, "d": 0, "e": 0, "u": 0, "v": 1}
@@ -167,7 +174,7 @@ class StepTable:
             if (self.learned_variance if name == "S" else (rows[:, k] != plain.get(name)).any())
         ]
         lines = [
-            f"StepTable({self.sampler!r}, {len(self)} steps, {self.prediction_type})",
+            f"StepTable({self.sampler!r}, {len(self)} rows, {self.prediction_type})",
             "    timestep " + "".join(f"{COEFFICIENTS[k]:>10}" for k in shown),
         ]
         for i in (0, -1)[: len(self)]:
@@ -175,6 +182,23 @@ class StepTable:
         return "\n".join(lines)
 
 
-_SCALARS = ("sampler", "prediction_type", "init_noise_sigma", "preserves_mean", "preserves_variance")
+_SCALARS = ("sampler", "prediction_type", "returns", "init_noise_sigma", "preserves_mean", "preserves_variance")
 _OPTIONAL = ("o", "d", "e", "u", "v")
 COLUMNS = tuple(one.name for one in fields(StepTable) if one.name not in _SCALARS)
+
+
+def leads_to(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """alpha' and sigma' to which each row of these columns leads from alpha x0 + sigma noise, if x0 is right.
+
+    What is remembered is then a share of x0 and, by u, of the only noise that there is.
+    """
+    a, b, o, p, q, u, v, alpha, sigma = (
+        columns[name] for name in ("a", "b", "o", "p", "q", "u", "v", "alpha", "sigma")
+    )
+    mean = a * alpha + b + o * (1 - p * alpha) / q
+    noise = (a - o * p / q) * sigma
+    for back, name in enumerate(HISTORY, start=1):
+        weight, before = columns[name][back:], slice(0, -back)
+        mean[back:] += weight * (u * alpha + v)[before]
+        noise[back:] += weight * (u * sigma)[before]
+    return mean, np.hypot(noise, columns["s"])

@@ -31,19 +31,28 @@ class Samples:
     """Which samples, as plain values for the manifest; the fields are those of `fastdiff.sample`.
 
     Attributes:
-        contexts: K numbers each; sample i takes number i modulo their count.
+        sampler: None is the model's scheduler.
+        steps: their number; None with timesteps.
+        contexts: K numbers each, or the numbers of classes; sample i takes number i modulo their count.
     """
 
-    sampler: str
-    steps: int
+    sampler: str | None
+    steps: int | None
     eta: float
-    spacing: str
+    spacing: str | None
     clip: Any
     seed: int
     first: int
     n: int
-    contexts: list[list[float]]
+    contexts: list[list[float]] | list[int]
     guidance_scale: float | None
+    sigmas: str | None = None
+    timesteps: list[float] | None = None
+
+    @property
+    def count(self) -> int:
+        """The sampler's steps."""
+        return int(self.steps or 0) if self.timesteps is None else len(self.timesteps)
 
     def values(self, model: Model) -> dict[str, Any]:
         """The fields, with the clip in effect; raises InputError for a wrong one."""
@@ -54,7 +63,14 @@ class Samples:
         return Request.of(
             model,
             self.n,
-            table=model.table(self.sampler, self.steps, eta=self.eta, spacing=self.spacing),
+            table=model.table(
+                self.sampler,
+                self.steps,
+                eta=self.eta,
+                spacing=self.spacing,
+                sigmas=self.sigmas,
+                timesteps=self.timesteps,
+            ),
             seed=self.seed,
             first=self.first,
             context=in_turn(self.contexts),

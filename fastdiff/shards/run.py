@@ -78,6 +78,12 @@ class ShardRun:
         """All samples; checked when it is first asked for, which the first process does while the others wait."""
         return self.samples.request(self.model)
 
+    @property
+    def sampler(self) -> str:
+        """What the samples are drawn with, for messages."""
+        assert self.request.table is not None
+        return self.request.table.sampler
+
     def __enter__(self) -> ShardRun:
         try:
             self._open()

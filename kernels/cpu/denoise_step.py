@@ -10,20 +10,23 @@ import torch
 from torch import Tensor
 
 from fastdiff.kernels.cpu.plan import Call, Prepared, View, check_shape, dense, images
+from fastdiff.kernels.step_rows import COLUMNS, DEPTH
 
 _UNCLIPPED, _LIMIT, _SAMPLE, _DYNAMIC = range(4)  # enum clip
+_OUT, _HISTORY, _VARIANCE = 1, 3, 8  # among `step`'s tensors
 
 
 def denoise_step(
     x: View,
     out: View,
     row: View,
-    x0: View | None = None,
+    history: View | None = None,
     *,
     noise: View | None = None,
     key: View | None = None,
     clip: None | float | tuple[str, float] | View = None,
     guidance_scale: View | None = None,
+    variance: View | None = None,
     ahead: int = 0,
 ) -> Call:
     """The update of one row of a step table, in place.
@@ -32,24 +35,27 @@ def denoise_step(
         x: (n, C, H, W), NHWC and dense; overwritten with the next x.
         out: (n, C, H, W), NHWC, the network's output; with a guidance_scale (m + n, C, H, W), m at least n: the n
             pictures that come first have no context, and the n that come last have it.
-        row: (6,): p, q, a, b, c, s; of a Table, the row that is run.
-        x0: as x: the previous x0, read only where c is not 0, and overwritten with this one.
-        noise: as x. At most one of noise and key; with neither, s counts as 0.
+        row: (12,): p, q, a, b, c, s, o, d, e, u, v, S; of a Table, the row that is run.
+        history: (k, n, C, H, W), k from 1 to 3, each of them as x, evenly spaced: the ring of kernels.denoise_step.
+        noise: as x. At most one of noise and key; with neither, std counts as 0.
         key: (2,) from philox.key_view; the noise is then draw r + 1 for row r of the table.
         clip: None; a bound; ("dynamic", quantile), which makes a bound for each sample; or (n,), these bounds.
         guidance_scale: () or (1,), g.
+        variance: (n, C, H, W), NHWC; with guidance that of the predictions with the context.
         ahead: how many samples after the key's first one x begins.
 
     Raises:
         ValueError: for anything else.
     """
     op, (n, c, h, w) = "denoise_step", x.shape
-    for name, one in (("x", x), ("x0", x0), ("noise", noise)):
+    check_shape(op, "history", history, *((k, *x.shape) for k in range(1, DEPTH + 1)))
+    one_before = None if history is None else _first(history)
+    for name, one in (("x", x), ("history", one_before), ("noise", noise)):
         if one is not None and images(op, name, one, n, c, h, w) != c:
             raise ValueError(f"{op}: {name} has strides {one.strides}; accepted: NHWC, dense")
     pictures = n if guidance_scale is None else max(2 * n, out.shape[0])
     ld = images(op, "out", out, pictures, c, h, w)
-    dense(op, "row", row, 6)
+    dense(op, "row", row, COLUMNS)
     if noise is not None and key is not None:
         raise ValueError(f"{op}: both noise and key were given; accepted: one of them, or neither")
     if key is not None:
@@ -58,9 +64,16 @@ def denoise_step(
     if ahead < 0:
         raise ValueError(f"{op}: ahead = {ahead}; accepted: 0 or more")
     bounds = clip if isinstance(clip, View) else None
-    reads = x, out, row, x0, noise, key, bounds, guidance_scale
-    numbers = n, c, h * w, ld, pictures - n, ahead, *_clipping(op, clip, n)
-    return Call(op, reads, (x,) if x0 is None else (x, x0), numbers)
+    reads = x, out, row, history, noise, key, bounds, guidance_scale, variance
+    depth, apart = (0, 0) if history is None else (history.shape[0], history.strides[0])
+    ring = depth, apart, images(op, "variance", variance, n, c, h, w)
+    numbers = n, c, h * w, ld, pictures - n, ahead, *_clipping(op, clip, n), *ring
+    return Call(op, reads, (x,) if history is None else (x, history), numbers)
+
+
+def _first(history: View) -> View:
+    """The images of the ring's first place."""
+    return View(history.memory, history.shape[1:], history.strides[1:], history.offset)
 
 
 def _clipping(op: str, clip: None | float | tuple[str, float] | View, n: int) -> tuple[int, float]:
@@ -80,29 +93,30 @@ def _clipping(op: str, clip: None | float | tuple[str, float] | View, n: int) ->
     )
 
 
-def takes(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale) -> bool:
-    """Whether `step` runs on these tensors: on the CPU, float32, and x, x0, noise and out NHWC."""
-    floats = [one for one in (x, out, rows, x0, noise, bound, guidance_scale) if one is not None]
+def takes(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance) -> bool:
+    """Whether `step` runs on these tensors: on the CPU, float32, and x, history, noise, out and variance NHWC."""
+    floats = [one for one in (x, out, rows, history, noise, bound, guidance_scale, variance) if one is not None]
     return (
         all(one.dtype is torch.float32 and one.is_cpu for one in floats)
-        and all(_nhwc(one) for one in (x, x0, noise) if one is not None)
-        and (_nhwc(out) or View.of(out).pictures() is not None)
+        and all(_nhwc(one) for one in (x, None if history is None else history[0], noise) if one is not None)
+        and all(_nhwc(one) or View.of(one).pictures() is not None for one in (out, variance) if one is not None)
         and all(one is None or one.is_contiguous() for one in (rows, bound))
         and (key is None or (key.dtype is torch.int64 and key.is_cpu and key.is_contiguous()))
         and index.is_cpu
     )
 
 
-def step(x, out, rows, index, x0, noise, key, limit, bound, guidance_scale) -> None:
+def step(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance) -> None:
     """kernels.denoise_step of tensors that `takes` accepts, on the calling thread."""
     row = int(index)
     if not 0 <= row < len(rows):
         raise IndexError(f"denoise_step: index = {row}; accepted: 0 to {len(rows) - 1}")
-    tensors = x, out, rows, x0, noise, key, bound, guidance_scale
+    tensors = x, out, rows, history, noise, key, bound, guidance_scale, variance
     shapes = tuple([None if one is None else one.shape for one in tensors])
+    strides = tuple([None if one is None else one.stride() for one in (out, history, variance)])
     addresses = [0 if one is None else one.data_ptr() for one in tensors]
     addresses[2] += rows.element_size() * row * rows.shape[1]
-    _prepared(shapes, out.stride(), limit)(addresses, row)
+    _prepared(shapes, strides, limit)(addresses, row)
 
 
 def _nhwc(x: Tensor) -> bool:
@@ -110,18 +124,20 @@ def _nhwc(x: Tensor) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _prepared(shapes: tuple[torch.Size | None, ...], strides: tuple[int, ...], limit: float | None) -> Prepared:
-    """The call for tensors of these shapes, in the order of `step`; the strides are those of out."""
+def _prepared(
+    shapes: tuple[torch.Size | None, ...], strides: tuple[tuple[int, ...] | None, ...], limit: float | None
+) -> Prepared:
+    """The call for tensors of these shapes, in the order of `step`; the strides of out, history and variance."""
+    given = dict(zip((_OUT, _HISTORY, _VARIANCE), strides, strict=True))
 
     def view(place: int) -> Any:
         shape = shapes[place]
-        return None if shape is None else View(place, tuple(shape), _strides(shape))
+        return None if shape is None else View(place, tuple(shape), given.get(place) or _strides(shape))
 
-    x, out, rows, x0, noise, key, bound, guidance_scale = map(view, range(len(shapes)))
-    out = out._replace(strides=strides)
+    x, out, rows, history, noise, key, bound, guidance_scale, variance = map(view, range(len(shapes)))
     row = rows._replace(shape=rows.shape[1:], strides=rows.strides[1:])
-    clip = limit if bound is None else bound
-    return Prepared(denoise_step(x, out, row, x0, noise=noise, key=key, clip=clip, guidance_scale=guidance_scale))
+    more = dict(noise=noise, key=key, guidance_scale=guidance_scale, variance=variance)
+    return Prepared(denoise_step(x, out, row, history, clip=limit if bound is None else bound, **more))
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -80,8 +80,8 @@ def run():
     folded = fold(half(1), half(1), half(3, 1), half(1, 1), half(1), half(1, 1, 1, 1), 1, True)
     attention_block(half(1, 1, 1, 1), folded)
     out = half(2, 1, 1, 1)
-    denoise_step(x.detach(), out, one(1, 6), one(dtype=torch.int64), x.detach(), key=one(2, dtype=torch.int64),
-                 guidance_scale=one(), clip=one(1))
+    denoise_step(x.detach(), out, one(1, 12), one(dtype=torch.int64), x.detach()[None], key=one(2, dtype=torch.int64),
+                 guidance_scale=one(), clip=one(1), variance=x.detach())
     philox.normals(one(2, dtype=torch.int64), 1, (1, 1))
 
 found = recorded(run)

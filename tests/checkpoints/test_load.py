@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 
 from fastdiff import AnnotatedUnet, ContextUnet, InputError, Model, load, make_schedule, sample, save
 from fastdiff.bench.peers.reference import AnnotatedReference, ContextReference
+from fastdiff.checkpoints.config import model_config, model_from_config
 from fastdiff.checkpoints.load import stored_info
 from fastdiff.checkpoints.shipped import shipped_models
+from fastdiff.checkpoints.tensors import write_tensors
 
 
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -65,6 +67,18 @@ def test_round_trip(model, tmp_path, randomised):
     assert stored_info(path) == {"note": "x"}
     options = dict(n=2, steps=3, device="cpu")
     assert torch.equal(sample(again, **options), sample(Model(**{**vars(model)}), **options))
+
+
+def test_a_learned_variance_is_kept(tmp_path):
+    model = Model(ContextUnet(3, 8, 5, 16), make_schedule("course", 50), image_shape=(3, 16, 16), learned_variance=True)
+    save(model, tmp_path / "m.safetensors")
+    assert load(tmp_path / "m.safetensors").learned_variance is True
+    config = model_config(model)
+    del config["learned_variance"]  # as files of before have it
+    assert model_from_config(config).learned_variance is False
+    write_tensors(tmp_path / "m.safetensors", model.network.state_dict(), {**config, "learned_variance": "yes"})
+    with pytest.raises(InputError, match="learned_variance = 'yes'; accepted: True or False"):
+        load(tmp_path / "m.safetensors")
 
 
 def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path, rel):

@@ -54,6 +54,20 @@ def test_sample_writes_what_sample_returns(run, models, tmp_path):
         assert picture.size == gif.size and gif.n_frames == 4
 
 
+def test_nodes_of_ones_own(run, models):
+    """Over b, whose time is a fraction, timesteps may lie between two."""
+    for words, more, told in (
+        (["--at-timesteps", "29,17,4"], {"timesteps": [29, 17, 4]}, "ddim, 3 steps, in"),
+        (["--at-timesteps", "29,17.5,4", "--strength", "0.7", "--init", "x.png"], None, "ddim, 2 steps, in"),
+        (["--sigmas", "exponential", "--steps", "4"], {"sigmas": "exponential", "steps": 4}, "ddim, 4 steps, in"),
+    ):
+        Image.new("RGB", (16, 16)).save("x.png")
+        out = run("sample", "b.safetensors", "-n", 2, "--sampler", "ddim", "--npy", "b.npy", *words)
+        assert told in out
+        if more is not None:
+            assert np.array_equal(np.load("b.npy"), sample(load("b.safetensors"), 2, "ddim", **more).numpy())
+
+
 @pytest.mark.parametrize("given, frames", [([], 15), (["--gif-frames", "7"], 6), (["--gif-frames", "all"], 30)])
 def test_frames_of_an_animation(given, frames, run, models, monkeypatch):
     """At most as many as asked for, each after as many steps; the last one is the end."""
@@ -61,6 +75,18 @@ def test_frames_of_an_animation(given, frames, run, models, monkeypatch):
     run("sample", "a.safetensors", "-n", 1, "--steps", 30, "--gif", "a.gif", *given)
     with Image.open("a.gif") as gif:
         assert gif.n_frames == frames
+
+
+def test_an_animation_of_x0(run, models):
+    """Of a network that is not trained x0 is beyond the range from the first step on, where x is not."""
+    frames = {}
+    for of in ("x", "x0"):
+        run("sample", "a.safetensors", "-n", 1, "--sampler", "ddim", "--steps", 30, "--gif", "a.gif", "--gif-of", of)
+        with Image.open("a.gif") as gif:
+            frames[of] = np.asarray(gif.convert("L")).copy()
+    assert frames["x"].shape == frames["x0"].shape and (frames["x"] != frames["x0"]).any()
+    refused(run("sample", "a.safetensors", "--gif-of", "x0", code=2), "--gif-of x0 without --gif; give both")
+    refused(run("sample", "a.safetensors", "--gif", "a.gif", "--gif-of", "y", code=2), "'y'")
 
 
 def test_classes_of_a_file_that_does_not_name_them(run, models):
@@ -127,7 +153,7 @@ def test_beginning_with_a_picture(run, models):
     assert fit_picture("red.png", (1, 8, 12)).shape == (1, 8, 12)
     Image.fromarray(np.repeat(np.uint8([[255] * 8 + [0] * 8]), 16, 0)).save("left.png")
     held = ["--known", "red.png", "--mask", "left.png"]
-    assert "ddim, 19 steps" in run(*words, *held, "--resample", 2)
+    assert "ddim, 10 steps in 19 rows" in run(*words, *held, "--resample", 2)
     images = torch.from_numpy(np.load("x.npy"))
     assert torch.allclose(images[..., :8], red[..., :8].expand(2, -1, -1, -1)) and not torch.allclose(
         images[0], images[1]
@@ -157,6 +183,11 @@ BAD_SAMPLES = [
     (["a.safetensors", "--steps", "31"], ["31", "1 to 30"]),
     (["a.safetensors", "--sampler", "dimm"], ["'dimm'", "did you mean 'ddim'"]),
     (["a.safetensors", "--spacing", "leadin"], ["'leadin'", "did you mean 'leading'"]),
+    (["a.safetensors", "--sigmas", "karas"], ["'karas'", "did you mean 'karras'"]),
+    (["a.safetensors", "--at-timesteps", "29,soon"], ["--at-timesteps '29,soon'", "999,749"]),
+    (["a.safetensors", "--at-timesteps", "9,29"], ["timesteps with 29 after 9"]),
+    (["a.safetensors", "--at-timesteps", "29,9", "--steps", "2"], ["timesteps with steps", "leave those out"]),
+    (["a.safetensors", "-o", "out/", "--at-timesteps", "29,9", "--steps", "2"], ["timesteps with steps"]),
     (["a.safetensors", "--seed", "-4"], ["seed = -4"]),
     (["a.safetensors", "--context", "item=1"], ["--context 'item=1'", "takes no context"]),
     (["a.safetensors", "--context", "1,2"], ["--context '1,2'", "takes no context"]),

@@ -31,6 +31,7 @@ def told(line: str) -> list[tuple[str, str]]:
         ("sample x --sampler ", list(SAMPLERS)),
         ("sample x --sampler dpm", [name for name in SAMPLERS if name.startswith("dpm")]),
         ("sample x --spacing ", list(SPACINGS)),
+        ("sample x --sigmas k", ["karras"]),
         ("sample x --schedule co", ["cosine", "course"]),
         ("sample x --dtype ", ["float32", "bfloat16", "float16"]),
         ("sample x --format np", ["npz", "npy"]),

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
 
 import fastdiff
 import fastdiff.export
 from fastdiff.cli.main import main
 from fastdiff.networks.lucidrains import LucidrainsUnet
+from fastdiff.networks.openai import OpenaiUnet
 
 CLASSES = ("monster", "player", "item", "spell", "dungeon")
 # What a page's Python would take minutes for.
@@ -107,6 +109,16 @@ def folder(tmp_path, monkeypatch, randomised):
     torch.save({**alphabar, **{f"nn_model.{k}": v for k, v in mnist.items()}}, "model_19.pth")
     with open("edm-cifar10-32x32-uncond-vp.pkl", "wb") as file:  # of a network that takes (x, sigma), as EDM's do
         pickle.dump({"ema": randomised(fastdiff.ContextUnet(3, 8, 1, 32)).eval()}, file)
+    classes = OpenaiUnet(3, 32, 6, 1, (1, 2), (), num_classes=5, resblock_updown=True)
+    torch.save(randomised(classes).state_dict(), "ema_0.9999_250000.pt")
+    saved = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    DDIMPipeline(unet=randomised(saved), scheduler=DDIMScheduler()).save_pretrained("my-ddpm-folder")
     random = np.random.default_rng(0)
     for name in ("my_pictures", "more"):
         (tmp_path / name).mkdir()
@@ -142,7 +154,7 @@ def run(page, folder, network, request) -> None:
     name = page.path.name
     if "sampler.onnx" in page.text:
         shutil.copy(request.getfixturevalue("exported"), folder)
-    names: dict = {"network": network}
+    names: dict = {"network": network, "pipeline": DDIMPipeline.from_pretrained("my-ddpm-folder")}
     for language, code in page.blocks:
         if language == "python":
             code = shrunk(name, code)

@@ -1,5 +1,7 @@
 """Contexts as networks take them: class numbers, tokens, vectors."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -72,6 +74,27 @@ def test_class_numbers(context, classes, form, labelled, rel):
 def test_of_an_unknown_number_of_classes(labelled):
     unsaid = Model(labelled.network, labelled.schedule, image_shape=(3, 8, 8))
     assert torch.equal(sample(unsaid, 2, context=[9, 2], **OPTIONS), sample(labelled, 2, context=[9, 2], **OPTIONS))
+
+
+def test_classes_by_name(labelled):
+    names = [f"c{k}" for k in range(CLASSES - 1)]  # the last is the null class
+    named = dataclasses.replace(labelled, class_names=names)
+    by_number = sample(labelled, 2, context=4, **OPTIONS)
+    assert torch.equal(sample(named, 2, context={"c4": 1}, **OPTIONS), by_number)
+    for context, words in (({"c4": 0.5}, "one class, with weight 1"), ({"c4": 1, "c5": 1}, "one class, with weight 1")):
+        with pytest.raises(InputError, match=words):
+            sample(named, 2, context=context, **OPTIONS)
+    with pytest.raises(InputError, match="c0.*c1"):
+        sample(named, 2, context={"c99": 1}, **OPTIONS)
+    with pytest.raises(InputError, match="2 class names for 12 classes"):
+        dataclasses.replace(labelled, class_names=["a", "b"])
+
+
+def test_a_class_that_is_not_given(labelled):
+    """Is the null class; of a network that has none, it is asked for before the network would fail."""
+    assert torch.equal(sample(labelled, 2, **OPTIONS), sample(labelled, 2, context=CLASSES - 1, **OPTIONS))
+    with pytest.raises(InputError, match="takes the number of a class; give one, 0 to 11"):
+        sample(dataclasses.replace(labelled, null_class=None), 2, **OPTIONS)
 
 
 def test_class_numbers_are_not_rounded():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fastdiff import AnnotatedUnet, ContextUnet, Engine, InputError, Model, PhiloxNoise, load, make_schedule, make_table
 from fastdiff.engine.cpu import step
-from fastdiff.engine.evaluation import Network, eager
+from fastdiff.engine.evaluation import Given, Network, eager
 from fastdiff.engine.forms import FORMS
 from fastdiff.engine.numerics import fixed_numerics
 from fastdiff.engine.prediction import Prediction
@@ -195,15 +195,16 @@ def test_a_loop_of_advance_is_the_engine(sampler, guided, randomised):
     table = table_of(model, sampler, 6)
     engine = Engine(model, table, batch_size=3, device=CPU, form="eager", clip=2.0)
     context = contexts(4, 1)[0]
-    parts = eager(Network(model.network, CPU, torch.float32))
-    prediction = Prediction(parts, CPU, torch.float32, integer=False, guided=guided)
+    evaluations = Given(3, model.image_shape, None, torch.arange(500), CPU, torch.float32)
+    parts = eager(Network(model.network, CPU, torch.float32), evaluations)
+    prediction = Prediction(parts, CPU, torch.float32, whole=False, guided=guided)
     x = PhiloxNoise(7)(0, 0, (3, *model.image_shape)).contiguous(memory_format=torch.channels_last)
     state = State(
         x,
         torch.from_numpy(table.rows).float(),
         torch.tensor(0),
         key=torch.tensor([7, 0]),
-        x0_prev=torch.empty_like(x),
+        history=torch.empty_like(x)[None],
         guidance_scale=torch.tensor(2.5) if guided else None,
         clip=2.0,
     )
@@ -426,12 +427,31 @@ def test_a_bad_engine_is_named(options, words, randomised):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_times_between_timesteps_are_refused_where_the_network_takes_whole_ones(randomised):
+def between(table, by=0.5):
+    """The table with times that lie between timesteps."""
+    return dataclasses.replace(table, timestep=table.timestep - by, time=table.time - by)
+
+
+def test_times_between_timesteps_reach_the_network(randomised, rel):
     model = system("annotated", randomised)
-    table = model.table("ddim", 4)
-    between = dataclasses.replace(table, timestep=table.timestep - 0.5, time=table.time - 0.5)
-    with pytest.raises(InputError, match="time 38.5; accepted for a model of time 'index': whole timesteps"):
-        Engine(model, between, device=CPU)
+    whole = table_of(model)
+    options = dict(batch_size=2, device=CPU)
+    engine, eager = Engine(model, whole, **options), Engine(model, whole, form="eager", **options)
+    first = engine.sample(2)
+    for table in (between(whole), whole, between(whole, 0.25)):  # one engine takes both kinds in turn
+        assert rel(engine.sample(2, table=table), eager.sample(2, table=table)) < 1e-5
+    assert torch.equal(engine.sample(2), first)
+    assert rel(engine.sample(2, table=between(whole)), first) > 1e-4
+
+
+def test_times_are_integers_where_all_of_a_tables_are():
+    seen = []
+    model = own(look=lambda x, t: seen.append(t.clone()))
+    table = table_of(model, "ddim", 4)
+    for one in (table, between(table)):
+        Engine(model, one, batch_size=3, device=CPU, form="eager").sample(3)
+    assert [t.dtype for t in seen] == [torch.int64] * 4 + [torch.float32] * 4
+    assert [float(t[0]) for t in seen] == [*table.time, *(table.time - 0.5)]
 
 
 def test_the_models_own_table_is_the_default(randomised):

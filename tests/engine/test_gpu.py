@@ -82,13 +82,14 @@ def test_kernels_are_what_runs_here():
 def test_a_captured_step_obeys_what_lies_in_device_memory():
     """One graph: seed, table, row index and guidance scale change between replays, and the host reads none of them."""
     shape, steps = (3, 3, 8, 8), 4
-    x, previous = torch.empty(2, *shape, device=CUDA)
+    x, ring = torch.empty(shape, device=CUDA), torch.empty(3, *shape, device=CUDA)
+    variance = torch.empty(shape, device=CUDA)
     out = torch.empty(6, *shape[1:], device=CUDA, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-    rows, index = torch.zeros(steps, 6, device=CUDA), torch.zeros((), dtype=torch.int64, device=CUDA)
+    rows, index = torch.zeros(steps, 12, device=CUDA), torch.zeros((), dtype=torch.int64, device=CUDA)
     key, scale = torch.zeros(2, dtype=torch.int64, device=CUDA), torch.ones((), device=CUDA)
 
     def body():
-        denoise_step(x, out, rows, index, previous, key=key, clip=1.5, guidance_scale=scale)
+        denoise_step(x, out, rows, index, ring, key=key, clip=1.5, guidance_scale=scale, variance=variance)
         index.add_(1)
 
     body()  # compiles
@@ -96,29 +97,32 @@ def test_a_captured_step_obeys_what_lies_in_device_memory():
     with no_sync(), torch.cuda.graph(graph):
         body()
     for seed in (1, 2**40 + 3):
-        table = torch.randn(steps, 6) * 0.5
-        table[0, 4] = 0.0
-        start, prediction = torch.randn(shape), torch.randn(out.shape).bfloat16()
-        x.copy_(start)
-        previous.fill_(float("nan"))  # the first row must not read it
+        table = torch.randn(steps, 12) * 0.5
+        for back, column in ((1, 4), (2, 7), (3, 8)):
+            table[:back, column] = 0.0
+        table[:, [5, 11]] = torch.rand(steps, 2) + 0.1  # s and S
+        start, prediction, chosen = torch.randn(shape), torch.randn(out.shape).bfloat16(), torch.rand(shape) * 2 - 1
+        x.copy_(start), variance.copy_(chosen)
+        ring.fill_(float("nan"))  # the first rows must not read it
         out.copy_(prediction), rows.copy_(table), index.zero_(), scale.fill_(1.5 + seed % 5)
         key.copy_(torch.tensor([seed, 7]))
         for _ in range(steps):
             graph.replay()
-        expected, x0 = start, None
+        expected, kept = start, torch.full((3, *shape), float("nan"))
         for i in range(steps):
-            expected, x0 = denoise_step_reference(
+            expected, kept[i % 3] = denoise_step_reference(
                 expected,
                 prediction,
                 table,
                 torch.tensor(i),
-                x0,
+                kept.clone(),
                 key=torch.tensor([seed, 7]),
                 clip=1.5,
                 guidance_scale=scale.cpu(),
+                variance=chosen,
             )
         torch.testing.assert_close(x.cpu(), expected, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(previous.cpu(), x0, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ring.cpu(), kept, atol=1e-4, rtol=1e-4)
 
 
 # --- the engine's graphs; test_graphs.py has the same by a stand-in --------------------------------------------

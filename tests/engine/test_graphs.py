@@ -544,7 +544,7 @@ def test_cuda_graphs_need_a_cuda_device():
 def test_one_kernel_call_per_step_is_all_that_changes_x(cuda):
     """The kernel's arguments that a capture must not freeze: row, key and scale are read at replay."""
     x, out = torch.randn(2, 1, 4, 4), torch.randn(4, 1, 4, 4)
-    rows, index = torch.randn(3, 6), torch.zeros((), dtype=torch.int64)
+    rows, index = torch.randn(3, 12), torch.zeros((), dtype=torch.int64)
     key, scale = torch.tensor([1, 0]), torch.ones(())
     start = x.clone()
 

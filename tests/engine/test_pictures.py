@@ -1,5 +1,7 @@
 """Pictures that samples begin as, and what is known of them: whose they are, and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -176,3 +178,31 @@ def test_what_is_known_is_held_where_the_last_row_is_not_clean(randomised):
     model = Model(network, make_schedule("course", 20), image_shape=(1, 8, 8))
     images = sample(model, 2, "ddpm_large", mask=torch.ones(1, 8, 8), known=pictures(2), device="cpu")
     assert torch.equal(images, pictures(2))
+
+
+# --- frames of x0 ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["cpu", "eager"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "unipc"])
+def test_frames_of_x0(sampler, form, model, rel):
+    """What x and the network's output at each row imply, clipped; the last is the image."""
+    table = model.table(sampler, 6)
+    options = dict(frames=1, seed=3, device="cpu", clip=0.9, batch_size=2)
+    images, xs = sample(model, 3, table, form="eager", **options)
+    again, x0s = sample(model, 3, table, form=form, frames_of="x0", **options)
+    assert rel(again, images) < 1e-5 and torch.equal(x0s[-1], again) and len(x0s) == len(xs) == 6
+    for row in range(1, 5):
+        t = torch.full((3,), int(table.time[row]))
+        x0 = table.p[row] * xs[row - 1] + table.q[row] * model.network(xs[row - 1], t)
+        assert rel(x0s[row], x0.clamp(-0.9, 0.9)) < 1e-4
+
+
+def test_frames_of_what_is_not_remembered(model):
+    with pytest.raises(InputError, match="'y'"):
+        sample(model, 1, frames=1, frames_of="y")
+    table = model.table("dpmpp_2m", 4)
+    of_noise = {"u": 1 / table.sigma, "v": -table.alpha / table.sigma}
+    noise = dataclasses.replace(table, **of_noise, c=0 * table.c, b=table.b + table.c)
+    with pytest.raises(InputError, match="frames of x0 by 'dpmpp_2m', which remembers something else"):
+        sample(model, 1, noise, frames=1, frames_of="x0")

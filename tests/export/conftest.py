@@ -88,22 +88,25 @@ def parts(models):
     """name → the captured network, made when first asked for; "B16" has its weights stored in half."""
     made = {}
 
-    def get(name):
-        if name not in made:
-            made[name] = capture(models["B"], weights="float16") if name == "B16" else capture(models[name])
-        return made[name]
+    def get(name, fractional=False):
+        if (name, fractional) not in made:
+            options = {"weights": "float16"} if name == "B16" else {}
+            made[name, fractional] = capture(models[name.removesuffix("16")], fractional=fractional, **options)
+        return made[name, fractional]
 
     return get
 
 
 @pytest.fixture
 def make(parts, tmp_path):
-    """(name, face) → the sampler's file, run by ONNX Runtime."""
+    """(a model's name or its parts, face) → the sampler's file, run by ONNX Runtime."""
     count = iter(range(100))
 
-    def build(name, face):
+    def build(of, face):
         path = tmp_path / f"{next(count)}.onnx"
-        path.write_bytes(sampler_model(parts(name), face).SerializeToString())
+        if isinstance(of, str):
+            of = parts(of, fractional=face.table is not None and not face.table.whole_times)
+        path.write_bytes(sampler_model(of, face).SerializeToString())
         return OnnxSampler(path, threads=1)
 
     return build

@@ -1,5 +1,6 @@
 """Networks of all kinds, exported: batches that were not recorded, other libraries' networks, random ones."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fastdiff
-from fastdiff import InputError, Model, make_schedule
+from fastdiff import InputError, Model, StepTable, make_schedule
+from fastdiff.engine.noise import PhiloxNoise
 from fastdiff.export import OnnxSampler, export_sampler, verify
 from fastdiff.export.assemble import network_model
 from fastdiff.export.parts import capture
@@ -102,8 +104,7 @@ def test_a_network_that_fails_at_the_recorded_batches_is_refused_in_one_sentence
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
 
 
-def test_the_whole_loop_of_diffusers_network(randomised, tmp_path, apart):
-    diffusers = pytest.importorskip("diffusers")
+def small_unet(diffusers, **more):
     network = diffusers.UNet2DModel(
         sample_size=8,
         in_channels=3,
@@ -114,13 +115,67 @@ def test_the_whole_loop_of_diffusers_network(randomised, tmp_path, apart):
         attention_head_dim=4,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        **more,
     )
-    network.n_cfeat = 0  # else a warning that its class_labels are left out
-    model = model_of(randomised(network), (3, 8, 8))
+    if not more:
+        network.n_cfeat = 0  # else a warning that its class_labels are left out
+    return network
+
+
+def test_the_whole_loop_of_diffusers_network(randomised, tmp_path, apart):
+    model = model_of(randomised(small_unet(pytest.importorskip("diffusers"))), (3, 8, 8))
     path, table = tmp_path / "unet.onnx", model.table("dpmpp_2m_sde", 8)
     assert export_sampler(model, path, table)[1].distance < 1e-5
     images = OnnxSampler(path).sample(6, seed=3)
     assert apart(images, fastdiff.sample(model, 6, table, seed=3, form="eager", device="cpu")) < 1e-4
+
+
+def clipped_ddim(scheduler, steps, **more):
+    """What diffusers' DDIM does with a clip, as a table: the network's own epsilon is kept beside the clipped x0."""
+    scheduler.set_timesteps(steps)
+    timestep = scheduler.timesteps.numpy()
+    alphas = scheduler.alphas_cumprod.double().numpy()
+    before = timestep - scheduler.config.num_train_timesteps // steps
+    last = float(scheduler.final_alpha_cumprod)
+    alpha2, next2 = alphas[timestep], np.where(before >= 0, alphas[before], last)
+    alpha, sigma, alpha_next, sigma_next = (np.sqrt(one) for one in (alpha2, 1 - alpha2, next2, 1 - next2))
+    return StepTable(
+        sampler="diffusers ddim",
+        prediction_type="epsilon",
+        timestep=timestep,
+        time=timestep,
+        alpha=alpha,
+        sigma=sigma,
+        alpha_next=alpha_next,
+        sigma_next=sigma_next,
+        p=1 / alpha,
+        q=-sigma / alpha,
+        a=np.zeros(steps),
+        b=alpha_next,
+        c=np.zeros(steps),
+        s=np.zeros(steps),
+        o=sigma_next,
+        **more,
+    )
+
+
+def test_diffusers_ddim_with_its_default_clip(randomised, tmp_path, apart):
+    diffusers = pytest.importorskip("diffusers")
+    network = randomised(small_unet(diffusers)).eval()
+    scheduler = diffusers.DDIMScheduler()  # clip_sample, range 1, leading spacing
+    assert scheduler.config.clip_sample and scheduler.config.timestep_spacing == "leading"
+    model = Model(network, make_schedule("linear", 1000), image_shape=(3, 8, 8))
+    table = clipped_ddim(scheduler, 20)
+    export_sampler(model, tmp_path / "unet.onnx", table, clip=1.0)
+    images = OnnxSampler(tmp_path / "unet.onnx").sample(4, seed=3)
+    expected, clipped = torch.as_tensor(PhiloxNoise(3)(0, 0, (4, 3, 8, 8))), 0
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            step = scheduler.step(network(expected, t).sample, t, expected)
+        clipped += int((step.pred_original_sample.abs() == 1).sum())
+        expected = step.prev_sample
+    assert clipped > 1000  # else the clip would tell nothing
+    assert apart(images, expected) < 1e-3
 
 
 def check_random(networks, randomised, data):

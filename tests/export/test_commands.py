@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 import fastdiff
-from fastdiff import make_schedule, make_table
+from fastdiff import InputError, make_schedule, make_table
 from fastdiff.cli.main import main
-from fastdiff.export import OnnxSampler, verify, write
+from fastdiff.export import OnnxSampler, verify, web, write
 from fastdiff.export.assemble import Face
 from fastdiff.export.web import FILES, RUNTIME
 
@@ -72,9 +72,24 @@ def test_the_page_is_written_whole_into_a_new_folder(run):
     assert page["class_names"][0] == "monster" and page["context_width"] == 5 and page["stepwise"]
     assert "25" in page["samplers"]["ddim"] and "250" in page["samplers"]["ddpm"]
     row = make_table("ddim", make_schedule("course", 250), 25, time="fraction").rows[3]
-    assert np.array_equal(np.float32(page["samplers"]["ddim"]["25"]["rows"][3]), np.float32(row))
+    assert np.array_equal(np.float32(page["samplers"]["ddim"]["25"]["rows"][3]), np.float32(row)) and len(row) == 12
+    assert page["samplers"]["ddim"]["25"]["init_noise_sigma"] == 1.0
     assert set(FILES) | {"model.json", "model.onnx"} == {file.name for file in Path("some/page").iterdir()}
     assert OnnxSampler("some/page/model.onnx").description["sampler"] is None
+
+
+def test_the_page_offers_no_table_that_the_model_refuses(models, monkeypatch):
+    def refusing(model, table):
+        if len(table) > 25 or table.sampler == "ddpm":
+            raise InputError("refused")
+        return table
+
+    everything = web.choices(models["A"])
+    assert list(everything["ddim"]) == ["5", "10", "15", "25", "50", "100", "200"] and "ddpm" in everything
+    monkeypatch.setattr(web, "check_table", refusing)
+    offered = web.choices(models["A"])
+    assert list(offered["ddim"]) == ["5", "10", "15", "25"] and "ddpm" not in offered
+    assert offered["ddim"]["25"] == everything["ddim"]["25"]
 
 
 def test_the_page_fills_an_empty_folder_that_is_there(run, monkeypatch):

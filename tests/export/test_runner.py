@@ -71,7 +71,7 @@ def test_the_documented_python_without_torch(models, make, monkeypatch, tmp_path
         (dict(n=2, guidance_scale=2), "guidance_scale = 2.0 without a context"),
         (dict(n=2, frames=1), "frames from"),
         (dict(n=2, noise=lambda *_: None), "--noise input"),
-        (dict(n=2, noise=3), "noise = 3; accepted: a callable"),
+        (dict(n=2, noise=3), "noise = 3; accepted: x_T, or a callable"),
         (dict(n=2, batch_size=0), "batch_size = 0"),
     ],
 )
@@ -101,7 +101,8 @@ def test_what_is_no_sampler_says_what_it_lacks(parts, models, tmp_path, table_of
     entry = made.metadata_props[0]
     about = json.loads(entry.value)
     for changed, message in (
-        ({**about, "format": 99}, "format 99; this version reads 1"),
+        ({**about, "format": 99}, "format 99; this version reads 2"),
+        ({**about, "format": 1}, "format 1; this version reads 2: export the model again"),
         ({k: v for k, v in about.items() if k != "noise"}, "lacks noise in its metadata"),
     ):
         entry.value = json.dumps(changed)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 import fastdiff
 from fastdiff import InputError
-from fastdiff.export import assemble, export_network, export_sampler, philox, verify, write
+from fastdiff.export import OnnxSampler, assemble, export_network, export_sampler, philox, verify, write
 from fastdiff.export.expected import Run
 
 
@@ -49,6 +50,32 @@ def test_what_amplifies_float32_is_judged_by_how_far_the_forms_are_apart(models,
     assert 0 < tight < 1e-9 and "forms are up to" in note
     assert run.distance(good + 1e-2, 1e-4)[0] > 1e-4
     assert np.isnan(run.distance(np.full_like(good, np.nan), 1e-4)[0])
+    half = fastdiff.sample(models["A"], 3, run.table, seed=1, first=2, dtype=torch.float16, device="cpu").numpy()
+    in_half = replace(run, dtype=torch.float16)  # a file's that computes in it
+    assert in_half.distance(half, 1e-9)[0] < 1e-9 < run.distance(half, 1e-9)[0]
+
+
+class Amplifying(nn.Module):
+    """Of which a loop amplifies rounding: its gain is far above 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 2, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.last(torch.sin(60 * self.first(x) + 0.01 * t.to(x.dtype)[:, None, None, None]))
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_a_loop_that_amplifies_rounding_is_exported(tmp_path, pictures, models):
+    torch.manual_seed(0)
+    model = replace(models["own"], network=Amplifying().eval(), prediction_type="sample")
+    checks = export_sampler(model, tmp_path / "a.onnx", model.table("ddim", 12), pictures=pictures)
+    assert any("where fastdiff's forms are up to" in str(check) for check in checks)
+    if not pictures:
+        sampler = OnnxSampler(tmp_path / "a.onnx")
+        expected = fastdiff.sample(model, 8, model.table("ddim", 12), form="eager", device="cpu")
+        assert np.abs(sampler.sample(8) - expected.numpy()).max() > 1e-3  # beyond any bound but that
 
 
 def test_noise_of_another_draw_is_found(models, parts, tmp_path, monkeypatch, table_of):

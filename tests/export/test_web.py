@@ -116,6 +116,26 @@ def plain_site(serve, randomised, tmp_path_factory):
     return serve(model, folder)
 
 
+class Numbered(Plain):
+    """Takes a class number."""
+
+    def __init__(self):
+        super().__init__()
+        self.label = torch.nn.Embedding(4, 1)
+
+    def forward(self, x, t, label):
+        return super().forward(x, t) + self.label(label)[..., None, None]
+
+
+@pytest.fixture(scope="module")
+def numbers_site(serve, randomised, tmp_path_factory):
+    """Of a model that takes class numbers, of which the last stands for no class."""
+    torch.manual_seed(0)
+    schedule, more = fastdiff.make_schedule("linear", 50), dict(num_classes=4, null_class=3)
+    model = fastdiff.Model(randomised(Numbered()).eval(), schedule, image_shape=(1, 8, 8), **more)
+    return serve(model, export(model, tmp_path_factory.mktemp("web") / "page"))
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     driver = screenshot.chromium(tmp_path_factory.mktemp("profile"))
@@ -372,6 +392,23 @@ def test_a_model_without_contexts(browser, plain_site):
     page.set("ddpm", 50, 4, 2**63 - 1)
     check(page, page.sample(), expected(plain_site, 4, "ddpm", 50, seed=2**63 - 1))
     assert page.text("command") == f"fastdiff sample tiny -n 4 --seed {2**63 - 1} --sampler ddpm --steps 50"
+
+
+def test_a_model_of_class_numbers(browser, numbers_site):
+    page = Page(browser, numbers_site.url)
+    options = page.run("return [...document.getElementById('class-number').options].map((o) => o.value)")
+    assert options == ["none", "0", "1", "2"]  # without the null class
+    page.set("ddim", 10, 4, 5)
+    Select(page.at("class-number")).select_by_visible_text("2")
+    page.at("guidance").send_keys(webdriver.Keys.HOME, *[webdriver.Keys.ARROW_RIGHT] * 10)
+    ours = page.sample()
+    check(page, ours, expected(numbers_site, 4, "ddim", 10, seed=5, context=2, guidance_scale=2.5))
+    assert page.text("command").endswith("--steps 10 --context 2 --guidance-scale 2.5")
+    again = Page(browser, browser.current_url, fresh=True)  # the link alone
+    assert np.array_equal(again.sample(), ours)
+    Select(again.at("class-number")).select_by_visible_text("none")
+    check(again, again.sample(), expected(numbers_site, 4, "ddim", 10, seed=5, context=3))
+    assert "--context" not in again.text("command")
 
 
 def test_after_an_error_the_page_goes_on(browser, plain_site):

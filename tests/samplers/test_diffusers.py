@@ -71,6 +71,35 @@ def test_ddpm_on_all_timesteps(name, variance, sampler, rel, monkeypatch):
     assert rel(ours, x) < BOUND
 
 
+class TwoHalves(torch.nn.Module):
+    """A prediction and, in as many channels more, a variance."""
+
+    def forward(self, x, t):
+        out = Wavy()(x, t)
+        return torch.cat((out, torch.cos(3 * x) * out), 1)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_ddpm_with_a_learned_variance(name, rel, monkeypatch):
+    schedule = make_schedule(name, 50)
+    scheduler = DDPMScheduler(
+        50, trained_betas=schedule.betas.astype(np.float32), variance_type="learned_range", clip_sample=True
+    )
+    scheduler.betas = torch.tensor(schedule.betas)  # in float64, as x is
+    scheduler.alphas_cumprod = torch.tensor(schedule.alphas_cumprod)
+    draws = iter(range(1, 50))
+    monkeypatch.setattr(
+        "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda shape, **_: noise(next(draws), 0, shape).double()
+    )
+    x = noise(0, 0, (3, 2, 6, 5)).double()
+    scheduler.set_timesteps(50)
+    for t in scheduler.timesteps:
+        x = scheduler.step(TwoHalves()(x, torch.full((3,), int(t))), t, x).prev_sample
+    learned = Model(TwoHalves(), schedule, image_shape=(2, 6, 5), learned_variance=True)
+    ours = sample(learned, 3, "ddpm", clip=1.0, noise=noise, device="cpu")
+    assert rel(ours, x) < 1e-5
+
+
 @pytest.mark.parametrize("sampler, algorithm", [("dpmpp_2m", "dpmsolver++"), ("dpmpp_2m_sde", "sde-dpmsolver++")])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("steps", [2, 3, 15, 50])

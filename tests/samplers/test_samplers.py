@@ -16,7 +16,8 @@ from fastdiff.samplers.samplers import DEFAULT, SAMPLERS, Coefficients, Sampler,
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return Model(AnnotatedUnet(dim=8, dim_mults=(1, 2)), make_schedule("linear", 30), image_shape=(1, 8, 8))
+    network = AnnotatedUnet(dim=8, dim_mults=(1, 2))
+    return Model(network, make_schedule("linear", 30), image_shape=(1, 8, 8), time="fraction")
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_entries_say_what_they_are():
     for name, entry in SAMPLERS.items():
         assert entry.name == entry.formula.__name__ == name
         assert entry.title and entry.paper
-        assert entry.default_steps(10) == 10 and entry.default_steps(1000) == (entry.steps or 1000)
+        assert entry.default_steps(3) == 3 and entry.default_steps(1000) == (entry.steps or 1000)
 
 
 def test_the_ddpm_family_takes_all_steps():
@@ -56,11 +57,11 @@ def test_the_ddpm_family_takes_all_steps():
 def test_python_and_the_command_take_the_same_number_of_steps(name, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(model, "m.safetensors")
-    steps = len(make_table(name, model.schedule))
-    assert len(model.table(name)) == steps == SAMPLERS[name].default_steps(30)
+    rows, steps = len(make_table(name, model.schedule)), SAMPLERS[name].default_steps(30)
+    assert len(model.table(name)) == rows == (2 * steps - 1 if name in ("heun", "edm") else steps)
     words = ["sample", "m.safetensors", "-n", "1", "--sampler", name, "--npy", "m.npy"]
     done = CliRunner().invoke(main, words, catch_exceptions=False)
-    assert f"{name}, {steps} steps" in done.output
+    assert f"{name}, {steps} steps" in done.output and (f" in {rows} rows" in done.output) == (rows != steps)
     assert np.array_equal(np.load("m.npy"), sample(model, 1, name).numpy())
 
 
@@ -75,7 +76,10 @@ def test_an_entry_is_all_it_takes(trial, model):
 
 def test_a_formula_with_a_mistake_is_refused(monkeypatch, model):
     for formula, words in (
-        (lambda path: Coefficients(a=path.sigma_next / path.sigma, b=path.alpha_next), "table row .* breaks a alpha"),
+        (
+            lambda path: Coefficients(a=path.sigma_next / path.sigma, b=path.alpha_next),
+            "table row .* misses alpha_next by",
+        ),
         (lambda path: (path.sigma_next, path.alpha_next), "'wrong' returned tuple; accepted: Coefficients"),
         (lambda path: Coefficients(a=path.sigma[1:], b=0.0), r"column a has shape \(24,\); accepted: \(25,\)"),
     ):

@@ -120,6 +120,8 @@ def test_the_manifest_tells_what_made_the_files(run):
         "n": 21,
         "contexts": [[0, 0, 1, 0, 0], [0, 0, 0, 0.5, 0]],
         "guidance_scale": 2.0,
+        "sigmas": None,
+        "timesteps": None,
     }
     model = load("b.safetensors")
     ask = found["samples"]
@@ -320,6 +322,7 @@ CHANGED = [
     (["--sampler", "ddpm"], ["sampler = 'ddpm'", "has 'dpmpp_2m_sde'"]),
     (["--eta", "0.5"], ["eta = 0.5"]),
     (["--spacing", "leading"], ["spacing = 'leading'"]),
+    (["--sigmas", "karras"], ["sigmas = 'karras'"]),
     (["--clip", "1"], ["clip = 1.0", "has None"]),
     (["--context", "item"], ["contexts = [[0.0, 0.0, 1.0", "has []"]),
     (["-n", "20"], ["n = 20", "has 21"]),

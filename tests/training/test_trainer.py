@@ -177,6 +177,16 @@ def test_other_networks_are_trained_and_kept(name, tmp_path):
     assert torch.equal(images, sample(trainer.model, 2, steps=2, device="cpu"))
 
 
+def test_openais_network_is_trained_without_classes():
+    network = {"name": "openai", "model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1}
+    network |= {"attention_levels": [1], "out_channels": 6}  # the pictures' channels are predicted, and no variance
+    trainer = Trainer(small(network=network, epochs=1), pictures(channels=3))
+    assert all(math.isfinite(float(loss)) for loss in trainer)
+    assert trainer.model.network.options["out_channels"] == 3
+    with pytest.raises(InputError, match="no context; this network takes the number of a class"):
+        Trainer(small(network={**network, "num_classes": 3}, epochs=1), pictures(channels=3))
+
+
 @pytest.mark.parametrize("preset, ema", [("annotated", 0.9), ("course", 0.9), ("course", 0.0)])
 @pytest.mark.parametrize("stop", [1, 4])
 def test_resume_is_exact(preset, ema, stop, tmp_path):

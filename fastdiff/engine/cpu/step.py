@@ -173,16 +173,18 @@ class PlannedStep:
 
 def update(state: State, prediction: View, own: slice) -> Call:
     """The update of those of the state's samples, for the row that is run."""
-    x0_prev, noise = (None if one is None else View.of(one[own]) for one in (state.x0_prev, state.noise))
+    x, channels = state.x[own], state.x.shape[1]
+    variance = prediction.part(0, prediction.shape[0] - len(x)).part(1, channels) if state.learned_variance else None
     return denoise_step(
-        View.of(state.x[own]),
-        prediction,
-        View(Table(state.rows), (6,), (1,)),
-        x0_prev,
-        noise=noise,
+        View.of(x),
+        prediction.part(1, 0, channels),
+        View(Table(state.rows), tuple(state.rows.shape[1:]), (1,)),
+        None if state.history is None else View.of(state.history[:, own]),
+        noise=None if state.noise is None else View.of(state.noise[own]),
         key=None if state.key is None else key_view(state.key),
         clip=state.clip,
         guidance_scale=None if state.guidance_scale is None else View.of(state.guidance_scale),
+        variance=variance,
         ahead=own.start,
     )
 

@@ -1,0 +1,83 @@
+"""denoising-diffusion-pytorch's Unet, in the loops of its GaussianDiffusion."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastdiff
+from fastdiff.bench.families.family import IMAGES, Family, Loop, drawn, normals, settled
+from fastdiff.bench.peers import others
+
+SIZE = 16
+# The objective, the schedule of betas, T, the steps, and eta; with fewer steps than T it runs DDIM.
+CONFIGURATIONS = (
+    ("pred_noise", "linear", 50, 50, 0.0),
+    ("pred_noise", "cosine", 50, 50, 0.0),
+    ("pred_noise", "sigmoid", 50, 50, 0.0),
+    ("pred_x0", "linear", 50, 50, 0.0),
+    ("pred_v", "sigmoid", 50, 50, 0.0),
+    ("pred_noise", "linear", 1000, 20, 0.0),
+    ("pred_noise", "linear", 1000, 20, 1.0),
+    ("pred_noise", "cosine", 1000, 30, 0.0),
+    ("pred_x0", "sigmoid", 1000, 30, 0.5),
+    ("pred_v", "sigmoid", 1000, 20, 0.0),
+)
+
+
+def _loops() -> Iterator[Loop]:
+    library: Any = others.lucidrains()
+    library.tqdm = lambda steps, *given, **options: steps  # which cannot be turned off in its loops
+    torch.manual_seed(0)
+    network = settled(library.Unet(16, dim_mults=(1, 2)), (3, SIZE, SIZE))
+    for objective, schedule, timesteps, steps, eta in CONFIGURATIONS:
+        loop = library.GaussianDiffusion(
+            network,
+            image_size=SIZE,
+            timesteps=timesteps,
+            sampling_timesteps=steps,
+            objective=objective,
+            beta_schedule=schedule,
+            ddim_sampling_eta=eta,
+        )
+        options: dict[str, Any] = {"sampler": "ddpm"}
+        if steps < timesteps:
+            nodes = torch.linspace(-1, timesteps - 1, steps + 1).int().tolist()[:0:-1]
+            options = {"sampler": "ddim", "timesteps": nodes, "eta": eta}
+        words = f"DDIM of {steps} steps, eta {eta:g}" if steps < timesteps else "DDPM"
+        yield Loop(
+            f"{objective}, {schedule}, T = {timesteps}, {words}",
+            True,
+            partial(drawn, partial(_theirs, loop)),
+            partial(_ours, loop, options),
+        )
+
+
+def _theirs(loop: Any) -> Tensor:
+    images: Tensor = loop.sample(batch_size=IMAGES) * 2 - 1
+    return images
+
+
+def _ours(loop: Any, options: dict[str, Any]) -> Tensor:
+    """By way of a file, as its trainer writes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model-1.pt"
+        torch.save({"step": 1, "model": loop.state_dict()}, path)
+        model = fastdiff.load(path, image_size=SIZE)
+    return fastdiff.sample(model, IMAGES, noise=normals, device="cpu", **options)
+
+
+FAMILIES = (
+    Family(
+        "denoising-diffusion-pytorch's Unet",
+        _loops,
+        ("denoising_diffusion_pytorch", "einops"),
+        "lucidrains@32",
+    ),
+)

@@ -1,0 +1,1 @@
+"""What diffusers' users have: its networks, schedulers and pipelines."""
