@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastdiff import InputError, Model, export, make_schedule, sample
+from fastdiff import InputError, Model, make_schedule, sample
 
 CLASSES = 12  # the last stands for no class
 
@@ -149,12 +149,10 @@ def test_bad_classes_are_named(options, words, labelled):
     assert words in str(caught.value)
 
 
-def test_what_a_model_takes_of_classes(labelled, tmp_path):
+def test_what_a_model_takes_of_classes(labelled):
     unguided = Model(labelled.network, labelled.schedule, image_shape=(3, 8, 8), num_classes=CLASSES)
     with pytest.raises(InputError, match="of which none stands for no class; give the Model its null_class"):
         sample(unguided, 1, context=3, guidance_scale=2.0, **OPTIONS)
-    with pytest.raises(InputError, match="a network that takes class numbers cannot be exported"):
-        export.export_network(labelled, tmp_path / "n.onnx")
     for options in (dict(num_classes=0), dict(num_classes=3, null_class=3), dict(null_class=-1)):
         with pytest.raises(InputError, match="accepted: a whole number"):
             Model(labelled.network, labelled.schedule, image_shape=(3, 8, 8), **options)
