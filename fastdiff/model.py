@@ -169,6 +169,8 @@ class Model:
         shape = "x".join(map(str, self.image_shape))
         sampled = "" if self.scheduler is None else f",\n      sampled by {self.scheduler.name} of diffusers"
         contexts = ", ".join(self.class_names) or {None: "unknown", 0: "none"}.get(self.context_width, "unnamed")
+        if self.num_classes is not None and not self.class_names:
+            contexts = f"numbers of {self.num_classes} classes"
         predicts = f"{self.prediction_type} and a variance" if self.learned_variance else self.prediction_type
         return (
             f"Model({type(self.network).__name__}, {parameters:,} parameters, images {shape},\n"

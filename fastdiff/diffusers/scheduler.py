@@ -20,6 +20,7 @@ from fastdiff.samplers.spacing import first_row
 from fastdiff.samplers.table import StepTable
 
 LARGE = 100  # a bound of dynamic thresholding that no x0 of images reaches
+KEPT = 8  # tables
 STEPS = 50  # of most of its pipelines
 
 
@@ -72,6 +73,11 @@ class Scheduler:
     @property
     def name(self) -> str:
         return self.kind.__name__
+
+    @cached_property
+    def _tables(self) -> dict[str, StepTable]:
+        """Those that were made last, since a thousand steps take a second."""
+        return {}
 
     @cached_property
     def _made(self) -> Any:
@@ -167,8 +173,11 @@ class Scheduler:
 
         learned = learned_variance and self.options.get("variance_type") == "learned_range"
         begin = first_row(strength, steps) * getattr(self.kind, "order", 1)
+        key = str((nodes, begin, learned, eta))
+        if key in self._tables:
+            return self._tables[key]
         try:
-            return table_of(Plan(self.name, made, begin, self.clip, learned, {"eta": eta} if eta else {}))
+            table = table_of(Plan(self.name, made, begin, self.clip, learned, {"eta": eta} if eta else {}))
         except InputError:
             raise
         except NotLinearError as error:
@@ -178,3 +187,7 @@ class Scheduler:
             ) from error
         except Exception as error:  # of another package, for options of any kind
             raise InputError(f"{self.name} with steps = {steps} raised {first_line(error)}") from error
+        while len(self._tables) >= KEPT:
+            self._tables.pop(next(iter(self._tables)))
+        self._tables[key] = table
+        return table

@@ -130,6 +130,18 @@ def test_a_part_of_the_steps():
         assert part.c[0] == 0 and np.allclose(part.p, whole.p[-len(part) :])
 
 
+def test_a_table_is_made_once():
+    model = model_of(DDIMScheduler(T))
+    first = model.table(steps=5)
+    assert model.table(steps=5) is first
+    for other in (dict(steps=6), dict(steps=5, eta=0.5), dict(steps=5, strength=0.6)):
+        assert not np.array_equal(model.table(**other).rows, first.rows)
+    for steps in range(10, 20):
+        model.table(steps=steps)
+    again = model.table(steps=5)  # no longer kept
+    assert again is not first and np.array_equal(again.rows, first.rows)
+
+
 def test_options_of_another_class_are_not_its_own():
     """Configs keep what is meant for other schedulers: Euler's never clips."""
     euler = EulerDiscreteScheduler.from_config(DDIMScheduler(clip_sample=True).config)
