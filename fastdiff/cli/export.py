@@ -31,7 +31,7 @@ from fastdiff.errors import InputError, unknown_name
 from fastdiff.export.metadata import DTYPES, NOISES
 from fastdiff.samplers.samplers import SAMPLERS
 
-ANY = "any"
+ANY, OWN = "any", "own"
 OF_SAMPLERS = ("steps", "eta", *NODES, "clip", "stepwise", "noise", "pictures")
 NOT_OF_PAGES = ("sampler", *OF_SAMPLERS, "dtype")
 
@@ -42,9 +42,10 @@ NOT_OF_PAGES = ("sampler", *OF_SAMPLERS, "dtype")
 @click.option("--web", metavar="DIR", help="Write a static page that samples in the visitor's browser.")
 @click.option(
     "--sampler",
-    help=f"Export the loop: {listed(SAMPLERS)}; any: stepwise, and the table is an input.  "
+    help=f"Export the loop: {listed(SAMPLERS)}; any: stepwise, and the table is an input; own: the "
+    "scheduler that a model of diffusers brings.  "
     "[default: the network alone]",
-    shell_complete=complete([*SAMPLERS, ANY]),
+    shell_complete=complete([*SAMPLERS, ANY, OWN]),
 )
 @click.option("--steps", type=int, help=steps_help())
 @click.option("--eta", type=float, help=f"{eta_help()}  [default: 0]")
@@ -95,6 +96,7 @@ def export(
     fastdiff export fashion-mnist -o network.onnx
     fastdiff export fashion-mnist --sampler ddim --steps 25 -o sampler.onnx
     fastdiff export sprites --sampler ddpm_large --stepwise -o sampler.onnx
+    fastdiff export my-ddpm-folder/ --sampler own --steps 50 -o sampler.onnx
     fastdiff export sprites --web page/          then: python3 -m http.server -d page
 
     \b
@@ -178,6 +180,12 @@ def _table(model: Any, given: dict[str, Any]) -> Any:
     sampler = given["sampler"]
     if sampler == ANY:
         return None
-    if sampler not in SAMPLERS:
-        raise unknown_name("sampler", sampler, [*SAMPLERS, ANY])
+    if sampler == OWN:
+        if model.scheduler is None:
+            raise InputError(
+                f"--sampler {OWN} for a model without a scheduler; accepted: {', '.join(SAMPLERS)} or {ANY}"
+            )
+        sampler = None
+    elif sampler not in SAMPLERS:
+        raise unknown_name("sampler", sampler, [*SAMPLERS, ANY, OWN])
     return model.table(sampler, given.get("steps"), eta=given.get("eta", 0.0), **chosen_nodes(given))

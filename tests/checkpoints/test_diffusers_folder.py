@@ -127,6 +127,25 @@ def test_without_diffusers(folder, monkeypatch):
         load(folder)
 
 
+def test_its_loop_is_exported_by_one_command(unet, tmp_path, monkeypatch, noise, their_loop):
+    """With diffusers' DDIM and its default clip, to 1e-3 of its images."""
+    pytest.importorskip("onnxruntime")
+    from fastdiff.export import OnnxSampler
+
+    monkeypatch.chdir(tmp_path)
+    network = unet()
+    DDIMPipeline(unet=network, scheduler=DDIMScheduler()).save_pretrained("ddim")
+    words = ["export", "ddim", "--sampler", "own", "--steps", "20", "--noise", "input", "-o", "a.onnx"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    scheduler = DDIMScheduler()
+    scheduler.set_timesteps(20)
+    theirs = their_loop(scheduler, lambda x, t: network(x, t).sample, (2, 3, 8, 8))
+    assert np.abs(OnnxSampler("a.onnx").sample(2, noise=noise) - theirs.numpy()).max() < 1e-3
+    refused = CliRunner().invoke(main, ["export", "sprites", "--sampler", "own", "-o", "b.onnx"])
+    assert refused.exit_code == 2 and "--sampler own for a model without a scheduler" in refused.output
+
+
 def test_in_the_command(folder, unet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
