@@ -15,6 +15,7 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported, which nothing above does
 
+from fastdiff.bench.families.family import normals
 from fastdiff.engine import engine, graphs
 from fastdiff.engine.forms import FORMS
 from fastdiff.engine.kept import release
@@ -215,14 +216,10 @@ def unet(randomised):
     return make
 
 
-def _noise(draw, first, shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1000 + draw))
-
-
 @pytest.fixture
 def noise():
     """(draw, first, shape) → the normals of fastdiff's draw of that number."""
-    return _noise
+    return normals
 
 
 @pytest.fixture
@@ -235,8 +232,8 @@ def their_loop():
     def loop(scheduler, network, shape, **more):
         row = 0
         module = sys.modules[type(scheduler).__module__]
-        draws = mock.patch.object(module, "randn_tensor", lambda *_, **__: _noise(row + 1, 0, shape), create=True)
-        x = _noise(0, 0, shape) * scheduler.init_noise_sigma
+        draws = mock.patch.object(module, "randn_tensor", lambda *_, **__: normals(row + 1, 0, shape), create=True)
+        x = normals(0, 0, shape) * scheduler.init_noise_sigma
         with draws, torch.no_grad():
             for row, t in enumerate(scheduler.timesteps):  # noqa: B007  the draws read it
                 out = network(scheduler.scale_model_input(x, t), t)

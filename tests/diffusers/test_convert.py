@@ -18,25 +18,11 @@ from diffusers import (
     UNet1DModel,
     UniPCMultistepScheduler,
 )
-from torch.overrides import TorchFunctionMode
 
 from fastdiff import InputError, from_diffusers, load, sample, save
+from fastdiff.bench.families.family import Drawing
 
 SHAPE = (2, 3, 8, 8)
-
-
-class Drawing(TorchFunctionMode):
-    """Within it torch.randn gives the normals of draws 0, 1, ..."""
-
-    def __init__(self, noise):
-        super().__init__()
-        self.noise, self.drawn = noise, 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.randn:
-            self.drawn += 1
-            return self.noise(self.drawn - 1, 0, tuple(args[0]))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("form", ["cpu", "eager"])
@@ -52,7 +38,7 @@ class Drawing(TorchFunctionMode):
 def test_a_pipeline_gives_the_same_images(pipeline, scheduler, steps, form, unet, noise):
     pipe = pipeline(unet=unet(), scheduler=scheduler)
     pipe.set_progress_bar_config(disable=True)
-    with Drawing(noise):
+    with Drawing():
         theirs = pipe(batch_size=2, num_inference_steps=steps, output_type="np").images
     ours = sample(from_diffusers(pipe), 2, steps=steps, noise=noise, form=form, device="cpu")
     pictures = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
