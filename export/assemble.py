@@ -15,6 +15,7 @@ import torch
 from onnx import ModelProto, ValueInfoProto, helper
 
 from fastdiff.engine.context import ContextKind
+from fastdiff.engine.request import check_table
 from fastdiff.errors import InputError
 from fastdiff.export import metadata, philox
 from fastdiff.export.graph import BOOL, FLOAT, INT64, UINT8, Graph, either, finish_model, store_weights, value
@@ -22,6 +23,7 @@ from fastdiff.export.network import write
 from fastdiff.export.parts import Parts
 from fastdiff.export.pixels import clipped, to_pictures
 from fastdiff.export.writer import ELEMENTS
+from fastdiff.model import SELF_CONDITION
 from fastdiff.samplers.prediction import Clip
 from fastdiff.samplers.table import COEFFICIENTS, HISTORY, StepTable
 
@@ -47,7 +49,8 @@ INPUTS = (
 def network_model(parts: Parts) -> ModelProto:
     """The network: sample (batch, C, H, W) float32, timestep (batch,)[, context (batch, ...)] → prediction.
 
-    Of a network that learned the variance the prediction has 2 C channels, the variance's last.
+    One with self-conditioning takes x_self_cond as well, last, as sample. Of a network that learned the variance the
+    prediction has 2 C channels, the variance's last.
     """
     g = Graph()
     channels, height, width = parts.model.image_shape
@@ -59,18 +62,22 @@ def network_model(parts: Parts) -> ModelProto:
     if parts.context is not None:
         inputs.append(value("context", _element(parts.context), ("batch", *parts.context.shape)))
         contexts = write(g, parts.graphs.context, ["context"])
-    g.named(_predicted(g, parts, "sample", rows, contexts), "prediction")
+    images = ["sample"]
+    if parts.model.self_condition:
+        inputs.append(value(SELF_CONDITION, FLOAT, ("batch", channels, height, width)))
+        images.append(SELF_CONDITION)
+    g.named(_predicted(g, parts, images, rows, contexts), "prediction")
     outputs = [value("prediction", FLOAT, ("batch", channels * (1 + parts.learned_variance), height, width))]
     store_weights(g, parts.weights)
     description = metadata.describe(parts, kind="network")
     return finish_model(g.finish("network", inputs, outputs), metadata.to_properties(description))
 
 
-def _predicted(g: Graph, parts: Parts, x: str, rows: Sequence[str], contexts: Sequence[str]) -> str:
-    """The prediction in float32 for x in float32, by the rest of the network."""
+def _predicted(g: Graph, parts: Parts, images: Sequence[str], rows: Sequence[str], contexts: Sequence[str]) -> str:
+    """The prediction in float32 for x, and perhaps the x0 before, in float32, by the rest of the network."""
     step = parts.graphs.step
-    given = x if parts.dtype == torch.float32 else g("Cast", x, to=ELEMENTS[parts.dtype])
-    (out,) = write(g, step, [given, *rows, *contexts], parts.steady)
+    given = [x if parts.dtype == torch.float32 else g("Cast", x, to=ELEMENTS[parts.dtype]) for x in images]
+    (out,) = write(g, step, [*given, *rows, *contexts], parts.steady)
     return out if step.results[0].meta["dtype"] == torch.float32 else g("Cast", out, to=FLOAT)
 
 
@@ -92,8 +99,8 @@ class Face:
         clip: as in `sample`.
         stepwise: the inputs are `x`, `history`, `start` and `stop`, the outputs x and history after rows start ..
             stop - 1. history is what the rows before remembered, (depth, n, C, H, W) float32, the newest first, zeros
-            before row 0; a table that uses none has no history. With start 0 the graph makes x from the seed and takes
-            only the number of images from `x`.
+            before row 0; where neither the table nor self-conditioning uses it there is none. With start 0 the graph
+            makes x from the seed and takes only the number of images from `x`.
         noise: "philox", made in the graph from `seed` and `first`; or "input", (draws, n, C, H, W) float32: x_T's
             and one draw a row, or stepwise, where x_T is the caller's `x`, scaled by init_noise_sigma already, one draw
             for each of the rows start .. stop - 1.
@@ -120,10 +127,9 @@ class Face:
         """Whether a row may draw noise."""
         return self.table is None or bool(self.table.s.any())
 
-    @property
-    def depth(self) -> int:
-        """How many rows back a row may use what was remembered."""
-        return DEPTH if self.table is None else self.table.depth
+    def depth(self, self_condition: bool) -> int:
+        """How many rows back a row, or the network with self-conditioning, may use what was remembered."""
+        return DEPTH if self.table is None else max(self.table.depth, int(self_condition))
 
     def columns(self, learned_variance: bool) -> list[str]:
         """The names of those columns that a step reads, in the order of COEFFICIENTS.
@@ -148,8 +154,11 @@ def sampler_model(parts: Parts, face: Face) -> ModelProto:
     """The sampling loop; see Face for its inputs and outputs.
 
     Raises:
-        InputError: for a table with times between timesteps and a network captured for whole ones.
+        InputError: for a table with times between timesteps and a network captured for whole ones; or that remembers
+            something else than the x0 that a network with self-conditioning is given.
     """
+    if face.table is not None and parts.model.self_condition:
+        check_table(parts.model, face.table)
     if face.table is not None and not face.table.whole_times and parts.time == torch.int64:
         raise InputError(
             f"a table of {face.table.sampler!r} with times between timesteps; capture with fractional=True"
@@ -163,7 +172,7 @@ class _Sampler:
     def __init__(self, parts: Parts, face: Face) -> None:
         self.parts, self.face = parts, face
         self.outer, self.body = Graph("outer/"), Graph("step/")
-        self.shape = parts.model.image_shape
+        self.shape, self.depth = parts.model.image_shape, face.depth(parts.model.self_condition)
         self.columns = face.columns(parts.learned_variance)
         self.inputs: list[ValueInfoProto] = []
 
@@ -171,11 +180,11 @@ class _Sampler:
         """The file."""
         outer, face, shape = self.outer, self.face, self.shape
         images = ("n", *shape)
-        carried = ["x", *(f"m_{back}" for back in range(1, face.depth + 1))]
+        carried = ["x", *(f"m_{back}" for back in range(1, self.depth + 1))]
         if face.stepwise:
             self._input("x", FLOAT, images)
-            if face.depth:
-                self._input("history", FLOAT, (face.depth, *images))
+            if self.depth:
+                self._input("history", FLOAT, (self.depth, *images))
             self.start, stop = self._input("start", INT64, ()), self._input("stop", INT64, ())
             trips = outer("Sub", stop, self.start)
         self.draws = ""
@@ -187,9 +196,9 @@ class _Sampler:
             self.stream = philox.streams(outer, seed, first, self.n)
         begin = [self._first_x()]
         if face.stepwise:
-            begin += [outer("Gather", "history", outer.constant(back), axis=0) for back in range(face.depth)]
-        elif face.depth:
-            begin += [outer("Mul", begin[0], outer.constant(0, np.float32))] * face.depth
+            begin += [outer("Gather", "history", outer.constant(back), axis=0) for back in range(self.depth)]
+        elif self.depth:
+            begin += [outer("Mul", begin[0], outer.constant(0, np.float32))] * self.depth
         self._table()
         if not face.stepwise:
             trips = outer("Squeeze", outer("Shape", self.rows, end=1), outer.constant([0]))
@@ -207,10 +216,10 @@ class _Sampler:
         outer, face, images = self.outer, self.face, ("n", *self.shape)
         if face.stepwise:
             outputs = [value(outer.named(ended[0], "next_x"), FLOAT, images)]
-            if face.depth:
+            if self.depth:
                 remembered = [outer("Unsqueeze", one, outer.constant([0])) for one in ended[1:]]
                 history = outer.named(outer("Concat", *remembered, axis=0), "next_history")
-                outputs.append(value(history, FLOAT, (face.depth, *images)))
+                outputs.append(value(history, FLOAT, (self.depth, *images)))
         elif face.pictures:
             name = outer.named(to_pictures(outer, ended[0]), "images")
             outputs = [value(name, UINT8, ("n", *self.shape[1:], self.shape[0]))]
@@ -331,12 +340,12 @@ class _Sampler:
 
         x, (out, variance) = "step/x", self._outputs(row)
         x0 = clipped(g, weighted(("p", x), ("q", out)), face.clip, self.shape)
-        remembered = [f"step/m_{back}" for back in range(1, face.depth + 1)]
+        remembered = [f"step/m_{back}" for back in range(1, self.depth + 1)]
         past = zip(HISTORY, remembered, strict=False)
         following = weighted(("a", x), ("b", x0), ("o", out), *past)
         if face.random:
             following = g("Add", following, self._noise(row, k, variance))
-        if not face.depth:
+        if not self.depth:
             return [following]
         if "v" in k:
             x0 = weighted(("u", x), ("v", x0))
@@ -346,12 +355,13 @@ class _Sampler:
 
     def _outputs(self, row: str) -> tuple[str, str]:
         """The prediction, guided, and the variance, under guidance the conditional half's; "" where none is learned."""
-        g, x, parts = self.body, "step/x", self.parts
+        g, parts = self.body, self.parts
+        images = ["step/x", *(["step/m_1"] if parts.model.self_condition else [])]
         row = g("Unsqueeze", row, g.constant([0]))
         rows = [g("Gather", one, row, axis=0) for one in self.times]  # (1, ...) of each
         if parts.null is None:
-            return self._channels(_predicted(g, parts, x, rows, self.contexts))
-        tiled = g("Tile", x, g("Concat", self.tiles, g.constant([1, 1, 1]), axis=0))
+            return self._channels(_predicted(g, parts, images, rows, self.contexts))
+        tiled = [g("Tile", one, g("Concat", self.tiles, g.constant([1, 1, 1]), axis=0)) for one in images]
         out = _predicted(g, parts, tiled, rows, self.contexts)
         # If the batch is not tiled, both slices are the same, and their difference is exactly zero.
         zero, end = g.constant([0]), g.constant([np.iinfo(np.int64).max])

@@ -24,6 +24,7 @@ REQUIRED = {
     "num_classes",
     "null_class",
     "learned_variance",
+    "self_condition",
     "dtype",
 }
 REQUIRED_OF_SAMPLERS = {"sampler", "clip", "stepwise", "noise", "random", "pictures"}
@@ -55,6 +56,7 @@ def describe(parts: Any, **more: Any) -> dict[str, Any]:
         "num_classes": model.num_classes,
         "null_class": model.null_class,
         "learned_variance": parts.learned_variance,
+        "self_condition": model.self_condition,
         "dtype": str(parts.dtype).removeprefix("torch."),
         "weights": parts.weights,
         "prepared": parts.prepared,

@@ -18,7 +18,7 @@ from fastdiff.engine.evaluation import Given, Network
 from fastdiff.engine.placement import out_of_memory
 from fastdiff.errors import InputError, first_line, unknown_name, warn_caller
 from fastdiff.export.metadata import DTYPES
-from fastdiff.model import Model
+from fastdiff.model import SELF_CONDITION, Model
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,11 @@ def capture(
     cpu = torch.device("cpu")
     try:
         graphs = Network(model.network, cpu, dtype).captured(
-            Given(1, model.image_shape, kind, times, cpu, dtype, learned_variance=model.learned_variance)
+            Given(
+                *(1, model.image_shape, kind, times, cpu, dtype),
+                learned_variance=model.learned_variance,
+                self_condition=model.self_condition,
+            )
         )
     except NotRecordableError as problem:
         raise InputError(f"the network cannot be exported: {problem}") from problem
@@ -143,7 +147,8 @@ def _context_kind(model: Model) -> ContextKind | None:
     width = model.context_width
     if width is None:
         declare = "give the Model class_names, or num_classes for class numbers, or the network an attribute n_cfeat"
-        named = [p for p in inspect.signature(model.network.forward).parameters.values() if p.kind in _BY_PLACE][2:]
+        taken = inspect.signature(model.network.forward).parameters.values()
+        named = [p for p in taken if p.kind in _BY_PLACE and p.name != SELF_CONDITION][2:]
         if named and named[0].default is inspect.Parameter.empty:
             raise InputError(
                 f"the network takes {named[0].name!r}, of which the width is not known; {declare}; tokens, contexts of "

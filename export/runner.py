@@ -116,8 +116,8 @@ class OnnxSampler:
     Attributes:
         description: what the file says of itself; see export.metadata.
         image_shape: (C, H, W).
-        schedule, prediction_type, time, class_names, context_width, num_classes, null_class, learned_variance: as a
-            Model has them.
+        schedule, prediction_type, time, class_names, context_width, num_classes, null_class, learned_variance,
+            self_condition: as a Model has them.
         stepwise: whether it runs row by row, which frames need.
 
     Raises:
@@ -146,6 +146,7 @@ class OnnxSampler:
         self.num_classes: int | None = self.description["num_classes"]
         self.null_class: int | None = self.description["null_class"]
         self.learned_variance: bool = self.description["learned_variance"]
+        self.self_condition: bool = self.description["self_condition"]
         self.stepwise: bool = self.description["stepwise"]
         if "seed" in self.inputs and self.provider != PROVIDERS["cpu"]:
             warn_caller(

@@ -20,7 +20,7 @@ from fastdiff.export.graph import INT64, Graph, finish_model, value
 from fastdiff.export.parts import Parts
 from fastdiff.export.runner import OnnxSampler, onnxruntime
 from fastdiff.kernels import philox as torch_philox
-from fastdiff.model import Model
+from fastdiff.model import SELF_CONDITION, Model
 from fastdiff.samplers.table import HISTORY, StepTable
 
 NETWORK_BATCHES = (1, 3, 8)
@@ -76,8 +76,12 @@ def network_checks(file: bytes, parts: Parts) -> Iterator[Check]:
         given = [x, time]
         if parts.context is not None:
             given.append(parts.context.example(batch, dice))
+        before = {}
+        if model.self_condition:
+            before[SELF_CONDITION] = torch.randn(x.shape, generator=dice)
         with torch.no_grad():
-            expected = first_output(model.network(*given), channels)
+            expected = first_output(model.network(*given, **before), channels)
+        given += before.values()
         names = [one.name for one in session.get_inputs()]
         out = session.run(None, dict(zip(names, (tensor.numpy() for tensor in given), strict=True)))[0]
         worst = _worse(worst, float(np.linalg.norm(out - expected.numpy()) / expected.norm()))
@@ -135,7 +139,9 @@ def _some_tables(model: Model, learned_variance: bool) -> list[StepTable]:
     weights: dict[str, Any] = {
         name: np.append(np.zeros(back), np.full(steps, 0.1))[:steps] for back, name in enumerate(HISTORY, start=1)
     }
-    weights |= {"o": 0.1, "u": 0.2, "v": 0.8}
+    weights["o"] = 0.1
+    if not model.self_condition:
+        weights |= {"u": 0.2, "v": 0.8}
     full = replace(plain, sampler="all columns", init_noise_sigma=1.5, **weights, **free)
     return [plain, noisy, full]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
@@ -13,6 +14,10 @@ from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
 from fastdiff.samplers.samplers import DEFAULT, find_sampler, make_table
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import TIMES, StepTable
+
+SELF_CONDITION = "x_self_cond"  # the argument of networks with self-conditioning, as lucidrains' have it
+
+UNSAID: Any = None
 
 
 class Scheduler(Protocol):
@@ -56,6 +61,9 @@ class Model:
         clip: the default clipping of the predicted x0: None (off), a bound, or ("dynamic", quantile).
         learned_variance: whether the network's output is (B, 2 C, H, W), of which the second half chooses the noise's
             variance (Nichol and Dhariwal 2021, eq. 15) where the sampler leaves that to it, as ddpm does.
+        self_condition: whether each step gives the network as `x_self_cond`, by name, the x0 that the step before
+            predicted, (B, C, H, W), zeros in the first (Chen et al. 2023, section 3.2); unless said, as the network's
+            own attribute of that name has it, or not.
         scheduler: what makes its table unless a sampler is named; None is the sampler DEFAULT.
 
     Raises:
@@ -73,6 +81,7 @@ class Model:
     null_class: int | None = None
     clip: Clip = None
     learned_variance: bool = False
+    self_condition: bool = UNSAID
     scheduler: Scheduler | None = None
 
     def __post_init__(self) -> None:
@@ -104,9 +113,24 @@ class Model:
             object.__setattr__(self, "null_class", check_int("null_class", self.null_class, 0, limit))
         if not isinstance(self.learned_variance, bool):
             raise InputError(f"learned_variance = {self.learned_variance!r}; accepted: True or False")
+        self._settle_self_condition()
         object.__setattr__(self, "image_shape", shape)
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "clip", check_clip(self.clip))
+
+    def _settle_self_condition(self) -> None:
+        taken = inspect.signature(self.network.forward).parameters
+        if self.self_condition is UNSAID:
+            own = getattr(self.network, "self_condition", False) is True and SELF_CONDITION in taken
+            object.__setattr__(self, "self_condition", own)
+        if not isinstance(self.self_condition, bool):
+            raise InputError(f"self_condition = {self.self_condition!r}; accepted: True or False")
+        named = SELF_CONDITION in taken or any(one.kind is one.VAR_KEYWORD for one in taken.values())
+        if self.self_condition and not named:
+            raise InputError(
+                f"self_condition with a network whose forward takes {', '.join(taken)}; accepted: one that takes "
+                f"{SELF_CONDITION}, the x0 before"
+            )
 
     @property
     def context_width(self) -> int | None:
@@ -172,6 +196,7 @@ class Model:
         if self.num_classes is not None and not self.class_names:
             contexts = f"numbers of {self.num_classes} classes"
         predicts = f"{self.prediction_type} and a variance" if self.learned_variance else self.prediction_type
+        predicts += ", with self-conditioning" if self.self_condition else ""
         return (
             f"Model({type(self.network).__name__}, {parameters:,} parameters, images {shape},\n"
             f"      {self.schedule!r},\n"

@@ -56,19 +56,26 @@ def settled(network: nn.Module, image_shape: tuple[int, int, int], *context: Ten
 
     What a random network predicts has nothing to do with the noise that is there. Clipped loops of it are chaotic: they
     amplify rounding without bounds, so that a library's own in float32 and in float64 differ by a tenth of the range.
+    One with self-conditioning is given its own guess of x0 in every second step.
     """
     dice = torch.Generator().manual_seed(0)
     abar = torch.tensor(make_schedule("linear", TRAINED).alphas_cumprod).float()
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     channels, height, width = image_shape
-    for _ in range(100):
+    for step in range(100):
         coarse = torch.rand(BATCH, channels, 4, 4, generator=dice) * 2 - 1
         x0 = F.interpolate(coarse, (height, width), mode="bilinear")
         noise = torch.randn(x0.shape, generator=dice)
         t = torch.randint(TRAINED, (BATCH,), generator=dice)
         level = abar[t].view(-1, 1, 1, 1)
         given = [one[:1].expand(BATCH, *one.shape[1:]) for one in context]
-        out = first_output(network(level.sqrt() * x0 + (1 - level).sqrt() * noise, t, *given), channels)
+        alpha, sigma = level.sqrt(), (1 - level).sqrt()
+        x, named = alpha * x0 + sigma * noise, {}
+        if getattr(network, "self_condition", False) and step % 2:
+            with torch.no_grad():
+                guess = (x - sigma * first_output(network(x, t, *given), channels)) / alpha
+            named["x_self_cond"] = guess.clamp(-1, 1)
+        out = first_output(network(x, t, *given, **named), channels)
         optimizer.zero_grad()
         F.mse_loss(out, noise).backward()
         optimizer.step()

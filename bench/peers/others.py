@@ -142,11 +142,11 @@ def stand_ins(modules: Iterable[str]) -> Iterator[None]:
             del sys.modules[name]
 
 
-def lucidrains() -> ModuleType:
-    """The module of denoising-diffusion-pytorch that holds Unet, or an ImportError of one sentence."""
+def lucidrains(module: str = "denoising_diffusion_pytorch") -> ModuleType:
+    """A module of denoising-diffusion-pytorch, the one that holds Unet, or an ImportError of one sentence."""
     with stand_ins(UNUSED):
-        module = "denoising_diffusion_pytorch.denoising_diffusion_pytorch"
-        return required(module, ("denoising_diffusion_pytorch", "einops"), LUCIDRAINS)
+        name = f"denoising_diffusion_pytorch.{module}"
+        return required(name, ("denoising_diffusion_pytorch", "einops"), LUCIDRAINS)
 
 
 def lucidrains_unet(

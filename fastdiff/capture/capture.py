@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from fastdiff.capture.batch import merged
+from fastdiff.capture.graph import Graph
 from fastdiff.capture.passes.affine import join_affine
 from fastdiff.capture.passes.simplify import simplify
 from fastdiff.capture.passes.written_norms import fuse_group_norms
@@ -24,8 +25,8 @@ def capture(
     """Record two evaluations, and split what they have in common.
 
     Args:
-        call: (x, t[, context]) → the prediction.
-        example: batch → its arguments by the names x, t and context.
+        call: (x, t) and perhaps x_self_cond and context by name → the prediction.
+        example: batch → its arguments by these names.
         exact: by the id of a tensor of the network, its value before it was rounded to the network's dtype.
 
     Returns:
@@ -34,7 +35,11 @@ def capture(
     Raises:
         NotRecordableError: for what a graph cannot hold; and whatever `call` raises.
     """
-    one, two = (record(call, example(batch)) for batch in BATCHES)
+
+    def recorded(inputs: Mapping[str, Tensor]) -> Graph:
+        return record(lambda *values: call(**dict(zip(inputs, values, strict=True))), inputs)
+
+    one, two = (recorded(example(batch)) for batch in BATCHES)
     graph = merged(one, two, BATCHES)
     graph.exact = {name: exact[id(value)] for name, value in graph.constants.items() if id(value) in exact}
     normalise(graph)

@@ -2,7 +2,7 @@
 
 What torch.fx leaves open:
 
-- The placeholders are named x, t and, where the network takes one, context.
+- The placeholders are named x, t and, where the network takes them, x_self_cond and context.
 - A constant is a get_attr node, its tensor in Graph.constants under the node's target.
 - An integer that grows with the batch is a Batch among a node's arguments.
 - node.meta["shape"] is the result's shape, with Batch sizes, and node.meta["dtype"] its dtype. A result in several
@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx
+
+IMAGES = ("x", "x_self_cond")  # the placeholders that change from step to step
 
 
 @dataclass(frozen=True)

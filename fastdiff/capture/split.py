@@ -2,7 +2,7 @@
 
 time     what depends on t alone: run for all rows of a table before the loop, the rows as its batch
 context  what depends on the context alone: run once a batch
-step     what depends on x, or on both: run in every step, given the results of the other two
+step     what depends on x or x_self_cond, or on both: run in every step, given the results of the other two
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastdiff.capture.graph import Batch, Graph, described, grows
+from fastdiff.capture.graph import IMAGES, Batch, Graph, described, grows
 
 aten = torch.ops.aten
 
@@ -26,8 +26,8 @@ class Split:
     Attributes:
         time: t → results of shape (B, ...), each row of which depends on its own t alone.
         context: context → results of any shape.
-        step: x, t0, t1, ... and c0, c1, ... → the prediction. The t's are rows of `time`, (1, ...), and the c's the
-            results of `context`.
+        step: x, x_self_cond if there is one, t0, t1, ... and c0, c1, ... → the prediction. The t's are rows of `time`,
+            (1, ...), and the c's the results of `context`.
     """
 
     time: Graph
@@ -53,7 +53,8 @@ def split(graph: Graph) -> Split:
         if part in ends and "shape" in node.meta and any(_part(sources[user]) != part for user in node.users):
             ends[part].append(node)
     rows = {node: f"t{place}" for place, node in enumerate(ends["t"])}
-    given = {inputs["x"]: "x"} | rows | {node: f"c{place}" for place, node in enumerate(ends["context"])}
+    images = {inputs[name]: name for name in IMAGES if name in inputs}
+    given = images | rows | {node: f"c{place}" for place, node in enumerate(ends["context"])}
     step = graph.extract(given, graph.results)
     _expand_rows(step, set(rows.values()))
     time, context = (
@@ -63,7 +64,7 @@ def split(graph: Graph) -> Split:
 
 
 def _sources(graph: Graph) -> dict[fx.Node, frozenset[str]]:
-    """What each node depends on: x, t, context, BATCH. What depends on t and is not in rows is given BATCH too."""
+    """What each node depends on: the inputs, and BATCH. What depends on t and is not in rows is given BATCH too."""
     sources: dict[fx.Node, frozenset[str]] = {}
     for node in graph.nodes.nodes:
         names = frozenset[str]().union(*(sources[one] for one in node.all_input_nodes))

@@ -74,6 +74,7 @@ def _rare(model: Model) -> dict[str, Any]:
         "num_classes": model.num_classes,
         "null_class": model.null_class,
         "learned_variance": model.learned_variance,
+        "self_condition": model.self_condition,
         "scheduler": None if model.scheduler is None else model.scheduler.config(),
     }
 
@@ -92,5 +93,6 @@ def model_from_config(config: Mapping[str, Any], network: nn.Module | None = Non
         num_classes=config.get("num_classes"),
         null_class=config.get("null_class"),
         learned_variance=config.get("learned_variance", False),
+        self_condition=config.get("self_condition", False),
         scheduler=None if scheduler is None else Scheduler.from_config(scheduler),
     )

@@ -60,15 +60,10 @@ def _refuse_other_kinds(path: Path, tensors: Mapping[str, Tensor]) -> None:
     taken, made = first.shape[1], tensors["final_conv.weight"].shape[0]
     if first.ndim == 3:
         raise InputError(f"{str(path)!r} is of denoising-diffusion-pytorch's Unet1D; accepted: networks of pictures")
-    if taken == 2 * made:
+    if made not in (taken, 2 * taken, taken / 2):
         raise InputError(
-            f"{str(path)!r} is of a network with self-conditioning (it takes {taken} channels and predicts {made}): "
-            "each step gives it the image that the step before predicted, which fastdiff cannot do yet"
-        )
-    if made != taken:
-        raise InputError(
-            f"{str(path)!r} is of a network that takes {taken} channels and predicts {made}; accepted: as many, for a "
-            "learned variance is not supported yet"
+            f"{str(path)!r} is of a network that takes {taken} channels and predicts {made}; accepted: as many; twice "
+            "as many, with a learned variance; or half as many, with self-conditioning"
         )
 
 
@@ -108,4 +103,5 @@ def layernorm_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Mo
 
 def _clipped(path: Path, network: ResnetUnet, tensors: Mapping[str, Tensor], said: Said) -> Model:
     said.required(path)
-    return said.model(path, network, tensors, network.channels, said, clip=1.0)
+    learned = network.options["out_dim"] == 2 * network.channels
+    return said.model(path, network, tensors, network.channels, said, clip=1.0, learned_variance=learned)

@@ -37,10 +37,12 @@ def unet_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         widths.append(shape[f"{down}.1.weight" if f"{down}.1.weight" in shape else f"{down}.weight"][0])
     if not widths:
         raise KeyError("downs.0.0.block1.proj.weight")
+    taken, made = shape["init_conv.weight"][1], shape["final_conv.weight"][0]
     return {
         "dim": dim,
         "init_dim": shape["init_conv.weight"][0],
         "dim_mults": multiples(widths, dim),
-        "channels": shape["init_conv.weight"][1],
-        "out_dim": shape["final_conv.weight"][0],
+        "channels": made if taken == 2 * made else taken,
+        "out_dim": made,
+        "self_condition": taken == 2 * made,
     }

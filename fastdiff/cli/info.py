@@ -69,6 +69,8 @@ def describe(name: str, **foreign: Any) -> dict[str, Any]:
         "classes": describe_classes(model.class_names, model.context_width, model.num_classes),
         "clip": str(model.clip),
     }
+    if model.self_condition:
+        facts["self_condition"] = "each step is given the image that the step before predicted"
     if model.scheduler is not None:
         scheduler = model.scheduler
         facts["sampled by"] = f"{scheduler.name} of diffusers, {scheduler.steps} steps; or a --sampler"

@@ -258,7 +258,7 @@ class Engine:
             self._whole(table),
             context,
             noise="input" if noise_input else "philox" if self.form.captured or table.s.any() else "none",
-            history=max(table.depth, int(self.form.captured or remembers)),
+            history=max(table.depth, int(self.form.captured or remembers or self._model.self_condition)),
             variance=table.learned_variance,
         )
 
@@ -370,6 +370,8 @@ class Engine:
         if isinstance(run, CapturedStep):
             run.ready()
         self.index.zero_()
+        if self._model.self_condition:
+            self.history.zero_()
         if request.guidance_scale is not None:
             self.guidance_scale.fill_(request.guidance_scale)
         if request.noise is None:
@@ -421,6 +423,7 @@ class Engine:
                 history=self.history[: kind.history] if kind.history else None,
                 guidance_scale=self.guidance_scale if kind.guided else None,
                 learned_variance=kind.variance,
+                self_condition=self._model.self_condition,
                 clip=self.clip,
             )
             self.steps[kind] = prediction, self._runner(state, prediction)
@@ -439,6 +442,7 @@ class Engine:
             device=self.device,
             dtype=self.dtype,
             learned_variance=self._model.learned_variance,
+            self_condition=self._model.self_condition,
         )
         parts = self.form.parts(self._network, given)
         of_classes = kind.context is not None and kind.context.classes is not None

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastdiff.capture.batch import at_batch
 from fastdiff.capture.capture import capture
-from fastdiff.capture.graph import Graph
+from fastdiff.capture.graph import IMAGES, Graph
 from fastdiff.capture.outputs import first_output
 from fastdiff.capture.passes.batch_norm import fold_batch_norm
 from fastdiff.capture.passes.convolutions import fuse_convolutions
@@ -68,8 +68,8 @@ class Parts(NamedTuple):
     Attributes:
         time: (ROWS,) times → tensors whose first dimension is ROWS.
         context: the contexts of a batch, (B, ...), or None → any tensors.
-        step: x (B, C, H, W), a row (1, ...) of each tensor from time, and those from context → the prediction; with a
-            learned variance it and the variance, (B, 2C, H, W).
+        step: x (B, C, H, W), with self-conditioning the x0 before, as x, a row (1, ...) of each tensor from time, and
+            those from context → the prediction; with a learned variance it and the variance, (B, 2C, H, W).
     """
 
     time: Callable[[Tensor], tuple[Tensor, ...]]
@@ -90,6 +90,7 @@ class Given:
         dtype: of x.
         halves: 2 with guidance: the batch is each sample twice, in two halves.
         learned_variance: whether the network returns the prediction and a variance, (B, 2C, H, W), and both are wanted.
+        self_condition: whether the network takes x_self_cond, of x's shape.
     """
 
     batch: int
@@ -100,15 +101,22 @@ class Given:
     dtype: torch.dtype
     halves: int = 1
     learned_variance: bool = False
+    self_condition: bool = False
 
     def example(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
         """Random arguments by name; all times are one."""
         dice = torch.Generator().manual_seed(seed)
         # Said, because the caller may have other defaults.
         plain: dict[str, Any] = dict(generator=dice, device="cpu", dtype=torch.float32)
-        x = torch.randn(batch, *self.image_shape, **plain).to(self.device, self.dtype)
-        t = self.times[int(len(self.times) * torch.rand((), **plain))]
-        made = {"x": x.contiguous(memory_format=torch.channels_last), "t": t.to(self.device).expand(batch).clone()}
+
+        def images() -> Tensor:
+            made = torch.randn(batch, *self.image_shape, **plain).to(self.device, self.dtype)
+            return made.contiguous(memory_format=torch.channels_last)
+
+        x, t = images(), self.times[int(len(self.times) * torch.rand((), **plain))]
+        made = {"x": x, "t": t.to(self.device).expand(batch).clone()}
+        if self.self_condition:
+            made["x_self_cond"] = images()
         if self.context is not None:
             made["context"] = self.context.example(batch, dice).to(self.device)
         return made
@@ -116,7 +124,7 @@ class Given:
     def recording(self) -> Hashable:
         """What a recording depends on besides the network, its device and its dtype."""
         defaults = torch.get_default_dtype(), torch.get_default_device()  # of tensors that the network makes
-        kinds = self.image_shape, self.context, self.times.dtype, self.learned_variance
+        kinds = self.image_shape, self.context, self.times.dtype, self.learned_variance, self.self_condition
         return *kinds, defaults, dispatch.backend()
 
 
@@ -215,13 +223,22 @@ class Network:
         return held_bytes(self.module, self._untouched, self.exact, constants, list(self._parts.values()))
 
     def on(self, given: Given) -> Callable[..., Tensor]:
-        """(x, t[, context]) → what is evaluated on it, the prediction or with a learned variance both."""
+        """The network's arguments by name → the prediction, or with a learned variance both."""
         return partial(self, learned_variance=given.learned_variance)
 
-    def __call__(self, x: Tensor, t: Tensor, context: Tensor | None = None, learned_variance: bool = False) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        x_self_cond: Tensor | None = None,
+        learned_variance: bool = False,
+    ) -> Tensor:
         """The prediction, x's shape, or both, see first_output; raises InputError where the network returns neither."""
+        contexts = () if context is None else (context,)
+        named = {} if x_self_cond is None else {"x_self_cond": x_self_cond}
         with nullcontext() if self.dtype == torch.float32 else _InWeightsDtype():
-            out = self.module(x, t) if context is None else self.module(x, t, context)
+            out = self.module(x, t, *contexts, **named)
         return first_output(out, x.shape[1], learned_variance)
 
 
@@ -257,8 +274,10 @@ def eager(network: Network, given: Given) -> Parts:
     """The network as it is."""
     evaluation = network.on(given)
 
-    def step(x: Tensor, t: Tensor, *context: Tensor) -> Tensor:
-        return evaluation(x, t.expand(len(x)), *context)
+    def step(x: Tensor, *rest: Tensor) -> Tensor:
+        before = {"x_self_cond": rest[0]} if given.self_condition else {}
+        t, *context = rest[len(before) :]
+        return evaluation(x, t.expand(len(x)), *context, **before)
 
     return Parts(lambda t: (t,), lambda context: () if context is None else (context,), step)
 
@@ -341,13 +360,14 @@ def evaluated(parts: Parts, inputs: Mapping[str, Tensor], times: Tensor | None =
 
     Args:
         parts: of the evaluation.
-        inputs: x, t and, where the network takes one, context.
+        inputs: see Given.example.
         times: the table's, (ROWS,), of which t is at `row`; unless given they are all t.
         row: in the table.
     """
     table = inputs["t"][:1].expand(ROWS) if times is None else times
     rows = [one[row : row + 1] for one in parts.time(table)]
-    return parts.step(inputs["x"], *rows, *parts.context(inputs.get("context")))
+    images = [inputs[name] for name in IMAGES if name in inputs]
+    return parts.step(*images, *rows, *parts.context(inputs.get("context")))
 
 
 def check(network: Network, parts: Parts, given: Given) -> None:

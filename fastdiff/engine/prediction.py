@@ -39,7 +39,7 @@ class _Rows:
 
 
 class Prediction:
-    """(x, index) → the network's output for a batch, in the network's dtype.
+    """(x, index, with self-conditioning the x0 before) → the network's output for a batch, in the network's dtype.
 
     With guidance the network runs on twice the batch: the output is (2 B, C, H, W), the B predictions without a
     context first, and denoise_step combines them. A learned variance follows the prediction's channels.
@@ -104,10 +104,10 @@ class Prediction:
         """Of the rows."""
         return sum(rows.values.numel() * rows.values.element_size() for rows in self.rows.values())
 
-    def __call__(self, x: Tensor, index: Tensor) -> Tensor:
-        given = x.to(dtype=self.dtype, memory_format=torch.channels_last)
+    def __call__(self, x: Tensor, index: Tensor, *x0_before: Tensor) -> Tensor:
+        images = [one.to(dtype=self.dtype, memory_format=torch.channels_last) for one in (x, *x0_before)]
         if self.guided:
-            given = torch.cat((given, given))
+            images = [torch.cat((one, one)) for one in images]
         for rows in self.rows.values():
             rows.read(index)
-        return self.parts.step(given, *self.time, *self.context)
+        return self.parts.step(*images, *self.time, *self.context)

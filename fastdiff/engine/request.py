@@ -51,6 +51,9 @@ class Sampled(Protocol):
     @property
     def learned_variance(self) -> bool: ...
 
+    @property
+    def self_condition(self) -> bool: ...
+
 
 class Asked(TypedDict, total=False):
     """What every way to samples takes by name, and hands to Request.of."""
@@ -150,7 +153,7 @@ class Request:
         frames = None if frames is None else check_int("frames", frames, 1, LIMIT - 1)
         if frames_of not in FRAMES:
             raise unknown_name("kind of frames", frames_of, FRAMES)
-        if frames_of == "x0" and table is not None and (table.u.any() or (table.v != 1).any()):
+        if frames_of == "x0" and table is not None and not table.remembers_x0:
             raise InputError(f"frames of x0 by {table.sampler!r}, which remembers something else; accepted: x")
         pictures = None if init is None else resolve_pictures("init", init, (model.image_shape,), n, first)
         held = resolve_known(mask, known, model.image_shape, n, first)
@@ -192,6 +195,11 @@ def check_table(model: Sampled, table: StepTable) -> StepTable:
         raise InputError(
             f"a table of {table.sampler!r} with a learned variance (S differs from s) for a model without one; "
             "accepted: a table with S = s, or a Model with learned_variance=True"
+        )
+    if model.self_condition and not table.remembers_x0:
+        raise InputError(
+            f"a table of {table.sampler!r}, which remembers something else than x0, with self-conditioning; "
+            "accepted: one that remembers x0, as all of fastdiff's own samplers do"
         )
     low, high = model.schedule.first, model.schedule.first + model.schedule.num_timesteps - 1
     if table.timestep.min() < low or table.timestep.max() > high:

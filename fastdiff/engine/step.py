@@ -25,6 +25,8 @@ class State:
             uninitialised.
         guidance_scale: () float32, with guidance.
         learned_variance: whether the network's second C channels choose the noise's variance.
+        self_condition: whether the network is given what the row before remembered, an x0. The history then begins as
+            zeros, which is what row 0 is given.
         clip: see prediction.Clip.
     """
 
@@ -36,18 +38,27 @@ class State:
     history: Tensor | None = None
     guidance_scale: Tensor | None = None
     learned_variance: bool = False
+    self_condition: bool = False
     clip: Clip = None
 
+    def x0_before(self) -> tuple[Tensor, ...]:
+        """What the network is given besides x, as x."""
+        if not self.self_condition or self.history is None:
+            return ()
+        if len(self.history) == 1:
+            return (self.history[0],)
+        return (self.history.index_select(0, (self.index - 1).remainder(len(self.history)).reshape(1))[0],)
 
-def advance(state: State, network: Callable[[Tensor, Tensor], Tensor]) -> None:
+
+def advance(state: State, network: Callable[..., Tensor]) -> None:
     """Apply row `index` to the state and advance the index. The host reads nothing back.
 
     Args:
         state: is overwritten.
-        network: (x, index) → the prediction at that row, x's shape; with guidance both predictions, (2 B, C, H, W). Of
-            a network that learned a variance 2 C channels, the prediction's first.
+        network: (x, index, *state.x0_before()) → the prediction at that row, x's shape; with guidance both predictions,
+            (2 B, C, H, W). Of a network that learned a variance 2 C channels, the prediction's first.
     """
-    whole = network(state.x, state.index)
+    whole = network(state.x, state.index, *state.x0_before())
     batch, channels = state.x.shape[:2]
     out = whole[:, :channels]
     variance = whole[-batch:, channels:] if state.learned_variance else None  # with guidance the conditional half's

@@ -115,6 +115,7 @@ class LucidrainsUnet(ResnetUnet):
         dim_mults: each level's width over dim.
         channels: of the images.
         out_dim: channels of the output; None is `channels`.
+        self_condition: whether it takes x_self_cond.
         heads, head_dim: of the attention, of all levels or of each.
         full_attention: whether a level has softmax attention, not linear; None is the last level alone.
         memories: learned keys and values of an attention.
@@ -132,6 +133,7 @@ class LucidrainsUnet(ResnetUnet):
         dim_mults: Sequence[int] = (1, 2, 4, 8),
         channels: int = 3,
         out_dim: int | None = None,
+        self_condition: bool = False,
         heads: int | Sequence[int] = 4,
         head_dim: int | Sequence[int] = 32,
         full_attention: Sequence[bool] | None = None,
@@ -153,7 +155,7 @@ class LucidrainsUnet(ResnetUnet):
             return kind(width, each[0][level], each[1][level], memories)
 
         super().__init__(
-            *(dim, init_dim, dim_mults, channels, out_dim),
+            *(dim, init_dim, dim_mults, channels, out_dim, self_condition),
             kernel=7,
             **times(dim, learned_sinusoids),
             block=partial(ResnetBlock, conv=nn.Conv2d, norm=partial(nn.GroupNorm, groups) if groups else RMSNorm),
@@ -200,6 +202,7 @@ class LucidrainsLayerNormUnet(ResnetUnet):
         dim_mults: each level's width over dim.
         channels: of the images.
         out_dim: channels of the output; None is `channels`.
+        self_condition: whether it takes x_self_cond.
         groups: of the blocks' GroupNorms; must divide every width.
         learned_sinusoids: frequencies of the time embedding, if they are learned; 0 takes the usual ones.
 
@@ -214,6 +217,7 @@ class LucidrainsLayerNormUnet(ResnetUnet):
         dim_mults: Sequence[int] = (1, 2, 4, 8),
         channels: int = 3,
         out_dim: int | None = None,
+        self_condition: bool = False,
         groups: int = 8,
         learned_sinusoids: int = 0,
     ) -> None:
@@ -223,7 +227,7 @@ class LucidrainsLayerNormUnet(ResnetUnet):
             return Residual(PreNorm(width, attend, ChannelNorm(width)))
 
         super().__init__(
-            *(dim, init_dim, dim_mults, channels, out_dim),
+            *(dim, init_dim, dim_mults, channels, out_dim, self_condition),
             kernel=7,
             **times(dim, learned_sinusoids),
             block=partial(ResnetBlock, conv=StandardizedConv2d, norm=partial(nn.GroupNorm, groups)),

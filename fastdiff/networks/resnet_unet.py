@@ -35,10 +35,11 @@ class ResnetUnet(nn.Module):
     """What both have: x (B, channels, H, W) in [-1, 1], t (B,) or a scalar in 0 .. T-1 → (B, out_dim, H, W).
 
     Two ResNet blocks and attention a level, a skip from each block, and one from the first convolution to the end. H
-    and W must be multiples of 2^(levels - 1); with another size `forward` raises InputError.
+    and W must be multiples of 2^(levels - 1); with another size `forward` raises InputError. With self-conditioning
+    x_self_cond, as x, is the x0 that the step before predicted; None is zeros, as in the first step.
 
     Args:
-        dim, init_dim, dim_mults, channels, out_dim: as of both; the options, to which each adds its own.
+        dim, init_dim, dim_mults, channels, out_dim, self_condition: as of both; options, to which each adds its own.
         kernel: of the first convolution, odd.
         time: from timesteps to the embedding, but for the two linear layers: (R,) → (R, time_in).
         time_in: its width.
@@ -63,6 +64,7 @@ class ResnetUnet(nn.Module):
         dim_mults: Sequence[int],
         channels: int,
         out_dim: int | None,
+        self_condition: bool,
         *,
         kernel: int,
         time: nn.Module,
@@ -73,10 +75,11 @@ class ResnetUnet(nn.Module):
     ) -> None:
         super().__init__()
         self.options = dict(dim=dim, init_dim=init_dim, dim_mults=list(dim_mults), channels=channels, out_dim=out_dim)
+        self.options["self_condition"] = self.self_condition = self_condition
         widths, time_dim = unet_widths(dim, init_dim, dim_mults), 4 * dim
         self.channels, self.levels = channels, len(dim_mults)
         make = partial(block, time_dim=time_dim)
-        self.init_conv = nn.Conv2d(channels, widths[0], kernel, padding=kernel // 2)
+        self.init_conv = nn.Conv2d(channels * (1 + self_condition), widths[0], kernel, padding=kernel // 2)
         self.time_mlp = nn.Sequential(time, nn.Linear(time_in, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim))
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for level, (cin, cout) in enumerate(pairwise(widths)):
@@ -96,9 +99,11 @@ class ResnetUnet(nn.Module):
         self.final_res_block = make(2 * widths[0], widths[0])
         self.final_conv = nn.Conv2d(widths[0], channels if out_dim is None else out_dim, 1)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, x_self_cond: Tensor | None = None) -> Tensor:
         check_images(x, self.channels, self.levels)
         time = embedded(self.time_mlp, t)
+        if self.self_condition:
+            x = torch.cat((torch.zeros_like(x) if x_self_cond is None else x_self_cond, x), dim=1)
         x = self.init_conv(x)
         first, skips = x, []
         for block1, block2, attention, down in self.downs:
@@ -227,6 +232,7 @@ class AnnotatedResnetUnet(ResnetUnet):
         dim_mults: each level's width over dim.
         channels: of the images.
         out_dim: channels of the output; None is `channels`.
+        self_condition: whether it takes x_self_cond.
         groups: of the blocks' GroupNorms; must divide every width.
 
     Raises:
@@ -240,12 +246,13 @@ class AnnotatedResnetUnet(ResnetUnet):
         dim_mults: Sequence[int] = (1, 2, 4),
         channels: int = 1,
         out_dim: int | None = None,
+        self_condition: bool = False,
         groups: int = 4,
     ) -> None:
         check_groups(groups, unet_widths(dim, init_dim, dim_mults))
         edition = EDITIONS["hf-2022"]
         super().__init__(
-            *(dim, init_dim, dim_mults, channels, out_dim),
+            *(dim, init_dim, dim_mults, channels, out_dim, self_condition),
             kernel=1,
             time=SinusoidalPositionEmbeddings(dim),
             time_in=dim,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from fastdiff.errors import InputError, unknown_name
+
+if TYPE_CHECKING:  # the command line reads names without torch
+    from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
@@ -14,10 +18,11 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 Clip = None | float | tuple[str, float]
 MODEL = "model"
 FRAMES = ("x", "x0")  # what frames may show
+Levels = TypeVar("Levels", np.ndarray, "Tensor")
 
 
-def coefficients(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """p and q of x0 = p x + q out, float64, one per row.
+def coefficients(prediction_type: str, alpha: Levels, sigma: Levels) -> tuple[Levels, Levels]:
+    """p and q of x0 = p x + q out, as alpha and sigma, arrays or tensors.
 
     epsilon: x0 = (x - sigma eps) / alpha (Ho et al. 2020, eq. 15). sample: x0 = out. v_prediction:
     x0 = alpha x - sigma v (Salimans and Ho 2022, appendix D).
@@ -30,9 +35,9 @@ def coefficients(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> 
             )
         return 1.0 / alpha, -sigma / alpha
     if prediction_type == "sample":
-        return np.zeros_like(alpha), np.ones_like(alpha)
+        return 0 * alpha, 0 * alpha + 1
     if prediction_type == "v_prediction":
-        return alpha.copy(), -sigma
+        return +alpha, -sigma
     raise unknown_name("prediction type", prediction_type, PREDICTION_TYPES)
 
 

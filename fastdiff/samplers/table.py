@@ -144,6 +144,11 @@ class StepTable:
         return max((back for back, name in enumerate(HISTORY, start=1) if getattr(self, name).any()), default=0)
 
     @property
+    def remembers_x0(self) -> bool:
+        """Whether what is remembered is x0 itself."""
+        return not self.u.any() and bool((self.v == 1).all())
+
+    @property
     def learned_variance(self) -> bool:
         """Whether the network's second output chooses the noise between s and S."""
         return bool(np.any(self.s != self.S))

@@ -18,9 +18,9 @@ from fastdiff.checkpoints.tensors import load_weights
 from fastdiff.data.images import ImageData
 from fastdiff.engine.placement import choose_device
 from fastdiff.errors import InputError, wrong_type
-from fastdiff.model import Model, context_width
+from fastdiff.model import SELF_CONDITION, Model, context_width
 from fastdiff.networks.registry import network_class
-from fastdiff.samplers.prediction import usual_clip
+from fastdiff.samplers.prediction import coefficients, usual_clip
 from fastdiff.training.averaging import averaged
 from fastdiff.training.checkpoint import TrainingCheckpoint, read_checkpoint, restore, write_checkpoint
 from fastdiff.training.losses import denoising_loss
@@ -61,6 +61,7 @@ class Trainer:
         network: the network in training, on the device.
         schedule: the recipe's noise schedule.
         takes_context: whether the network is given the labels.
+        self_condition: whether it is given its own guess of x0 in half of the steps.
         time: what it is given as t, see Model.
         steps_done: optimizer steps taken.
         steps_per_epoch: steps in which each picture is seen once.
@@ -86,6 +87,7 @@ class Trainer:
             load_weights(network, init.network.state_dict(), "the model to start from")
         self.network = network.to(device=self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.takes_context = bool(context_width(network))
+        self.self_condition = bool(getattr(network, "self_condition", False))
         self.time = str(network.time)
         self.averaged: AveragedModel | None = None
         if recipe.ema_decay:
@@ -187,12 +189,24 @@ class Trainer:
         if augment:
             context = context * ~drop.to(self.device)[:, None]
 
+        conditioned = self.self_condition and bool(torch.rand((), generator=random) < 0.5)
+
         def predict(x: Tensor, t: Tensor) -> Tensor:
             x = x.contiguous(memory_format=torch.channels_last)
             time = (t / schedule.num_timesteps if self.time == "fraction" else t).to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
-                out = network(x, time, context) if self.takes_context else network(x, time)
-            return out.float()
+            contexts = (context,) if self.takes_context else ()
+
+            def evaluated(**x0_before: Tensor) -> Tensor:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
+                    out: Tensor = network(x, time, *contexts, **x0_before)
+                return out.float()
+
+            if not conditioned:
+                return evaluated()
+            with torch.no_grad():  # the network's own guess (Chen et al. 2023, algorithm 1)
+                p, q = coefficients(recipe.prediction_type, *schedule.alpha_sigma(t, x))
+                x0 = p * x + q * evaluated()
+            return evaluated(**{SELF_CONDITION: x0})
 
         return denoising_loss(
             predict,

@@ -5,11 +5,17 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-/* Each row of a table may have an address of its own: base + row step, in bytes. */
+/* Each row of a table may have an address of its own: base + row step, in bytes; in a ring of so many places, if not 0,
+ * that of the row before. */
 struct operand {
     char *base;
-    int64_t step;
+    int64_t step, places;
 };
+
+static float *address(const struct operand *operand, int64_t row) {
+    if (operand->places) row = (row + operand->places - 1) % operand->places;
+    return (float *)(operand->base + row * operand->step);
+}
 
 struct instruction {
     int64_t kernel;
@@ -109,7 +115,7 @@ static void work(struct team *team, int index) {
         for (int64_t i = 0; i < worker->count; i++) {
             const struct instruction *one = worker->code + i;
             float *at[OPERANDS];
-            for (int j = 0; j < OPERANDS; j++) at[j] = (float *)(one->operand[j].base + row * one->operand[j].step);
+            for (int j = 0; j < OPERANDS; j++) at[j] = address(one->operand + j, row);
             const struct call call = {.at = at,
                                       .number = one->number,
                                       .space = worker->space,

@@ -26,7 +26,7 @@ class View(NamedTuple):
     """Where float32 numbers lie, as a tensor's size and strides say it.
 
     Attributes:
-        memory: a Tensor, a Table, or whatever the caller of `assembled` can place.
+        memory: a Tensor, a Table, a Ring, or whatever the caller of `assembled` can place.
         shape: the size.
         strides: in elements.
         offset: of the first element from the memory's first.
@@ -81,6 +81,24 @@ class Table:
 
     values: Tensor
 
+    def at(self, row: int) -> Tensor:
+        """The row's own."""
+        return self.values[row]
+
+
+@dataclass(frozen=True, eq=False)
+class Ring:
+    """Memory to which rows of a sampler's table write in turn, (k, ...) float32; a row reads what the one before wrote.
+
+    Row 0 reads the last place.
+    """
+
+    values: Tensor
+
+    def at(self, row: int) -> Tensor:
+        """What the row reads."""
+        return self.values[(row - 1) % len(self.values)]
+
 
 class Call(NamedTuple):
     """A kernel's call: its name, what it reads (None for nothing), what it writes, and its numbers, in C's order."""
@@ -107,19 +125,31 @@ def _kernel(name: str) -> int:
     return number
 
 
-def place(memory: Any) -> tuple[int, int]:
-    """The address of a tensor's or a table's first element, and how many bytes lie between two rows of a table."""
-    if isinstance(memory, Table):
-        return memory.values.data_ptr(), memory.values.stride(0) * 4
-    return memory.data_ptr(), 0
+class Place(NamedTuple):
+    """The address of a memory's first element; of tables and rings the bytes between two rows; the places of a ring."""
+
+    address: int
+    step: int = 0
+    places: int = 0
 
 
-def assembled(calls: Iterable[Call], placed: Callable[[Any], tuple[int, int]] = place) -> Code:
+NOWHERE = Place(0)
+
+
+def place(memory: Any) -> Place:
+    """Of a tensor, a table or a ring."""
+    if isinstance(memory, (Table, Ring)):
+        places = len(memory.values) if isinstance(memory, Ring) else 0
+        return Place(memory.values.data_ptr(), memory.values.stride(0) * 4, places)
+    return Place(memory.data_ptr())
+
+
+def assembled(calls: Iterable[Call], placed: Callable[[Any], Place] = place) -> Code:
     """The calls' code.
 
     Args:
         calls: in their order.
-        placed: a view's memory → its address, and the bytes between two rows of a table, or 0.
+        placed: a view's memory → where it is.
     """
     calls = list(calls)
     operands = library().operands()
@@ -132,12 +162,12 @@ def assembled(calls: Iterable[Call], placed: Callable[[Any], tuple[int, int]] = 
         instructions += kernel, address
         views = (*call.reads, *call.writes)
         for view in views:
-            base, step = (0, 0) if view is None else placed(view.memory)
-            instructions += base + (0 if view is None else 4 * view.offset), step
-        instructions += (0, 0) * (operands - len(views))
+            base, *rest = NOWHERE if view is None else placed(view.memory)
+            instructions += base + (0 if view is None else 4 * view.offset), *rest
+        instructions += NOWHERE * (operands - len(views))
         address += 8 * len(call.numbers)
     kept = numbers, [(call.reads, call.writes) for call in calls]
-    return Code(_integers(instructions).view(len(calls), 2 + 2 * operands), space, kept)
+    return Code(_integers(instructions).view(len(calls), 2 + len(NOWHERE) * operands), space, kept)
 
 
 def _integers(values: Sequence[int]) -> Tensor:
@@ -204,7 +234,7 @@ class Prepared:
     """
 
     def __init__(self, call: Call) -> None:
-        self.code = assembled([call], placed=lambda place: (0, 0))
+        self.code = assembled([call], placed=lambda place: NOWHERE)
         self.kernel, self.numbers = map(int, self.code.instructions[0, :2])
         self.places = [None if view is None else view.memory for view in (*call.reads, *call.writes)]
         self.operands = ctypes.c_void_p * library().operands()

@@ -18,6 +18,8 @@ OPTIONS = {
     "learned times": dict(dim=8, dim_mults=(1, 3), learned_sinusoids=4, memories=2),
     "of 1.9": dict(dim=8, dim_mults=(1, 2), groups=8, heads=2, head_dim=16),
     "of 1.8": dict(dim=8, dim_mults=(1, 2), groups=8, memories=0, full_attention=(True, False)),
+    "self-conditioning": dict(dim=8, dim_mults=(1, 2), self_condition=True),
+    "a learned variance": dict(dim=8, dim_mults=(1, 2), out_dim=6),
 }
 BETAS = make_schedule("squaredcos_cap_v2", 100).betas
 SNR = 1 / (1 - np.cumprod(1 - BETAS)) - 1
@@ -52,14 +54,23 @@ def test_the_network_follows_from_the_shapes(kind, randomised, tmp_path):
     network = randomised(LucidrainsUnet(**OPTIONS[kind]))
     model = load(trainers_file(tmp_path / "model-1.pt", network, WEIGHTS["epsilon"]), image_size=16)
     assert all(torch.equal(value, model.network.state_dict()[name]) for name, value in network.state_dict().items())
-    x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 90])
+    x, t, x0 = torch.randn(2, 3, 16, 16), torch.tensor([3, 90]), torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        assert torch.equal(model.network(x, t), network.eval()(x, t))
+        assert torch.equal(model.network(x, t, x0), network.eval()(x, t, x0))
+    assert model.self_condition == (kind == "self-conditioning")
+    assert model.learned_variance == model.table("ddpm").learned_variance == (kind == "a learned variance")
     assert model.image_shape == (3, 16, 16) and model.clip == 1.0 and model.time == "index"
     np.testing.assert_allclose(model.schedule.betas, BETAS, rtol=1e-6)
 
 
-@pytest.mark.parametrize("options", [dict(dim=8, dim_mults=(1, 2)), dict(dim=16, dim_mults=(1,), learned_sinusoids=3)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(dim=8, dim_mults=(1, 2)),
+        dict(dim=16, dim_mults=(1,), learned_sinusoids=3),
+        dict(dim=8, dim_mults=(1,), self_condition=True),
+    ],
+)
 def test_versions_with_layer_norm(options, randomised, tmp_path):
     network = randomised(LucidrainsLayerNormUnet(**options))
     path = trainers_file(tmp_path / "model-1.pt", network, WEIGHTS["epsilon"], "1.5.4")
@@ -84,7 +95,7 @@ def test_versions_with_layer_norm(options, randomised, tmp_path):
         (lambda s: s, "1.7.2", "denoising-diffusion-pytorch 1.7.2, whose network changed from release to release"),
         (lambda s: {**s, "downs.0.3.weight": torch.zeros(16, 8, 4, 4)}, None, "before 0.32, whose attention changed"),
         (lambda s: {**s, "downs.0.2.fn.norm.b": torch.zeros(8)}, None, "an early denoising-diffusion-pytorch"),
-        (lambda s: {**s, "init_conv.weight": torch.zeros(8, 6, 7, 7)}, "1.5.4", "with self-conditioning"),
+        (lambda s: {**s, "init_conv.weight": torch.zeros(8, 5, 7, 7)}, "1.5.4", "takes 5 channels and predicts 3"),
         (lambda s: {**s, "mid_attn.fn.fn.to_qkv.weight": torch.zeros(96, 16, 1, 1)}, "1.5.4", "not 4 heads of 32"),
         (
             lambda s: {**s, "null_classes_emb": torch.zeros(8), "classes_mlp.0.weight": torch.zeros(32, 8)},
@@ -123,20 +134,24 @@ def test_what_is_not_in_a_file_is_asked_for(randomised, tmp_path):
     assert model.prediction_type == "v_prediction" and model.schedule.num_timesteps == 50
 
 
-def test_it_is_saved_as_fastdiffs_own(randomised, tmp_path):
-    network = randomised(LucidrainsUnet(**OPTIONS["heads"]))
+@pytest.mark.parametrize("kind", ["heads", "self-conditioning", "a learned variance"])
+def test_it_is_saved_as_fastdiffs_own(kind, randomised, tmp_path):
+    network = randomised(LucidrainsUnet(**OPTIONS[kind]))
     model = load(trainers_file(tmp_path / "model-1.pt", network, WEIGHTS["v_prediction"]), image_size=16)
     save(model, tmp_path / "own.safetensors")
     again = load(tmp_path / "own.safetensors")
     assert again.prediction_type == "v_prediction" and again.clip == 1.0
+    assert (again.self_condition, again.learned_variance) == (model.self_condition, model.learned_variance)
     assert torch.equal(sample(again, 1, steps=3, device="cpu"), sample(model, 1, steps=3, device="cpu"))
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda s: {**s, "init_conv.weight": torch.zeros(8, 6, 7, 7)}, "with self-conditioning"),
-        (lambda s: {**s, "final_conv.weight": torch.zeros(6, 8, 1, 1)}, "takes 3 channels and predicts 6"),
+        (
+            lambda s: {**s, "final_conv.weight": torch.zeros(4, 8, 1, 1)},
+            "takes 3 channels and predicts 4; accepted: as",
+        ),
         (lambda s: {**s, "mid_block1.block1.norm.weight": torch.zeros(8)}, "14 unexpected (downs.0.0.block1.norm.g"),
         (lambda s: {**s, "init_conv.weight": torch.zeros(8, 3, 7)}, "denoising-diffusion-pytorch's Unet1D"),
         (lambda s: {k: v for k, v in s.items() if k != "downs.0.2.mem_kv"}, "it has no downs.0.2.mem_kv"),
@@ -151,19 +166,27 @@ def test_others_of_its_kind_are_refused(change, words, randomised, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "objective, kind", [("pred_noise", "epsilon"), ("pred_x0", "sample"), ("pred_v", "v_prediction")]
+    "objective, kind, options",
+    [
+        ("pred_noise", "epsilon", {}),
+        ("pred_x0", "sample", {}),
+        ("pred_v", "v_prediction", {}),
+        ("pred_v", "v_prediction", {"self_condition": True}),
+        ("pred_noise", "epsilon", {"learned_variance": True}),
+    ],
 )
-def test_its_own_loops_images(objective, kind, randomised, rel, tmp_path, monkeypatch):
+def test_its_own_loops_images(objective, kind, options, randomised, rel, tmp_path, monkeypatch):
     """Its ddpm, which clips, from the same noise; and its files, written by the library itself."""
     for package in ("denoising_diffusion_pytorch", "einops"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}")
     library = others.lucidrains()
     library.tqdm = lambda steps, *given, **options: steps
-    unet = randomised(library.Unet(8, dim_mults=(1, 2)))
-    loop = library.GaussianDiffusion(
-        unet, image_size=16, timesteps=50, objective=objective, auto_normalize=False
-    ).eval()
+    unet = randomised(library.Unet(8, dim_mults=(1, 2), **options))
+    made = library.GaussianDiffusion
+    if options.get("learned_variance"):
+        made = others.lucidrains("learned_gaussian_diffusion").LearnedGaussianDiffusion
+    loop = made(unet, image_size=16, timesteps=50, objective=objective, auto_normalize=False).eval()
     torch.save({"step": 1, "model": loop.state_dict(), "version": "2.3.4"}, tmp_path / "model-1.pt")
     model = load(tmp_path / "model-1.pt", image_size=16)
     assert model.prediction_type == kind

@@ -26,16 +26,19 @@ class Net(torch.nn.Module):
         self.conv = torch.nn.Conv2d(channels, outputs * channels, 3, padding=1)
         self.context = torch.nn.Linear(2, channels)
 
-    def forward(self, x, t, context=None):
+    def forward(self, x, t, context=None, x_self_cond=None):
         x = x + torch.sin(0.1 * t.to(x.dtype)).view(-1, 1, 1, 1)
+        if x_self_cond is not None:
+            x = x - torch.tanh(2 * x_self_cond)
         if context is not None:
             x = x + self.context(context)[:, :, None, None]
         return torch.tanh(self.conv(x))
 
 
-def model(outputs=1, shape=SHAPE):
+def model(outputs=1, shape=SHAPE, **more):
     torch.manual_seed(5)
-    return Model(Net(shape[0], outputs), make_schedule("linear", 20), image_shape=shape, learned_variance=outputs == 2)
+    schedule = make_schedule("linear", 20)
+    return Model(Net(shape[0], outputs), schedule, image_shape=shape, learned_variance=outputs == 2, **more)
 
 
 def table(depth, variance=False, **more):
@@ -64,10 +67,11 @@ def by_hand(made, steps, n, *, guidance=None, clip=None, init=None):
     c = made.image_shape[0]
     for i, (p, q, a, b, w1, s, o, w2, w3, u, v, largest) in enumerate(steps.rows.tolist()):
         t = torch.full((n,), int(steps.time[i]))
-        out = network(x, t, context) if guidance is not None else network(x, t)
+        before = {"x_self_cond": memory[-1] if memory else 0 * x} if made.self_condition else {}
+        out = network(x, t, context, **before) if guidance is not None else network(x, t, **before)
         var = out[:, c:]
         if guidance is not None:
-            plain = network(x, t, torch.zeros_like(context))
+            plain = network(x, t, torch.zeros_like(context), **before)
             out = plain + guidance * (out - plain)
         out = out[:, :c]
         x0 = p * x + q * out
@@ -108,9 +112,24 @@ def test_each_form_is_the_equations(form, depth, variance, guidance, request, re
 
 
 @pytest.mark.parametrize("form", FORMS_AND_STANDIN)
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+@pytest.mark.parametrize("guidance", [None, 2.5])
+def test_self_conditioning_is_the_x0_before(form, depth, guidance, request, rel):
+    made, steps = model(2, self_condition=True), table(depth, True)
+    asked = {} if guidance is None else dict(context=CONTEXT, guidance_scale=guidance)
+    one = engine(form, made, steps, request, batch_size=3)
+    images = one.sample(5, seed=SEED, **asked)
+    with torch.no_grad():
+        assert rel(images, by_hand(made, steps, 5, guidance=guidance)) < 1e-5
+    assert torch.equal(one.sample(5, seed=SEED, **asked), images)  # nothing is left of the batch before
+    without = engine(form, model(2), steps, request, batch_size=3).sample(5, seed=SEED, **asked)
+    assert rel(without, images) > 1e-2
+
+
+@pytest.mark.parametrize("form", FORMS_AND_STANDIN)
 @pytest.mark.parametrize("guidance", [None, 2.5])
 def test_dynamic_clipping_with_a_variance(form, guidance, request, rel):
-    made, steps, clip = model(2), table(2, True), ("dynamic", 0.8)
+    made, steps, clip = model(2, self_condition=True), table(2, True), ("dynamic", 0.8)
     asked = {} if guidance is None else dict(context=CONTEXT, guidance_scale=guidance)
     images = engine(form, made, steps, request, batch_size=2, clip=clip).sample(3, seed=SEED, **asked)
     with torch.no_grad():
@@ -180,7 +199,7 @@ def test_what_the_ring_held_before_does_not_show(pool):
 
 @pytest.mark.skipif("cpu" not in HERE, reason="no C kernels here")
 def test_the_bits_are_those_of_every_batch_and_number_of_threads(monkeypatch):
-    made, steps = model(2), table(3, True)
+    made, steps = model(2, self_condition=True), table(3, True)
     expected = Engine(made, steps, batch_size=1, device=CPU, form="cpu").sample(19, seed=SEED)
     for threads, size in ((1, 7), (2, 19), (3, 2), (2, 1)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
@@ -189,7 +208,7 @@ def test_the_bits_are_those_of_every_batch_and_number_of_threads(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_variance_in_16_bits(dtype, rel):
-    made, steps = model(2), table(2, True)
+    made, steps = model(2, self_condition=True), table(2, True)
     images = Engine(made, steps, batch_size=2, device=CPU, dtype=dtype).sample(2, seed=SEED)
     with torch.no_grad():
         assert rel(images, by_hand(made, steps, 2)) < 3e-2
@@ -225,3 +244,42 @@ def test_ddpm_alone_asks_for_the_variance():
     assert (steps.s <= steps.S).all() and not made.table("ddpm_large").learned_variance
     assert not replace(made, learned_variance=False).table("ddpm").learned_variance
     assert "epsilon and a variance" in repr(made)
+
+
+def test_self_conditioning_is_a_bool_of_networks_that_take_it():
+    class Own(torch.nn.Module):
+        self_condition = True
+
+        def forward(self, x, t, x_self_cond=None):
+            return x
+
+    class Any(torch.nn.Module):
+        def forward(self, x, **named):
+            return x
+
+    schedule = make_schedule("linear", 20)
+    assert Model(Own(), schedule).self_condition is True and "with self-conditioning" in repr(Model(Own(), schedule))
+    assert Model(Own(), schedule, self_condition=False).self_condition is False
+    assert Model(Any(), schedule).self_condition is False and Model(Any(), schedule, self_condition=True)
+    with pytest.raises(InputError, match="self_condition = 1; accepted: True or False"):
+        model(self_condition=1)
+    with pytest.raises(InputError, match="self_condition with a network whose forward takes input; accepted: one that"):
+        Model(torch.nn.Conv2d(1, 1, 3), schedule, self_condition=True)
+
+
+@pytest.mark.parametrize("columns", [{"u": 0.1}, {"v": 0.5}])
+def test_self_conditioning_takes_tables_that_remember_x0(columns):
+    made = model(self_condition=True)
+    steps = replace(made.table("ddim", 4), **columns)
+    with pytest.raises(InputError, match="a table of 'ddim', which remembers something else than x0, with self"):
+        Engine(made, steps, device=CPU)
+
+
+def test_a_denoised_picture_is_no_x0_before(rel):
+    """SDEdit, resampling and inversion begin without one, too."""
+    made = model(self_condition=True)
+    init = torch.rand(2, *SHAPE) * 2 - 1
+    steps = made.table("ddim", 10, strength=0.5)
+    images = Engine(made, steps, batch_size=2, device=CPU).sample(2, seed=SEED, init=init)
+    with torch.no_grad():
+        assert rel(images, by_hand(made, steps, 2, init=init)) < 1e-5

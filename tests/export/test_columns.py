@@ -24,7 +24,8 @@ class Own(nn.Module):
         super().__init__()
         self.first, self.last = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, channels, 3, padding=1)
 
-    def forward(self, x, t):
+    def forward(self, x, t, x_self_cond=None):
+        x = x if x_self_cond is None else x - torch.tanh(2 * x_self_cond)
         return self.last(torch.tanh(self.first(x) + 0.05 * t.to(x.dtype)[:, None, None, None]))
 
 
@@ -33,8 +34,8 @@ class Guided(Own):
 
     n_cfeat = 3
 
-    def forward(self, x, t, c):
-        return super().forward(x + 0.3 * (c @ torch.tensor([[1.0], [-2.0], [0.5]]))[..., None, None], t)
+    def forward(self, x, t, c, **named):
+        return super().forward(x + 0.3 * (c @ torch.tensor([[1.0], [-2.0], [0.5]]))[..., None, None], t, **named)
 
 
 def model_of(network, **more):
@@ -65,9 +66,10 @@ def interpreted(model, table, noise, clip=None, context=None, scale=1.0):
     x, past = table.init_noise_sigma * noise(0).double(), []
 
     def predicted(given, t):
+        named = {"x_self_cond": past[0].float() if past else 0 * given} if model.self_condition else {}
         if context is None:
-            return model.network(given, t)
-        without, within = (model.network(given, t, c) for c in (torch.zeros_like(context), context))
+            return model.network(given, t, **named)
+        without, within = (model.network(given, t, c, **named) for c in (torch.zeros_like(context), context))
         mixed = without + scale * (within - without)
         return torch.cat((mixed[:, : x.shape[1]], within[:, x.shape[1] :]), dim=1)
 
@@ -219,3 +221,42 @@ def test_the_export_checks_tables_of_all_columns(networks, tmp_path, names, form
     table = table_with(names, init_noise_sigma=2.0)
     checks = export_sampler(model_of(networks["own"]), tmp_path / "a.onnx", None if form == "any" else table)
     assert checks[-1].distance < 1e-4
+
+
+@pytest.mark.parametrize("form", ["whole", "stepwise", "any"])
+@pytest.mark.parametrize("names", ["", "c", "cd"])
+def test_self_conditioning(networks, tmp_path, rel, form, names):
+    model, table = model_of(networks["own"], self_condition=True), table_with(names)
+    face = Face(None if form == "any" else table, clip=0.9, stepwise=form != "whole", noise="input")
+    given = table if form == "any" else None
+    file = file_of(model, face, tmp_path)
+    images = file.sample(3, noise=drawn, table=given)
+
+    def expected(model):
+        return interpreted(model, table, lambda number: drawn(number, 0, (3, *SHAPE)), clip=0.9)
+
+    assert file.self_condition and rel(images, expected(model)) < 1e-5
+    assert rel(expected(model_of(networks["own"])), expected(model)) > 1e-2
+
+
+def test_self_conditioning_under_guidance(tmp_path, rel):
+    torch.manual_seed(4)
+    model, table, context = model_of(Guided(), self_condition=True), table_with("c"), torch.rand(3, 3)
+    images = file_of(model, Face(table, noise="input"), tmp_path).sample(
+        3, noise=drawn, context=context, guidance_scale=2.5
+    )
+    noise = [drawn(number, 0, (3, *SHAPE)) for number in range(ROWS + 1)]
+    assert rel(images, interpreted(model, table, noise.__getitem__, context=context, scale=2.5)) < 1e-5
+
+
+def test_files_of_networks_with_self_conditioning_are_checked(networks, tmp_path):
+    model, path = model_of(networks["own"], self_condition=True), tmp_path / "network.onnx"
+    assert export_network(model, path)[0].distance < 1e-5
+    assert [one.name for one in onnx.load(path).graph.input] == ["sample", "timestep", "x_self_cond"]
+    assert all(check.distance < 1e-4 for check in export_sampler(model, tmp_path / "any.onnx", None))
+    assert export_sampler(model, tmp_path / "sampler.onnx", table_with("cs"))[-1].distance < 1e-4
+    with pytest.raises(InputError, match="remembers something else than x0"):
+        export_sampler(model, tmp_path / "no.onnx", table_with("cu"))
+    with pytest.raises(InputError, match="remembers something else than x0"):
+        OnnxSampler(tmp_path / "any.onnx").sample(1, table=table_with("cv"))
+    assert not (tmp_path / "no.onnx").exists()

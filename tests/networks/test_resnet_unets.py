@@ -21,6 +21,7 @@ LUCIDRAINS = {
     "softmax at both": dict(dim=8, dim_mults=(1, 2), full_attention=(True, True), heads=(2, 3), head_dim=(16, 8)),
     "linear at both": dict(dim=8, dim_mults=(1, 2), full_attention=(False, False), heads=3, head_dim=(16, 8)),
     "learned times": dict(dim=8, dim_mults=(1, 2), learned_sinusoids=5),
+    "self-conditioning": dict(dim=8, dim_mults=(1, 2), self_condition=True),
 }
 LUCIDRAINS_GROUPED = {
     "of 1.9": dict(dim=8, dim_mults=(1, 2, 4), groups=8),
@@ -32,11 +33,13 @@ LAYER_NORM = {
     "as it comes": dict(dim=8, dim_mults=(1, 2, 4)),
     "odd": dict(dim=12, dim_mults=(1, 3), channels=2, init_dim=6, out_dim=5, groups=3),
     "learned times": dict(dim=8, dim_mults=(2,), learned_sinusoids=3),
+    "self-conditioning": dict(dim=8, dim_mults=(1, 2), self_condition=True),
 }
 ANNOTATED = {
     "as it comes": dict(dim=28),
     "odd": dict(dim=12, dim_mults=(1, 3), channels=2, init_dim=6, out_dim=5, groups=3),
     "one level": dict(dim=8, dim_mults=(2,)),
+    "self-conditioning": dict(dim=8, dim_mults=(1, 2), channels=3, self_condition=True),
 }
 
 
@@ -159,13 +162,16 @@ class _Oracle:
 def check(network, groups, rel):
     network.eval()
     x, t = torch.randn(3, network.channels, 12, 20), torch.tensor([0, 3, 199])
-    state = network.state_dict()
+    given = [torch.randn(x.shape)] if network.self_condition else []
+    state, both = network.state_dict(), torch.cat((*given, x), 1)
     with torch.no_grad():
-        assert rel(network(x, t), evaluated(state, x, t, groups)) < BOUND
+        assert rel(network(x, t, *given), evaluated(state, both, t, groups)) < BOUND
+        if given:
+            assert torch.equal(network(x, t), network(x, t, x_self_cond=torch.zeros_like(x)))
         double = network.double()
-        exact = evaluated({name: value.double() for name, value in state.items()}, x.double(), t, groups)
+        exact = evaluated({name: value.double() for name, value in state.items()}, both.double(), t, groups)
         # The sines' angles are float32 in the network.
-        assert rel(double(x.double(), t), exact) < BOUND
+        assert rel(double(x.double(), t, *(one.double() for one in given)), exact) < BOUND
 
 
 @pytest.mark.parametrize("kind", LUCIDRAINS)
@@ -207,9 +213,9 @@ def test_lucidrains_itself(kind, randomised, rel):
         given.update(learned_sinusoidal_cond=True, learned_sinusoidal_dim=2 * learned)
     theirs = others.lucidrains().Unet(**given).eval()
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    x, t = torch.randn(2, 3, 8, 16), torch.tensor([3, 900])
+    x, t, x0 = torch.randn(2, 3, 8, 16), torch.tensor([3, 900]), torch.randn(2, 3, 8, 16)
     with torch.no_grad():
-        assert rel(ours(x, t), theirs(x, t)) < BOUND
+        assert rel(ours(x, t, x0), theirs(x, t, x0)) < BOUND
 
 
 @pytest.mark.skipif(compiled.build_error() is not None, reason=str(compiled.build_error()))
@@ -219,6 +225,7 @@ def test_lucidrains_itself(kind, randomised, rel):
         lambda: LucidrainsUnet(8, dim_mults=(1, 2)),
         lambda: LucidrainsUnet(8, dim_mults=(1, 2), groups=8, memories=0),
         lambda: LucidrainsLayerNormUnet(8, dim_mults=(1, 2)),
+        lambda: LucidrainsUnet(8, dim_mults=(1, 2), self_condition=True),
         lambda: AnnotatedResnetUnet(8, groups=4),
     ],
 )

@@ -302,6 +302,36 @@ def test_what_the_network_is_given():
         assert abs(float(noise.mean())) < 0.1 and abs(float(noise.std()) - 1) < 0.1
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_self_conditioning_is_the_networks_own_guess_in_half_of_the_steps(prediction_type):
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, x, t, x_self_cond=None):
+            seen.append((x, t, x_self_cond))
+            return 0.3 * x
+
+    data = pictures(channels=3)
+    network = {"name": "lucidrains", "dim": 8, "dim_mults": [1, 2], "self_condition": True}
+    trainer = Trainer(small(network=network, prediction_type=prediction_type), data, device="cpu")
+    assert trainer.model.self_condition
+    calls = []
+    for step in range(40):
+        seen.clear()
+        trainer._loss(Spy(), data.images[:4], torch.ones(4, 0), generator(0, "step", step), augment=True)
+        calls.append(len(seen))
+        if len(seen) == 2:
+            (x, t, none), (again, _, x0) = seen
+            abar = torch.from_numpy(trainer.schedule.alphas_cumprod.copy())[t].float().view(-1, 1, 1, 1)
+            alpha, sigma, out = abar.sqrt(), (1 - abar).sqrt(), 0.3 * x
+            kinds = {"epsilon": (x - sigma * out) / alpha, "sample": out, "v_prediction": alpha * x - sigma * out}
+            assert none is None and torch.equal(x, again) and torch.allclose(x0, kinds[prediction_type], atol=1e-4)
+        else:
+            assert seen[0][2] is None
+    assert 10 < calls.count(2) < 30 and set(calls) == {1, 2}
+    assert math.isfinite(float(trainer.step()))
+
+
 def test_validation_is_repeatable_and_leaves_the_mode():
     trainer = Trainer(small("course", ema_decay=0.9), pictures(), device="cpu")
     trainer.step()

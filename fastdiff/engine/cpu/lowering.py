@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from fastdiff.capture.graph import Graph
+from fastdiff.capture.graph import IMAGES, Graph
 from fastdiff.capture.passes.match import Node, aten
 from fastdiff.engine.cpu.arena import Buffer
 from fastdiff.engine.cpu.views import MOVES, NHWC, SAME, dense, moved, reshaped, same, undone
@@ -97,6 +97,7 @@ class Lowering:
         steps: what is called, in order.
         results: of the graph; images in NHWC.
         shapes: of the inputs.
+        image_inputs: for each input whether it is images, in NHWC; all else is contiguous.
         by_picture: for each input whether it has each picture's values one after another.
         separable: whether each input has, or is the same for all pictures.
     """
@@ -113,6 +114,7 @@ class Lowering:
         inputs = [node for node in nodes if node.op == "placeholder"]
         grows = [node.meta["grows"] for node in inputs]
         self.shapes = [tuple(node.meta["shape"]) for node in inputs]
+        self.image_inputs = [node.target in IMAGES for node in inputs]
         self.by_picture = [one[:1] == (1,) and not any(one[1:]) for one in grows]
         self.separable = all(by or not any(one) for by, one in zip(self.by_picture, grows, strict=True))
         for number, node in enumerate(inputs):
@@ -129,7 +131,7 @@ class Lowering:
         shape = tuple(node.meta["shape"])
         if node.meta["dtype"] != torch.float32:
             return Loose(node.name, number)
-        order = NHWC if number == 0 and len(shape) == 4 else None  # x; all else is contiguous
+        order = NHWC if self.image_inputs[number] and len(shape) == 4 else None
         if self.halves == 1 or not self.by_picture[number]:
             return dense(Input(number), shape, order)
         whole, size = dense(self.buffer(shape), shape, order), self.batch // self.halves

@@ -12,9 +12,9 @@ from fastdiff.capture.passes.match import Node
 from fastdiff.engine.cpu.arena import Buffer, layout
 from fastdiff.engine.cpu.lowering import Input, Loose, Lowering, Outside, replaced
 from fastdiff.engine.cpu.views import tensor
-from fastdiff.kernels.cpu.plan import Call, Code, Program, Table, View, assembled, place
+from fastdiff.kernels.cpu.plan import Call, Code, Place, Program, Ring, Table, View, assembled, place
 
-Given = Tensor | Table  # an input's memory
+Given = Tensor | Table | Ring  # an input's memory
 
 
 class Plan:
@@ -22,7 +22,7 @@ class Plan:
 
     Attributes:
         steps: in order.
-        results, shapes, by_picture, separable: see Lowering.
+        results, shapes, image_inputs, by_picture, separable: see Lowering.
         outside: the calls of torch among the steps.
         constants: those that only torch reads, by name.
         read_last: for the node of each call of torch what no later one reads, by name.
@@ -30,7 +30,8 @@ class Plan:
 
     def __init__(self, low: Lowering) -> None:
         self.steps, self.results = low.steps, low.results
-        self.shapes, self.by_picture, self.separable = low.shapes, low.by_picture, low.separable
+        self.shapes, self.image_inputs = low.shapes, low.image_inputs
+        self.by_picture, self.separable = low.by_picture, low.separable
         self.outside = [step for step in self.steps if isinstance(step, Outside)]
         loose = self._loose()
         self.constants = {name: one for name, one in low.graph.constants.items() if name in loose}
@@ -108,22 +109,22 @@ class Bound:
         given: Given = memory
         return given
 
-    def _placed(self, memory: Any) -> tuple[int, int]:
+    def _placed(self, memory: Any) -> Place:
         if isinstance(memory, Buffer):
-            return self.arena.data_ptr() + 4 * self.plan.offsets[memory], 0
+            return Place(self.arena.data_ptr() + 4 * self.plan.offsets[memory])
         return place(self._memory(memory))
 
     def tensor(self, view: View, row: int = 0) -> Tensor:
         """A view's tensor, which shares its memory."""
         memory = self._memory(view.memory)
-        return tensor(view, memory.values[row] if isinstance(memory, Table) else memory)
+        return tensor(view, memory if isinstance(memory, Tensor) else memory.at(row))
 
     def loose(self, one: Loose, row: int = 0) -> Any:
         """What torch keeps."""
         if one.input is None:
             return self.kept[one.name] if one.name in self.kept else self.plan.constants[one.name]
         (given,) = self.inputs[one.input]
-        return given.values[row : row + 1] if isinstance(given, Table) else given
+        return given if isinstance(given, Tensor) else given.at(row)[None]
 
     def _own(self, one: Any) -> Any:
         """A result to keep: what shares the arena's memory, such as the complex view of a result, is copied."""

@@ -17,7 +17,7 @@ from fastdiff.engine.cpu.plan import Bound, Given, Plan
 from fastdiff.engine.step import State
 from fastdiff.kernels.cpu.denoise_step import denoise_step
 from fastdiff.kernels.cpu.philox import key_view
-from fastdiff.kernels.cpu.plan import Call, Program, Table, View, chained
+from fastdiff.kernels.cpu.plan import Call, Program, Ring, Table, View, chained
 from fastdiff.kernels.cpu.pointwise import pointwise
 
 ALONE = 8  # samples from which on a thread has samples of its own; with fewer it reads the weights too often
@@ -87,10 +87,11 @@ class PlannedStep:
             dice = torch.Generator().manual_seed(0)
             piece = Piece(0, len(others), plan(len(others)))
             inputs = []
-            for shape, by_picture in zip(piece.plan.shapes, piece.plan.by_picture, strict=True):
+            kinds = zip(piece.plan.shapes, piece.plan.image_inputs, piece.plan.by_picture, strict=True)
+            for shape, images, by_picture in kinds:
                 halves, shape = (self.halves, (4, *shape[1:])) if by_picture else (1, shape)
                 drawn = [torch.randn(shape, generator=dice, device="cpu", dtype=torch.float32) for _ in range(halves)]
-                inputs.append([_laid_out(one[others] if by_picture else one) for one in drawn])
+                inputs.append([_laid_out(one[others] if by_picture else one, images) for one in drawn])
             bound = Bound(piece.plan, inputs)
             for stretch in bound.stretches(threads=1):
                 stretch(0)
@@ -103,10 +104,10 @@ class PlannedStep:
         """Of the first piece; those of the others differ in the batch alone."""
         return self.pieces[0][0].plan
 
-    def __call__(self, x: Tensor, *inputs: Tensor) -> Tensor:
-        """The prediction, (halves samples, C, H, W)."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        out = torch.empty(len(x), *self._result(self.pieces[0][0]).shape[1:], dtype=torch.float32, device="cpu")
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The prediction, (halves samples, C, H, W), for what Parts.step takes."""
+        given = [_laid_out(*one) for one in zip(inputs, self.plan.image_inputs, strict=True)]
+        out = torch.empty(len(given[0]), *self._result(self.pieces[0][0]).shape[1:], dtype=torch.float32, device="cpu")
 
         def bound(piece: Piece, arena: Tensor) -> Bound:
             result = self._result(piece)
@@ -114,9 +115,8 @@ class PlannedStep:
                 pointwise(View.of(place), [result.part(0, half * piece.samples, piece.samples)])
                 for half, place in enumerate(self._halves(piece, out))
             ]
-            return self._bound(piece, self._halves(piece, x), given, after, arena)
+            return Bound(piece.plan, self._parts(piece, given), after, arena)
 
-        given = [one.contiguous() for one in inputs]
         _Rows(self._each(bound), self.threads)(0, 1)
         return out
 
@@ -144,16 +144,15 @@ class PlannedStep:
         starts = [half * self.samples + piece.first for half in range(self.halves)]
         return [given[start : start + piece.samples] for start in starts]
 
-    def _bound(
-        self, piece: Piece, x: Sequence[Given], inputs: Sequence[Given], after: Sequence[Call], arena: Tensor
-    ) -> Bound:
+    def _parts(self, piece: Piece, inputs: Sequence[Given]) -> list[Sequence[Given]]:
+        """For each of the last inputs the memory that a piece of the batch is given, or one for each half."""
+
         def parts(given: Given, by_picture: bool) -> Sequence[Given]:
-            if isinstance(given, Table) or not by_picture or given.dtype != torch.float32:
+            if not isinstance(given, Tensor) or not by_picture or given.dtype != torch.float32:
                 return [given]
             return self._halves(piece, given)
 
-        rest = map(parts, inputs, piece.plan.by_picture[1:])
-        return Bound(piece.plan, [x, *rest], after, arena)
+        return list(map(parts, inputs, piece.plan.by_picture[-len(inputs) :])) if inputs else []
 
     def loop(self, state: State, inputs: Inputs) -> Callable[[int], int]:
         """What runs steps of that state: (the most that may be run) → how many were, at least one."""
@@ -165,8 +164,11 @@ class PlannedStep:
         def bound(piece: Piece, arena: Tensor) -> Bound:
             own = slice(piece.first, piece.first + piece.samples)
             after = [update(state, self._result(piece), own)]
-            given: list[Given] = [*map(Table, inputs.tables), *inputs.context]
-            return self._bound(piece, [state.x[own]] * self.halves, given, after, arena)
+            images: list[Given] = [state.x[own]]
+            if state.self_condition and state.history is not None:
+                images.append(Ring(state.history[:, own]))
+            rest = self._parts(piece, [*map(Table, inputs.tables), *inputs.context])
+            return Bound(piece.plan, [*([one] * self.halves for one in images), *rest], after, arena)
 
         return _Rows(self._each(bound), self.threads)
 
@@ -240,9 +242,9 @@ def _ready_for_forks() -> None:
         os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
-def _laid_out(given: Tensor) -> Tensor:
+def _laid_out(given: Tensor, images: bool) -> Tensor:
     """As inputs lie in memory: images in NHWC."""
-    return given.contiguous(memory_format=torch.channels_last if given.ndim == 4 else torch.contiguous_format)
+    return given.contiguous(memory_format=torch.channels_last if images else torch.contiguous_format)
 
 
 def _split(count: int, parts: int) -> list[int]:
