@@ -33,6 +33,7 @@ _NAMES = {
     "StepTable": "samplers.table",
     "Trainer": "training.trainer",
     "from_diffusers": "diffusers.convert",
+    "from_edm": "edm",
     "grid": "images",
     "invert": "inversion",
     "load": "checkpoints.load",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from fastdiff.checkpoints.save import save as save
     from fastdiff.data.load import load_data as load_data
     from fastdiff.diffusers.convert import from_diffusers as from_diffusers
+    from fastdiff.edm import from_edm as from_edm
     from fastdiff.engine.engine import Engine as Engine
     from fastdiff.engine.kept import release as release
     from fastdiff.engine.noise import Interpolation as Interpolation

@@ -18,7 +18,7 @@ FOLDERS = {
 # The rooms of the house, floor by floor: a module imports from its own floor and from those below it.
 FLOORS = [
     {"_version", "errors", "files", "images", "provenance", "kernels", "data"},
-    {"samplers", "networks", "capture", "model", "diffusers"},
+    {"samplers", "networks", "capture", "model", "diffusers", "edm"},
     {"checkpoints", "engine", "sampling", "inversion", "training", "shards", "export"},
     {"cli", "bench", "__main__"},
 ]

@@ -12,13 +12,19 @@ from tqdm.auto import tqdm
 
 from fastdiff.bench.case import Kind
 from fastdiff.bench.contender import Role, Status
-from fastdiff.bench.families import diffusers, lucidrains, mnist, openai
+from fastdiff.bench.families import diffusers, edm, lucidrains, mnist, openai
 from fastdiff.bench.families.family import Family, Loop
 from fastdiff.bench.report import heading, origin, save_json
 from fastdiff.bench.tables import failure, ratio_text, table
 from fastdiff.provenance import machine
 
-FAMILIES: tuple[Family, ...] = (*diffusers.FAMILIES, *lucidrains.FAMILIES, *openai.FAMILIES, *mnist.FAMILIES)
+FAMILIES: tuple[Family, ...] = (
+    *diffusers.FAMILIES,
+    *lucidrains.FAMILIES,
+    *openai.FAMILIES,
+    *edm.FAMILIES,
+    *mnist.FAMILIES,
+)
 # Of the images' range: two orders of float32's rounding, and what clipping can make of it.
 UNCLIPPED, CLIPPED = 1e-5, 1e-3
 Row = dict[str, Any]

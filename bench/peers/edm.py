@@ -185,3 +185,31 @@ class SongUNet(nn.Module):
                 x = torch.cat([x, skips.pop()], dim=1)
             x = one(x, emb)
         return self.aux_conv(F.silu(self.aux_norm(x)))
+
+
+class Precond(nn.Module):
+    """(x0 + sigma noise, sigma[, class_labels (B, label_dim)]) → the denoised image, in the manner of EDMPrecond.
+
+    Its preconditioning is that of Karras et al. 2022, eq. 7. Classes are added to the picture that the network gets.
+    """
+
+    sigma_min, sigma_max, sigma_data = 0.0, float("inf"), 0.5
+
+    def __init__(self, model: nn.Module, img_resolution: int, img_channels: int = 3, label_dim: int = 0) -> None:
+        super().__init__()
+        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        self.model = model
+        self.labels = nn.Linear(label_dim, img_channels) if label_dim else None
+
+    def round_sigma(self, sigma: Any) -> Tensor:
+        return torch.as_tensor(sigma)
+
+    def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        x, sigma = x.to(torch.float32), sigma.to(torch.float32).reshape(-1, 1, 1, 1)
+        total = sigma**2 + self.sigma_data**2
+        scaled = x / total.sqrt()
+        if self.labels is not None:
+            assert class_labels is not None
+            scaled = scaled + self.labels(class_labels.to(torch.float32))[:, :, None, None]
+        out = self.model(scaled, sigma.log().flatten() / 4)
+        return self.sigma_data**2 / total * x + sigma * self.sigma_data / total.sqrt() * out

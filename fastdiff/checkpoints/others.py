@@ -62,7 +62,11 @@ OTHERS = (
     Other("ermongroup/ddim or pytorch_diffusion", (r"\btemb\.dense\.0\.", r"\bdown\.0\.block\.0\.norm1\."), _WRAP),
     Other("pytorch-ddpm", (r"\btime_embedding\.timembedding\.", r"\bdownblocks\.0\."), _WRAP),
     Other("score_sde_pytorch", (r"\ball_modules\.\d+\.",), _WRAP),
-    Other("NVIDIA's EDM", (r"\bmap_layer0\.", r"\benc\.\d+x\d+_", r"\bdec\.\d+x\d+_"), _WRAP),
+    Other(
+        "NVIDIA's EDM",
+        (r"\bmap_layer0\.", r"\benc\.\d+x\d+_", r"\bdec\.\d+x\d+_"),
+        "make the network with its own code, load these weights, and take fastdiff.from_edm(network)",
+    ),
 )
 
 # How files begin that are no checkpoints → what they are, and what to do.

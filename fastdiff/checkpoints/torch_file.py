@@ -52,7 +52,8 @@ def read_torch(path: Path) -> Any:
             raise InputError(
                 f"{str(path)!r} is refused: it is a network pickled together with its code, as NVIDIA's EDM and "
                 "StyleGAN do, and no code from a file is run; if you trust it, unpickle it where that code is, "
-                'network = pickle.load(open(path, "rb"))["ema"], and put it into a Model as docs/checkpoints.md shows'
+                'network = pickle.load(open(path, "rb"))["ema"], and if it is of EDM take '
+                "fastdiff.from_edm(network), see docs/checkpoints.md"
             ) from error
         more = ", ..." if len(names) > SHOWN else ""
         raise InputError(

@@ -20,6 +20,7 @@ from PIL import Image
 
 import fastdiff
 import fastdiff.export
+from fastdiff.bench.peers.edm import Precond
 from fastdiff.cli.main import main
 from fastdiff.networks.lucidrains import LucidrainsUnet
 from fastdiff.networks.openai import OpenaiUnet
@@ -107,8 +108,8 @@ def folder(tmp_path, monkeypatch, randomised):
     mnist = randomised(fastdiff.ContextUnet(1, 8, 10, 28, edition="mnist")).state_dict()
     alphabar = {"alphabar_t": (1 - torch.linspace(1e-4, 0.02, 11)).cumprod(0)}
     torch.save({**alphabar, **{f"nn_model.{k}": v for k, v in mnist.items()}}, "model_19.pth")
-    with open("edm-cifar10-32x32-uncond-vp.pkl", "wb") as file:  # of a network that takes (x, sigma), as EDM's do
-        pickle.dump({"ema": randomised(fastdiff.ContextUnet(3, 8, 1, 32)).eval()}, file)
+    with open("edm-cifar10-32x32-uncond-vp.pkl", "wb") as file:
+        pickle.dump({"ema": Precond(randomised(fastdiff.ContextUnet(3, 8, 1, 32)).eval(), 32)}, file)
     classes = OpenaiUnet(3, 32, 6, 1, (1, 2), (), num_classes=5, resblock_updown=True)
     torch.save(randomised(classes).state_dict(), "ema_0.9999_250000.pt")
     saved = UNet2DModel(

@@ -1,0 +1,99 @@
+"""Models of EDM's networks (Karras et al. 2022), which denoise x0 + sigma noise, given sigma."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastdiff.errors import InputError, check_float, wrong_type
+from fastdiff.model import Model
+from fastdiff.samplers.schedule import Schedule
+
+TIMESTEPS = 1000  # log sigma is linear between them too, so that samplers with nodes of their own are exact
+ATTRIBUTES = ("img_channels", "img_resolution", "label_dim", "sigma_min", "sigma_max", "round_sigma")
+
+
+def from_edm(
+    network: nn.Module, *, sigma_min: float = 0.002, sigma_max: float = 80.0, class_names: Sequence[str] = ()
+) -> Model:
+    """A Model of one of EDM's networks with its preconditioning, what the "ema" of its pickles is.
+
+    >>> model = fastdiff.from_edm(network)
+    >>> images = fastdiff.sample(model, 8, "edm", steps=18)
+
+    That is the loop of EDM's generate.py, from the same noise; eta up to 1 adds churn. Any other sampler runs as well,
+    "karras" sigmas with it. Classes are contexts: one-hot, or by name; a network with classes that is given none, or
+    guided, sees zeros, as in EDM.
+
+    Args:
+        network: an EDMPrecond, VPPrecond or VEPrecond, or what is called as they are: (x (B, C, H, W), sigma (B,), and
+            class_labels (B, label_dim) where label_dim is above 0) → the denoised image; with their attributes
+            img_channels, img_resolution, label_dim, sigma_min, sigma_max and round_sigma. It is used as it is.
+        sigma_min, sigma_max: the range of noise levels, cut to the network's own.
+        class_names: as in Model.
+
+    Returns:
+        The model, which predicts "sample"; its timesteps 0 to 999 are the noise levels sigma_min to sigma_max in equal
+        steps of log sigma.
+
+    Raises:
+        InputError: for another network, or one that rounds noise levels, as iDDPMPrecond does; for a range that is
+            empty.
+    """
+    if not isinstance(network, nn.Module):
+        raise wrong_type("network", network, "one of EDM's, such as an EDMPrecond")
+    lacking = [name for name in ATTRIBUTES if not hasattr(network, name)]
+    if lacking:
+        raise InputError(
+            f"a network of class {type(network).__name__} without {', '.join(lacking)}; accepted: one of EDM's with "
+            "its preconditioning, such as an EDMPrecond; for another make a fastdiff.Model(network, schedule, ...)"
+        )
+    edm: Any = network
+    low = max(check_float("sigma_min", sigma_min, 0, 1e6), float(edm.sigma_min))
+    high = min(check_float("sigma_max", sigma_max, 0, 1e6), float(edm.sigma_max))
+    if not 0 < low < high:
+        raise InputError(f"noise levels from {low:g} to {high:g}; accepted: sigma_min above 0, and below sigma_max")
+    sigmas = np.exp(np.linspace(math.log(low), math.log(high), TIMESTEPS))
+    given = torch.tensor(sigmas, dtype=torch.float32)
+    if not torch.allclose(torch.as_tensor(edm.round_sigma(given)).float().cpu(), given, rtol=1e-4, atol=0):
+        raise InputError(
+            f"a network of class {type(network).__name__}, which rounds noise levels to some of its own; accepted: an "
+            "EDMPrecond, VPPrecond or VEPrecond"
+        )
+    abar = 1 / (1 + sigmas**2)
+    return Model(
+        Denoiser(network, low, high, edm.label_dim),
+        Schedule(1 - abar / np.append(1.0, abar[:-1])),
+        prediction_type="sample",
+        image_shape=(edm.img_channels, edm.img_resolution, edm.img_resolution),
+        class_names=class_names,
+    )
+
+
+class Denoiser(nn.Module):
+    """(x (B, C, H, W) of variance-preserving scale, t (B,)[, one-hot classes (B, K)]) → the denoised image, as x.
+
+    Args:
+        network: (alpha x + sigma noise over alpha, sigma[, classes]) → the denoised image.
+        sigma_min, sigma_max: sigma at t = 0 and 999; log sigma is linear between them.
+        classes: K.
+    """
+
+    def __init__(self, network: nn.Module, sigma_min: float, sigma_max: float, classes: int) -> None:
+        super().__init__()
+        self.network, self.n_cfeat = network, classes
+        self.first, self.step = math.log(sigma_min), math.log(sigma_max / sigma_min) / (TIMESTEPS - 1)
+
+    def forward(self, x: Tensor, t: Tensor, classes: Tensor | None = None) -> Tensor:
+        sigma = (self.first + self.step * t.to(torch.float32)).exp()
+        unscaled = x * (1 + sigma**2).sqrt().to(x.dtype)[:, None, None, None]
+        if not self.n_cfeat:
+            out: Tensor = self.network(unscaled, sigma)
+        else:
+            out = self.network(unscaled, sigma, x.new_zeros(len(x), self.n_cfeat) if classes is None else classes)
+        return out
