@@ -81,16 +81,18 @@ def _theirs(network: Precond, made: Configuration) -> Tensor:
 
 def _ours(network: Precond, made: Configuration) -> Tensor:
     model = fastdiff.from_edm(network)
-    context = {"context": LABELS} if made.labels else {}
+    context = LABELS if made.labels else None
     if not made.heun:
         table = model.table("euler", made.steps, spacing="linspace", sigmas="karras")
-        return fastdiff.sample(model, IMAGES, table, noise=normals, device="cpu", **context)
+        return fastdiff.sample(model, IMAGES, table, noise=normals, device="cpu", context=context)
 
     def noise(draw: int, first: int, shape: tuple[int, ...]) -> Tensor:
         """A step's noise is drawn in the last row of the one before, two of which have gone by for each."""
         return normals(draw // 2 + 1 if draw else 0, first, shape)
 
-    return fastdiff.sample(model, IMAGES, "edm", steps=made.steps, eta=made.churn, noise=noise, device="cpu", **context)
+    return fastdiff.sample(
+        model, IMAGES, "edm", steps=made.steps, eta=made.churn, noise=noise, device="cpu", context=context
+    )
 
 
 FAMILIES = (Family("EDM's SongUNet with its preconditioning", _loops, measured="edm@32"),)
