@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +17,7 @@ from fastdiff.capture.split import Split
 from fastdiff.engine.context import ContextKind
 from fastdiff.engine.evaluation import Given, Network
 from fastdiff.engine.placement import out_of_memory
-from fastdiff.errors import InputError, first_line, unknown_name, warn_caller
+from fastdiff.errors import InputError, check_int, first_line, unknown_name, warn_caller
 from fastdiff.export.metadata import DTYPES
 from fastdiff.model import SELF_CONDITION, Model
 
@@ -65,6 +66,7 @@ def capture(
     prepared: bool = True,
     steady: bool = False,
     fractional: bool = False,
+    context_shape: Sequence[int] | None = None,
 ) -> Parts:
     """Capture the model's network.
 
@@ -76,6 +78,7 @@ def capture(
         prepared: fold linear attention where that saves operations (see kernels.attention_block).
         steady: see Parts.
         fractional: whether a network of integer timesteps is given float32 ones, which lie between them.
+        context_shape: of a sample's context, (L, D) for tokens, where neither the model nor its network declares one.
 
     Raises:
         InputError: for a network that cannot be captured, with the line of code that prevents it; or that fails at
@@ -88,7 +91,7 @@ def capture(
     if dtype == torch.float16 and weights == "float32":
         raise InputError("weights = 'float32' with dtype = torch.float16; accepted: float16")
     model = _rounded(model, weights)
-    kind, times = _context_kind(model), _times(model, fractional)
+    kind, times = _context_kind(model, context_shape), _times(model, fractional)
     cpu = torch.device("cpu")
     try:
         graphs = Network(model.network, cpu, dtype).captured(
@@ -140,20 +143,29 @@ def _times(model: Model, fractional: bool) -> torch.Tensor:
     return times.float() / schedule.num_timesteps
 
 
-def _context_kind(model: Model) -> ContextKind | None:
+def _context_kind(model: Model, context_shape: Sequence[int] | None) -> ContextKind | None:
     """The network's contexts; None if neither the model nor the network declares one, with a warning if it may."""
+    width = model.context_width
+    if context_shape is not None:
+        shape = tuple(check_int("a size in context_shape", size, 1, 2**31) for size in context_shape)
+        declared = "the number of a class" if model.num_classes is not None else width
+        if declared is not None or not shape:
+            raise InputError(
+                f"context_shape = {shape} for a model whose context is {'unknown' if declared is None else declared}; "
+                "accepted: (L, D), say, for one that declares none"
+            )
+        return ContextKind(shape)
     if model.num_classes is not None:
         return ContextKind((), model.num_classes)
-    width = model.context_width
     if width is None:
-        declare = "give the Model class_names, or num_classes for class numbers, or the network an attribute n_cfeat"
+        declare = (
+            "give context_shape (--context-shape), or the Model class_names, or num_classes for class numbers, or the "
+            "network an attribute n_cfeat"
+        )
         taken = inspect.signature(model.network.forward).parameters.values()
         named = [p for p in taken if p.kind in _BY_PLACE and p.name != SELF_CONDITION][2:]
         if named and named[0].default is inspect.Parameter.empty:
-            raise InputError(
-                f"the network takes {named[0].name!r}, of which the width is not known; {declare}; tokens, contexts of "
-                "more than one dimension, cannot be exported"
-            )
+            raise InputError(f"the network takes {named[0].name!r}, of which the shape is not known; {declare}")
         if named:
             warn_caller(f"exported without the network's {named[0].name!r}; for contexts {declare}")
     return ContextKind((width,)) if width else None

@@ -287,8 +287,14 @@ class OnnxSampler:
                 f"a table with time {request.table.time[between][0]:g} for {self.path!r}, which takes whole timesteps; "
                 "accepted for times between them: a file that is exported with that table"
             )
-        if request.contexts is None and "context" in self.inputs:
-            self._without_class()  # refuses before any work where there is none
+        if "context" in self.inputs:
+            if request.contexts is None:
+                self._without_class()  # refuses before any work where there is none
+            elif list(request.contexts.kind.shape) != self.inputs["context"][1:]:
+                raise InputError(
+                    f"a context of shape {request.contexts.kind.shape} for {self.path!r}; accepted: "
+                    f"{tuple(self.inputs['context'][1:])}"
+                )
         if own is None and request.table is None:
             raise InputError(f"no table for {self.path!r}, which holds none; accepted: one of its method `table`")
         return self.steps(request.table)

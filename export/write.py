@@ -32,13 +32,14 @@ def export_network(
     dtype: torch.dtype = torch.float32,
     weights: str | None = None,
     prepared: bool = True,
+    context_shape: Sequence[int] | None = None,
 ) -> list[Check]:
     """Write the model's network as an ONNX file, and check it against torch.
 
     Its inputs are sample (batch, C, H, W) float32 in [-1, 1]; timestep (batch,) int64, or float32 t / T if the model's
-    time is "fraction"; and, if the network takes one, context, (batch, K) float32 or (batch,) int64 class numbers. Its
-    output is prediction, as sample, or with a learned variance (batch, 2 C, H, W). The batch is free; height and width
-    are the model's.
+    time is "fraction"; if the network takes one, context, (batch, K) or (batch, L, D) float32 or (batch,) int64 class
+    numbers; and with self-conditioning x_self_cond, as sample. Its output is prediction, as sample, or with a learned
+    variance (batch, 2 C, H, W). The batch is free; height and width are the model's.
 
     Args:
         model: with the network.
@@ -46,6 +47,7 @@ def export_network(
         dtype: torch.float32 or torch.float16, of the arithmetic; inputs and outputs stay float32.
         weights: "float32" or "float16", how weights are stored; float16 halves the file. None is as dtype.
         prepared: fold linear attention where that saves operations.
+        context_shape: of a sample's context, (L, D) for tokens, where the model does not declare one.
 
     Returns:
         The comparisons of ONNX Runtime with torch.
@@ -56,7 +58,7 @@ def export_network(
     check_model(model)
     _check(path)
     STAGES.info("capturing the network")
-    parts = capture(model, dtype, weights, prepared)
+    parts = capture(model, dtype, weights, prepared, context_shape=context_shape)
     return _write(network_model(parts), path, lambda written: network_checks(written.read_bytes(), parts))
 
 
@@ -72,11 +74,12 @@ def export_sampler(
     stepwise: bool = False,
     noise: str = "philox",
     pictures: bool = False,
+    context_shape: Sequence[int] | None = None,
 ) -> list[Check]:
     """Write the model's whole sampling loop as an ONNX file, and check its images against torch's.
 
     Args:
-        model, path, dtype, weights, prepared: as in export_network.
+        model, path, dtype, weights, prepared, context_shape: as in export_network.
         table: the sampler (see make_table); with None the file is stepwise and the table its inputs, see
             assemble.Face.
         clip: as in `sample`.
@@ -93,7 +96,7 @@ def export_sampler(
     face = _face(model, table, clip, stepwise or table is None, noise, pictures)
     STAGES.info("capturing the network")
     between = table is not None and not table.whole_times
-    parts = capture(model, dtype, weights, prepared, fractional=between)
+    parts = capture(model, dtype, weights, prepared, fractional=between, context_shape=context_shape)
     return _write(sampler_model(parts, face), path, lambda written: sampler_checks(written, parts, face))
 
 

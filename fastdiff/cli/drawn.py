@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastdiff.data.npy import numbers
 from fastdiff.engine.context import parse_class, parse_context
 from fastdiff.engine.request import Sampled
 from fastdiff.errors import InputError
@@ -39,19 +41,26 @@ def frame_interval(steps: int, most: int | None) -> int:
     return 1 if most is None else max(1, -(-steps // most))
 
 
-def parse_contexts(texts: Sequence[str], model: Sampled) -> list[list[float]] | list[int]:
-    """The contexts as typed: rows of one width, or the numbers of classes."""
+def parse_contexts(texts: Sequence[str], model: Sampled) -> list[Any]:
+    """The contexts as typed, nested lists of one shape, or the numbers of classes; of FILE.npy what it holds."""
     width = model.context_width
     if texts and width == 0:
         raise InputError(f"--context {texts[0]!r} for a model that takes no context; leave it out")
     if model.num_classes is not None:
         return [parse_class(text, model.class_names, model.num_classes) for text in texts]
-    rows = [parse_context(text, model.class_names).tolist() for text in texts]
+    rows = [
+        torch.from_numpy(numbers(text)) if text.lower().endswith(".npy") else parse_context(text, model.class_names)
+        for text in texts
+    ]
     for text, row in zip(texts, rows, strict=True):
-        accepted = len(rows[0]) if width is None else width
-        if len(row) != accepted:
-            raise InputError(f"--context {text!r} has {len(row)} numbers; accepted: {accepted}")
-    return rows
+        accepted = rows[0].shape if width is None else (width,)
+        if tuple(row.shape) != tuple(accepted):
+            raise InputError(f"--context {text!r} has {_sizes(row.shape)} numbers; accepted: {_sizes(accepted)}")
+    return [row.tolist() for row in rows]
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "no list of"
 
 
 def where(device: torch.device, form: str, dtype: str) -> str:

@@ -32,8 +32,9 @@ from fastdiff.export.metadata import DTYPES, NOISES
 from fastdiff.samplers.samplers import SAMPLERS
 
 ANY, OWN = "any", "own"
+CONTEXT_SHAPE = "context_shape"
 OF_SAMPLERS = ("steps", "eta", *NODES, "clip", "stepwise", "noise", "pictures")
-NOT_OF_PAGES = ("sampler", *OF_SAMPLERS, "dtype")
+NOT_OF_PAGES = ("sampler", *OF_SAMPLERS, "dtype", CONTEXT_SHAPE)
 
 
 @click.command(short_help="A model, or its whole sampling loop, as ONNX; a page for browsers.", epilog=sampler_list())
@@ -80,6 +81,11 @@ NOT_OF_PAGES = ("sampler", *OF_SAMPLERS, "dtype")
     help="How weights are stored: float32, or float16 for half the size.  [default: the dtype; --web: float16]",
     shell_complete=complete(DTYPES),
 )
+@click.option(
+    "--context-shape",
+    metavar="LxD",
+    help="The shape of a context that the model does not say, such as 77x768 for tokens.",
+)
 @click.option("--plain", is_flag=True, help="Keep the network as published: do not fold its linear attention.")
 @foreign_options
 def export(
@@ -104,7 +110,7 @@ def export(
     A sampler takes     seed, first, n, context (n, K) or (1, K), guidance_scale; gives images (n, C, H, W)
     Stepwise it takes   x, history, start, stop, seed, first, ...; gives next_x, next_history
     Any sampler's too   rows (steps, 12), times (steps,), init_noise_sigma
-    Class numbers are   context (n,) or (1,), int64
+    Class numbers are   context (n,) or (1,), int64; tokens context (n, L, D) or (1, L, D)
 
     A sampler's file needs nothing but ONNX Runtime 1.20 or newer, and gives the images that `fastdiff sample` gives
     for the same seed. `fastdiff sample sampler.onnx` runs it. GPU providers have the noise's integers computed on the
@@ -125,6 +131,8 @@ def export(
     loaded = load_model(model, foreign)
     dtype = parse_dtype(given.get("dtype", "float32"), DTYPES)
     common: dict[str, Any] = {"prepared": not plain, "weights": weights or ("float16" if web else None)}
+    if CONTEXT_SHAPE in given:
+        common[CONTEXT_SHAPE] = _sizes(given[CONTEXT_SHAPE])
     began = time.perf_counter()
     with _stages_shown(began):
         if web is not None:
@@ -174,6 +182,14 @@ def _refuse(given: dict[str, Any], web: str | None) -> None:
     for name in wrong:
         if name in given:
             raise InputError(f"--{name.replace('_', '-')} with {where}")
+
+
+def _sizes(text: str) -> list[int]:
+    """77x768 as numbers."""
+    parts = text.lower().split("x")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise InputError(f"--context-shape {text!r}; accepted: sizes with x between them, such as 77x768")
+    return [int(part) for part in parts]
 
 
 def _table(model: Any, given: dict[str, Any]) -> Any:

@@ -69,7 +69,8 @@ from fastdiff.shards.formats import FORMATS
     "contexts",
     multiple=True,
     metavar="CONTEXT",
-    help="item, a mixture monster=1,spell=0.6, or numbers 1,0,0.6. Given several times: the images take turns.",
+    help="item, a mixture monster=1,spell=0.6, numbers 1,0,0.6, or FILE.npy of (L, D) tokens. Given several times: the "
+    "images take turns.",
 )
 @click.option(
     "--guidance-scale",

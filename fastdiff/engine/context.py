@@ -58,11 +58,13 @@ def parse_class(text: str, class_names: Sequence[str], classes: int) -> int:
     raise InputError(f"class {text!r}; accepted: one number, 0 to {classes - 1}")
 
 
-def in_turn(contexts: Sequence[Sequence[float]] | Sequence[int]) -> Any:
-    """Contexts of K numbers, or class numbers, as Request.of takes them: sample i has number i modulo their count."""
-    if len(contexts) < 2:
-        return contexts[0] if contexts else None
+def in_turn(contexts: Sequence[Any]) -> Any:
+    """Contexts of one shape, nested lists or class numbers, as Request.of takes them: sample i has the next in turn."""
+    if not contexts:
+        return None
     rows = torch.tensor(contexts)
+    if len(contexts) == 1:
+        return rows
     return lambda first, count: rows[[(first + r) % len(rows) for r in range(count)]]
 
 

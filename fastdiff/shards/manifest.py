@@ -33,7 +33,8 @@ class Samples:
     Attributes:
         sampler: None is the model's scheduler.
         steps: their number; None with timesteps.
-        contexts: K numbers each, or the numbers of classes; sample i takes number i modulo their count.
+        contexts: K numbers each, or nested lists of tokens, or the numbers of classes; sample i takes number i modulo
+            their count.
     """
 
     sampler: str | None
@@ -44,7 +45,7 @@ class Samples:
     seed: int
     first: int
     n: int
-    contexts: list[list[float]] | list[int]
+    contexts: list[Any]
     guidance_scale: float | None
     sigmas: str | None = None
     timesteps: list[float] | None = None

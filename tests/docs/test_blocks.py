@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from PIL import Image
 
 import fastdiff
@@ -119,6 +119,18 @@ def folder(tmp_path, monkeypatch, randomised):
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
     )
+    conditional = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        cross_attention_dim=12,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    fastdiff.save(fastdiff.from_diffusers(randomised(conditional), DDIMScheduler()), "my_text_model.safetensors")
+    np.save("tokens.npy", np.zeros((5, 12), np.float32))
     DDIMPipeline(unet=randomised(saved), scheduler=DDIMScheduler()).save_pretrained("my-ddpm-folder")
     random = np.random.default_rng(0)
     for name in ("my_pictures", "more"):

@@ -70,7 +70,7 @@ def test_networks_that_cannot_be_exported_are_refused_in_one_sentence(models, tm
     ) as refused:
         export_network(replace(models["own"], network=own_networks["branching"]), tmp_path / "network.onnx")
     assert "\n" not in str(refused.value) and capfd.readouterr() == ("", "")
-    with pytest.raises(InputError, match="takes 'label', of which the width is not known; give the Model class_names"):
+    with pytest.raises(InputError, match="takes 'label', of which the shape is not known; give context_shape"):
         export_network(replace(models["own"], network=own_networks["needs context"]), tmp_path / "network.onnx")
     with pytest.raises(InputError, match="weights = 'float32' with dtype = torch.float16"):
         export_network(models["own"], tmp_path / "network.onnx", dtype=torch.float16, weights="float32")

@@ -573,5 +573,6 @@ def test_5000_images_survive_ten_kills_in_constant_memory(tmp_path):
         process.wait()
         print(f"killed after {moment:.1f} s with {len(list((tmp_path / 'cut').glob('*.npz')))} of 20 shards")
     process = start("5000", "cut/")
-    assert "wrote" in process.communicate()[0] and process.returncode == 0
+    said = process.communicate()[0]  # the kills may have come so late that all is there already
+    assert ("wrote" in said or "nothing left to do" in said) and process.returncode == 0
     assert content(tmp_path / "cut") == content(tmp_path / "whole5000")
