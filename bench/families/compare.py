@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from fastdiff.bench.case import Kind
 from fastdiff.bench.contender import Role, Status
-from fastdiff.bench.families import diffusers, edm, lucidrains, mnist, openai
+from fastdiff.bench.families import classifier_free, diffusers, edm, lucidrains, mnist, openai
 from fastdiff.bench.families.family import Family, Loop
 from fastdiff.bench.report import heading, origin, save_json
 from fastdiff.bench.tables import failure, ratio_text, table
@@ -21,6 +21,7 @@ from fastdiff.provenance import machine
 FAMILIES: tuple[Family, ...] = (
     *diffusers.FAMILIES,
     *lucidrains.FAMILIES,
+    *classifier_free.FAMILIES,
     *openai.FAMILIES,
     *edm.FAMILIES,
     *mnist.FAMILIES,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdiff.checkpoints.annotated import annotated_model, annotated_resnet_model
 from fastdiff.checkpoints.context import context_model
-from fastdiff.checkpoints.lucidrains import layernorm_model, lucidrains_model
+from fastdiff.checkpoints.lucidrains import class_model, layernorm_model, lucidrains_model
 from fastdiff.checkpoints.mindspore import is_mindspore, read_mindspore
 from fastdiff.checkpoints.openai import openai_model
 from fastdiff.checkpoints.others import refuse_other
@@ -43,6 +43,7 @@ _RESNET = ("init_conv.weight", "final_res_block.block1.proj.weight")
 # The first whose keys are there is taken.
 FAMILIES = (
     Family("ContextUnet", ("init_conv.conv1.0.weight", "contextembed1.model.0.weight"), context_model),
+    Family("denoising-diffusion-pytorch's Unet", (*_RESNET, "classes_mlp.0.weight"), class_model),
     Family("denoising-diffusion-pytorch's Unet", (*_RESNET, "mid_attn.to_qkv.weight"), lucidrains_model),
     Family("denoising-diffusion-pytorch's Unet", (*_RESNET, "mid_attn.fn.norm.g"), layernorm_model),
     Family("the Annotated Diffusion U-Net", (*_RESNET, "mid_attn.fn.fn.to_qkv.weight"), annotated_resnet_model),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fastdiff.checkpoints.tensors import read_off
 from fastdiff.errors import InputError, warn_caller
 from fastdiff.model import Model
 from fastdiff.networks.blocks import HEAD_DIM, HEADS
-from fastdiff.networks.lucidrains import LucidrainsLayerNormUnet, LucidrainsUnet
+from fastdiff.networks.lucidrains import LucidrainsClassUnet, LucidrainsLayerNormUnet, LucidrainsUnet
 from fastdiff.networks.resnet_unet import ResnetUnet
 
 GROUPS = 8  # of the blocks' GroupNorms, unless its user chose another number, which no file says
@@ -75,6 +76,23 @@ def lucidrains_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> M
     return _clipped(path, network, tensors, said)
 
 
+def class_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model:
+    """The same of the classifier-free edition, whose attention has other names for the same."""
+    bare = {
+        re.sub(r"\bfn\.(norm|fn)\.", lambda part: "norm." if part[1] == "norm" else "", k): v
+        for k, v in tensors.items()
+    }
+    with read_off(path, "LucidrainsClassUnet"):
+        _refuse_other_kinds(path, bare)
+        options = unet_options(bare)
+        if options.pop("self_condition"):
+            raise ValueError("twice as many channels as it predicts")
+        check_usual_heads(len(bare["mid_attn.to_qkv.weight"]))
+        classes = len(bare["classes_emb.weight"])
+        network = LucidrainsClassUnet(**options, num_classes=classes + 1, learned_sinusoids=_learned(bare))
+    return _clipped(path, network, bare, said, num_classes=classes + 1, null_class=classes)
+
+
 def layernorm_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model:
     """The same of versions 0.32 to 1.6; version 1.7 has the same names, and other norms and convolutions."""
     down = tensors.get("downs.0.3.weight")
@@ -101,7 +119,8 @@ def layernorm_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Mo
     return _clipped(path, network, tensors, said)
 
 
-def _clipped(path: Path, network: ResnetUnet, tensors: Mapping[str, Tensor], said: Said) -> Model:
+def _clipped(path: Path, network: ResnetUnet, tensors: Mapping[str, Tensor], said: Said, **more: Any) -> Model:
     said.required(path)
     learned = network.options["out_dim"] == 2 * network.channels
-    return said.model(path, network, tensors, network.channels, said, clip=1.0, learned_variance=learned)
+    more |= {"clip": 1.0, "learned_variance": learned}
+    return said.model(path, network, tensors, network.channels, said, **more)

@@ -44,11 +44,6 @@ OTHERS = (
         "its sizes are in the config.json beside it: load the folder with both",
     ),
     Other(
-        "the classifier-free edition of denoising-diffusion-pytorch, which is not supported yet",
-        (r"\bnull_classes_emb$", r"\bclasses_mlp\.0\."),
-        _WRAP,
-    ),
-    Other(
         "the Annotated tutorial's first PyTorch edition or an early denoising-diffusion-pytorch (LayerNorm g and b), "
         "which is not supported yet",
         (r"\bdowns\.0\.2\.fn\.norm\.b$",),

@@ -20,6 +20,8 @@ from fastdiff.networks.blocks import (
     PreNorm,
     Residual,
     SinusoidalPositionEmbeddings,
+    check_images,
+    embedded,
 )
 from fastdiff.networks.resnet_unet import (
     ResnetBlock,
@@ -169,7 +171,65 @@ class LucidrainsUnet(ResnetUnet):
             memories=memories,
             learned_sinusoids=learned_sinusoids,
             groups=groups,
+            self_condition=self_condition,
         )
+
+
+class LucidrainsClassUnet(ResnetUnet):
+    """denoising-diffusion-pytorch's Unet in its classifier-free edition: x, t and classes (B,) → the prediction.
+
+    The last class number, num_classes - 1, stands for no class. Linear attention at every level and softmax attention
+    between them, each of 4 heads of 32 after an RMSNorm.
+
+    Args:
+        dim: base width, even and at least 4.
+        init_dim: width of the first convolution; None is dim.
+        dim_mults: each level's width over dim.
+        channels: of the images.
+        out_dim: channels of the output; None is `channels`.
+        num_classes: how many class numbers there are, with that of no class; at least 2.
+        learned_sinusoids: frequencies of the time embedding, if they are learned; 0 takes the usual ones.
+
+    Raises:
+        InputError: for values outside these ranges, and without classes.
+    """
+
+    n_cfeat = None  # class numbers are no vector of K entries
+
+    def __init__(
+        self,
+        dim: int = 64,
+        init_dim: int | None = None,
+        dim_mults: Sequence[int] = (1, 2, 4, 8),
+        channels: int = 3,
+        out_dim: int | None = None,
+        num_classes: int = 11,
+        learned_sinusoids: int = 0,
+    ) -> None:
+        if num_classes < 2:
+            raise InputError(f"num_classes = {num_classes}; accepted: at least 2, of which the last is no class")
+        super().__init__(
+            *(dim, init_dim, dim_mults, channels, out_dim, False),
+            kernel=7,
+            **times(dim, learned_sinusoids),
+            block=partial(ResnetBlock, conv=nn.Conv2d, norm=RMSNorm),
+            attention=lambda width, level: MemoryLinearAttention(width, HEADS, HEAD_DIM, 0),
+            middle=lambda width: MemoryAttention(width, HEADS, HEAD_DIM, 0),
+            down=lambda cin, cout: nn.Conv2d(cin, cout, 4, stride=2, padding=1),
+            class_dim=4 * dim,
+        )
+        self.options |= dict(num_classes=num_classes, learned_sinusoids=learned_sinusoids)
+        self.classes_emb = nn.Embedding(num_classes - 1, dim)
+        self.null_classes_emb = nn.Parameter(torch.randn(dim))
+        self.classes_mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, 4 * dim))
+
+    def forward(self, x: Tensor, t: Tensor, classes: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        check_images(x, self.channels, self.levels)
+        if classes is None:
+            raise InputError("no context; this network takes the number of a class for each sample")
+        known = F.embedding(classes, torch.cat((self.classes_emb.weight, self.null_classes_emb[None])))
+        time = embedded(self.time_mlp, t).expand(len(x), -1)
+        return self.denoised(x, torch.cat((time, self.classes_mlp(known)), dim=1))
 
 
 class DividedLinearAttention(nn.Module):
@@ -234,4 +294,4 @@ class LucidrainsLayerNormUnet(ResnetUnet):
             attention=lambda width, level: attention(width, DividedLinearAttention(width)),
             middle=lambda width: attention(width, Attention(width)),
         )
-        self.options |= dict(groups=groups, learned_sinusoids=learned_sinusoids)
+        self.options |= dict(groups=groups, learned_sinusoids=learned_sinusoids, self_condition=self_condition)

@@ -16,6 +16,7 @@ NETWORKS = {
     "annotated-resnet": "resnet_unet.AnnotatedResnetUnet",
     "context": "context.ContextUnet",
     "lucidrains": "lucidrains.LucidrainsUnet",
+    "lucidrains-classes": "lucidrains.LucidrainsClassUnet",
     "lucidrains-layernorm": "lucidrains.LucidrainsLayerNormUnet",
     "openai": "openai.OpenaiUnet",
 }

@@ -46,6 +46,8 @@ class ResnetUnet(nn.Module):
         block: (width in, width out, time_dim=...) → a block.
         attention: (width, level) → attention of a level, which adds its input.
         middle: width → the attention between the levels.
+        down: (width in, width out) → what halves a picture; pixels to channels and a convolution unless given.
+        class_dim: numbers that the blocks are given after the time embedding's.
     """
 
     time = "index"  # what forward takes as t, as Model.time has it
@@ -72,20 +74,22 @@ class ResnetUnet(nn.Module):
         block: MakeBlock,
         attention: MakeAttention,
         middle: Callable[[int], nn.Module],
+        down: Callable[[int, int], nn.Module] | None = None,
+        class_dim: int = 0,
     ) -> None:
         super().__init__()
         self.options = dict(dim=dim, init_dim=init_dim, dim_mults=list(dim_mults), channels=channels, out_dim=out_dim)
-        self.options["self_condition"] = self.self_condition = self_condition
+        self.self_condition = self_condition
         widths, time_dim = unet_widths(dim, init_dim, dim_mults), 4 * dim
         self.channels, self.levels = channels, len(dim_mults)
-        make = partial(block, time_dim=time_dim)
+        make, down = partial(block, time_dim=time_dim + class_dim), _halved if down is None else down
         self.init_conv = nn.Conv2d(channels * (1 + self_condition), widths[0], kernel, padding=kernel // 2)
         self.time_mlp = nn.Sequential(time, nn.Linear(time_in, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim))
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         for level, (cin, cout) in enumerate(pairwise(widths)):
             last = level == self.levels - 1
-            down = nn.Conv2d(cin, cout, 3, padding=1) if last else _halved(cin, cout)
-            self.downs.append(nn.ModuleList([make(cin, cin), make(cin, cin), attention(cin, level), down]))
+            end = nn.Conv2d(cin, cout, 3, padding=1) if last else down(cin, cout)
+            self.downs.append(nn.ModuleList([make(cin, cin), make(cin, cin), attention(cin, level), end]))
         deepest = widths[-1]
         self.mid_block1, self.mid_attn, self.mid_block2 = (
             make(deepest, deepest),
@@ -101,9 +105,12 @@ class ResnetUnet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, x_self_cond: Tensor | None = None) -> Tensor:
         check_images(x, self.channels, self.levels)
-        time = embedded(self.time_mlp, t)
         if self.self_condition:
             x = torch.cat((torch.zeros_like(x) if x_self_cond is None else x_self_cond, x), dim=1)
+        return self.denoised(x, embedded(self.time_mlp, t))
+
+    def denoised(self, x: Tensor, time: Tensor) -> Tensor:
+        """The prediction for what the blocks are given of the time, (B or 1, 4 dim + class_dim)."""
         x = self.init_conv(x)
         first, skips = x, []
         for block1, block2, attention, down in self.downs:
@@ -260,4 +267,4 @@ class AnnotatedResnetUnet(ResnetUnet):
             attention=lambda width, level: Residual(PreNorm(width, LinearAttention(width, edition=edition))),
             middle=lambda width: Residual(PreNorm(width, Attention(width))),
         )
-        self.options["groups"] = groups
+        self.options |= dict(groups=groups, self_condition=self_condition)

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastdiff import Engine, InputError, Model, make_schedule
+from fastdiff import Engine, InputError, Model, load, make_schedule, sample, save
 from fastdiff.bench.peers import others
 from fastdiff.kernels.cpu import compiled
-from fastdiff.networks.lucidrains import LucidrainsLayerNormUnet, LucidrainsUnet
+from fastdiff.networks.lucidrains import LucidrainsClassUnet, LucidrainsLayerNormUnet, LucidrainsUnet
 from fastdiff.networks.resnet_unet import AnnotatedResnetUnet
 
 BOUND = 1e-5  # float32's rounding over some 60 layers, summed in another order, is about 1e-6
@@ -218,6 +218,30 @@ def test_lucidrains_itself(kind, randomised, rel):
         assert rel(ours(x, t, x0), theirs(x, t, x0)) < BOUND
 
 
+@pytest.mark.parametrize("options", [{}, {"channels": 2, "init_dim": 6}, {"learned_sinusoids": 5, "out_dim": 6}])
+def test_the_classifier_free_edition_itself(options, randomised, rel, tmp_path):
+    """By way of a file of the library's own, whose attention has other names."""
+    for package in ("denoising_diffusion_pytorch", "einops"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+    given = {name: value for name, value in options.items() if name != "learned_sinusoids"}
+    if learned := options.get("learned_sinusoids"):
+        given |= {"learned_sinusoidal_cond": True, "learned_sinusoidal_dim": 2 * learned}
+    theirs = others.lucidrains("classifier_free_guidance").Unet(8, 4, dim_mults=(1, 2), **given)
+    torch.save(randomised(theirs.eval()).state_dict(), tmp_path / "m.pt")
+    model = load(tmp_path / "m.pt", make_schedule("linear", 50), 16, prediction_type="epsilon")
+    assert type(model.network) is LucidrainsClassUnet and (model.num_classes, model.null_class) == (5, 4)
+    assert model.learned_variance == ("out_dim" in options)
+    x, t = torch.randn(3, options.get("channels", 3), 16, 16), torch.tensor([3, 49, 7])
+    with torch.no_grad():
+        for classes, drop in (([0, 3, 1], 0.0), ([4, 4, 4], 1.0)):
+            expected = theirs(x, t, torch.tensor(classes) % 4, cond_drop_prob=drop)
+            assert rel(model.network(x, t, torch.tensor(classes)), expected) < BOUND
+    save(model, tmp_path / "own.safetensors")
+    asked = dict(steps=2, context=[1, 2], guidance_scale=2, device="cpu")
+    assert torch.equal(sample(load(tmp_path / "own.safetensors"), 2, **asked), sample(model, 2, **asked))
+
+
 @pytest.mark.skipif(compiled.build_error() is not None, reason=str(compiled.build_error()))
 @pytest.mark.parametrize(
     "make",
@@ -227,13 +251,15 @@ def test_lucidrains_itself(kind, randomised, rel):
         lambda: LucidrainsLayerNormUnet(8, dim_mults=(1, 2)),
         lambda: LucidrainsUnet(8, dim_mults=(1, 2), self_condition=True),
         lambda: AnnotatedResnetUnet(8, groups=4),
+        lambda: LucidrainsClassUnet(8, dim_mults=(1, 2)),
     ],
 )
 def test_a_step_is_c_alone(make, randomised):
     network = randomised(make()).eval()
-    model = Model(network, make_schedule("linear", 30), image_shape=(network.channels, 8, 8))
+    classes = network.options.get("num_classes")
+    model = Model(network, make_schedule("linear", 30), image_shape=(network.channels, 8, 8), num_classes=classes)
     engine = Engine(model, model.table("ddim", 3), batch_size=2, device="cpu")
-    engine.sample(2)
+    engine.sample(2, context=None if classes is None else [1, 3])
     (said,) = engine.holds()["steps"].values()
     assert "calls of C kernels" in said and "in torch" not in said
 
@@ -248,6 +274,11 @@ def test_a_step_is_c_alone(make, randomised):
         (lambda: LucidrainsUnet(12, groups=8), "groups = 8 with widths [12, 12, 24, 48, 96]"),
         (lambda: LucidrainsLayerNormUnet(8, groups=0), "groups = 0"),
         (lambda: AnnotatedResnetUnet(8, init_dim=0), "init_dim = 0"),
+        (lambda: LucidrainsClassUnet(8, num_classes=1), "num_classes = 1; accepted: at least 2"),
+        (
+            lambda: LucidrainsClassUnet(8, dim_mults=(1,))(torch.zeros(1, 3, 8, 8), torch.zeros(1)),
+            "no context; this ne",
+        ),
         (lambda: AnnotatedResnetUnet(8)(torch.zeros(1, 1, 10, 8), torch.zeros(1)), "(1, 1, 10, 8)"),
         (lambda: AnnotatedResnetUnet(8)(torch.zeros(1, 3, 8, 8), torch.zeros(1)), "(B, 1, H, W)"),
     ],
