@@ -1,7 +1,7 @@
 """denoising-diffusion-pytorch's classifier-free edition, in the loops of its GaussianDiffusion.
 
-With guidance as published (Ho and Salimans 2022): unless told otherwise the library leaves out of it what is parallel to
-the prediction, and rescales it.
+With guidance as published (Ho and Salimans 2022): unless told otherwise the library leaves out of it what is parallel
+to the prediction, and rescales it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,10 +77,7 @@ def lucidrains_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> M
 
 def class_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model:
     """The same of the classifier-free edition, whose attention has other names for the same."""
-    bare = {
-        re.sub(r"\bfn\.(norm|fn)\.", lambda part: "norm." if part[1] == "norm" else "", k): v
-        for k, v in tensors.items()
-    }
+    bare = {name.replace(".fn.norm.", ".norm.").replace(".fn.fn.", "."): value for name, value in tensors.items()}
     with read_off(path, "LucidrainsClassUnet"):
         _refuse_other_kinds(path, bare)
         options = unet_options(bare)

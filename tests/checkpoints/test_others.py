@@ -41,10 +41,6 @@ KINDS = {
         ["conv_in.weight", "time_embedding.linear_1.weight", "down_blocks.0.resnets.0.conv1.weight"],
         "is of diffusers; its sizes are in the config.json beside it: load the folder with both",
     ),
-    "classifier-free": (
-        ["model.init_conv.weight", "model.null_classes_emb", "model.classes_mlp.0.weight"],
-        "the classifier-free edition of denoising-diffusion-pytorch, which is not supported yet; make the network",
-    ),
     "LayerNorm g and b": (
         ["time_mlp.1.weight", "downs.0.0.ds_conv.weight", "downs.0.2.fn.norm.g", "downs.0.2.fn.norm.b"],
         "first PyTorch edition or an early denoising-diffusion-pytorch",

@@ -277,7 +277,7 @@ def test_a_step_is_c_alone(make, randomised):
         (lambda: LucidrainsClassUnet(8, num_classes=1), "num_classes = 1; accepted: at least 2"),
         (
             lambda: LucidrainsClassUnet(8, dim_mults=(1,))(torch.zeros(1, 3, 8, 8), torch.zeros(1)),
-            "no context; this ne",
+            "no context; this n",
         ),
         (lambda: AnnotatedResnetUnet(8)(torch.zeros(1, 1, 10, 8), torch.zeros(1)), "(1, 1, 10, 8)"),
         (lambda: AnnotatedResnetUnet(8)(torch.zeros(1, 3, 8, 8), torch.zeros(1)), "(B, 1, H, W)"),
