@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastdiff.capture.outputs import first_output
 from fastdiff.errors import InputError, check_float, wrong_type
 from fastdiff.model import Model
 from fastdiff.samplers.schedule import Schedule
@@ -58,17 +59,16 @@ def from_edm(
     high = min(check_float("sigma_max", sigma_max, 0, 1e6), float(edm.sigma_max))
     if not 0 < low < high:
         raise InputError(f"noise levels from {low:g} to {high:g}; accepted: sigma_min above 0, and below sigma_max")
-    sigmas = np.exp(np.linspace(math.log(low), math.log(high), TIMESTEPS))
-    given = torch.tensor(sigmas, dtype=torch.float32)
+    denoiser = Denoiser(network, low, high, edm.label_dim)
+    given = denoiser.sigma(torch.arange(TIMESTEPS))
     if not torch.allclose(torch.as_tensor(edm.round_sigma(given)).float().cpu(), given, rtol=1e-4, atol=0):
         raise InputError(
             f"a network of class {type(network).__name__}, which rounds noise levels to some of its own; accepted: an "
             "EDMPrecond, VPPrecond or VEPrecond"
         )
-    abar = 1 / (1 + sigmas**2)
     return Model(
-        Denoiser(network, low, high, edm.label_dim),
-        Schedule(1 - abar / np.append(1.0, abar[:-1])),
+        denoiser,
+        denoiser.schedule(),
         prediction_type="sample",
         image_shape=(edm.img_channels, edm.img_resolution, edm.img_resolution),
         class_names=class_names,
@@ -76,24 +76,64 @@ def from_edm(
 
 
 class Denoiser(nn.Module):
-    """(x (B, C, H, W) of variance-preserving scale, t (B,)[, one-hot classes (B, K)]) → the denoised image, as x.
+    """(x (B, C, H, W) of variance-preserving scale, t (B,)[, context]) → the denoised image, as x.
+
+    Its timesteps 0 to 999 are noise levels in equal steps of log sigma.
 
     Args:
-        network: (alpha x + sigma noise over alpha, sigma[, classes]) → the denoised image.
-        sigma_min, sigma_max: sigma at t = 0 and 999; log sigma is linear between them.
-        classes: K.
+        network: (x0 + sigma noise, sigma[, context]) → the denoised image; a context of n_cfeat numbers is zeros where
+            none is given.
+        sigma_min, sigma_max: sigma at t = 0 and 999.
+        n_cfeat: K of its contexts, 0 for none, None for others.
     """
 
-    def __init__(self, network: nn.Module, sigma_min: float, sigma_max: float, classes: int) -> None:
+    def __init__(self, network: nn.Module, sigma_min: float, sigma_max: float, n_cfeat: int | None = 0) -> None:
         super().__init__()
-        self.network, self.n_cfeat = network, classes
+        self.network, self.n_cfeat = network, n_cfeat
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.first, self.step = math.log(sigma_min), math.log(sigma_max / sigma_min) / (TIMESTEPS - 1)
 
-    def forward(self, x: Tensor, t: Tensor, classes: Tensor | None = None) -> Tensor:
-        sigma = (self.first + self.step * t.to(torch.float32)).exp()
+    def sigma(self, t: Tensor) -> Tensor:
+        """The noise levels of timesteps, which may lie between two, float32."""
+        return (self.first + self.step * t.to(torch.float32)).exp()
+
+    def timesteps(self, sigma: np.ndarray) -> np.ndarray:
+        """Those of noise levels between sigma_min and sigma_max, float64."""
+        return np.clip((np.log(sigma) - self.first) / self.step, 0, TIMESTEPS - 1)
+
+    def schedule(self) -> Schedule:
+        """Of these timesteps."""
+        abar = 1 / (1 + np.exp(self.first + self.step * np.arange(TIMESTEPS)) ** 2)
+        return Schedule(1 - abar / np.append(1.0, abar[:-1]))
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        sigma = self.sigma(t)
         unscaled = x * (1 + sigma**2).sqrt().to(x.dtype)[:, None, None, None]
-        if not self.n_cfeat:
-            out: Tensor = self.network(unscaled, sigma)
-        else:
-            out = self.network(unscaled, sigma, x.new_zeros(len(x), self.n_cfeat) if classes is None else classes)
+        if context is None and self.n_cfeat:
+            context = x.new_zeros(len(x), self.n_cfeat)
+        out: Tensor = self.network(unscaled, sigma) if context is None else self.network(unscaled, sigma, context)
         return out
+
+
+class Preconditioned(nn.Module):
+    """(x0 + sigma noise, sigma[, context]) → the denoised image, by a network of (c_in x, c_noise[, context]).
+
+    The coefficients are those of Karras et al. 2022, table 1.
+
+    Args:
+        network: the network; of another library's outputs the prediction is taken.
+        sigma_data: the images' standard deviation.
+        sign: of c_out; -1 where the network predicts v.
+    """
+
+    def __init__(self, network: nn.Module, sigma_data: float, sign: float) -> None:
+        super().__init__()
+        self.network, self.sigma_data, self.sign = network, sigma_data, sign
+
+    def forward(self, x: Tensor, sigma: Tensor, *context: Tensor) -> Tensor:
+        level = sigma[:, None, None, None]
+        total = level**2 + self.sigma_data**2
+        skip, out = self.sigma_data**2 / total, self.sign * level * self.sigma_data / total.sqrt()
+        given = (x / total.sqrt()).to(x.dtype)
+        predicted = first_output(self.network(given, sigma.log() / 4, *context), x.shape[1])
+        return skip.to(x.dtype) * x + out.to(x.dtype) * predicted

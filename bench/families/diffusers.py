@@ -30,6 +30,8 @@ CONFIGURATIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("EulerAncestralDiscrete", {"timestep_spacing": "trailing"}),
     ("HeunDiscrete", {}),
     ("LCM", {}),
+    ("EDMEuler", {}),
+    ("EDMDPMSolverMultistep", {"prediction_type": "v_prediction"}),
 )
 
 

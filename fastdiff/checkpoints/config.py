@@ -10,6 +10,7 @@ from torch import nn
 
 from fastdiff.diffusers import package
 from fastdiff.diffusers.scheduler import Scheduler
+from fastdiff.edm import Denoiser, Preconditioned
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.networks.registry import NETWORKS, network_class
@@ -17,6 +18,7 @@ from fastdiff.samplers.schedule import from_config
 
 FORMAT = 1
 DIFFUSERS = "diffusers"  # in place of a network's name
+EDM = "edm"  # another network with EDM's preconditioning
 
 
 def network_config(network: nn.Module) -> dict[str, Any]:
@@ -27,6 +29,16 @@ def network_config(network: nn.Module) -> dict[str, Any]:
     if type(network).__module__.startswith("diffusers.") and type(network).__name__ in package.NETWORKS:
         config: Any = network.config
         return {"name": DIFFUSERS, "class": type(network).__name__, "options": package.plain(config)}
+    if isinstance(network, Denoiser) and isinstance(network.network, Preconditioned):
+        inner = network.network
+        return {
+            "name": EDM,
+            "sigma_min": network.sigma_min,
+            "sigma_max": network.sigma_max,
+            "sigma_data": inner.sigma_data,
+            "sign": inner.sign,
+            "network": network_config(inner.network),
+        }
     raise InputError(
         f"a network of class {type(network).__name__} cannot be saved; accepted: {', '.join(NETWORKS)}, and of "
         f"diffusers {', '.join(package.NETWORKS)}"
@@ -37,6 +49,9 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     """The inverse of network_config, with fresh weights; raises InputError if the values make no network."""
     options = dict(config)
     name = options.pop("name", None)
+    if name == EDM:
+        inner = Preconditioned(build_network(options["network"]), float(options["sigma_data"]), float(options["sign"]))
+        return Denoiser(inner, float(options["sigma_min"]), float(options["sigma_max"]), None)
     if name == DIFFUSERS:
         made, options = package.network_of(options.get("class")).from_config, {"config": dict(options["options"])}
     else:

@@ -76,7 +76,7 @@ def model_of(
     height, width = (size, size) if isinstance(size, int) else size
     labels = config.get("class_embed_type") is None and not config.get("encoder_hid_dim_type")
     return Model(
-        network,
+        scheduler.around(network),
         scheduler.schedule,
         prediction_type=scheduler.prediction_type,
         image_shape=(channels, height, width),

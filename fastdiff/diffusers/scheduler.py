@@ -9,9 +9,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from fastdiff.diffusers.package import plain, scheduler_of
-from fastdiff.diffusers.unit_vectors import NotLinearError, Plan, table_of
+from fastdiff.diffusers.unit_vectors import NotLinearError, Plan, preconditions, table_of
+from fastdiff.edm import Denoiser, Preconditioned
 from fastdiff.errors import InputError, check_float, check_int, first_line
 from fastdiff.samplers.path import check_timesteps
 from fastdiff.samplers.prediction import Clip
@@ -63,8 +65,10 @@ class Scheduler:
         return {"name": self.name, "options": dict(self.options), "steps": self.steps}
 
     def __post_init__(self) -> None:
-        if not hasattr(self._made, "betas"):
-            raise InputError(f"{self.name} has no betas; accepted: schedulers of a variance-preserving schedule")
+        if not hasattr(self._made, "betas") and not preconditions(self._made):
+            raise InputError(
+                f"{self.name} has no betas; accepted: schedulers of a variance-preserving schedule, or EDM's"
+            )
         if self.options.get("variance_type") == "learned":
             raise InputError(f"{self.name} with variance_type 'learned'; accepted: learned_range, or a fixed one")
         object.__setattr__(self, "steps", min(self.steps, self.schedule.num_timesteps))
@@ -93,13 +97,33 @@ class Scheduler:
         """Whether the class has an option: configs also keep what is meant for others."""
         return option in inspect.signature(self.kind).parameters and bool(self.options.get(option))
 
+    @cached_property
+    def denoiser(self) -> Denoiser | None:
+        """What makes a network one of (x0 + sigma noise, sigma), for EDM's schedulers; a Denoiser without one yet."""
+        if not preconditions(self._made):
+            return None
+        low, high = (check_float(name, self.options[name], 0, 1e6) for name in ("sigma_min", "sigma_max"))
+        return Denoiser(nn.Identity(), low, high, None)
+
+    def around(self, network: nn.Module) -> nn.Module:
+        """The network as the tables are for: as it is, or of EDM's schedulers with their preconditioning."""
+        if self.denoiser is None:
+            return network
+        sign = -1.0 if self.options.get("prediction_type") == "v_prediction" else 1.0
+        inner = Preconditioned(network, float(self.options["sigma_data"]), sign)
+        return Denoiser(inner, self.denoiser.sigma_min, self.denoiser.sigma_max, None)
+
     @property
     def prediction_type(self) -> str:
+        if self.denoiser is not None:
+            return "sample"
         return str(self.options.get("prediction_type", "epsilon"))
 
     @cached_property
     def schedule(self) -> Schedule:
-        """Of its betas: by name, in float64, where it is one of ours."""
+        """Of its betas: by name, in float64, where it is one of ours; of EDM's schedulers, of their noise levels."""
+        if self.denoiser is not None:
+            return self.denoiser.schedule()
         betas = np.asarray(self._made.betas, dtype=np.float64)
         name = str(self.options.get("beta_schedule"))
         params = {"rescale_zero_snr": True} if self._has("rescale_betas_zero_snr") else {}
@@ -177,7 +201,8 @@ class Scheduler:
         if key in self._tables:
             return self._tables[key]
         try:
-            table = table_of(Plan(self.name, made, begin, self.clip, learned, {"eta": eta} if eta else {}))
+            time = None if self.denoiser is None else self.denoiser.timesteps
+            table = table_of(Plan(self.name, made, begin, self.clip, learned, {"eta": eta} if eta else {}, time))
         except InputError:
             raise
         except NotLinearError as error:

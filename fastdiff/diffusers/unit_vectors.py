@@ -39,6 +39,7 @@ class Plan(NamedTuple):
         clip: of the predicted x0, as its options say it.
         learned: whether the network's second output chooses the variance.
         more: further arguments of its step.
+        time: noise levels sigma / alpha → what the network is given for them; None for the scheduler's timesteps.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Plan(NamedTuple):
     clip: Clip
     learned: bool
     more: dict[str, Any]
+    time: Callable[[np.ndarray], np.ndarray] | None = None
 
     def start(self) -> tuple[Any, Sequence[Tensor]]:
         """A fresh scheduler that begins there, and the timesteps that are left."""
@@ -142,9 +144,9 @@ class _Run:
         for name, value in vars(scheduler).items():
             if isinstance(value, Tensor) and value.is_floating_point() and name != "timesteps":
                 setattr(scheduler, name, value.double())
-        self.name, self.kind = plan.name, config.prediction_type
-        self.time = np.array([float(t) for t in timesteps])
+        self.name, self.kind = plan.name, "sample" if preconditions(scheduler) else config.prediction_type
         self.alpha, self.sigma = _levels(scheduler, timesteps, plan.begin)
+        self.time = np.array([float(t) for t in timesteps]) if plan.time is None else plan.time(self.sigma / self.alpha)
         self.p, self.q = coefficients(self.kind, self.alpha, self.sigma)
         axes = _Axes(count)
         scheduler._threshold_sample = axes.clipped
@@ -152,9 +154,8 @@ class _Run:
         self.x: list[np.ndarray] = []
         self.unclipped: list[np.ndarray | None] = []
         for row, t in enumerate(timesteps):
-            given = scheduler.scale_model_input(sample, t)
-            self.x.append(given.numpy().ravel().copy())
-            out = axes.axis(1 + 3 * row + OUT)
+            self.x.append(_given(scheduler, sample, t).numpy().ravel().copy())
+            out = _output(scheduler, axes.axis(1 + 3 * row + OUT), sample)
             if plan.learned:
                 out = torch.cat((out, torch.full(axes.shape, variance, dtype=torch.float64)), dim=1)
             axes.begin(row)
@@ -244,6 +245,27 @@ def _levels(scheduler: Any, timesteps: Sequence[Tensor], begin: int) -> tuple[np
     return 1 / np.hypot(1, ratio), ratio / np.hypot(1, ratio)
 
 
+def preconditions(scheduler: Any) -> bool:
+    """Whether it is EDM's, with the network's preconditioning in it; the tables are for the denoised image."""
+    return hasattr(scheduler, "precondition_outputs")
+
+
+def _given(scheduler: Any, sample: Tensor, t: Tensor) -> Tensor:
+    """What the network is given: of EDM's schedulers, what an edm.Denoiser is."""
+    given: Tensor = scheduler.scale_model_input(sample, t)
+    return sample / (1 + scheduler.sigmas[scheduler.step_index] ** 2).sqrt() if preconditions(scheduler) else given
+
+
+def _output(scheduler: Any, out: Tensor, sample: Tensor) -> Tensor:
+    """The output for a step: of EDM's schedulers, that which is preconditioned to the denoised image `out`."""
+    if not preconditions(scheduler):
+        return out
+    sigma = scheduler.sigmas[scheduler.step_index]
+    nothing = scheduler.precondition_outputs(sample, 0.0, sigma)
+    made: Tensor = (out - nothing) / scheduler.precondition_outputs(0.0, 1.0, sigma)
+    return made
+
+
 class _Draws(TorchFunctionMode):
     """Within it these normals are drawn."""
 
@@ -269,8 +291,8 @@ def _compare(table: StepTable, plan: Plan) -> None:
 
     scheduler, timesteps = plan.start()
     theirs = normals[0] * scheduler.init_noise_sigma
-    for drawn, t in zip(normals[1:], timesteps, strict=True):
-        out = network(scheduler.scale_model_input(theirs, t), float(t))
+    for drawn, t, time in zip(normals[1:], timesteps, table.time, strict=True):
+        out = _output(scheduler, network(_given(scheduler, theirs, t), float(time)), theirs)
         with _Draws(drawn):
             theirs = scheduler.step(out, t, theirs, return_dict=False, **plan.more)[0]
     ours, largest = looped(table, lambda x, t: network(x, t).numpy(), normals.double().numpy(), plan.clip)

@@ -51,7 +51,7 @@ class ResnetUnet(nn.Module):
     """
 
     time = "index"  # what forward takes as t, as Model.time has it
-    n_cfeat = 0  # it takes no context
+    n_cfeat: int | None = 0  # it takes no context
     options: dict[str, Any]
 
     @staticmethod

@@ -1,5 +1,7 @@
 """Models of diffusers' pipelines and networks: their images, their contexts, and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,8 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
@@ -74,6 +78,49 @@ def test_a_network_with_a_scheduler(kind, options, form, unet, noise, their_loop
     ours = sample(model, 2, steps=10, noise=noise, form=form, device="cpu")
     largest = max(1.0, float(theirs.abs().max()))
     assert float((ours - theirs).abs().max()) < (1e-3 if model.clip else 2e-5) * largest
+
+
+EDMS = [
+    (EDMEulerScheduler, {}),
+    (EDMEulerScheduler, dict(prediction_type="v_prediction", sigma_schedule="exponential", sigma_max=20.0)),
+    (EDMEulerScheduler, dict(final_sigmas_type="sigma_min", sigma_data=1.0, sigma_min=0.1)),
+    (EDMDPMSolverMultistepScheduler, {}),
+    (EDMDPMSolverMultistepScheduler, dict(solver_order=3, prediction_type="v_prediction")),
+    (EDMDPMSolverMultistepScheduler, dict(algorithm_type="sde-dpmsolver++", euler_at_final=True)),
+    (EDMDPMSolverMultistepScheduler, dict(solver_type="heun", lower_order_final=False, rho=5.0)),
+    (EDMDPMSolverMultistepScheduler, dict(thresholding=True, sample_max_value=1e9, dynamic_thresholding_ratio=0.9)),
+]
+
+
+@pytest.mark.parametrize("form", ["cpu", "eager"])
+@pytest.mark.parametrize("steps", [1, 2, 11])
+@pytest.mark.parametrize("kind, options", EDMS, ids=lambda value: getattr(value, "__name__", None) or str(value))
+def test_edms_schedulers_with_the_networks_preconditioning(kind, options, steps, form, unet, noise, their_loop):
+    network, scheduler = unet(num_class_embeds=3), kind(**options)
+    model = from_diffusers(network, scheduler)
+    scheduler.set_timesteps(steps)
+    labels = torch.tensor([2, 0])
+    theirs = their_loop(scheduler, lambda x, t: network(x, t, labels).sample, SHAPE)
+    ours = sample(model, 2, steps=steps, context=labels, noise=noise, form=form, device="cpu")
+    # Their first x is 80 times the noise, of which Euler's method subtracts as much again, in float32.
+    rounding = 1e-6 * scheduler.config.sigma_max
+    assert float((ours - theirs).abs().max()) < (1e-3 if model.clip else max(1e-5, rounding))
+
+
+def test_a_model_with_edms_preconditioning_is_saved_and_sampled_otherwise(unet, noise, rel, tmp_path):
+    network = unet()
+    model = from_diffusers(network, EDMEulerScheduler())
+    save(model, tmp_path / "a.safetensors")
+    again = load(tmp_path / "a.safetensors")
+    options = dict(steps=9, noise=noise, device="cpu")
+    images = sample(model, 2, **options)
+    assert torch.equal(sample(again, 2, **options), images) and again.scheduler.name == "EDMEulerScheduler"
+    table = again.table("euler", 9, spacing="linspace", sigmas="karras")
+    table = dataclasses.replace(table, init_noise_sigma=1.0)  # diffusers begins with sqrt(sigma_max^2 + 1)
+    assert rel(sample(again, 2, table, noise=noise, device="cpu"), images) < 1e-5
+    DDIMPipeline(unet=network, scheduler=DDIMScheduler()).save_pretrained(tmp_path / "folder")
+    EDMEulerScheduler().save_pretrained(tmp_path / "folder" / "scheduler")
+    assert torch.equal(sample(load(tmp_path / "folder"), 2, **options), images)
 
 
 @pytest.mark.parametrize("form", ["cpu", "eager"])
