@@ -17,6 +17,7 @@ from torch import Tensor
 
 import fastdiff
 from fastdiff.bench.families.family import Family, Loop, drawn, normals, settled
+from fastdiff.bench.families.lucidrains import NEEDS, as_predicted, ddim_nodes
 from fastdiff.bench.peers import others
 
 SIZE, CLASSES = 16, 5
@@ -43,6 +44,7 @@ CONFIGURATIONS = (
     Configuration("pred_v", "linear", 50, 50, 3),
     Configuration("pred_v", "cosine", 1000, 20, 3),
     Configuration("pred_x0", "linear", 1000, 20, 1),
+    Configuration("pred_noise", "cosine", 1000, 20, 3),
     Configuration("pred_noise", "linear", 1000, 20, 3, clipped=False),
     Configuration("pred_v", "linear", 1000, 20, 1, clipped=False),
 )
@@ -95,22 +97,20 @@ def _ours(loop: Any, made: Configuration) -> Tensor:
         path = Path(folder) / "model.pt"
         torch.save(loop.state_dict(), path)
         model = fastdiff.load(path, image_size=SIZE)
-    options: dict[str, Any] = {"sampler": "ddpm"}
+    table = model.table("ddpm")
     if made.steps < made.timesteps:
-        nodes = torch.linspace(-1, made.timesteps - 1, made.steps + 1).int().tolist()[:0:-1]
-        options = {"sampler": "ddim", "timesteps": nodes}
+        table = model.table("ddim", timesteps=ddim_nodes(made.timesteps, made.steps))
+        table = as_predicted(table) if made.objective == "pred_noise" else table
     return fastdiff.sample(
         model,
         len(LABELS),
+        table,
         context=LABELS,
         guidance_scale=made.scale,
         clip="model" if made.clipped else None,
         noise=normals,
         device="cpu",
-        **options,
     )
 
 
-FAMILIES = (
-    Family("denoising-diffusion-pytorch's classifier-free Unet", _loops, ("denoising_diffusion_pytorch", "einops")),
-)
+FAMILIES = (Family("denoising-diffusion-pytorch's classifier-free Unet", _loops, NEEDS),)

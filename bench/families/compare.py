@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from fastdiff.bench.case import Kind
 from fastdiff.bench.contender import Role, Status
-from fastdiff.bench.families import classifier_free, diffusers, edm, lucidrains, mnist, openai
+from fastdiff.bench.families import classifier_free, diffusers, edm, lucidrains, mnist, openai, signals
 from fastdiff.bench.families.family import Family, Loop
 from fastdiff.bench.report import heading, origin, save_json
 from fastdiff.bench.tables import failure, ratio_text, table
@@ -22,6 +22,7 @@ FAMILIES: tuple[Family, ...] = (
     *diffusers.FAMILIES,
     *lucidrains.FAMILIES,
     *classifier_free.FAMILIES,
+    *signals.FAMILIES,
     *openai.FAMILIES,
     *edm.FAMILIES,
     *mnist.FAMILIES,

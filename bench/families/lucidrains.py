@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,7 @@ def _loops(configurations: tuple[Configuration, ...] = CONFIGURATIONS, **kind: b
         )
         options: dict[str, Any] = {"sampler": "ddpm"}
         if steps < timesteps:
-            nodes = torch.linspace(-1, timesteps - 1, steps + 1).int().tolist()[:0:-1]
-            options = {"sampler": "ddim", "timesteps": nodes, "eta": eta}
+            options = {"sampler": "ddim", "timesteps": ddim_nodes(timesteps, steps), "eta": eta}
         words = f"DDIM of {steps} steps, eta {eta:g}" if steps < timesteps else "DDPM"
         yield Loop(
             f"{objective}, {schedule}, T = {timesteps}, {words}",
@@ -78,6 +78,17 @@ def _loops(configurations: tuple[Configuration, ...] = CONFIGURATIONS, **kind: b
             partial(drawn, partial(_theirs, loop)),
             partial(_ours, loop, options),
         )
+
+
+def ddim_nodes(timesteps: int, steps: int) -> list[int]:
+    """The timesteps of its DDIM."""
+    return torch.linspace(-1, timesteps - 1, steps + 1).int().tolist()[:0:-1]  # type: ignore[no-any-return]
+
+
+def as_predicted(table: fastdiff.StepTable) -> fastdiff.StepTable:
+    """DDIM that goes on with the noise as the network predicts it, whatever is clipped, as of some editions."""
+    zeros = 0 * table.alpha_next
+    return replace(table, a=zeros, b=table.alpha_next, o=table.sigma_next)
 
 
 def _theirs(loop: Any) -> Tensor:
