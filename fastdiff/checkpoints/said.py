@@ -97,7 +97,7 @@ def _listed(names: list[str]) -> str:
 def said_in(tensors: Mapping[str, Tensor], path: Path, schedule: Schedule | None) -> Said:
     """By a file's tensors, under any prefix; `schedule` is the user's, which comes before the file's.
 
-    The schedule is the buffer `betas`, or else `alphas_cumprod`, or else `alphabar_t`, of T + 1 points.
+    The schedule is the buffer `betas`, or else `alphas_cumprod`, or else `alphabar_t`, of T + 1 points, with `sqrt_beta_t`.
     denoising-diffusion-pytorch weights the loss of a prediction of epsilon, sample or v by 1, snr or snr / (snr + 1),
     snr = abar / (1 - abar), each with at most some number above 1 in place of snr: `loss_weight`.
 
@@ -108,7 +108,7 @@ def said_in(tensors: Mapping[str, Tensor], path: Path, schedule: Schedule | None
     for name, value in tensors.items():
         last = name.rpartition(".")[2]
         if (
-            last in ("betas", "alphas_cumprod", "alphabar_t", "loss_weight")
+            last in ("betas", "alphas_cumprod", "alphabar_t", "sqrt_beta_t", "loss_weight")
             and value.ndim == 1
             and value.is_floating_point()
         ):
@@ -135,7 +135,7 @@ def _schedule(buffers: Mapping[str, np.ndarray], path: Path) -> Schedule | None:
         if "alphas_cumprod" in buffers:
             return Schedule(_betas(buffers["alphas_cumprod"]))
         if "alphabar_t" in buffers:
-            return _of_points(buffers["alphabar_t"])
+            return _of_points(buffers["alphabar_t"], buffers.get("sqrt_beta_t"))
     except InputError as error:
         raise InputError(f"{str(path)!r} keeps a schedule that cannot be used: {error}") from error
     return None
@@ -145,9 +145,13 @@ def _betas(abar: np.ndarray) -> np.ndarray:
     return 1 - abar / np.append(1.0, abar[:-1])
 
 
-def _of_points(abar: np.ndarray) -> Schedule:
-    """Of T + 1 points, the first of which is no timestep: the course's, if it is that one to float32's rounding."""
+def _of_points(abar: np.ndarray, sqrt_beta: np.ndarray | None) -> Schedule:
+    """Of T + 1 points, the first of which is no timestep: the course's, if it is that one to float32's rounding.
+
+    Roots of betas, where the file has them, are more exact than ratios of alphabar near 1.
+    """
     usual = make_schedule("course", len(abar) - 1)
     if np.allclose(abar[1:], usual.alphas_cumprod[1:], rtol=1e-4):
         return usual
-    return Schedule(_betas(abar), first=1)
+    exact = sqrt_beta is not None and sqrt_beta.shape == abar.shape
+    return Schedule(sqrt_beta**2 if exact else _betas(abar), first=1)

@@ -13,6 +13,7 @@ from fastdiff.data.npy import numbers
 from fastdiff.engine.context import parse_class, parse_context
 from fastdiff.engine.request import Sampled
 from fastdiff.errors import InputError
+from fastdiff.images import fit_picture
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,15 @@ def parse_contexts(texts: Sequence[str], model: Sampled) -> list[Any]:
 
 def _sizes(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "no list of"
+
+
+def given_pictures(options: dict[str, Any], image_shape: tuple[int, int, int]) -> dict[str, Tensor]:
+    """The pictures of --init, --known and --mask, which are taken out of the options, as fastdiff.sample takes them."""
+    paths = {name: options.pop(name) for name in ("init", "known", "mask")}
+    made = {name: fit_picture(paths[name], image_shape) for name in ("init", "known") if paths[name] is not None}
+    if paths["mask"] is not None:
+        made["mask"] = fit_picture(paths["mask"], (1, *image_shape[1:])) / 2 + 0.5
+    return made
 
 
 def where(device: torch.device, form: str, dtype: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from tqdm.auto import tqdm
 
-from fastdiff.cli.drawn import parse_contexts, where
+from fastdiff.cli.drawn import count_steps, given_pictures, parse_contexts, where
 from fastdiff.cli.options import chosen_nodes, load_model, parse_clip, parse_dtype
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
 from fastdiff.errors import InputError
@@ -67,7 +67,7 @@ def _first_alone(processes: Processes, make: Callable[[], Any]) -> Any:
 
 
 def _samples(model: Model, options: dict[str, Any]) -> Samples:
-    names = ("eta", "seed", "first", "n", "guidance_scale")
+    names = ("eta", "seed", "first", "n", "guidance_scale", "strength", "resample")
     sampler, steps, contexts = (options.pop(name) for name in ("sampler", "steps", "contexts"))
     nodes, own = chosen_nodes(options), sampler is None and model.scheduler is not None
     if not own:
@@ -80,6 +80,7 @@ def _samples(model: Model, options: dict[str, Any]) -> Samples:
         **nodes,
         clip=parse_clip(options.pop("clip")),
         contexts=parse_contexts(contexts, model),
+        pictures=given_pictures(options, model.image_shape),
         **{name: options.pop(name) for name in names},
     )
 
@@ -116,8 +117,9 @@ def _to_the_end(run: ShardRun) -> None:
         return
     engine, several = run.engine, f"{run.processes.world} processes, each " if run.processes.world > 1 else ""
     how = where(engine.device, engine.form.name, str(engine.dtype).removeprefix("torch."))
+    steps = count_steps(samples.count, run.rows)
     click.echo(
-        f"{made:,} images, {run.sampler}, {samples.count} steps, in {seconds:.2f} s: {made / seconds:.1f} images/s "
+        f"{made:,} images, {run.sampler}, {steps}, in {seconds:.2f} s: {made / seconds:.1f} images/s "
         f"({several}{how}, batches of {engine.batch_size})"
     )
     click.echo(f"wrote {folder}: {samples.n:,} images as {run.folder.format}, {run.folder.path.name}/manifest.json")

@@ -12,7 +12,7 @@ import click
 import numpy as np
 import torch
 
-from fastdiff.cli.drawn import Drawn, count_steps, frame_interval, parse_contexts, where
+from fastdiff.cli.drawn import Drawn, count_steps, frame_interval, given_pictures, parse_contexts, where
 from fastdiff.cli.options import (
     ONNX,
     chosen_nodes,
@@ -31,7 +31,7 @@ from fastdiff.engine.noise import LIMIT
 from fastdiff.engine.pictures import check_resample, choose_strength
 from fastdiff.errors import InputError, check_int
 from fastdiff.files import check_writable, write_atomically
-from fastdiff.images import check_picture_name, fit_picture, grid, grid_layout, save_gif, save_picture
+from fastdiff.images import check_picture_name, grid, grid_layout, save_gif, save_picture
 from fastdiff.samplers.prediction import FRAMES
 from fastdiff.samplers.spacing import first_row
 from fastdiff.sampling import sample
@@ -100,11 +100,8 @@ def _draw(
     gif_of: str | None,
     steps: int | None,
     clip: str | None,
-    init: str | None,
     strength: float | None,
     noise: str | None,
-    known: str | None,
-    mask: str | None,
     contexts: tuple[str, ...],
     dtype: str | None,
     form: str | None,
@@ -114,21 +111,15 @@ def _draw(
 ) -> Drawn:
     """What `sample` draws, by torch; every: steps → every how many a frame is taken, None for no animation."""
     loaded = load_model(model, options)
-    check_resample(options["resample"], mask)
+    check_resample(options["resample"], options["mask"])
     sampler, eta, resample = (options.pop(name) for name in ("sampler", "eta", "resample"))
-    nodes, kept = chosen_nodes(options), choose_strength(strength, init)
+    nodes, kept = chosen_nodes(options), choose_strength(strength, options["init"])
     table = loaded.table(sampler, steps, eta=eta, resample=resample, strength=kept, **nodes)
     if steps is None:
         timesteps = nodes["timesteps"]
         steps = loaded.default_steps(sampler) if timesteps is None else len(timesteps)
     steps -= first_row(kept, steps)
-    shape = loaded.image_shape
-    given = {"init": init, "known": known}
-    pictures: dict[str, Any] = {
-        name: None if path is None else fit_picture(path, shape) for name, path in given.items()
-    }
-    pictures["mask"] = None if mask is None else fit_picture(mask, (1, *shape[1:])) / 2 + 0.5
-    pictures["noise"] = None if noise is None else numbers(noise)
+    pictures = given_pictures(options, loaded.image_shape)
     check_grid(loaded.image_shape)
     rows = parse_contexts(contexts, loaded)
     say_clip(clip, loaded)
@@ -143,6 +134,7 @@ def _draw(
         clip=parse_clip(clip),
         context=in_turn(rows),
         **pictures,
+        noise=None if noise is None else numbers(noise),
         frames=None if every is None else every(len(table)),
         frames_of=gif_of or FRAMES[0],
         device=chosen,

@@ -150,14 +150,15 @@ def sample(model: str, output: str, **options: Any) -> None:
     with png a folder of pictures. out/manifest.json says what made them. After Ctrl-C, a crash or a kill, the same
     command goes on where it stopped, and gives the same bytes as a run in one piece; a larger -n extends the run.
 
+    --init, --known and --mask go into a folder as well, --noise does not.
+
     torchrun splits a run over processes and machines that share the folder: one process for each GPU. On CPUs each
     process takes as many threads as a single one would, for the same bytes, unless --threads is given.
     """
     if output.endswith(("/", os.sep)) or (output and os.path.isdir(output)):
         if model.lower().endswith(ONNX):
             raise InputError(f"the folder {output!r} for {model!r}; accepted for an .onnx file: a picture")
-        options["resample"] = None if options["resample"] == 1 else options["resample"]
-        _refuse(options, "the folder", output, *OF_PICTURES)
+        _refuse(options, "the folder", output, *OF_GRIDS, "noise")
         from fastdiff.cli.folder import sample_to_folder
 
         sample_to_folder(model, output, **options)
@@ -173,7 +174,6 @@ def sample(model: str, output: str, **options: Any) -> None:
 
 
 OF_GRIDS = ("gif", "gif_frames", "gif_of", "npy", "columns", "scale")
-OF_PICTURES = (*OF_GRIDS, "init", "strength", "noise", "known", "mask", "resample")
 
 
 def _refuse(options: dict[str, Any], kind: str, output: str, *names: str) -> None:

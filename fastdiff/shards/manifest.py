@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from fastdiff.checkpoints.config import model_config
 from fastdiff.engine.context import in_turn
+from fastdiff.engine.pictures import check_resample, choose_strength
 from fastdiff.engine.request import Request
 from fastdiff.errors import InputError
 from fastdiff.files import write_atomically
 from fastdiff.model import Model
 from fastdiff.samplers.prediction import choose_clip
+from fastdiff.samplers.spacing import first_row
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -35,6 +38,8 @@ class Samples:
         steps: their number; None with timesteps.
         contexts: K numbers each, or nested lists of tokens, or the numbers of classes; sample i takes number i modulo
             their count.
+        strength: None is the usual one.
+        pictures: init, mask and known, as `fastdiff.sample` takes them; the manifest has their hashes.
     """
 
     sampler: str | None
@@ -49,18 +54,32 @@ class Samples:
     guidance_scale: float | None
     sigmas: str | None = None
     timesteps: list[float] | None = None
+    strength: float | None = None
+    resample: int = 1
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
-        """The sampler's steps."""
-        return int(self.steps or 0) if self.timesteps is None else len(self.timesteps)
+        """The sampler's steps that are run."""
+        steps = int(self.steps or 0) if self.timesteps is None else len(self.timesteps)
+        return steps - first_row(self._kept, steps)
+
+    @property
+    def _kept(self) -> float:
+        """The share of the steps that is run."""
+        return choose_strength(self.strength, self.pictures.get("init"))
 
     def values(self, model: Model) -> dict[str, Any]:
-        """The fields, with the clip in effect; raises InputError for a wrong one."""
-        return {**asdict(self), "clip": choose_clip(self.clip, model.clip)}
+        """The fields, with the clip and the strength in effect; raises InputError for wrong ones."""
+        made = {**asdict(replace(self, pictures={})), "clip": choose_clip(self.clip, model.clip)}
+        made["strength"] = self._kept
+        made["pictures"] = {name: tensors_sha256({name: one}) for name, one in self.pictures.items()}
+        unset: dict[str, Any] = {"strength": 1.0, "resample": 1, "pictures": {}}
+        return {name: value for name, value in made.items() if name not in unset or value != unset[name]}
 
     def request(self, model: Model) -> Request:
         """The request for all of them, checked; raises InputError."""
+        check_resample(self.resample, self.pictures.get("mask"))
         return Request.of(
             model,
             self.n,
@@ -71,18 +90,21 @@ class Samples:
                 spacing=self.spacing,
                 sigmas=self.sigmas,
                 timesteps=self.timesteps,
+                strength=self._kept,
+                resample=self.resample,
             ),
             seed=self.seed,
             first=self.first,
             context=in_turn(self.contexts),
             guidance_scale=self.guidance_scale,
+            **self.pictures,
         )
 
 
-def weights_sha256(network: nn.Module) -> str:
-    """SHA-256 over the state dict's names, dtypes, shapes and bytes, in order."""
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in order."""
     digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
+    for name, value in tensors.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -90,7 +112,7 @@ def weights_sha256(network: nn.Module) -> str:
 
 def model_facts(model: Model, name: str) -> dict[str, Any]:
     """The model's name as the user gave it, its weights' hash and its configuration."""
-    return {"name": name, "sha256": weights_sha256(model.network), **model_config(model)}
+    return {"name": name, "sha256": tensors_sha256(model.network.state_dict()), **model_config(model)}
 
 
 def new_manifest(
@@ -155,8 +177,9 @@ def check_same(folder: Path, old: Manifest, model: dict[str, Any], samples: dict
                 value,
                 old["model"].get(name),
             )
-    for name, value in plain(samples).items():
-        before = old["samples"].get(name)
+    given = plain(samples)
+    for name in dict.fromkeys([*given, *old["samples"]]):
+        value, before = given.get(name), old["samples"].get(name)
         if name == "n" and value < before:
             raise InputError(
                 f"n = {value}; the run in {str(folder)!r} has {before}: give as many, more to extend it, "

@@ -84,6 +84,12 @@ class ShardRun:
         assert self.request.table is not None
         return self.request.table.sampler
 
+    @property
+    def rows(self) -> int:
+        """Evaluations of the network for a sample, for messages."""
+        assert self.request.table is not None
+        return len(self.request.table)
+
     def __enter__(self) -> ShardRun:
         try:
             self._open()

@@ -177,7 +177,7 @@ BAD_SAMPLES = [
     (["a.safetensors", "--sampler", "ddim", "--resample", "2"], ["resample = 2 without mask and known"]),
     (["a.safetensors", "--init", "none.png"], ["none.png", "as a picture"]),
     (["a.safetensors", "--init", "none.png", "--strength", "2"], ["strength = 2.0"]),
-    (["a.safetensors", "-o", "out/", "--init", "x.png"], ["--init with the folder 'out/'"]),
+    (["a.safetensors", "-o", "out/", "--noise", "x.npy"], ["--noise with the folder 'out/'"]),
     (["nothing"], ["'nothing'", "fashion-mnist"]),
     (["a.safetensors", "-n", "0"], ["n = 0", "from 1"]),
     (["a.safetensors", "--steps", "31"], ["31", "1 to 30"]),

@@ -1,5 +1,6 @@
 """The MNIST script's network and its loop, evaluated straight from a state dict, without a module of ours."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -60,9 +61,9 @@ def published(state, x, label, t, masked):
     return F.conv2d(h, state["out.3.weight"], state["out.3.bias"], padding=1)
 
 
-def buffers(timesteps):
+def buffers(timesteps, low=1e-4, high=0.02):
     """As its DDPM registers them, in float32."""
-    beta = (0.02 - 1e-4) * torch.arange(0, timesteps + 1, dtype=torch.float32) / timesteps + 1e-4
+    beta = (high - low) * torch.arange(0, timesteps + 1, dtype=torch.float32) / timesteps + low
     alphabar = torch.cumsum(torch.log(1 - beta), 0).exp()
     return {
         "alpha_t": 1 - beta,
@@ -139,6 +140,10 @@ def test_points_of_another_schedule(randomised, tmp_path, rel):
     schedule = load(tmp_path / "m.pth").schedule
     assert schedule.num_timesteps == 3 and schedule.first == 1
     assert rel(schedule.alphas_cumprod[1:], abar[1:]) < 1e-12
+    given = buffers(400, 1e-5, 5e-3)
+    torch.save({**given, **{f"nn_model.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "narrow.pth")
+    schedule = load(tmp_path / "narrow.pth").schedule  # whose alphabar begins nearer to 1 than float32 can tell
+    np.testing.assert_allclose(schedule.betas, np.linspace(1e-5, 5e-3, 401), rtol=1e-6)
     torch.save(network.state_dict(), tmp_path / "bare.pth")
     with pytest.warns(
         UserWarning, match=r"bare.pth does not say the schedule .*; assumed: Schedule\('course', 400 time"

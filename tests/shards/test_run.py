@@ -106,6 +106,42 @@ def test_floats_and_pictures(run):
         assert np.array_equal(np.asarray(picture), to_uint8(images)[5].permute(1, 2, 0).numpy())
 
 
+def test_from_pictures(run):
+    """Begun as a picture, or partly known: the images of fastdiff.sample, and no run goes on with other pictures."""
+    dice = np.random.default_rng(0)
+    for name in ("one", "other"):
+        Image.fromarray(dice.integers(0, 256, (16, 16, 3), np.uint8)).save(f"{name}.png")
+    Image.fromarray(np.uint8(255 * (np.arange(256).reshape(16, 16) % 16 < 7))).save("left.png")
+    one = torch.from_numpy(np.array(Image.open("one.png"))).permute(2, 0, 1) / 127.5 - 1
+    mask = (torch.arange(16) < 7).float().expand(1, 16, 16)
+    words = ["sample", "b.safetensors", "--sampler", "ddim", "--steps", 10, "--batch-size", 4, "--format", "npy"]
+
+    def drawn(folder):
+        return np.concatenate([np.load(Path(folder, name)) for name in sorted(content(folder)) if "samples" in name])
+
+    begun = [*words, "--init", "one.png", "-o", "begun/"]
+    assert "ddim, 6 steps" in run(*begun, "-n", 5)
+    run(*begun, "-n", 9, "--strength", 0.6)  # which is what it is unless said
+    expected = sample(load("b.safetensors"), 9, "ddim", steps=10, batch_size=4, init=one, device="cpu")
+    assert np.array_equal(drawn("begun"), expected.numpy())
+    asked = manifest("begun")["samples"]
+    assert asked["strength"] == 0.6 and list(asked["pictures"]) == ["init"] and len(asked["pictures"]["init"]) == 64
+    refused(run(*begun, "-n", 9, "--strength", 0.5, code=2), "strength = 0.5; the run in 'begun' has 0.6")
+    refused(run(*words, "--init", "other.png", "-o", "begun/", "-n", 9, code=2), "pictures = {'init': ", "the run in ")
+    refused(run(*words, "-o", "begun/", "-n", 9, code=2), "strength = None; the run in 'begun' has 0.6")
+
+    held = [*words, "--known", "one.png", "--mask", "left.png", "-n", 5, "-o", "held/"]
+    assert "ddim, 10 steps in 19 rows" in run(*held, "--resample", 2)
+    more = dict(known=one, mask=mask, resample=2)
+    expected = sample(load("b.safetensors"), 5, "ddim", steps=10, batch_size=4, device="cpu", **more)
+    assert np.array_equal(drawn("held"), expected.numpy())
+    refused(run(*held, code=2), "resample = None; the run in 'held' has 2")
+    refused(run(*words, "-o", "no/", "--resample", 2, code=2), "resample = 2 without mask and known")
+    refused(run(*words, "-o", "no/", "--mask", "left.png", code=2), "mask and known belong together")
+    refused(run(*words, "-o", "no/", "--init", "none.png", code=2), "none.png", "as a picture")
+    assert not Path("no").exists()
+
+
 def test_the_manifest_tells_what_made_the_files(run):
     run(*WORDS, "-o", "out/", "--context", "item", "--context", "spell=0.5", "--guidance-scale", 2, "--clip", "dynamic")
     found = manifest("out")
