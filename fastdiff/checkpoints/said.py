@@ -97,7 +97,7 @@ def _listed(names: list[str]) -> str:
 def said_in(tensors: Mapping[str, Tensor], path: Path, schedule: Schedule | None) -> Said:
     """By a file's tensors, under any prefix; `schedule` is the user's, which comes before the file's.
 
-    The schedule is the buffer `betas`, or else `alphas_cumprod`, or else `alphabar_t` and `sqrt_beta_t` of T + 1 points.
+    The schedule is the buffer `betas`, or `alphas_cumprod`, or else `alphabar_t` and `sqrt_beta_t` of T + 1 points.
     denoising-diffusion-pytorch weights the loss of a prediction of epsilon, sample or v by 1, snr or snr / (snr + 1),
     snr = abar / (1 - abar), each with at most some number above 1 in place of snr: `loss_weight`.
 
