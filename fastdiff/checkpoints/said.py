@@ -153,5 +153,5 @@ def _of_points(abar: np.ndarray, sqrt_beta: np.ndarray | None) -> Schedule:
     usual = make_schedule("course", len(abar) - 1)
     if np.allclose(abar[1:], usual.alphas_cumprod[1:], rtol=1e-4):
         return usual
-    exact = sqrt_beta is not None and sqrt_beta.shape == abar.shape
-    return Schedule(sqrt_beta**2 if exact else _betas(abar), first=1)
+    betas = _betas(abar) if sqrt_beta is None or sqrt_beta.shape != abar.shape else sqrt_beta**2
+    return Schedule(betas, first=1)

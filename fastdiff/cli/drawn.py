@@ -64,7 +64,7 @@ def _sizes(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "no list of"
 
 
-def given_pictures(options: dict[str, Any], image_shape: tuple[int, int, int]) -> dict[str, Tensor]:
+def given_pictures(options: dict[str, Any], image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """The pictures of --init, --known and --mask, which are taken out of the options, as fastdiff.sample takes them."""
     paths = {name: options.pop(name) for name in ("init", "known", "mask")}
     made = {name: fit_picture(paths[name], image_shape) for name in ("init", "known") if paths[name] is not None}

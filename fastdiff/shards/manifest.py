@@ -97,7 +97,9 @@ class Samples:
             first=self.first,
             context=in_turn(self.contexts),
             guidance_scale=self.guidance_scale,
-            **self.pictures,
+            init=self.pictures.get("init"),
+            mask=self.pictures.get("mask"),
+            known=self.pictures.get("known"),
         )
 
 
