@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from fastdiff.bench.case import Kind
 from fastdiff.bench.contender import Role, Status
-from fastdiff.bench.families import classifier_free, diffusers, edm, lucidrains, mnist, openai, signals
+from fastdiff.bench.families import azula, classifier_free, diffusers, edm, lucidrains, mnist, openai, signals
 from fastdiff.bench.families.family import Family, Loop
 from fastdiff.bench.report import heading, origin, save_json
 from fastdiff.bench.tables import failure, ratio_text, table
@@ -25,6 +25,7 @@ FAMILIES: tuple[Family, ...] = (
     *signals.FAMILIES,
     *openai.FAMILIES,
     *edm.FAMILIES,
+    *azula.FAMILIES,
     *mnist.FAMILIES,
 )
 # Of the images' range: two orders of float32's rounding, and what clipping can make of it.
