@@ -24,7 +24,8 @@ Row = dict[str, Any]
 NAME = "report.json"
 PARTIAL, PARTIAL_TEXT = "report.partial.json", "report.partial.md"  # while a run goes on, or where it was cut short
 FORMAT = 2
-PACKAGES = ("torch", "triton", "numpy", "onnxruntime", "onnxruntime-gpu", "diffusers", "denoising-diffusion-pytorch")
+LIBRARIES = ("diffusers", "denoising-diffusion-pytorch", "azula")  # that fastdiff is compared with
+PACKAGES = ("torch", "triton", "numpy", "onnxruntime", "onnxruntime-gpu", *LIBRARIES)
 KERNELS = 12  # listed of a profile's row
 
 

@@ -12,6 +12,7 @@ from fastdiff.engine import graphs
 from fastdiff.kernels import philox
 from fastdiff.kernels.denoise_step import denoise_step, denoise_step_reference
 from fastdiff.kernels.dispatch import use_triton
+from fastdiff.networks.lucidrains import LucidrainsUnet
 
 pytestmark = [
     pytest.mark.gpu,
@@ -61,6 +62,15 @@ def test_the_integers_are_equal_and_the_normals_within_2e_6():
 def test_images_agree_with_the_cpu(name, sampler):
     model = load(name)
     there, here = (sample(model, 8, sampler, steps=25, seed=1, device=device) for device in (CUDA, CPU))
+    assert rms(there, here) < FLOAT32
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "dpmpp_3m"])
+def test_the_x0_before_is_the_networks_on_both(sampler, randomised):
+    """Self-conditioning: the ring has one place, or three in turn."""
+    network = randomised(LucidrainsUnet(16, dim_mults=(1, 2), self_condition=True))
+    model = Model(network, make_schedule("linear", 100), image_shape=(3, 16, 16), clip=1.0)
+    there, here = (sample(model, 8, sampler, steps=12, seed=1, device=device) for device in (CUDA, CPU))
     assert rms(there, here) < FLOAT32
 
 
