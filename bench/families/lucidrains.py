@@ -41,11 +41,14 @@ SELF_CONDITIONED: tuple[Configuration, ...] = (
     ("pred_noise", "linear", 1000, 20, 0.0),
     ("pred_noise", "cosine", 1000, 30, 0.0),
     ("pred_v", "sigmoid", 1000, 20, 1.0),
+    ("pred_x0", "sigmoid", 100, 100, 0.0),
+    ("pred_v", "cosine", 100, 100, 0.0),
+    ("pred_v", "linear", 1000, 30, 0.5),
 )
-LEARNED: tuple[Configuration, ...] = (
-    ("pred_noise", "linear", 50, 50, 0.0),
-    ("pred_noise", "cosine", 50, 50, 0.0),
-    ("pred_noise", "sigmoid", 50, 50, 0.0),
+LEARNED: tuple[Configuration, ...] = tuple(
+    ("pred_noise", schedule, timesteps, timesteps, 0.0)
+    for schedule in ("linear", "cosine", "sigmoid")
+    for timesteps in (25, 50, 100, 200)
 )
 
 

@@ -11,18 +11,30 @@ from torch import Tensor
 import fastdiff
 from fastdiff.bench.families.family import Family, Loop, drawn, normals
 
-T, CLASSES = 100, 10
+CLASSES = 10
+# T, and the guidance w; 400 is the script's own T.
+CONFIGURATIONS = (
+    (50, 0.0),
+    (50, 2.0),
+    (100, 0.0),
+    (100, 0.5),
+    (100, 2.0),
+    (200, 0.0),
+    (200, 1.0),
+    (400, 0.0),
+    (400, 2.0),
+)
 LABELS = torch.eye(CLASSES)[[7, 3]]
 
 
 def _loops() -> Iterator[Loop]:
     torch.manual_seed(0)
     network = fastdiff.ContextUnet(1, 32, CLASSES, 28, edition="mnist").eval()
-    schedule = fastdiff.make_schedule("course", T)
-    model = fastdiff.Model(network, schedule, image_shape=(1, 28, 28), time="fraction")
-    for w in (0.0, 0.5, 2.0):
+    for timesteps, w in CONFIGURATIONS:
+        schedule = fastdiff.make_schedule("course", timesteps)
+        model = fastdiff.Model(network, schedule, image_shape=(1, 28, 28), time="fraction")
         yield Loop(
-            f"T = {T}, w = {w:g}",
+            f"T = {timesteps}, w = {w:g}",
             False,
             partial(drawn, partial(_theirs, network, torch.from_numpy(schedule.betas.copy()), w)),
             partial(
@@ -40,10 +52,11 @@ def _loops() -> Iterator[Loop]:
 
 def _theirs(network: torch.nn.Module, betas: Tensor, w: float) -> Tensor:
     """Its sample(): betas[0] is kept in alphabar, and step 1 is the last."""
+    timesteps = len(betas) - 1
     alphabar = torch.cumprod(1 - betas, dim=0)
     x = torch.randn(len(LABELS), 1, 28, 28)
-    for i in range(T, 0, -1):
-        t = torch.full((len(LABELS),), i / T)
+    for i in range(timesteps, 0, -1):
+        t = torch.full((len(LABELS),), i / timesteps)
         within, without = network(x, t, LABELS), network(x, t, 0 * LABELS)
         eps = (1 + w) * within - w * without
         mean = (x - betas[i] / (1 - alphabar[i]).sqrt() * eps) / (1 - betas[i]).sqrt()

@@ -21,6 +21,10 @@ CONFIGURATIONS = (
     ("pred_noise", "cosine", 50, 50),
     ("pred_x0", "cosine", 50, 50),
     ("pred_v", "cosine", 50, 50),
+    ("pred_x0", "linear", 50, 50),
+    ("pred_v", "linear", 50, 50),
+    ("pred_x0", "cosine", 1000, 20),
+    ("pred_v", "cosine", 1000, 30),
     ("pred_noise", "cosine", 1000, 20),
     ("pred_v", "linear", 1000, 20),
 )
