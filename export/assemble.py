@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from onnx import ModelProto, ValueInfoProto, helper
 
+from fastdiff.capture.graph import SELF_CONDITION
 from fastdiff.engine.context import ContextKind
 from fastdiff.engine.request import check_table
 from fastdiff.errors import InputError
@@ -23,7 +24,6 @@ from fastdiff.export.network import write
 from fastdiff.export.parts import Parts
 from fastdiff.export.pixels import clipped, to_pictures
 from fastdiff.export.writer import ELEMENTS
-from fastdiff.model import SELF_CONDITION
 from fastdiff.samplers.prediction import Clip
 from fastdiff.samplers.table import COEFFICIENTS, HISTORY, StepTable
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fastdiff.capture.capture import BATCHES
+from fastdiff.capture.graph import SELF_CONDITION
 from fastdiff.capture.passes.folded_attention import fold_linear_attention
 from fastdiff.capture.passes.linear_attention import fuse_linear_attention
 from fastdiff.capture.refusal import NotRecordableError
@@ -19,7 +20,7 @@ from fastdiff.engine.evaluation import Given, Network
 from fastdiff.engine.placement import out_of_memory
 from fastdiff.errors import InputError, check_int, first_line, unknown_name, warn_caller
 from fastdiff.export.metadata import DTYPES
-from fastdiff.model import SELF_CONDITION, Model
+from fastdiff.model import BY_PLACE, Model
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _context_kind(model: Model, context_shape: Sequence[int] | None) -> ContextK
         if declared is not None or not shape:
             raise InputError(
                 f"context_shape = {shape} for a model whose context is {'unknown' if declared is None else declared}; "
-                "accepted: (L, D), say, for one that declares none"
+                "accepted: sizes such as (L, D), where the model does not say its context's"
             )
         return ContextKind(shape)
     if model.num_classes is not None:
@@ -163,12 +164,9 @@ def _context_kind(model: Model, context_shape: Sequence[int] | None) -> ContextK
             "network an attribute n_cfeat"
         )
         taken = inspect.signature(model.network.forward).parameters.values()
-        named = [p for p in taken if p.kind in _BY_PLACE and p.name != SELF_CONDITION][2:]
+        named = [p for p in taken if p.kind in BY_PLACE and p.name != SELF_CONDITION][2:]
         if named and named[0].default is inspect.Parameter.empty:
             raise InputError(f"the network takes {named[0].name!r}, of which the shape is not known; {declare}")
         if named:
             warn_caller(f"exported without the network's {named[0].name!r}; for contexts {declare}")
     return ContextKind((width,)) if width else None
-
-
-_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -147,6 +147,7 @@ class OnnxSampler:
         self.null_class: int | None = self.description["null_class"]
         self.learned_variance: bool = self.description["learned_variance"]
         self.self_condition: bool = self.description["self_condition"]
+        self.needs_context = None  # without one it takes zeros, or the null class
         self.stepwise: bool = self.description["stepwise"]
         if "seed" in self.inputs and self.provider != PROVIDERS["cpu"]:
             warn_caller(

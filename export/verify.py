@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastdiff.capture.graph import SELF_CONDITION
 from fastdiff.capture.outputs import first_output
 from fastdiff.errors import InputError
 from fastdiff.export import philox
@@ -20,7 +21,7 @@ from fastdiff.export.graph import INT64, Graph, finish_model, value
 from fastdiff.export.parts import Parts
 from fastdiff.export.runner import OnnxSampler, onnxruntime
 from fastdiff.kernels import philox as torch_philox
-from fastdiff.model import SELF_CONDITION, Model
+from fastdiff.model import Model
 from fastdiff.samplers.table import HISTORY, StepTable
 
 NETWORK_BATCHES = (1, 3, 8)

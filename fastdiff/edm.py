@@ -16,6 +16,7 @@ from fastdiff.model import Model
 from fastdiff.samplers.schedule import Schedule
 
 TIMESTEPS = 1000  # log sigma is linear between them too, so that samplers with nodes of their own are exact
+LOWEST, HIGHEST = 1e-6, 1e6  # between which float64 tells 1 - alphas_cumprod
 ATTRIBUTES = ("img_channels", "img_resolution", "label_dim", "sigma_min", "sigma_max", "round_sigma")
 
 
@@ -27,9 +28,10 @@ def from_edm(
     >>> model = fastdiff.from_edm(network)
     >>> images = fastdiff.sample(model, 8, "edm", steps=18)
 
-    That is the loop of EDM's generate.py, from the same noise; eta up to 1 adds churn. Any other sampler runs as well,
-    "karras" sigmas with it. Classes are contexts: one-hot, or by name; a network with classes that is given none, or
-    guided, sees zeros, as in EDM.
+    That is the loop of EDM's generate.py, from the same noise. eta up to 1 is its churn, as a share of the largest, in
+    all steps but the first, which would begin above sigma_max. Any other sampler runs as well, "karras" sigmas with it.
+    Classes are contexts: one-hot, or by name; without one, and as what guidance leads away from, the network is given
+    zeros, as in EDM.
 
     Args:
         network: an EDMPrecond, VPPrecond or VEPrecond, or what is called as they are: (x (B, C, H, W), sigma (B,), and
@@ -55,10 +57,8 @@ def from_edm(
             "its preconditioning, such as an EDMPrecond; for another make a fastdiff.Model(network, schedule, ...)"
         )
     edm: Any = network
-    low = max(check_float("sigma_min", sigma_min, 0, 1e6), float(edm.sigma_min))
-    high = min(check_float("sigma_max", sigma_max, 0, 1e6), float(edm.sigma_max))
-    if not 0 < low < high:
-        raise InputError(f"noise levels from {low:g} to {high:g}; accepted: sigma_min above 0, and below sigma_max")
+    low = max(check_float("sigma_min", sigma_min, 0, HIGHEST), float(edm.sigma_min))
+    high = min(check_float("sigma_max", sigma_max, 0, HIGHEST), float(edm.sigma_max))
     denoiser = Denoiser(network, low, high, edm.label_dim)
     given = denoiser.sigma(torch.arange(TIMESTEPS))
     if not torch.allclose(torch.as_tensor(edm.round_sigma(given)).float().cpu(), given, rtol=1e-4, atol=0):
@@ -85,10 +85,18 @@ class Denoiser(nn.Module):
             none is given.
         sigma_min, sigma_max: sigma at t = 0 and 999.
         n_cfeat: K of its contexts, 0 for none, None for others.
+
+    Raises:
+        InputError: for a range that is empty or beyond 1e-6 to 1e6.
     """
 
     def __init__(self, network: nn.Module, sigma_min: float, sigma_max: float, n_cfeat: int | None = 0) -> None:
         super().__init__()
+        if not LOWEST <= sigma_min < sigma_max <= HIGHEST:
+            raise InputError(
+                f"noise levels from {sigma_min:g} to {sigma_max:g}; accepted: sigma_min from {LOWEST:g} on and below "
+                f"sigma_max, up to {HIGHEST:g}"
+            )
         self.network, self.n_cfeat = network, n_cfeat
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.first, self.step = math.log(sigma_min), math.log(sigma_max / sigma_min) / (TIMESTEPS - 1)
@@ -128,7 +136,8 @@ class Preconditioned(nn.Module):
 
     def __init__(self, network: nn.Module, sigma_data: float, sign: float) -> None:
         super().__init__()
-        self.network, self.sigma_data, self.sign = network, sigma_data, sign
+        self.network, self.sign = network, sign
+        self.sigma_data = check_float("sigma_data", sigma_data, LOWEST, HIGHEST)
 
     def forward(self, x: Tensor, sigma: Tensor, *context: Tensor) -> Tensor:
         level = sigma[:, None, None, None]

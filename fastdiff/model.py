@@ -9,15 +9,15 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from fastdiff.capture.graph import SELF_CONDITION
 from fastdiff.errors import InputError, check_int, unknown_name, wrong_type
 from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
 from fastdiff.samplers.samplers import DEFAULT, find_sampler, make_table
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import TIMES, StepTable
 
-SELF_CONDITION = "x_self_cond"  # the argument of networks with self-conditioning, as lucidrains' have it
-
 UNSAID: Any = None
+BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class Scheduler(Protocol):
@@ -62,8 +62,8 @@ class Model:
         learned_variance: whether the network's output is (B, 2 C, H, W), of which the second half chooses the noise's
             variance (Nichol and Dhariwal 2021, eq. 15) where the sampler leaves that to it, as ddpm does.
         self_condition: whether each step gives the network as `x_self_cond`, by name, the x0 that the step before
-            predicted, (B, C, H, W), zeros in the first (Chen et al. 2023, section 3.2); unless said, as the network's
-            own attribute of that name has it, or not.
+            predicted, (B, C, H, W), zeros in the first (Chen et al. 2023, section 3.2); unless said, whether the
+            network's own attribute self_condition is True, and its forward takes that argument.
         scheduler: what makes its table unless a sampler is named; None is the sampler DEFAULT.
 
     Raises:
@@ -120,12 +120,12 @@ class Model:
 
     def _settle_self_condition(self) -> None:
         taken = inspect.signature(self.network.forward).parameters
+        named = SELF_CONDITION in taken or any(one.kind is one.VAR_KEYWORD for one in taken.values())
         if self.self_condition is UNSAID:
-            own = getattr(self.network, "self_condition", False) is True and SELF_CONDITION in taken
-            object.__setattr__(self, "self_condition", own)
+            own = getattr(self.network, "self_condition", False) is True
+            object.__setattr__(self, "self_condition", own and named)
         if not isinstance(self.self_condition, bool):
             raise InputError(f"self_condition = {self.self_condition!r}; accepted: True or False")
-        named = SELF_CONDITION in taken or any(one.kind is one.VAR_KEYWORD for one in taken.values())
         if self.self_condition and not named:
             raise InputError(
                 f"self_condition with a network whose forward takes {', '.join(taken)}; accepted: one that takes "
@@ -139,6 +139,14 @@ class Model:
         if width is None and self.num_classes is None and self.class_names:
             return len(self.class_names)
         return width
+
+    @property
+    def needs_context(self) -> str | None:
+        """The name of an argument besides x and t without which the network cannot be called; None if there is none."""
+        parameters = list(inspect.signature(self.network.forward).parameters.values())
+        needed = [one for one in parameters if one.kind in BY_PLACE and one.default is one.empty]
+        third = needed[2:3]
+        return third[0].name if third and third[0].name != SELF_CONDITION else None
 
     def default_steps(self, sampler: str | None = None) -> int:
         """The number of steps of `table` where none is asked for."""

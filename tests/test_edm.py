@@ -10,6 +10,7 @@ from torch import nn
 import fastdiff
 from fastdiff import InputError, from_edm
 from fastdiff.bench.peers.edm import Precond, SongUNet
+from fastdiff.edm import Preconditioned
 
 STEPS, CLASSES = 6, 4
 
@@ -128,6 +129,15 @@ class Rounding(Precond):
             "noise levels from 2 to 1; accepted: s",
         ),
         (lambda: from_edm(Precond(nn.Identity(), 8), sigma_min=0), "noise levels from 0 to 80"),
+        (
+            lambda: from_edm(Precond(nn.Identity(), 8), sigma_min=1e-9),
+            "noise levels from 1e-09 to 80; accepted: sigma_",
+        ),
+        (lambda: Preconditioned(nn.Identity(), math.nan, 1.0), "sigma_data = nan"),
+        (
+            lambda: fastdiff.save(from_edm(Precond(nn.Identity(), 8)), "a.safetensors"),
+            "a network of EDM cannot be saved",
+        ),
         (lambda: from_edm(Precond(nn.Identity(), 8), sigma_max=math.inf), "sigma_max = inf"),
         (lambda: from_edm(Precond(nn.Identity(), 8), class_names=("a",)), "1 class names ['a']; the network takes 0"),
     ],

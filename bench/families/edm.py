@@ -95,4 +95,4 @@ def _ours(network: Precond, made: Configuration) -> Tensor:
     )
 
 
-FAMILIES = (Family("EDM's SongUNet with its preconditioning", _loops, measured="edm@32"),)
+FAMILIES = (Family("EDM's SongUNet with its preconditioning, and its loop, written anew", _loops, measured="edm@32"),)

@@ -18,7 +18,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
-IMAGES = ("x", "x_self_cond")  # the placeholders that change from step to step
+SELF_CONDITION = "x_self_cond"  # the argument of networks with self-conditioning, as lucidrains' have it
+IMAGES = ("x", SELF_CONDITION)  # the placeholders that change from step to step
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,11 @@ def lucidrains_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> M
 def class_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model:
     """The same of the classifier-free edition, whose attention has other names for the same."""
     bare = {name.replace(".fn.norm.", ".norm.").replace(".fn.fn.", "."): value for name, value in tensors.items()}
+    if "mid_block1.block1.norm.weight" in bare:
+        raise InputError(
+            f"{str(path)!r} is of the classifier-free edition of denoising-diffusion-pytorch before 2.0, which is not "
+            "supported; make the network with its own code, load these weights, and sample fastdiff.Model(...)"
+        )
     with read_off(path, "LucidrainsClassUnet"):
         _refuse_other_kinds(path, bare)
         options = unet_options(bare)

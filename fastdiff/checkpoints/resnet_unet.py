@@ -24,7 +24,7 @@ def check_usual_heads(hidden: int) -> None:
 
 
 def unet_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments that all editions have: dim, init_dim, dim_mults, channels and out_dim.
+    """The arguments of the editions: dim, init_dim, dim_mults, channels, out_dim and self_condition.
 
     Raises:
         KeyError, ValueError: for missing tensors and sizes that make no network.

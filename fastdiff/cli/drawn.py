@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,8 +51,7 @@ def parse_contexts(texts: Sequence[str], model: Sampled) -> list[Any]:
     if model.num_classes is not None:
         return [parse_class(text, model.class_names, model.num_classes) for text in texts]
     rows = [
-        torch.from_numpy(numbers(text)) if text.lower().endswith(".npy") else parse_context(text, model.class_names)
-        for text in texts
+        _numbers(text) if text.lower().endswith(".npy") else parse_context(text, model.class_names) for text in texts
     ]
     for text, row in zip(texts, rows, strict=True):
         accepted = rows[0].shape if width is None else (width,)
@@ -60,8 +60,17 @@ def parse_contexts(texts: Sequence[str], model: Sampled) -> list[Any]:
     return [row.tolist() for row in rows]
 
 
+def _numbers(path: str) -> Tensor:
+    """A context out of a file."""
+    found = numbers(path)
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu" or found.ndim not in (1, 2):
+        kind = f"{found.dtype} of shape {found.shape}" if isinstance(found, np.ndarray) else "several arrays"
+        raise InputError(f"--context {path!r} holds {kind}; accepted: numbers, (L, D) or (K,)")
+    return torch.from_numpy(found.astype(np.float32))
+
+
 def _sizes(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "no list of"
+    return "x".join(map(str, shape))
 
 
 def given_pictures(options: dict[str, Any], image_shape: tuple[int, int, int]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +46,16 @@ def info(model: str | None, as_json: bool, **foreign: Any) -> None:
 
 def describe(name: str, **foreign: Any) -> dict[str, Any]:
     """What a checkpoint holds, and what it says about its making."""
-    from fastdiff.checkpoints.config import DIFFUSERS, model_config
+    from fastdiff.checkpoints.config import model_config
     from fastdiff.checkpoints.load import stored_info
 
     model = load_model(name, foreign)
     config = model_config(model)
-    network = config["network"]
-    if network["name"] == DIFFUSERS:  # of its many options those that were chosen
-        defaults = inspect.signature(type(model.network)).parameters
-        network = {k: v for k, v in network["options"].items() if k in defaults and v != defaults[k].default}
-    options = ", ".join(f"{k}={v}" for k, v in network.items() if k != "name")
     parts = config["schedule"]
     end = float(model.schedule.alphas_cumprod[-1])
     tensors = model.network.state_dict()
     facts = {
-        "network": f"{type(model.network).__name__}({options})",
+        "network": _described(config["network"], model.network),
         "parameters": f"{sum(p.numel() for p in model.network.parameters()):,} in {len(tensors)} tensors",
         "schedule": f"{parts['name']}, {model.schedule.num_timesteps} timesteps, alphas_cumprod ends at {end:.2g}",
         "prediction_type": model.prediction_type + (", and the noise's variance" if model.learned_variance else ""),
@@ -69,6 +64,8 @@ def describe(name: str, **foreign: Any) -> dict[str, Any]:
         "classes": describe_classes(model.class_names, model.context_width, model.num_classes),
         "clip": str(model.clip),
     }
+    if model.needs_context is not None and model.num_classes is None:
+        facts["context"] = f"{model.needs_context}, needed for each sample: tokens (L, D), say, as --context FILE.npy"
     if model.self_condition:
         facts["self_condition"] = "each step is given the image that the step before predicted"
     if model.scheduler is not None:
@@ -76,6 +73,20 @@ def describe(name: str, **foreign: Any) -> dict[str, Any]:
         facts["sampled by"] = f"{scheduler.name} of diffusers, {scheduler.steps} steps; or a --sampler"
     # A file may say anything of its making; what it is stands.
     return {**facts, **{key: value for key, value in stored_info(name).items() if key not in facts}}
+
+
+def _described(config: Mapping[str, Any], network: Any) -> str:
+    """A network's class and options, of diffusers' many those that were chosen."""
+    from fastdiff.checkpoints.config import DIFFUSERS, EDM
+
+    if config["name"] == EDM:
+        inner = _described(config["network"], network.network.network)
+        return f"{inner}, with EDM's preconditioning (sigma_data {config['sigma_data']:g})"
+    options = {name: value for name, value in config.items() if name != "name"}
+    if config["name"] == DIFFUSERS:
+        defaults = inspect.signature(type(network)).parameters
+        options = {k: v for k, v in config["options"].items() if k in defaults and v != defaults[k].default}
+    return f"{type(network).__name__}({', '.join(f'{name}={value}' for name, value in options.items())})"
 
 
 def describe_classes(names: Sequence[str], width: int | None, classes: int | None) -> str:

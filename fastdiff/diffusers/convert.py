@@ -34,7 +34,7 @@ def from_diffusers(
 
     Args:
         pipeline_or_network: a pipeline of pixels with `unet` and `scheduler`; or a UNet2DModel or UNet2DConditionModel,
-            of which class labels are contexts as whole numbers, and token embeddings contexts (L, D).
+            of which class labels are contexts as whole numbers, and token embeddings contexts (n, L, D).
         scheduler: any whose steps are linear (DDPM, DDIM, DPM-Solver, UniPC, Euler, Heun, LCM and more); instead of the
             pipeline's, if both are given.
         image_size: side or (height, width) in pixels, where the network's config does not say it.
@@ -73,6 +73,8 @@ def model_of(
         raise InputError(
             f"a {type(network).__name__} from {channels} to {out} channels; accepted: as many, or twice as many"
         )
+    if out != channels and scheduler.denoiser is not None:
+        raise InputError(f"a {type(network).__name__} to {out} channels with {scheduler.name}; accepted: {channels}")
     height, width = (size, size) if isinstance(size, int) else size
     labels = config.get("class_embed_type") is None and not config.get("encoder_hid_dim_type")
     return Model(

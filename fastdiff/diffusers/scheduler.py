@@ -36,7 +36,7 @@ class Scheduler:
         steps: how many are taken unless said, at most the schedule's.
 
     Raises:
-        InputError: for a scheduler without betas, or with an option that no table holds.
+        InputError: for a scheduler without betas, unless it is EDM's, or with an option that no table holds.
     """
 
     kind: type

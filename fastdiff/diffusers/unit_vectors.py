@@ -246,8 +246,18 @@ def _levels(scheduler: Any, timesteps: Sequence[Tensor], begin: int) -> tuple[np
 
 
 def preconditions(scheduler: Any) -> bool:
-    """Whether it is EDM's, with the network's preconditioning in it; the tables are for the denoised image."""
-    return hasattr(scheduler, "precondition_outputs")
+    """Whether it has the network's preconditioning of EDM in it; the tables are then for the denoised image."""
+    if not hasattr(scheduler, "precondition_outputs"):
+        return False
+    data, sigma = scheduler.config.sigma_data, torch.tensor([0.1, 7.0], dtype=torch.float64)
+    total = sigma**2 + data**2
+    wanted = sigma.log() / 4, data**2 / total, sigma * data / total.sqrt()
+    found = (
+        scheduler.precondition_noise(sigma),
+        scheduler.precondition_outputs(1.0, 0.0, sigma),
+        scheduler.precondition_outputs(0.0, 1.0, sigma).abs(),
+    )
+    return all(torch.allclose(one, other, rtol=1e-6) for one, other in zip(found, wanted, strict=True))
 
 
 def _given(scheduler: Any, sample: Tensor, t: Tensor) -> Tensor:

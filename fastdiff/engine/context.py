@@ -162,8 +162,9 @@ def resolve_context(
     else:
         rows = rows[None] if rows.ndim == 1 else rows
         if rows.ndim < 2 or (width is not None and rows.shape[1:] != (width,)) or rows.shape[0] not in (1, n):
-            one = "K" if width is None else width
-            raise InputError(f"a context of shape {shape}; accepted: ({one},) or ({n}, {one})")
+            one, tokens = ("K", "; of tokens (1, L, D)") if width is None else (width, "")
+            accepted = f"({one},) or ({n}, {one}){tokens}"
+            raise InputError(f"a context of shape {shape}; accepted: {accepted}")
     kind = kind_of(rows[0])
     return Contexts(kind, rows_of(rows, first))
 

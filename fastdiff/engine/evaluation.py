@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastdiff.capture.batch import at_batch
 from fastdiff.capture.capture import capture
-from fastdiff.capture.graph import IMAGES, Graph
+from fastdiff.capture.graph import IMAGES, SELF_CONDITION, Graph
 from fastdiff.capture.outputs import first_output
 from fastdiff.capture.passes.batch_norm import fold_batch_norm
 from fastdiff.capture.passes.convolutions import fuse_convolutions
@@ -116,7 +116,7 @@ class Given:
         x, t = images(), self.times[int(len(self.times) * torch.rand((), **plain))]
         made = {"x": x, "t": t.to(self.device).expand(batch).clone()}
         if self.self_condition:
-            made["x_self_cond"] = images()
+            made[SELF_CONDITION] = images()
         if self.context is not None:
             made["context"] = self.context.example(batch, dice).to(self.device)
         return made
@@ -236,7 +236,7 @@ class Network:
     ) -> Tensor:
         """The prediction, x's shape, or both, see first_output; raises InputError where the network returns neither."""
         contexts = () if context is None else (context,)
-        named = {} if x_self_cond is None else {"x_self_cond": x_self_cond}
+        named = {} if x_self_cond is None else {SELF_CONDITION: x_self_cond}
         with nullcontext() if self.dtype == torch.float32 else _InWeightsDtype():
             out = self.module(x, t, *contexts, **named)
         return first_output(out, x.shape[1], learned_variance)
@@ -275,7 +275,7 @@ def eager(network: Network, given: Given) -> Parts:
     evaluation = network.on(given)
 
     def step(x: Tensor, *rest: Tensor) -> Tensor:
-        before = {"x_self_cond": rest[0]} if given.self_condition else {}
+        before = {SELF_CONDITION: rest[0]} if given.self_condition else {}
         t, *context = rest[len(before) :]
         return evaluation(x, t.expand(len(x)), *context, **before)
 

@@ -54,6 +54,9 @@ class Sampled(Protocol):
     @property
     def self_condition(self) -> bool: ...
 
+    @property
+    def needs_context(self) -> str | None: ...
+
 
 class Asked(TypedDict, total=False):
     """What every way to samples takes by name, and hands to Request.of."""
@@ -134,6 +137,10 @@ class Request:
                     f"no context for a model that takes the number of a class; give one, 0 to {model.num_classes - 1}"
                 )
             context = model.null_class
+        if context is None and model.needs_context is not None:
+            raise InputError(
+                f"no context for a network that takes {model.needs_context!r}; give one, such as tokens (n, L, D)"
+            )
         contexts = resolve_context(model.context_width, model.class_names, model.num_classes, context, n, first)
         if guidance_scale is not None:
             guidance_scale = check_float("guidance_scale", guidance_scale, -3e38, 3e38)  # it is a float32 in the end

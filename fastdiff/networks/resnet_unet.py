@@ -57,7 +57,7 @@ class ResnetUnet(nn.Module):
     @staticmethod
     def options_for(image_shape: tuple[int, int, int], contexts: int) -> dict[str, Any]:
         """The options that follow from training data: (C, H, W) of a picture, and the number of context entries."""
-        return {"channels": image_shape[0]}
+        return {"channels": image_shape[0], "out_dim": None}
 
     def __init__(
         self,

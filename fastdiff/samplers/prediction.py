@@ -65,7 +65,7 @@ def check_clip(clip: object) -> Clip:
     raise InputError(f"clip = {clip!r}; accepted: None, a positive bound, or ('dynamic', quantile in (0, 1])")
 
 
-def usual_clip(prediction_type: str, alphas_cumprod: np.ndarray) -> Clip:
+def usual_clip(prediction_type: str, alphas_cumprod: np.ndarray) -> float | None:
     """What published code does where the first x0 would be noise: 1 if the network's error counts over 1,000 times.
 
     That is (x - sigma eps) / alpha at the last timestep: 2e4 with the cosine schedule and T = 1000, 160 with the linear

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from fastdiff.capture.graph import SELF_CONDITION
 from fastdiff.checkpoints.config import build_network
 from fastdiff.checkpoints.tensors import load_weights
 from fastdiff.data.images import ImageData
 from fastdiff.engine.placement import choose_device
 from fastdiff.errors import InputError, wrong_type
-from fastdiff.model import SELF_CONDITION, Model, context_width
+from fastdiff.model import Model, context_width
 from fastdiff.networks.registry import network_class
 from fastdiff.samplers.prediction import coefficients, usual_clip
 from fastdiff.training.averaging import averaged
@@ -189,6 +190,7 @@ class Trainer:
         if augment:
             context = context * ~drop.to(self.device)[:, None]
 
+        clip = usual_clip(recipe.prediction_type, schedule.alphas_cumprod)
         conditioned = self.self_condition and bool(torch.rand((), generator=random) < 0.5)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -206,6 +208,8 @@ class Trainer:
             with torch.no_grad():  # the network's own guess (Chen et al. 2023, algorithm 1)
                 p, q = coefficients(recipe.prediction_type, *schedule.alpha_sigma(t, x))
                 x0 = p * x + q * evaluated()
+                if clip is not None:  # as when it is sampled from
+                    x0 = x0.clamp(-clip, clip)
             return evaluated(**{SELF_CONDITION: x0})
 
         return denoising_loss(

@@ -107,6 +107,41 @@ def test_edms_schedulers_with_the_networks_preconditioning(kind, options, steps,
     assert float((ours - theirs).abs().max()) < (1e-3 if model.clip else max(1e-5, rounding))
 
 
+class OtherNoise(EDMEulerScheduler):
+    def precondition_noise(self, sigma):
+        return torch.atan(torch.as_tensor(sigma))
+
+
+@pytest.mark.parametrize(
+    "options, scheduler, words",
+    [
+        ({}, OtherNoise(), "OtherNoise has no betas; accepted: schedulers of a variance-preserving schedule, or EDM's"),
+        ({}, EDMEulerScheduler(sigma_min=3.0, sigma_max=2.0), "noise levels from 3 to 2; accepted: sigma_min from"),
+        ({"out_channels": 6}, EDMEulerScheduler(), "a UNet2DModel to 6 channels with EDMEulerScheduler; accepted: 3"),
+    ],
+)
+def test_what_is_not_edms_preconditioning_is_refused(options, scheduler, words, unet):
+    with pytest.raises(InputError) as caught:
+        from_diffusers(unet(**options), scheduler)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+def test_edms_schedulers_from_a_picture(kind, unet, noise, their_loop):
+    network, scheduler = unet(), kind()
+    picture = torch.rand(SHAPE) * 2 - 1
+    ours = sample(
+        from_diffusers(network, scheduler), 2, steps=10, init=picture, strength=0.5, noise=noise, device="cpu"
+    )
+    scheduler.set_timesteps(10)
+    scheduler.set_begin_index(5)
+    x = picture + scheduler.sigmas[5] * noise(0, 0, SHAPE)
+    with torch.no_grad():
+        for t in scheduler.timesteps[5:]:
+            x = scheduler.step(network(scheduler.scale_model_input(x, t), t).sample, t, x, return_dict=False)[0]
+    assert float((ours - x).abs().max()) < 1e-5
+
+
 def test_a_model_with_edms_preconditioning_is_saved_and_sampled_otherwise(unet, noise, rel, tmp_path):
     network = unet()
     model = from_diffusers(network, EDMEulerScheduler())

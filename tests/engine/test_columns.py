@@ -261,6 +261,9 @@ def test_self_conditioning_is_a_bool_of_networks_that_take_it():
     assert Model(Own(), schedule).self_condition is True and "with self-conditioning" in repr(Model(Own(), schedule))
     assert Model(Own(), schedule, self_condition=False).self_condition is False
     assert Model(Any(), schedule).self_condition is False and Model(Any(), schedule, self_condition=True)
+    wrapped = Any()
+    wrapped.self_condition = True
+    assert Model(wrapped, schedule).self_condition is True
     with pytest.raises(InputError, match="self_condition = 1; accepted: True or False"):
         model(self_condition=1)
     with pytest.raises(InputError, match="self_condition with a network whose forward takes input; accepted: one that"):
@@ -276,7 +279,7 @@ def test_self_conditioning_takes_tables_that_remember_x0(columns):
 
 
 def test_a_denoised_picture_is_no_x0_before(rel):
-    """SDEdit, resampling and inversion begin without one, too."""
+    """A run that begins with a picture has no x0 before its first row."""
     made = model(self_condition=True)
     init = torch.rand(2, *SHAPE) * 2 - 1
     steps = made.table("ddim", 10, strength=0.5)

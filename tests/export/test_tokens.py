@@ -76,7 +76,7 @@ def test_contexts_of_another_shape_are_refused(model, tokens, tmp_path):
         ("tokens", (0, 12), "a size in context_shape = 0"),
         ("tokens", (), r"context_shape = \(\) for a model whose context is unknown"),
         ("classes", (5, 12), r"context_shape = \(5, 12\) for a model whose context is the number of a class"),
-        ("B", (5,), r"context_shape = \(5,\) for a model whose context is 5; accepted: \(L, D\)"),
+        ("B", (5,), r"context_shape = \(5,\) for a model whose context is 5; accepted: sizes such"),
         ("A", (5, 12), r"context_shape = \(5, 12\) for a model whose context is 0"),
     ],
 )
@@ -117,6 +117,24 @@ def test_the_command_takes_tokens_from_files(model, tokens, tmp_path, monkeypatc
     np.save("2.npy", tokens[0, :4].numpy())
     said = run("sample", "model.safetensors", "--context", "0.npy", "--context", "2.npy", code=2)
     assert "--context '2.npy' has 4x12 numbers; accepted: 5x12" in said
+    for found, words in (
+        (tokens.numpy(), "holds float32 of shape (3, 5, 12); accepted: numbers, (L, D) or (K,)"),
+        (np.array(["a"]), "holds <U1 of shape (1,)"),
+        (np.zeros((5, 12), complex), "holds complex128 of shape (5, 12)"),
+        (np.float32(1), "holds float32 of shape ()"),
+    ):
+        np.save("3.npy", found)
+        assert words in run("sample", "model.safetensors", "--context", "3.npy", code=2)
+    np.save("3.npy", tokens[0].numpy().astype(">f8"))
+    run("sample", "model.safetensors", "-n", "1", "--steps", "2", "--context", "3.npy", "--npy", "swapped.npy")
+    run("sample", "model.safetensors", "-n", "1", "--steps", "2", "--context", "0.npy", "--npy", "plain.npy")
+    assert np.array_equal(np.load("swapped.npy"), np.load("plain.npy"))
+    with open("3.npy", "wb") as file:
+        np.savez(file, a=np.zeros(2))
+    assert "holds several arrays" in run("sample", "model.safetensors", "--context", "3.npy", code=2)
+    said = run("sample", "model.safetensors", "-n", "1", code=2)
+    assert "no context for a network that takes 'encoder_hidden_states'; give one, such as tokens (n, L, D)" in said
+    assert "encoder_hidden_states, needed for each sample" in run("info", "model.safetensors")
     assert "'no.npy' cannot be read as an .npy file" in run(
         "sample", "model.safetensors", "--context", "no.npy", code=2
     )
