@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -13,7 +14,9 @@ from torch import nn
 import fastdiff
 from fastdiff.bench.peers import edm, guided, others
 from fastdiff.bench.peers.reference import AnnotatedReference, ContextReference
+from fastdiff.bench.peers.wrapped import Backbone, Signals, Told
 from fastdiff.errors import InputError
+from fastdiff.networks.lucidrains import LucidrainsClassUnet
 
 # What google/ddpm-cifar10-32 sets.
 DDPM_CIFAR10: dict[str, Any] = dict(
@@ -62,6 +65,45 @@ def _unet2d(widths: tuple[int, ...], **options: Any) -> nn.Module:
     )
 
 
+def _tokens() -> nn.Module:
+    """diffusers' UNet2DConditionModel, of 16 tokens."""
+    network = others.diffusers().UNet2DConditionModel(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(64, 128, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=64,
+    )
+    return Told(network, torch.randn(1, 16, 64))
+
+
+def _lucidrains(**options: Any) -> nn.Module:
+    made: nn.Module = others.lucidrains().Unet(64, dim_mults=(1, 2, 4), **options)
+    return made
+
+
+def _classes() -> nn.Module:
+    """Its classifier-free edition, as a file of it loads: the library's own drops classes at random."""
+    return Told(LucidrainsClassUnet(64, dim_mults=(1, 2, 4)), torch.tensor([3]))
+
+
+def _signals() -> nn.Module:
+    return Signals(others.lucidrains("denoising_diffusion_pytorch_1d").Unet1D(64, dim_mults=(1, 2, 4), channels=2))
+
+
+def _azula() -> nn.Module:
+    azula: Any = importlib.import_module("azula.nn.unet")
+    options = {"hid_channels": (64, 128, 256), "hid_blocks": (2, 2, 2), "norm": "group", "mod_features": 64}
+    return Backbone(azula.UNet(3, 3, **options), 64)
+
+
+def _mnist() -> nn.Module:
+    return Told(fastdiff.ContextUnet(1, 128, 10, 28, edition="mnist"), torch.eye(10)[3:4])
+
+
+LUCIDRAINS = ("denoising_diffusion_pytorch", "einops")
 # What others sample from: their libraries' networks, or networks written like them.
 FOREIGN = {
     "unet2d@32": Network(partial(_unet2d, (64, 128, 128)), (3, 32, 32), needs=("diffusers",)),
@@ -69,12 +111,19 @@ FOREIGN = {
         partial(_unet2d, (128, 256, 256, 256), **DDPM_CIFAR10), (3, 32, 32), needs=("diffusers",)
     ),
     "lucidrains@32": Network(
-        lambda: others.lucidrains().Unet(64, dim_mults=(1, 2, 4)),
+        _lucidrains,
         (3, 32, 32),
-        needs=("denoising_diffusion_pytorch", "einops"),
+        needs=LUCIDRAINS,
     ),
     "guided@32": Network(guided.UNetModel, (3, 32, 32)),
     "edm@32": Network(edm.SongUNet, (3, 32, 32)),
+    "tokens@32": Network(_tokens, (3, 32, 32), needs=("diffusers",)),
+    "self-conditioning@32": Network(lambda: Told(_lucidrains(self_condition=True)), (3, 32, 32), needs=LUCIDRAINS),
+    "learned-variance@32": Network(partial(_lucidrains, learned_variance=True), (3, 32, 32), needs=LUCIDRAINS),
+    "classifier-free@32": Network(_classes, (3, 32, 32)),
+    "unet1d@64": Network(_signals, (2, 1, 64), needs=LUCIDRAINS),
+    "azula@32": Network(_azula, (3, 32, 32), needs=("azula", "einops")),
+    "mnist@28": Network(_mnist, (1, 28, 28)),
 }
 # A28@32 is the Annotated U-Net of dim 28 on 32x32 pictures; B is the course's ContextUnet.
 NETWORKS = {

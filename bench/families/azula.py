@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fastdiff
 from fastdiff.bench.families.family import IMAGES, Family, Loop, drawn, normals
+from fastdiff.bench.peers.wrapped import Backbone
 from fastdiff.samplers.ddim import ddim
 from fastdiff.samplers.path import Path
 from fastdiff.samplers.samplers import tabulate
@@ -30,19 +31,6 @@ CONFIGURATIONS = (
     ("Karras", "VP", 100, 0.0),
     ("Karras", "VP", 50, 0.5),
 )
-
-
-class Backbone(nn.Module):
-    """azula's UNet, given sines of the noise level, as its tutorials have it."""
-
-    def __init__(self, unet: nn.Module, features: int) -> None:
-        super().__init__()
-        self.unet, self.features = unet, features
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        angles = t.reshape(-1, 1) * torch.arange(1, self.features // 2 + 1)
-        out: Tensor = self.unet(x, torch.cat((angles.sin(), angles.cos()), dim=-1))
-        return out
 
 
 class Denoised(nn.Module):
@@ -101,4 +89,4 @@ def _ours(denoiser: nn.Module, levels: Any, steps: int, eta: float) -> Tensor:
     return fastdiff.sample(model, IMAGES, table, noise=normals, device="cpu")
 
 
-FAMILIES = (Family("azula's UNet", _loops, ("azula", "einops")),)
+FAMILIES = (Family("azula's UNet", _loops, ("azula", "einops"), "azula@32"),)

@@ -113,4 +113,4 @@ def _ours(loop: Any, made: Configuration) -> Tensor:
     )
 
 
-FAMILIES = (Family("denoising-diffusion-pytorch's classifier-free Unet", _loops, NEEDS),)
+FAMILIES = (Family("denoising-diffusion-pytorch's classifier-free Unet", _loops, NEEDS, "classifier-free@32"),)

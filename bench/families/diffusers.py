@@ -108,5 +108,6 @@ FAMILIES = (
         "diffusers' UNet2DConditionModel, with tokens",
         partial(_loops, _conditional, partial(torch.randn, TOKENS)),
         NEEDS,
+        "tokens@32",
     ),
 )

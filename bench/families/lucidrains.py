@@ -114,10 +114,12 @@ FAMILIES = (
         "denoising-diffusion-pytorch's Unet with self-conditioning",
         partial(_loops, SELF_CONDITIONED, self_condition=True),
         NEEDS,
+        "self-conditioning@32",
     ),
     Family(
         "denoising-diffusion-pytorch's Unet with a learned variance",
         partial(_loops, LEARNED, learned_variance=True),
         NEEDS,
+        "learned-variance@32",
     ),
 )

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import fastdiff
 from fastdiff.bench.families.family import IMAGES, Family, Loop, drawn, normals, settled
 from fastdiff.bench.families.lucidrains import NEEDS, as_predicted, ddim_nodes
 from fastdiff.bench.peers import others
+from fastdiff.bench.peers.wrapped import Signals
 
 LENGTH, CHANNELS = 32, 2
 # The objective, the schedule of betas, T, and the steps; with fewer than T it runs DDIM.
@@ -29,18 +30,6 @@ CONFIGURATIONS = (
     ("pred_v", "linear", 1000, 20),
 )
 KINDS = {"pred_noise": "epsilon", "pred_x0": "sample", "pred_v": "v_prediction"}
-
-
-class Signals(nn.Module):
-    """x (B, C, 1, L) by a network of (B, C, L)."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        out: Tensor = self.network(x[:, :, 0], t)
-        return out[:, :, None]
 
 
 def _loops() -> Iterator[Loop]:
@@ -92,4 +81,4 @@ def _ours(network: Signals, loop: Any, kind: str, timesteps: int, steps: int) ->
     )
 
 
-FAMILIES = (Family("denoising-diffusion-pytorch's Unet1D, wrapped", _loops, NEEDS),)
+FAMILIES = (Family("denoising-diffusion-pytorch's Unet1D, wrapped", _loops, NEEDS, "unet1d@64"),)
