@@ -44,6 +44,6 @@ class Backbone(nn.Module):
         self.unet, self.features = unet, features
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        angles = t.reshape(-1, 1) * torch.arange(1, self.features // 2 + 1)
+        angles = t.reshape(-1, 1) * torch.arange(1, self.features // 2 + 1, device=t.device)
         out: Tensor = self.unet(x, torch.cat((angles.sin(), angles.cos()), dim=-1))
         return out

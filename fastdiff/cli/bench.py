@@ -57,8 +57,9 @@ class Bench(Group):
     metavar="NAME",
     help="A28@28, the Annotated U-Net of dim 28 on 28x28 pixels (fashion-mnist), and B@16, the course's ContextUnet on "
     "16x16 (sprites), are measured unless others are named: A28@32, A28@64, A64@28, A64@32, A64@64; and, against eager "
-    "alone, unet2d@32, ddpm-cifar10@32 (diffusers), lucidrains@32 (denoising-diffusion-pytorch), guided@32 and edm@32 "
-    "(in the style of guided-diffusion and EDM); repeatable.",
+    "alone, unet2d@32, ddpm-cifar10@32, tokens@32 (diffusers), lucidrains@32, self-conditioning@32, "
+    "learned-variance@32, classifier-free@32, unet1d@64 (denoising-diffusion-pytorch), azula@32, guided@32, edm@32 and "
+    "mnist@28 (in the style of guided-diffusion, EDM and the MNIST script); repeatable.",
 )
 @click.option("--batch", multiple=True, type=int, help="Only cases of this batch; repeatable.")
 @click.option("--dtype", multiple=True, help=f"{', '.join(DTYPES)}.  [default: float32; CUDA: bfloat16 too]")
