@@ -16,7 +16,6 @@ from onnx import ModelProto, ValueInfoProto, helper
 
 from fastdiff.capture.graph import SELF_CONDITION
 from fastdiff.engine.context import ContextKind
-from fastdiff.engine.request import check_table
 from fastdiff.errors import InputError
 from fastdiff.export import metadata, philox
 from fastdiff.export.graph import BOOL, FLOAT, INT64, UINT8, Graph, either, finish_model, store_weights, value
@@ -154,11 +153,8 @@ def sampler_model(parts: Parts, face: Face) -> ModelProto:
     """The sampling loop; see Face for its inputs and outputs.
 
     Raises:
-        InputError: for a table with times between timesteps and a network captured for whole ones; or that remembers
-            something else than the x0 that a network with self-conditioning is given.
+        InputError: for a table with times between timesteps and a network captured for whole ones.
     """
-    if face.table is not None and parts.model.self_condition:
-        check_table(parts.model, face.table)
     if face.table is not None and not face.table.whole_times and parts.time == torch.int64:
         raise InputError(
             f"a table of {face.table.sampler!r} with times between timesteps; capture with fractional=True"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from fastdiff.capture.capture import BATCHES
-from fastdiff.capture.graph import SELF_CONDITION
 from fastdiff.capture.passes.folded_attention import fold_linear_attention
 from fastdiff.capture.passes.linear_attention import fuse_linear_attention
 from fastdiff.capture.refusal import NotRecordableError
@@ -20,7 +18,7 @@ from fastdiff.engine.evaluation import Given, Network
 from fastdiff.engine.placement import out_of_memory
 from fastdiff.errors import InputError, check_int, first_line, unknown_name, warn_caller
 from fastdiff.export.metadata import DTYPES
-from fastdiff.model import BY_PLACE, Model
+from fastdiff.model import Model, context_argument
 
 
 @dataclass(frozen=True)
@@ -163,10 +161,9 @@ def _context_kind(model: Model, context_shape: Sequence[int] | None) -> ContextK
             "give context_shape (--context-shape), or the Model class_names, or num_classes for class numbers, or the "
             "network an attribute n_cfeat"
         )
-        taken = inspect.signature(model.network.forward).parameters.values()
-        named = [p for p in taken if p.kind in BY_PLACE and p.name != SELF_CONDITION][2:]
-        if named and named[0].default is inspect.Parameter.empty:
-            raise InputError(f"the network takes {named[0].name!r}, of which the shape is not known; {declare}")
-        if named:
-            warn_caller(f"exported without the network's {named[0].name!r}; for contexts {declare}")
+        argument = context_argument(model.network)
+        if model.needs_context is not None:
+            raise InputError(f"the network takes {model.needs_context!r}, of which the shape is not known; {declare}")
+        if argument is not None:
+            warn_caller(f"exported without the network's {argument.name!r}; for contexts {declare}")
     return ContextKind((width,)) if width else None

@@ -17,7 +17,6 @@ from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import TIMES, StepTable
 
 UNSAID: Any = None
-BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class Scheduler(Protocol):
@@ -143,10 +142,8 @@ class Model:
     @property
     def needs_context(self) -> str | None:
         """The name of an argument besides x and t without which the network cannot be called; None if there is none."""
-        parameters = list(inspect.signature(self.network.forward).parameters.values())
-        needed = [one for one in parameters if one.kind in BY_PLACE and one.default is one.empty]
-        third = needed[2:3]
-        return third[0].name if third and third[0].name != SELF_CONDITION else None
+        argument = context_argument(self.network)
+        return argument.name if argument is not None and argument.default is argument.empty else None
 
     def default_steps(self, sampler: str | None = None) -> int:
         """The number of steps of `table` where none is asked for."""
@@ -216,6 +213,14 @@ def context_width(network: nn.Module) -> int | None:
     """K of the contexts that a network takes, its attribute n_cfeat: 0 for none, None if it does not say."""
     width = getattr(network, "n_cfeat", None)
     return None if width is None else int(width)
+
+
+def context_argument(network: nn.Module) -> inspect.Parameter | None:
+    """The first argument that a network takes by place besides x, t and x_self_cond; None if there is none."""
+    taken = inspect.signature(network.forward).parameters.values()
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = [one for one in taken if one.kind in places and one.name != SELF_CONDITION]
+    return named[2] if len(named) > 2 else None
 
 
 def check_model(model: object) -> Model:

@@ -217,6 +217,26 @@ def unet(randomised):
 
 
 @pytest.fixture
+def conditional(randomised):
+    """A small UNet2DConditionModel, of tokens of 12 numbers."""
+    from diffusers import UNet2DConditionModel
+
+    made = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        cross_attention_dim=12,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    return randomised(made).eval()
+
+
+@pytest.fixture
 def noise():
     """(draw, first, shape) → the normals of fastdiff's draw of that number."""
     return normals

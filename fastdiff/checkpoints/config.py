@@ -29,10 +29,10 @@ def network_config(network: nn.Module) -> dict[str, Any]:
     if type(network).__module__.startswith("diffusers.") and type(network).__name__ in package.NETWORKS:
         config: Any = network.config
         return {"name": DIFFUSERS, "class": type(network).__name__, "options": package.plain(config)}
-    if isinstance(network, Denoiser) and not isinstance(network.network, Preconditioned):
-        raise InputError("a network of EDM cannot be saved, for its code is in no library; keep its pickle")
-    if isinstance(network, Denoiser) and isinstance(network.network, Preconditioned):
+    if isinstance(network, Denoiser):
         inner = network.network
+        if not isinstance(inner, Preconditioned):
+            raise InputError("a network of EDM cannot be saved, for its code is in no library; keep its pickle")
         return {
             "name": EDM,
             "sigma_min": network.sigma_min,

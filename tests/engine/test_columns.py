@@ -286,3 +286,12 @@ def test_a_denoised_picture_is_no_x0_before(rel):
     images = Engine(made, steps, batch_size=2, device=CPU).sample(2, seed=SEED, init=init)
     with torch.no_grad():
         assert rel(images, by_hand(made, steps, 2, init=init)) < 1e-5
+
+
+def test_the_x0_before_is_no_context():
+    class Both(torch.nn.Module):
+        def forward(self, x, t, x_self_cond, label):
+            return x
+
+    schedule = make_schedule("linear", 20)
+    assert Model(Both(), schedule).needs_context == "label" and model(self_condition=True).needs_context is None

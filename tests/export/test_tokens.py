@@ -5,6 +5,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from diffusers import DDIMScheduler
 
 import fastdiff
 from fastdiff import InputError, make_schedule
@@ -14,24 +15,9 @@ from fastdiff.export import OnnxSampler, export_network, export_sampler
 LENGTH, WIDTH, SHAPE = 5, 12, (3, 8, 8)
 
 
-@pytest.fixture(scope="module")
-def model(randomised):
-    diffusers = pytest.importorskip("diffusers")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = diffusers.UNet2DConditionModel(
-            sample_size=8,
-            in_channels=3,
-            out_channels=3,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            attention_head_dim=8,
-            cross_attention_dim=WIDTH,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        )
-        return fastdiff.from_diffusers(randomised(network).eval(), diffusers.DDIMScheduler())
+@pytest.fixture
+def model(conditional):
+    return fastdiff.from_diffusers(conditional, DDIMScheduler())
 
 
 @pytest.fixture
