@@ -98,6 +98,7 @@ def _power(number: float) -> str:
 @click.option("--lr", type=float, help="Learning rate at the start.")
 @click.option("--lr-final", type=float, help="Learning rate at the end.")
 @one_of("--lr-decay", LR_DECAYS)
+@click.option("--lr-warmup", type=int, help="Steps over which the learning rate first rises.  [default: 0]")
 @one_of("--optimizer", OPTIMIZERS)
 @click.option("--weight-decay", type=float, help="Of the optimizer; 0 is off.")
 @one_of("--loss", LOSSES)

@@ -39,6 +39,7 @@ class Recipe:
         lr_final: learning rate at the end, from 0 to lr.
         lr_decay: how it falls: "cosine" over all steps, "linear-epoch" by epoch as lr (1 - epoch / epochs) (to lr_final
             in place of 0), or "constant".
+        lr_warmup: steps over which the learning rate first rises linearly to this course, at least 0, which is off.
         batch_size: pictures in a step, from 1.
         epochs: how many times each picture is seen, from 1.
         ema_decay: of the averaged weights, which sampling uses; from 0 (no averaging) to below 1, such as 0.999. It
@@ -67,6 +68,7 @@ class Recipe:
     lr: float = 1e-4
     lr_final: float = 1e-7
     lr_decay: str = "cosine"
+    lr_warmup: int = 0
     batch_size: int = 16
     epochs: int = 10
     ema_decay: float = 0.0
@@ -89,8 +91,9 @@ class Recipe:
         ):
             if not isinstance(value, str) or value not in accepted:
                 raise unknown_name(name, value, accepted)
-        for name, low, high in (("batch_size", 1, 2**31), ("epochs", 1, 2**31), ("seed", 0, 2**63 - 1)):
-            check_int(name, getattr(self, name), low, high)
+        for name, low in (("batch_size", 1), ("epochs", 1), ("lr_warmup", 0)):
+            check_int(name, getattr(self, name), low, 2**31)
+        check_int("seed", self.seed, 0, 2**63 - 1)
         numbers = ("lr", "lr_final", "ema_decay", "context_dropout", "p2_gamma", "weight_decay")
         for name in numbers if self.min_snr is None else (*numbers, "min_snr"):
             check_float(name, getattr(self, name))
@@ -145,8 +148,9 @@ class Recipe:
         return replace(self, **{k: v for k, v in options.items() if v is not None})
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """The learning rate of step 0, 1, ..., by lr_decay."""
-        return LR_DECAYS[self.lr_decay](self, step, steps_per_epoch)
+        """The learning rate of step 0, 1, ..., by lr_decay and lr_warmup."""
+        warm = min(1.0, (step + 1) / max(1, self.lr_warmup))
+        return warm * LR_DECAYS[self.lr_decay](self, step, steps_per_epoch)
 
     def make_schedule(self) -> Schedule:
         """The noise schedule.

@@ -143,6 +143,8 @@ def test_learning_rates():
     assert [b.learning_rate(s) for s in (0, 2, 3, 8)] == pytest.approx([1e-3, 1e-3, 1e-3 * 2 / 3, 1e-3 / 3])
     c = Trainer(small(lr_decay="constant"), pictures(), device="cpu")
     assert c.learning_rate(8) == 1e-4
+    d = Trainer(small(lr_decay="constant", lr_warmup=4), pictures(), device="cpu")
+    assert [d.learning_rate(s) for s in range(5)] == pytest.approx([2.5e-5, 5e-5, 7.5e-5, 1e-4, 1e-4])
 
 
 def test_every_picture_is_seen_once_an_epoch():
