@@ -81,6 +81,12 @@ def load(
     return _with_class_names(path, model, class_names) if class_names else model
 
 
+def states_itself(name_or_path: str | Path) -> bool:
+    """Whether a file is of fastdiff's own format, which says all of its model; raises InputError if there is none."""
+    path = locate(name_or_path)
+    return not path.is_dir() and looks_like_safetensors(path) and read_tensors(path)[1] is not None
+
+
 def stored_info(name_or_path: str | Path) -> dict[str, Any]:
     """What a file records about its making: the info given to `save`, or a training run's progress."""
     path = locate(name_or_path)

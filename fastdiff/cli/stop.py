@@ -11,20 +11,24 @@ INTERRUPTED = 130  # the exit code that shells report for a command that Ctrl-C 
 class StopSignal:
     """Within it, Ctrl-C or a polite kill only asks: a step is never cut in half, so what is saved is consistent.
 
-    A second one raises KeyboardInterrupt at once.
+    A second one of the same kind raises KeyboardInterrupt at once. (torchrun follows Ctrl-C by a polite kill.)
 
     Attributes:
-        asked: Whether a stop was asked for.
+        asked: whether a stop was asked for.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self._seen: set[int] = set()
         self._before: dict[int, Any] = {}
 
     def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
+        if number in self._seen:
             raise KeyboardInterrupt
-        self.asked = True
+        self._seen.add(number)
+
+    @property
+    def asked(self) -> bool:
+        return bool(self._seen)
 
     def __enter__(self) -> StopSignal:
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fastdiff.cli.completion import complete, complete_folder, complete_model
-from fastdiff.cli.options import device_option, given_flags, listed, parse_device, set_threads, threads_option
+from fastdiff.cli.options import device_option, given_flags, listed, set_threads, threads_option
 from fastdiff.cli.stop import INTERRUPTED
 from fastdiff.data.sources import accepted
 from fastdiff.errors import InputError
@@ -17,7 +17,10 @@ from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
 from fastdiff.training.losses import LOSSES
 from fastdiff.training.recipe import LR_DECAYS, OPTIMIZERS, PRESETS, Recipe
+from fastdiff.training.tensorboard import LOGS
 
+WISHES = ("sample_every", "keep_every", "log")  # what the run's folder gets
+ON_RESUME = {"resume", "device", "threads", "epochs", "accumulate", *WISHES}  # what --resume may be given with
 DEFAULT_DATA = listed(f"with --preset {name}: {preset.data}" for name, preset in PRESETS.items() if preset.data)
 
 
@@ -84,17 +87,25 @@ def _power(number: float) -> str:
 @click.option(
     "--init",
     metavar="MODEL",
-    help="Start from this model's weights in place of random ones.",
+    help="Start from this model, any that loads: its network and weights, its schedule and prediction type.",
     shell_complete=complete_model,
 )
 @click.option(
     "--resume",
     metavar="FOLDER",
     shell_complete=complete_folder,
-    help="Continue an interrupted run exactly; takes no other option but --device and --threads.",
+    help="Continue an interrupted run exactly, or a finished one with more --epochs. The recipe stays; what may be "
+    "given anew is --epochs, --accumulate, --sample-every, --keep-every, --log, --device and --threads.",
 )
-@click.option("--epochs", type=int, help="How many times each picture is seen.")
-@click.option("--batch-size", type=int, help="Pictures in a step.")
+@click.option("--epochs", type=int, help="How many times each picture is seen, from the run's beginning.")
+@click.option("--batch-size", type=int, help="Pictures in a step, of all processes together.")
+@click.option(
+    "--accumulate",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Evaluate each batch in N parts, one after another, which saves memory.  [default: 1]",
+)
+@click.option("--max-grad-norm", type=float, help="Clip the gradients' norm to this.  [default: off]")
 @click.option("--lr", type=float, help="Learning rate at the start.")
 @click.option("--lr-final", type=float, help="Learning rate at the end.")
 @one_of("--lr-decay", LR_DECAYS)
@@ -107,7 +118,9 @@ def _power(number: float) -> str:
 @click.option("--ema", "ema_decay", type=float, help="Decay of averaged weights, such as 0.999; 0 is off.")
 @click.option("--flip/--no-flip", default=None, help="Random horizontal flips.")
 @click.option("--context-dropout", type=float, help="Share of samples trained without their context.")
-@click.option("--bf16/--no-bf16", default=None, help="Run the network in bfloat16.")
+@click.option(
+    "--bf16/--no-bf16", default=None, help="Run the network in bfloat16.  [default: where the processor or GPU has it]"
+)
 @one_of("--schedule", SCHEDULES)
 @click.option("--timesteps", type=int, help="Training timesteps T.")
 @click.option("--beta-start", type=float, help="First beta of the schedule.  [default: 1e-4]")
@@ -131,6 +144,15 @@ def _power(number: float) -> str:
     show_default=True,
     help="Share kept for validation where the data has no test set.",
 )
+@click.option("--sample-every", type=int, metavar="K", help="A grid of samples every K epochs; 0: never.  [default: 1]")
+@click.option("--keep-every", type=int, metavar="K", help="Keep the weights of every K-th epoch.  [default: 0, none]")
+@click.option(
+    "--log",
+    multiple=True,
+    metavar="WHERE",
+    help=f"Write losses and samples to {listed(LOGS)} too.",
+    shell_complete=complete(LOGS),
+)
 @device_option
 @threads_option
 def train(resume: str | None, device: str | None, threads: int | None, **options: Any) -> None:
@@ -142,26 +164,35 @@ def train(resume: str | None, device: str | None, threads: int | None, **options
     fastdiff train --data my_pictures/ --size 32 --dim 64 --epochs 50 --ema 0.999 -o runs/mine
     fastdiff train --init sprites --preset course --data tiles.npy --labels tiles_labels.npy -o runs/tuned
     fastdiff train --resume runs/mine
+    fastdiff train --resume runs/mine --epochs 80
+    torchrun --nproc-per-node 4 -m fastdiff train -o runs/garments
 
     The folder gets the model (model.safetensors, for `fastdiff sample`), a checkpoint to resume from, the loss
-    curve, a grid of samples for every epoch, and a model card. Ctrl-C saves before it stops.
+    curve, a grid of samples for every epoch, and a model card. Ctrl-C saves before it stops; what a crash loses is two
+    minutes at most. Processes that torchrun or accelerate starts share each batch: the steps are those of one process.
     """
     try:
         from fastdiff.cli.training import new_run, resumed_run, to_the_end
+        from fastdiff.engine.placement import has_bf16
+        from fastdiff.training.group import Group
 
         set_threads(threads)
+        group = Group(device)
+        wishes = {name: options.pop(name) for name in WISHES}
+        given = {name: value for name, value in wishes.items() if value not in (None, ())}
         if resume is None:
-            run = new_run(parse_device(device), **options)
+            if options["bf16"] is None:
+                options["bf16"] = has_bf16(group.device)
+            run = new_run(group, wishes=given, **options)
         else:
             _refuse_changes(click.get_current_context())
-            run = resumed_run(parse_device(device), resume)
+            run = resumed_run(group, resume, epochs=options["epochs"], accumulate=options["accumulate"], wishes=given)
         to_the_end(run)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 
 
 def _refuse_changes(context: click.Context) -> None:
-    free = {"resume", "device", "threads"}
-    flags = ", ".join(flag for name, flag in given_flags(context).items() if name not in free)
+    flags = ", ".join(flag for name, flag in given_flags(context).items() if name not in ON_RESUME)
     if flags:
         raise InputError(f"--resume with {flags}; a resumed run keeps its own values: leave them out")

@@ -5,31 +5,34 @@ from __future__ import annotations
 import inspect
 import shlex
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from tqdm.auto import tqdm
 
-from fastdiff.checkpoints.config import check_network
-from fastdiff.checkpoints.load import load, stored_info
+from fastdiff.checkpoints.config import check_network, network_config
+from fastdiff.checkpoints.load import load, states_itself, stored_info
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
 from fastdiff.data import fashion
 from fastdiff.data.load import load_data
 from fastdiff.data.sources import accepted
 from fastdiff.errors import InputError, install
+from fastdiff.model import Model
 from fastdiff.networks.registry import COMMON_OPTIONS, network_class
 from fastdiff.provenance import machine
 from fastdiff.training.checkpoint import read_checkpoint
 from fastdiff.training.folder import RunFolder
-from fastdiff.training.loop import Epoch, Run
+from fastdiff.training.group import Apart, Group
+from fastdiff.training.loop import Epoch, Run, Step, Wishes
 from fastdiff.training.recipe import PRESETS, Recipe
 from fastdiff.training.trainer import Trainer
 
 
 def new_run(
-    device: torch.device,
+    group: Group,
     *,
     preset: str,
     data: str | None,
@@ -39,59 +42,127 @@ def new_run(
     holdout: float,
     output: str,
     init: str | None,
+    accumulate: int | None,
+    wishes: Mapping[str, Any],
     **options: Any,
 ) -> Run:
     """A run from its beginning. options: fields of the recipe, and the network's options."""
-    recipe = build_recipe(preset, options)
-    check_network(recipe.network)  # before the data, which may be long in coming
-    source = _source(preset, data, labels, class_names, size, holdout)
-    folder = RunFolder(output)
+    network = {name: options.pop(name) for name in COMMON_OPTIONS}
+    recipe, kept = Recipe.preset(preset).with_options(options), Wishes(**wishes)
     command = shlex.join(["fastdiff", *sys.argv[1:]])  # as typed, without the path of the program
-    if init is not None:
+    if init is None:
+        recipe = with_network(recipe, preset, network)
+        check_network(recipe.network)  # before the data, which may be long in coming
+    else:
         command = f"{command}  # {init}: {stored_info(init).get('trained with', 'a model from elsewhere')}"
-    trainer = Trainer(recipe, load_data(**source), device=device, init=None if init is None else load(init))
-    return Run(trainer, folder, source, command)
+    source, folder = _source(preset, data, labels, class_names, size, holdout), RunFolder(output)
+    if group.is_first:
+        folder.check()
+    with group.first_alone():
+        pictures = load_data(**source)
+    start = None if init is None else start_model(init, pictures.image_shape, recipe, options, network)
+    trainer = Trainer(recipe, pictures, device=group.asked, init=start, accumulate=accumulate or 1)
+    return Run(trainer, folder, source, command, kept)
 
 
-def resumed_run(device: torch.device, resume: str) -> Run:
+def resumed_run(
+    group: Group, resume: str, *, epochs: int | None, accumulate: int | None, wishes: Mapping[str, Any]
+) -> Run:
     """The run whose folder or checkpoint `resume` names, where it stopped."""
     checkpoint = read_checkpoint(resume)
     if not checkpoint.extra.keys() >= {"data", "command"}:
         raise InputError(
             f"{str(checkpoint.path)!r} does not say what data it was trained on; accepted: a run of fastdiff train"
         )
-    folder = RunFolder(checkpoint.path.parent, resume=True)
-    trainer = Trainer.resume(checkpoint, load_data(**checkpoint.extra["data"]), device=device)
+    kept = Wishes(**{**checkpoint.extra.get("wishes", {}), **wishes})
+    folder = RunFolder(checkpoint.path.parent)
+    if group.is_first:
+        folder.check(resume=True)
+    with group.first_alone():
+        pictures = load_data(**checkpoint.extra["data"])
+    trainer = Trainer.resume(checkpoint, pictures, device=group.asked, epochs=epochs, accumulate=accumulate or 1)
     folder.read_log(trainer.steps_done)
-    return Run(trainer, folder, checkpoint.extra["data"], checkpoint.extra["command"])
+    command = checkpoint.extra["command"]
+    if epochs is not None and epochs != checkpoint.recipe.epochs:
+        command = f"{command}  # from step {trainer.steps_done} on with --epochs {epochs}"
+        if group.is_first:
+            click.echo(_new_course(trainer, checkpoint.recipe))
+    return Run(trainer, folder, checkpoint.extra["data"], command, kept)
+
+
+def _new_course(trainer: Trainer, before: Recipe) -> str:
+    """What becomes of the learning rate where a run goes on to another number of epochs."""
+    step, new = trainer.steps_done, trainer.recipe
+    first = trainer.learning_rate(min(step, trainer.total_steps - 1))
+    old = before.learning_rate(max(0, step - 1), trainer.steps_per_epoch)
+    return (
+        f"{new.epochs} epochs in place of {before.epochs}: the learning rate, {old:.3g} in the last step, goes on at "
+        f"{first:.3g} and ends at {trainer.learning_rate(trainer.total_steps - 1):.3g} ({new.lr_decay})"
+    )
 
 
 def to_the_end(run: Run) -> None:
-    """Train: a bar where stderr is a terminal, and a line for each epoch in any case."""
-    trainer, folder = run.trainer, run.folder
-    click.echo(
-        f"{trainer.data.summary()}; {sum(p.numel() for p in trainer.network.parameters()):,} parameters, "
-        f"{trainer.total_steps:,} steps in {trainer.recipe.epochs} epochs on {machine(trainer.device)}"
-    )
-    if not folder.plots:
-        click.echo(f"no loss curve without matplotlib: {install('train')}", err=True)
+    """Train: a bar where stderr is a terminal, and a line for each epoch in any case; the first process talks."""
+    trainer, folder, group = run.trainer, run.folder, run.trainer.group
+    if group.is_first:
+        click.echo(_beginning(trainer))
+        if not folder.plots:
+            click.echo(f"no loss curve without matplotlib: {install('train')}", err=True)
+    try:
+        _show(run)
+    except Apart as error:
+        if folder.checkpoint.exists():
+            raise Apart(f"{error}; continue with: fastdiff train --resume {folder.path}") from error
+        raise
+    group.close()
+    stopped = trainer.steps_done < trainer.total_steps
+    if stopped and group.is_first:
+        done = f"stopped after {trainer.steps_done} of {trainer.total_steps} steps"
+        click.echo(f"{done}; continue with: fastdiff train --resume {folder.path}", err=True)
+    if stopped:
+        raise SystemExit(INTERRUPTED)
+    if group.is_first:
+        click.echo(f"wrote {folder.model.resolve()}")
+        click.echo(f"sample from it: fastdiff sample {folder.path}")
+
+
+def _show(run: Run) -> None:
+    """All steps, or those until a stop is asked for."""
+    trainer, group = run.trainer, run.trainer.group
+    silent = None if group.is_first else True  # None: where stderr is no terminal
     with (
         StopSignal() as stop,
-        tqdm(total=trainer.total_steps, initial=trainer.steps_done, unit="step", disable=None) as bar,
+        tqdm(total=trainer.total_steps, initial=trainer.steps_done, unit="step", disable=silent) as bar,
     ):
         for step in run.steps(lambda: stop.asked):
             bar.update()
             if step.loss is not None:
                 bar.set_postfix(loss=f"{step.loss:.4f}")
-            if step.epoch is not None:
-                with tqdm.external_write_mode():
-                    click.echo(_epoch_line(step.epoch, trainer.recipe.epochs))
-    if trainer.steps_done < trainer.total_steps:
-        done = f"stopped after {trainer.steps_done} of {trainer.total_steps} steps"
-        click.echo(f"{done}; continue with: fastdiff train --resume {folder.path}", err=True)
-        raise SystemExit(INTERRUPTED)
-    click.echo(f"wrote {folder.model.resolve()}")
-    click.echo(f"sample from it: fastdiff sample {folder.path}")
+            if group.is_first:
+                _tell(step, trainer.recipe.epochs)
+
+
+def _beginning(trainer: Trainer) -> str:
+    """The line before the first step: what is trained, on what, by whom."""
+    recipe, world = trainer.recipe, trainer.group.world
+    precision = " in bfloat16" if recipe.bf16 else ""
+    together = f", {world} processes that share each batch of {recipe.batch_size}" if world > 1 else ""
+    return (
+        f"{trainer.data.summary()}; {sum(p.numel() for p in trainer.network.parameters()):,} parameters, "
+        f"{trainer.total_steps:,} steps in {recipe.epochs} epochs on {machine(trainer.device)}{precision}{together}"
+    )
+
+
+def _tell(step: Step, epochs: int) -> None:
+    """A line where there is something to say."""
+    lines = []
+    if step.foretold is not None:
+        lines.append(f"about {tqdm.format_interval(step.foretold)} of training to come, by the first steps")
+    if step.epoch is not None:
+        lines.append(_epoch_line(step.epoch, epochs))
+    if lines:
+        with tqdm.external_write_mode():
+            click.echo("\n".join(lines))
 
 
 def _epoch_line(epoch: Epoch, epochs: int) -> str:
@@ -101,13 +172,12 @@ def _epoch_line(epoch: Epoch, epochs: int) -> str:
     )
 
 
-def build_recipe(preset: str, options: dict[str, Any]) -> Recipe:
-    """A preset with the options that were given."""
-    recipe = Recipe.preset(preset)
+def with_network(recipe: Recipe, preset: str, given: Mapping[str, Any]) -> Recipe:
+    """The recipe, its network with the options that were given; None is none."""
+    assert recipe.network is not None
     network = dict(recipe.network)
     taken = inspect.signature(network_class(network["name"])).parameters
-    for name in COMMON_OPTIONS:
-        value = options.pop(name, None)
+    for name, value in given.items():
         if value is None:
             continue
         if name not in taken:
@@ -115,7 +185,36 @@ def build_recipe(preset: str, options: dict[str, Any]) -> Recipe:
                 f"--{name.replace('_', '-')} {value} with preset {preset!r}; it belongs to another network"
             )
         network[name] = _widths(value) if name == "dim_mults" else value
-    return recipe.with_options({**options, "network": network})
+    return recipe.with_options({"network": network})
+
+
+def start_model(
+    init: str, image_shape: tuple[int, int, int], recipe: Recipe, options: Mapping[str, Any], network: Mapping[str, Any]
+) -> Model:
+    """The model to start from; schedule and prediction type are its own unless options name others.
+
+    Args:
+        init: its name or file; the pictures say the image size that a foreign file does not.
+        image_shape: of the pictures.
+        recipe: has the schedule of the options.
+        options: as given, None where not.
+        network: the network's options as given, which must be the model's own.
+    """
+    scheduled = any(options[name] is not None for name in ("schedule", "timesteps", "beta_start", "beta_end"))
+    said: dict[str, Any] = {"schedule": recipe.make_schedule()} if scheduled else {}
+    if options["prediction_type"] is not None:
+        said["prediction_type"] = options["prediction_type"]
+    if states_itself(init):
+        model = replace(load(init), **said, **({"scheduler": None} if scheduled else {}))
+    else:
+        model = load(init, image_size=image_shape[1:], **said)
+    own = network_config(model.network)
+    for name, value in network.items():
+        has = own.get(name)
+        if value is not None and value != (",".join(map(str, has)) if isinstance(has, (list, tuple)) else has):
+            flag = f"--{name.replace('_', '-')} {value}"
+            raise InputError(f"{flag} with --init {init}, whose network has {name} = {has}; leave it out")
+    return model
 
 
 def _widths(text: str) -> list[int]:

@@ -51,6 +51,18 @@ class ImageData:
             if not torch.isfinite(labels).all():
                 raise InputError(f"data {self.name!r} has labels that are NaN or infinite")
 
+    def __len__(self) -> int:
+        """The pictures to train on."""
+        return len(self.images)
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Some of the pictures, and their labels."""
+        return self.images[rows], self.labels[rows]
+
+    def unit(self, pixels: Tensor) -> Tensor:
+        """0 to 255 → [-1, 1] float32."""
+        return pixels.float() / 127.5 - 1
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""

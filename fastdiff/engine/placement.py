@@ -46,6 +46,16 @@ def choose_dtype(dtype: torch.dtype | None) -> torch.dtype:
     return dtype
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 faster than float32."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
 def out_of_memory(problem: Exception) -> bool:
     """Whether an allocation failed; torch has no error of its own for that on the CPU."""
     import torch

@@ -196,6 +196,11 @@ class LucidrainsClassUnet(ResnetUnet):
 
     n_cfeat = None  # class numbers are no vector of K entries
 
+    @staticmethod
+    def options_for(image_shape: tuple[int, int, int], contexts: int) -> dict[str, Any]:
+        """The options that follow from training data: (C, H, W) of a picture, and the number of classes."""
+        return {"channels": image_shape[0], "out_dim": None, "num_classes": max(1, contexts) + 1}
+
     def __init__(
         self,
         dim: int = 64,
@@ -219,6 +224,7 @@ class LucidrainsClassUnet(ResnetUnet):
             class_dim=4 * dim,
         )
         self.options |= dict(num_classes=num_classes, learned_sinusoids=learned_sinusoids)
+        self.num_classes, self.null_class = num_classes, num_classes - 1
         self.classes_emb = nn.Embedding(num_classes - 1, dim)
         self.null_classes_emb = nn.Parameter(torch.randn(dim))
         self.classes_mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, 4 * dim))

@@ -201,6 +201,7 @@ class OpenaiUnet(nn.Module):
             raise InputError(f"num_classes = {num_classes}; accepted: at least 1, or None")
         self.in_channels, self.levels, self.time_scale = in_channels, levels, time_scale
         self.n_cfeat = 0 if num_classes is None else None  # class numbers are no vector of K entries
+        self.num_classes = num_classes
         embed_dim = 4 * model_channels
         block = partial(ResBlock, embed_dim=embed_dim, scale_shift=use_scale_shift_norm)
 

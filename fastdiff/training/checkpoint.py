@@ -44,6 +44,7 @@ class TrainingCheckpoint:
 
     Attributes:
         path: the file.
+        config: the model but for its weights, see checkpoints.config.
         tensors: weights, averaged weights and the optimizer's state, named "model.…", "ema.…" and "optimizer.…".
         recipe: the run's.
         steps_done: optimizer steps taken.
@@ -52,6 +53,7 @@ class TrainingCheckpoint:
     """
 
     path: Path
+    config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     recipe: Recipe
     steps_done: int
@@ -75,14 +77,14 @@ def read_checkpoint(path: str | Path) -> TrainingCheckpoint:
     file = _checkpoint_file(path)
     tensors, config = read_tensors(file)
     kept = config.get("training") if config else None
-    if not isinstance(kept, dict) or not kept.keys() >= KEPT or not isinstance(kept["recipe"], dict):
+    if config is None or not isinstance(kept, dict) or not kept.keys() >= KEPT or not isinstance(kept["recipe"], dict):
         raise InputError(f"{str(file)!r} is no training checkpoint; accepted: the {FILE} of a run")
     try:
         recipe = Recipe.from_dict(kept["recipe"])
     except InputError as error:
         raise InputError(f"{str(file)!r} cannot be resumed: {error}") from error
     extra = {name: value for name, value in kept.items() if name not in KEPT}
-    return TrainingCheckpoint(file, tensors, recipe, kept["steps_done"], kept["fingerprint"], extra)
+    return TrainingCheckpoint(file, config, tensors, recipe, kept["steps_done"], kept["fingerprint"], extra)
 
 
 def write_checkpoint(path: str | Path, trainer: Resumable, extra: Mapping[str, Any]) -> None:
@@ -105,8 +107,12 @@ def restore(trainer: Resumable, checkpoint: TrainingCheckpoint) -> None:
         load_weights(trainer.averaged.module, checkpoint.part("ema."), checkpoint.path)
         trainer.averaged.n_averaged.copy_(checkpoint.tensors["averaged"])
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = list(trainer.network.parameters())
     for name, value in checkpoint.part("optimizer.").items():
         index, key = name.split(".", 1)
+        like = parameters[int(index)]
+        if value.shape == like.shape:  # a fused optimizer takes it that both lie in memory in one order
+            value = torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
         state.setdefault(int(index), {})[key] = value
     groups = trainer.optimizer.state_dict()["param_groups"]
     trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from torch import Tensor
+from PIL import Image
 
 from fastdiff.errors import InputError
 from fastdiff.files import check_folder, write_atomically
-from fastdiff.images import grid, save_picture
+from fastdiff.images import save_picture
 from fastdiff.training.checkpoint import FILE
 
 COLUMNS = ("step", "epoch", "lr", "loss", "val_loss", "seconds")
@@ -22,27 +22,31 @@ class RunFolder:
 
     Args:
         path: the folder, which need not exist.
-        resume: whether it may hold a run already.
 
     Attributes:
-        checkpoint, model: the paths of these files.
+        checkpoint, model, board: the paths of these files, and of TensorBoard's folder.
         rows: the log so far, each a dictionary with the keys COLUMNS.
         plots: whether the loss curve can be drawn: matplotlib comes with the extra "train".
-
-    Raises:
-        InputError: if the folder holds a run that is not to be resumed, or cannot be written to.
     """
 
-    def __init__(self, path: str | Path, resume: bool = False) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.checkpoint, self.model = self.path / FILE, self.path / "model.safetensors"
+        self.board = self.path / "tensorboard"
+        self.rows: list[dict[str, str]] = []
+        self.plots = find_spec("matplotlib") is not None
+
+    def check(self, resume: bool = False) -> None:
+        """Raises InputError if the folder holds a run that is not to be resumed, or cannot be written to."""
         if not resume and self.checkpoint.exists():
             raise InputError(
                 f"{str(self.path)!r} holds a run already; continue it with --resume, or name another folder"
             )
         check_folder(self.path)
-        self.rows: list[dict[str, str]] = []
-        self.plots = find_spec("matplotlib") is not None
+
+    def epoch(self, number: int) -> Path:
+        """The file of the weights that are kept of an epoch."""
+        return self.path / "epochs" / f"epoch-{number:04d}.safetensors"
 
     def read_log(self, steps_done: int) -> None:
         """Read the log of an interrupted run, up to the step of its checkpoint."""
@@ -91,9 +95,8 @@ class RunFolder:
         write_atomically(self.path / "loss.png", lambda path: figure.savefig(path, dpi=110))
         plt.close(figure)
 
-    def samples(self, images: Tensor, epoch: int) -> None:
-        """Save the images of an epoch as a grid."""
-        picture = grid(images, columns=8)
+    def samples(self, picture: Image.Image, epoch: int) -> None:
+        """Save the grid of an epoch's images."""
         save_picture(picture, self.path / "samples" / f"epoch-{epoch:04d}.png")
         save_picture(picture, self.path / "samples.png")
 
@@ -134,7 +137,7 @@ Samples (seed 0):
 
 | | |
 | --- | --- |
-{_rows({name: f"`{value}`" for name, value in recipe.items()})}
+{_rows({name: f"`{value}`" for name, value in recipe.items() if value is not None})}
 """
         write_atomically(self.path / "README.md", lambda path: path.write_text(text))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -24,7 +24,8 @@ class Recipe:
     Attributes:
         network: its "name", "annotated" (AnnotatedUnet), "annotated-resnet", "context" (ContextUnet) or "lucidrains"
             (denoising-diffusion-pytorch's), see networks.registry, and options of its constructor.
-            Options that follow from the data (channels, picture size, number of classes) are filled in.
+            Options that follow from the data (channels, picture size, number of classes) are filled in. None, and then
+            schedule and prediction_type too, where training starts from a model, whose own they are.
         schedule: noise schedule by name, such as linear, cosine or course; see make_schedule.
         timesteps: T, the timesteps of the schedule, from 1.
         beta_start: first beta, in (0, 1); None is the schedule's own, 1e-4. The cosine schedule has none.
@@ -42,6 +43,7 @@ class Recipe:
         lr_warmup: steps over which the learning rate first rises linearly to this course, at least 0, which is off.
         batch_size: pictures in a step, from 1.
         epochs: how many times each picture is seen, from 1.
+        max_grad_norm: the norm that the gradients of all weights together are clipped to, above 0; None is off.
         ema_decay: of the averaged weights, which sampling uses; from 0 (no averaging) to below 1, such as 0.999. It
             begins lower, as min(ema_decay, (1 + n) / (10 + n)) at step n.
         flip: whether pictures are mirrored left to right at random, each with probability 1/2.
@@ -54,12 +56,12 @@ class Recipe:
         InputError: for values outside these.
     """
 
-    network: dict[str, Any] = field(default_factory=lambda: {"name": "annotated"})
-    schedule: str = "linear"
+    network: dict[str, Any] | None = field(default_factory=lambda: {"name": "annotated"})
+    schedule: str | None = "linear"
     timesteps: int = 200
     beta_start: float | None = None
     beta_end: float | None = None
-    prediction_type: str = "epsilon"
+    prediction_type: str | None = "epsilon"
     loss: str = "huber"
     p2_gamma: float = 0.0
     min_snr: float | None = None
@@ -71,6 +73,7 @@ class Recipe:
     lr_warmup: int = 0
     batch_size: int = 16
     epochs: int = 10
+    max_grad_norm: float | None = None
     ema_decay: float = 0.0
     flip: bool = False
     context_dropout: float = 0.0
@@ -79,24 +82,21 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.network, Mapping):
-            raise InputError(f'network = {self.network!r}; accepted: a dict such as {{"name": "annotated", "dim": 28}}')
-        self.make_schedule()
+        self._check_network()
         for name, value, accepted in (
-            ("network", self.network.get("name"), NETWORKS),
             ("loss", self.loss, LOSSES),
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("lr decay", self.lr_decay, LR_DECAYS),
-            ("prediction type", self.prediction_type, PREDICTION_TYPES),
         ):
-            if not isinstance(value, str) or value not in accepted:
-                raise unknown_name(name, value, accepted)
+            _check_name(name, value, accepted)
         for name, low in (("batch_size", 1), ("epochs", 1), ("lr_warmup", 0)):
             check_int(name, getattr(self, name), low, 2**31)
         check_int("seed", self.seed, 0, 2**63 - 1)
-        numbers = ("lr", "lr_final", "ema_decay", "context_dropout", "p2_gamma", "weight_decay")
-        for name in numbers if self.min_snr is None else (*numbers, "min_snr"):
+        for name in ("lr", "lr_final", "ema_decay", "context_dropout", "p2_gamma", "weight_decay"):
             check_float(name, getattr(self, name))
+        for name in ("min_snr", "max_grad_norm"):
+            if getattr(self, name) is not None:
+                check_float(name, getattr(self, name))
         for name, ok, range_ in (
             ("lr", self.lr > 0, "more than 0"),
             ("lr_final", 0 <= self.lr_final <= self.lr, "0 to lr"),
@@ -104,10 +104,24 @@ class Recipe:
             ("context_dropout", 0 <= self.context_dropout <= 1, "0 to 1"),
             ("p2_gamma", self.p2_gamma >= 0, "at least 0"),
             ("min_snr", self.min_snr is None or self.min_snr > 0, "more than 0"),
+            ("max_grad_norm", self.max_grad_norm is None or self.max_grad_norm > 0, "more than 0"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
         ):
             if not ok:
                 raise InputError(f"{name} = {getattr(self, name)}; accepted: {range_}")
+
+    def _check_network(self) -> None:
+        """The network's name, the schedule and the prediction type; all of them are None, or none."""
+        if self.network is None:
+            for name in ("schedule", "prediction_type"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"{name} = {getattr(self, name)!r} without a network; accepted: None")
+            return
+        if not isinstance(self.network, Mapping):
+            raise InputError(f'network = {self.network!r}; accepted: a dict such as {{"name": "annotated", "dim": 28}}')
+        self.make_schedule()
+        _check_name("network", self.network.get("name"), NETWORKS)
+        _check_name("prediction type", self.prediction_type, PREDICTION_TYPES)
 
     @classmethod
     def preset(cls, name: str, **options: Any) -> Recipe:
@@ -129,14 +143,14 @@ class Recipe:
         """The inverse of to_dict.
 
         Args:
-            values: all fields.
+            values: fields; those that are missing, which earlier versions did not have, have their defaults.
 
         Raises:
-            InputError: for missing or unknown fields, or values that a recipe does not take.
+            InputError: for unknown fields, or values that a recipe does not take.
         """
-        odd = values.keys() ^ {field_.name for field_ in fields(cls)}
+        odd = values.keys() - {field_.name for field_ in fields(cls)}
         if odd:
-            raise InputError(f"a recipe that differs from this version's in {', '.join(sorted(odd))}")
+            raise InputError(f"a recipe that this version does not know, with {', '.join(sorted(odd))}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,6 +160,11 @@ class Recipe:
     def with_options(self, options: Mapping[str, Any]) -> Recipe:
         """A copy with the given fields changed; None leaves a field as it is."""
         return replace(self, **{k: v for k, v in options.items() if v is not None})
+
+    def without_network(self) -> Recipe:
+        """A copy for training that starts from a model, which has network, schedule and prediction type of its own."""
+        beta: dict[str, Any] = {"beta_start": None, "beta_end": None}
+        return replace(self, network=None, schedule=None, prediction_type=None, **beta)
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of step 0, 1, ..., by lr_decay and lr_warmup."""
@@ -160,7 +179,14 @@ class Recipe:
         """
         ends = {"beta_start": self.beta_start, "beta_end": self.beta_end}
         given: dict[str, Any] = {name: value for name, value in ends.items() if value is not None}
+        if self.schedule is None:
+            raise InputError("schedule = None; accepted: a name, unless training starts from a model")
         return make_schedule(self.schedule, self.timesteps, **given)
+
+
+def _check_name(kind: str, value: object, accepted: Iterable[str]) -> None:
+    if not isinstance(value, str) or value not in accepted:
+        raise unknown_name(kind, value, accepted)
 
 
 def _cosine(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

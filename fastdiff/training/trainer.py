@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from fastdiff.capture.graph import SELF_CONDITION
-from fastdiff.checkpoints.config import build_network
-from fastdiff.checkpoints.tensors import load_weights
+from fastdiff.checkpoints.config import build_network, model_from_config
 from fastdiff.data.images import ImageData
-from fastdiff.engine.placement import choose_device
-from fastdiff.errors import InputError, wrong_type
-from fastdiff.model import Model, context_width
+from fastdiff.errors import InputError, check_int, wrong_type
+from fastdiff.model import Model, check_model, context_width
 from fastdiff.networks.registry import network_class
-from fastdiff.samplers.prediction import coefficients, usual_clip
+from fastdiff.samplers.prediction import usual_clip
 from fastdiff.training.averaging import averaged
+from fastdiff.training.batch import Draws, Labels, Predictor, generator
 from fastdiff.training.checkpoint import TrainingCheckpoint, read_checkpoint, restore, write_checkpoint
+from fastdiff.training.group import Group
 from fastdiff.training.losses import denoising_loss
 from fastdiff.training.recipe import OPTIMIZERS, Recipe
 
@@ -36,13 +36,16 @@ class Trainer:
 
     Iterating over it trains: each optimizer step yields its loss, a scalar tensor on the device, which costs nothing
     until it is read. All randomness in a step is a function of the recipe's seed and the step's number, so a resumed
-    run takes the same steps as an uninterrupted one.
+    run takes the same steps as an uninterrupted one, and several processes the same as one: each evaluates its share of
+    the batch. (A BatchNorm has the statistics of the share, on CUDA those of the batch.)
 
     Args:
         recipe: how to train.
-        data: what `load_data` returns; its pictures are kept on the device.
+        data: what `load_data` returns.
         device: None is the CUDA device if there is one, else the CPU.
-        init: a model from whose weights to start, in place of random ones.
+        init: a model to start from: its network with its weights, its schedule and its prediction type take the place
+            of the recipe's. It stays as it is.
+        accumulate: in how many parts, one after another, each process evaluates its share of a batch, to save memory.
 
     Example:
         ::
@@ -59,82 +62,77 @@ class Trainer:
             images = fastdiff.sample(trainer.model, 16)
 
     Attributes:
+        recipe: how it trains; without network, schedule and prediction type where they are those of init.
         network: the network in training, on the device.
-        schedule: the recipe's noise schedule.
-        takes_context: whether the network is given the labels.
-        self_condition: whether it is given its own guess of x0 in half of the steps.
-        time: what it is given as t, see Model.
+        group: the processes that train together, see Group.
         steps_done: optimizer steps taken.
         steps_per_epoch: steps in which each picture is seen once.
         total_steps: of the whole recipe.
 
     Raises:
-        InputError: for options or a picture size that the network cannot take, an unknown device, or a model whose
-            weights do not fit.
+        InputError: for options or a picture size that the network cannot take, an unknown device, or a model that
+            cannot be trained on such pictures.
     """
 
     def __init__(
-        self, recipe: Recipe, data: ImageData, *, device: torch.device | str | None = None, init: Model | None = None
+        self,
+        recipe: Recipe,
+        data: ImageData,
+        *,
+        device: torch.device | str | None = None,
+        init: Model | None = None,
+        accumulate: int = 1,
     ) -> None:
         if not isinstance(recipe, Recipe):
             raise wrong_type("recipe", recipe, "a fastdiff.Recipe, such as Recipe.preset('annotated')")
         if not isinstance(data, ImageData):
             raise wrong_type("data", data, "what fastdiff.load_data returns")
-        self.recipe, self.data, self.device = recipe, data, choose_device(device)
-        with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
-            torch.manual_seed(generator(recipe.seed, "init", 0).initial_seed())
-            network = build_network(network_for(recipe, data))
-        if init is not None:
-            load_weights(network, init.network.state_dict(), "the model to start from")
-        self.network = network.to(device=self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self.takes_context = bool(context_width(network))
-        self.self_condition = bool(getattr(network, "self_condition", False))
-        self.time = str(network.time)
+        self.recipe = recipe if init is None else recipe.without_network()
+        self.data, self.group, self.accumulate = data, Group(device), check_int("accumulate", accumulate, 1, 2**31)
+        model = new_model(recipe, data) if init is None else started_from(check_model(init), data)
+        self._labels = Labels(model, data.labels.shape[1], dropout=recipe.context_dropout > 0)
+        self.network = model.network.to(device=self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self._model = replace(model, network=self.network)
         self.averaged: AveragedModel | None = None
         if recipe.ema_decay:
             self.averaged = averaged(self.network, recipe.ema_decay)
-        self.schedule = recipe.make_schedule()
         optimizer = getattr(torch.optim, OPTIMIZERS[recipe.optimizer])
-        fused = self.device.type == "cuda"
         self.optimizer: torch.optim.Optimizer = optimizer(
-            self.network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused
+            self.network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
         )
-        self.images, self.labels = data.images.to(self.device), self._contexts(data.labels)
-        self.steps_per_epoch = math.ceil(len(self.images) / recipe.batch_size)
+        self.steps_per_epoch = math.ceil(len(data) / recipe.batch_size)
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.steps_done = 0
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         self._check_picture_size()
+        self._shared = self.group.wrap(self.network)
 
-    def _contexts(self, labels: Tensor) -> Tensor:
-        """The labels padded with zeros to the network's K: unlabelled data has K = 0, and ContextUnet at least 1."""
-        width = context_width(self.network) or labels.shape[1]
-        return nn.functional.pad(labels, (0, width - labels.shape[1])).to(self.device)
+    @property
+    def device(self) -> torch.device:
+        """Of this process."""
+        return self.group.device
 
     def _check_picture_size(self) -> None:
         """Evaluate once, so that a size that the network cannot take is refused before the run."""
+        labels, kept = torch.zeros(1, self._labels.given), torch.zeros(1, dtype=torch.bool)
+        x = torch.zeros(1, *self.data.image_shape, device=self.device)
         with torch.inference_mode():
-            x = torch.zeros(1, *self.data.image_shape, device=self.device)
-            self.network.eval()(x, torch.ones(1, device=self.device))
+            self._predictor(self.network.eval(), labels, kept, conditioned=False)(x, torch.ones(1, dtype=torch.int64))
         self.network.train()
 
     @property
     def model(self) -> Model:
         """The averaged network (without EMA, the network itself) as a Model; training changes its weights."""
-        return Model(
-            network=self.averaged.module if self.averaged else self.network,
-            schedule=self.schedule,
-            prediction_type=self.recipe.prediction_type,
-            image_shape=self.data.image_shape,
-            time=self.time,
-            class_names=self.data.class_names if self.takes_context else (),
-            clip=usual_clip(self.recipe.prediction_type, self.schedule.alphas_cumprod),
-        )
+        return replace(self._model, network=self.averaged.module if self.averaged else self.network)
 
     def __iter__(self) -> Iterator[Tensor]:
         """Take the remaining steps; see step."""
         while self.steps_done < self.total_steps:
             yield self.step()
+
+    def __len__(self) -> int:
+        """The remaining steps."""
+        return self.total_steps - self.steps_done
 
     def step(self) -> Tensor:
         """Take one optimizer step.
@@ -143,103 +141,94 @@ class Trainer:
             Its loss, a detached scalar on the device.
 
         Raises:
-            InputError: if all steps are done.
+            InputError: if all steps are done, or another process of the group is gone.
         """
         if self.steps_done >= self.total_steps:
             raise InputError(f"all {self.total_steps} steps are done")
         step = self.steps_done
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
-        rows = self.batch_rows(step)
-        random = generator(self.recipe.seed, "step", step)
         self.network.train()
-        loss = self._loss(self.network, self.images[rows], self.labels[rows], random, augment=True)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with self.group.together():
+            loss = self.group.total(self._backward(step))
+        if self.recipe.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.max_grad_norm)
         self.optimizer.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.network)
         self.steps_done += 1
-        return loss.detach()
+        return loss
+
+    def _backward(self, step: int) -> Tensor:
+        """The gradients of this process' share of the batch; returns what it adds to the batch's loss."""
+        rows, recipe = self.batch_rows(step), self.recipe
+        draws = Draws.of(
+            self._model,
+            len(rows),
+            generator(recipe.seed, "step", step),
+            flip=recipe.flip,
+            context_dropout=recipe.context_dropout,
+        )
+        found = torch.zeros((), device=self.device)
+        parts = self.group.share(len(rows), self.accumulate)
+        for part in parts or [slice(0, 1)]:  # with more processes than rows, a row that counts nothing
+            share = (part.stop - part.start) / len(rows) if parts else 0.0
+            with self.group.accumulating(self._shared, last=part is parts[-1] if parts else True):
+                loss = self._loss(self._shared, *self.data.take(rows[part]), draws.part(part)) * share
+                (loss * self.group.world).backward()  # processes' gradients are averaged
+            found += loss.detach()
+        return found
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step, 0 .. total_steps - 1."""
         return self.recipe.learning_rate(step, self.steps_per_epoch)
 
     def batch_rows(self, step: int) -> Tensor:
-        """The pictures of a step, 0 .. total_steps - 1: (B,) int64 on the device."""
+        """The pictures of a step, 0 .. total_steps - 1, of all processes: (B,) int64."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             random = generator(self.recipe.seed, "epoch", epoch)
-            self._order = (epoch, torch.randperm(len(self.images), generator=random))
+            self._order = (epoch, torch.randperm(len(self.data), generator=random))
         size = self.recipe.batch_size
-        return self._order[1][within * size : (within + 1) * size].to(self.device)
+        return self._order[1][within * size : (within + 1) * size]
 
-    def _loss(
-        self, network: nn.Module, pixels: Tensor, context: Tensor, random: torch.Generator, augment: bool
-    ) -> Tensor:
-        """The loss of a batch, see denoising_loss. pixels: (B, C, H, W) uint8; context: (B, K)."""
-        recipe, schedule, count = self.recipe, self.schedule, len(pixels)
-        t = torch.randint(schedule.first, schedule.first + schedule.num_timesteps, (count,), generator=random)
-        noise = torch.randn(pixels.shape, generator=random).to(self.device)
-        flip = torch.rand(count, generator=random) < 0.5
-        drop = torch.rand(count, generator=random) < recipe.context_dropout
-        x0 = pixels.float() / 127.5 - 1
-        if augment and recipe.flip:
-            x0 = torch.where(flip.to(self.device).view(-1, 1, 1, 1), x0.flip(-1), x0)
-        if augment:
-            context = context * ~drop.to(self.device)[:, None]
+    def _predictor(self, network: nn.Module, labels: Tensor, drop: Tensor, conditioned: bool) -> Predictor:
+        contexts = tuple(context.to(self.device) for context in self._labels.contexts(labels, drop))
+        return Predictor(self._model, network, contexts, conditioned, self.recipe.bf16)
 
-        clip = usual_clip(recipe.prediction_type, schedule.alphas_cumprod)
-        conditioned = self.self_condition and bool(torch.rand((), generator=random) < 0.5)
-
-        def predict(x: Tensor, t: Tensor) -> Tensor:
-            x = x.contiguous(memory_format=torch.channels_last)
-            time = (t / schedule.num_timesteps if self.time == "fraction" else t).to(self.device)
-            contexts = (context,) if self.takes_context else ()
-
-            def evaluated(**x0_before: Tensor) -> Tensor:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
-                    out: Tensor = network(x, time, *contexts, **x0_before)
-                return out.float()
-
-            if not conditioned:
-                return evaluated()
-            with torch.no_grad():  # the network's own guess (Chen et al. 2023, algorithm 1)
-                p, q = coefficients(recipe.prediction_type, *schedule.alpha_sigma(t, x))
-                x0 = p * x + q * evaluated()
-                if clip is not None:  # as when it is sampled from
-                    x0 = x0.clamp(-clip, clip)
-            return evaluated(**{SELF_CONDITION: x0})
-
+    def _loss(self, network: nn.Module, pixels: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+        """The loss of some rows, see denoising_loss. pixels: (B, C, H, W) as in the data; labels: (B, K)."""
+        x0 = self.data.unit(pixels.to(self.device))
+        if self.recipe.flip:
+            x0 = torch.where(draws.flip.to(self.device).view(-1, 1, 1, 1), x0.flip(-1), x0)
         return denoising_loss(
-            predict,
+            self._predictor(network, labels, draws.drop, draws.conditioned),
             x0,
-            t,
-            noise,
-            schedule,
-            loss=recipe.loss,
-            prediction_type=recipe.prediction_type,
-            p2_gamma=recipe.p2_gamma,
-            min_snr=recipe.min_snr,
-            course_perturbation=recipe.course_perturbation,
+            draws.t,
+            draws.noise.to(self.device),
+            self._model.schedule,
+            loss=self.recipe.loss,
+            prediction_type=self._model.prediction_type,
+            p2_gamma=self.recipe.p2_gamma,
+            min_snr=self.recipe.min_snr,
+            course_perturbation=self.recipe.course_perturbation,
         )
 
     def validate(self) -> float:
         """The averaged network's mean loss on up to 2,000 held-out pictures, with the same noise every time."""
         network = self.model.network
-        training, total = network.training, 0.0
-        images = self.data.val_images[:VAL_IMAGES]
-        contexts = self._contexts(self.data.val_labels[:VAL_IMAGES])
+        training, total = network.training, torch.zeros((), dtype=torch.float64)
+        images, labels = self.data.val_images[:VAL_IMAGES], self.data.val_labels[:VAL_IMAGES]
         network.eval()
-        with torch.inference_mode():
-            for start in range(0, len(images), VAL_BATCH):
-                pixels = images[start : start + VAL_BATCH].to(self.device)
-                rows = contexts[start : start + VAL_BATCH]
-                random = generator(0, "validation", start)
-                total += float(self._loss(network, pixels, rows, random, augment=False)) * len(pixels)
+        with torch.inference_mode(), self.group.together():
+            for start in range(self.group.rank * VAL_BATCH, len(images), self.group.world * VAL_BATCH):
+                rows = slice(start, start + VAL_BATCH)
+                draws = Draws.of(self._model, len(images[rows]), generator(0, "validation", start))
+                total += float(self._loss(network, images[rows], labels[rows], draws)) * len(images[rows])
+            total = self.group.total(total.to(self.device))
         network.train(training)
-        return total / len(images)
+        return float(total) / len(images)
 
     @cached_property
     def fingerprint(self) -> int:
@@ -262,35 +251,81 @@ class Trainer:
         data: ImageData,
         *,
         device: torch.device | str | None = None,
+        epochs: int | None = None,
+        accumulate: int = 1,
     ) -> Trainer:
         """A trainer that continues where a saved one stopped, with the same steps.
+
+        On one process on a CPU the results are the same bits. With another number of processes or parts, or on a GPU,
+        the pictures, noise and learning rates are the same, and sums are rounded differently.
 
         Args:
             checkpoint: the file that save wrote, the folder of a run, or what read_checkpoint returned.
             data: the data that the run began with.
             device: None is the CUDA device if there is one, else the CPU.
+            epochs: of the whole run from its beginning, in place of the recipe's; the learning rate's course is that
+                of so many epochs from here on.
+            accumulate: as in Trainer.
 
         Returns:
             The trainer, its steps_done that of the checkpoint.
 
         Raises:
-            InputError: if the checkpoint is missing or damaged, or the data is not what the run began with.
+            InputError: if the checkpoint is missing or damaged, the data is not what the run began with, or more epochs
+                are done than asked for.
         """
         kept = checkpoint if isinstance(checkpoint, TrainingCheckpoint) else read_checkpoint(checkpoint)
-        trainer = cls(kept.recipe, data, device=device)
+        init = model_from_config(kept.config) if kept.recipe.network is None else None
+        recipe = kept.recipe if epochs is None else replace(kept.recipe, epochs=epochs)
+        trainer = cls(recipe, data, device=device, init=init, accumulate=accumulate)
         if trainer.fingerprint != kept.fingerprint:
             raise InputError(f"data {data.name!r} has changed since the run began; a resumed run needs the same")
+        if kept.steps_done > trainer.total_steps:
+            done = kept.steps_done / trainer.steps_per_epoch
+            raise InputError(f"epochs = {epochs}, but {done:.3g} are done; accepted: {math.ceil(done)} and more")
         restore(trainer, kept)
         return trainer
 
 
+def new_model(recipe: Recipe, data: ImageData) -> Model:
+    """The recipe's network with fresh weights, which the seed decides, as a model of such pictures."""
+    with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
+        torch.manual_seed(generator(recipe.seed, "init", 0).initial_seed())
+        network = build_network(network_for(recipe, data))
+    schedule, prediction_type = recipe.make_schedule(), recipe.prediction_type
+    assert prediction_type is not None
+    numbered = getattr(network, "num_classes", None)
+    return Model(
+        network,
+        schedule,
+        prediction_type=prediction_type,
+        image_shape=data.image_shape,
+        time=str(network.time),
+        class_names=data.class_names if context_width(network) or numbered else (),
+        num_classes=numbered,
+        null_class=getattr(network, "null_class", None),
+        clip=usual_clip(prediction_type, schedule.alphas_cumprod),
+    )
+
+
+def started_from(init: Model, data: ImageData) -> Model:
+    """A copy of a model, for such pictures; a variance that it has learned is not trained on, and forgotten."""
+    channels, wanted = data.image_shape[0], init.image_shape[0]
+    if channels != wanted:
+        raise InputError(f"pictures of {channels} channels for a model of {wanted}; accepted: {wanted}")
+    names = data.class_names if len(data.class_names) == len(init.class_names or data.class_names) else init.class_names
+    return replace(
+        init,
+        network=copy.deepcopy(init.network),
+        image_shape=data.image_shape,
+        class_names=names if init.context_width or init.num_classes else (),
+        learned_variance=False,
+    )
+
+
 def network_for(recipe: Recipe, data: ImageData) -> dict[str, Any]:
-    """The recipe's network options, completed by what the data decides."""
+    """The recipe's network options, completed by what the data decides; raises InputError if it has none."""
+    if recipe.network is None:
+        raise InputError("a recipe without a network; accepted: with init, a model to start from")
     network = network_class(recipe.network["name"])
     return {**recipe.network, **network.options_for(data.image_shape, data.labels.shape[1])}  # type: ignore[attr-defined]
-
-
-def generator(seed: int, purpose: str, index: int) -> torch.Generator:
-    """A CPU generator that is a function of its arguments alone."""
-    digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -273,7 +273,8 @@ def test_a_run_may_start_from_a_model(run, sprites, refused):
     first, second = (load(name).network.state_dict() for name in ("first", "second"))
     assert all(torch.allclose(first[k], second[k], atol=1e-6) for k in first if "running" not in k and "num" not in k)
     assert "# first: " in run("info", "second")
-    refused(run("train", *sprites, *TINY, "--n-feat", 16, "--init", "first", "-o", "third", code=2), "does not match")
+    wide = ["--n-feat", 16, "--init", "first", "-o", "third"]
+    refused(run("train", *sprites, *TINY, *wide, code=2), "--n-feat 16 with --init first", "n_feat = 8")
     refused(run("train", *sprites, *TINY, "--init", "nothing", "-o", "third", code=2), "'nothing'")
     assert not os.path.exists("third")
 

@@ -16,10 +16,11 @@ from fastdiff.checkpoints.tensors import read_tensors
 from fastdiff.data.images import ImageData
 from fastdiff.networks.registry import NETWORKS
 from fastdiff.samplers.prediction import target
+from fastdiff.training.batch import Draws, generator
 from fastdiff.training.checkpoint import read_checkpoint
 from fastdiff.training.losses import denoising_loss, snr_weight, weighted_loss
 from fastdiff.training.recipe import PRESETS
-from fastdiff.training.trainer import generator, network_for
+from fastdiff.training.trainer import network_for
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")
 
@@ -179,14 +180,35 @@ def test_other_networks_are_trained_and_kept(name, tmp_path):
     assert torch.equal(images, sample(trainer.model, 2, steps=2, device="cpu"))
 
 
+OPENAI = {"name": "openai", "model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1, "attention_levels": [1]}
+CLASSES = {"name": "lucidrains-classes", "dim": 8, "dim_mults": [1, 2]}
+
+
 def test_openais_network_is_trained_without_classes():
-    network = {"name": "openai", "model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1}
-    network |= {"attention_levels": [1], "out_channels": 6}  # the pictures' channels are predicted, and no variance
+    network = {**OPENAI, "out_channels": 6}  # the pictures' channels are predicted, and no variance
     trainer = Trainer(small(network=network, epochs=1), pictures(channels=3))
     assert all(math.isfinite(float(loss)) for loss in trainer)
     assert trainer.model.network.options["out_channels"] == 3
-    with pytest.raises(InputError, match="no context; this network takes the number of a class"):
-        Trainer(small(network={**network, "num_classes": 3}, epochs=1), pictures(channels=3))
+
+
+@pytest.mark.parametrize("network, null", [({**OPENAI, "num_classes": 3}, None), (CLASSES, 3)])
+def test_networks_of_class_numbers_are_trained_with_classes(network, null, tmp_path):
+    recipe = small(network=network, epochs=1, context_dropout=0.0 if null is None else 0.5)
+    trainer = Trainer(recipe, pictures(channels=3))
+    seen = []
+    trainer.network.register_forward_pre_hook(lambda module, given: seen.append(given[2]))
+    assert math.isfinite(float(trainer.step()))
+    numbers = trainer.data.labels[trainer.batch_rows(0)].argmax(1)
+    assert seen[0].dtype == torch.int64 and set((seen[0] - numbers).tolist()) - {0} <= {3, 2, 1}
+    assert torch.equal(seen[0], numbers) if null is None else (seen[0] == null).any() and (seen[0] != null).any()
+    assert trainer.model.num_classes == len({0, 1, 2, null} - {None}) and trainer.model.null_class == null
+    save(trainer.model, tmp_path / "m.safetensors")
+    assert load(tmp_path / "m.safetensors").class_names == ("a", "b", "c")
+
+
+def test_without_a_null_class_no_context_is_dropped():
+    with pytest.raises(InputError, match="context_dropout with a model that has no null class; accepted: 0"):
+        Trainer(small(network={**OPENAI, "num_classes": 3}, context_dropout=0.1), pictures(channels=3))
 
 
 @pytest.mark.parametrize("preset, ema", [("annotated", 0.9), ("course", 0.9), ("course", 0.0)])
@@ -283,11 +305,10 @@ def test_what_the_network_is_given():
     data = pictures(channels=3)
     x0 = data.images[:16].float() / 127.5 - 1
     for preset, perturbation in (("annotated", False), ("course", False), ("course", True)):
-        trainer = Trainer(
-            small(preset, context_dropout=0.5, flip=False, course_perturbation=perturbation), data, device="cpu"
-        )
+        trainer = Trainer(small(preset, flip=False, course_perturbation=perturbation), data, device="cpu")
         context = torch.ones(16, 3)
-        trainer._loss(Spy(), data.images[:16], context, generator(0, "step", 5), augment=True)
+        draws = Draws.of(trainer.model, 16, generator(0, "step", 5), context_dropout=0.5)
+        trainer._loss(Spy(), data.images[:16], context, draws)
         if preset == "annotated":
             t = seen["t"]
             assert t.dtype == torch.int64 and 0 <= int(t.min()) and int(t.max()) < 200 and seen["context"] is None
@@ -321,11 +342,12 @@ def test_self_conditioning_is_the_networks_own_guess_in_half_of_the_steps(predic
     calls = []
     for step in range(40):
         seen.clear()
-        trainer._loss(Spy(), data.images[:4], torch.ones(4, 0), generator(0, "step", step), augment=True)
+        draws = Draws.of(trainer.model, 4, generator(0, "step", step))
+        trainer._loss(Spy(), data.images[:4], torch.ones(4, 0), draws)
         calls.append(len(seen))
         if len(seen) == 2:
             (x, t, none), (again, _, x0) = seen
-            abar = torch.from_numpy(trainer.schedule.alphas_cumprod.copy())[t].float().view(-1, 1, 1, 1)
+            abar = torch.from_numpy(trainer.model.schedule.alphas_cumprod.copy())[t].float().view(-1, 1, 1, 1)
             alpha, sigma, out = abar.sqrt(), (1 - abar).sqrt(), 0.3 * x
             kinds = {"epsilon": (x - sigma * out) / alpha, "sample": out, "v_prediction": alpha * x - sigma * out}
             expected = kinds[prediction_type]
@@ -363,7 +385,7 @@ def test_context_and_time_are_read_from_the_network(preset, width, monkeypatch):
     monkeypatch.setitem(NETWORKS, "mine", NETWORKS[small(preset).network["name"]])
     recipe = small(preset)
     trainer = Trainer(recipe.with_options({"network": {**recipe.network, "name": "mine"}}), pictures(), device="cpu")
-    assert trainer.takes_context == (width > 0) and len(trainer.model.class_names) == width
+    assert len(trainer.model.class_names) == width and trainer.model.context_width == width
     assert trainer.model.time == {"annotated": "index", "course": "fraction"}[preset]
     assert math.isfinite(float(trainer.step()))
 

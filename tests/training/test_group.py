@@ -1,0 +1,120 @@
+"""Several processes train as one does: torchrun in real processes on the CPU."""
+
+import csv
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastdiff import load
+from fastdiff.training.group import Group
+
+pytest.importorskip("accelerate")
+
+TRAIN = "train --data x.npy --dim 8 --dim-mults 1,2 --batch-size 10 --no-bf16 --device cpu --threads 1".split()
+
+
+@given(count=st.integers(1, 50), world=st.integers(1, 9), parts=st.integers(1, 7))
+def test_shares_are_the_batch_in_its_order(count, world, parts):
+    group, slices = Group("cpu"), []
+    group.world = world
+    for rank in range(world):
+        group.rank = rank
+        own = group.share(count, parts)
+        sizes = [part.stop - part.start for part in own]
+        assert len(own) <= parts and (not own or min(sizes) > 0)
+        assert count // world <= sum(sizes) <= -(-count // world)
+        assert not own or max(sizes) - min(sizes) <= 1
+        slices += own
+    assert [row for part in slices for row in range(count)[part]] == list(range(count))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """31 pictures to train on: the last of four batches is one row, which two processes cannot share."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.integers(0, 256, (32, 8, 8, 1), dtype=np.uint8))
+    return tmp_path
+
+
+def processes(folder, *words, start=("-m", "fastdiff"), world=2, code: int | None = 0) -> str:
+    """What torchrun, or for one process Python, says."""
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(world)] if world > 1 else []
+    standalone = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"] if world > 1 else []
+    done = subprocess.run(
+        [sys.executable, *launch, *standalone, *start, *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == code if code is not None else done.returncode != 0, said
+    return said
+
+
+def rows(folder):
+    with open(folder / "log.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def close(a, b, tolerance=1e-4) -> bool:
+    x, y = (load(path / "model.safetensors").network.state_dict() for path in (a, b))
+    return all(torch.allclose(x[k], y[k], rtol=tolerance, atol=tolerance) for k in x)
+
+
+def test_two_processes_take_the_steps_of_one(folder):
+    """The same pictures, noise and losses, to rounding; the first process writes and talks."""
+    said = processes(folder, *TRAIN, "--epochs", "2", "--accumulate", "2", "-o", "two")
+    processes(folder, *TRAIN, "--epochs", "2", "-o", "one", world=1)
+    assert said.count("8 steps in 2 epochs") == 1 and "2 processes that share each batch of 10" in said
+    assert said.count("epoch 2/2") == 1 and said.count("wrote ") == 1
+    two, one = rows(folder / "two"), rows(folder / "one")
+    assert [row["step"] for row in two] == [row["step"] for row in one] == ["4", "8"]
+    for name in ("loss", "val_loss"):
+        assert [float(row[name]) for row in two] == pytest.approx([float(row[name]) for row in one], rel=1e-4)
+    assert close(folder / "two", folder / "one")
+    said = processes(folder, "train", "--resume", "two", "--epochs", "3", "--device", "cpu", "--threads", "1", world=1)
+    processes(folder, *TRAIN, "--epochs", "3", "-o", "three", world=1)
+    assert "3 epochs in place of 2" in said and [row["step"] for row in rows(folder / "two")] == ["4", "8", "12"]
+
+
+def test_a_process_that_dies_ends_the_run_and_resume_goes_on(folder):
+    (folder / "dies.py").write_text(
+        textwrap.dedent("""
+        import os, signal, sys
+        from fastdiff.cli.main import main
+        from fastdiff.training import loop
+        from fastdiff.training.trainer import Trainer
+
+        loop.SAVE_SECONDS, loop.LOG_EVERY, step = 0.0, 1, Trainer.step
+
+        def dying(self):
+            if self.steps_done == 5 and os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(self)
+
+        Trainer.step = dying
+        main(sys.argv[1:])
+        """)
+    )
+    said = processes(folder, *TRAIN, "--epochs", "2", "-o", "cut", start=("dies.py",), code=None)
+    assert "process 0 of 2 could not go on with the others" in said
+    assert "fastdiff train --resume cut" in said
+    assert rows(folder / "cut")[-1]["step"] == "5"
+    processes(folder, "train", "--resume", "cut", "--device", "cpu", "--threads", "1", world=1)
+    processes(folder, *TRAIN, "--epochs", "2", "-o", "whole", world=1)
+    assert close(folder / "cut", folder / "whole")
+
+
+def test_several_processes_need_a_device_each(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="device = 'cuda:1' with 2 processes; accepted: cpu, or cuda"):
+        Group("cuda:1")
