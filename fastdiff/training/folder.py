@@ -127,19 +127,18 @@ Trained with
 | --- | --- |
 {_rows(facts)}
 
-Samples (seed 0):
-
-![samples](samples.png)
-
-![loss](loss.png)
-
-## Recipe
+{self._pictures()}## Recipe
 
 | | |
 | --- | --- |
 {_rows({name: f"`{value}`" for name, value in recipe.items() if value is not None})}
 """
         write_atomically(self.path / "README.md", lambda path: path.write_text(text))
+
+    def _pictures(self) -> str:
+        """Those that there are, for the card."""
+        shown = {"samples.png": "Samples (seed 0):\n\n![samples](samples.png)", "loss.png": "![loss](loss.png)"}
+        return "".join(f"{text}\n\n" for name, text in shown.items() if (self.path / name).exists())
 
 
 def _rows(values: Mapping[str, str]) -> str:

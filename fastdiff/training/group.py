@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -71,6 +72,8 @@ class Group:
             return network
         if self.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        # A gain of shape (1, C, 1, 1) has two equal layouts in memory, which torch tells apart, in every process.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return self._accelerator.prepare_model(network)
 
     def share(self, count: int, parts: int) -> list[slice]:

@@ -260,6 +260,7 @@ class Run:
         folder.plot(trainer.recipe.loss)
         facts = {
             "data": trainer.data.summary(),
+            "model": " ".join(repr(trainer.model).split()),
             "fastdiff": self.version,
             "on": f"{machine(trainer.device)}; {versions()}",
         }

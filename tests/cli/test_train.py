@@ -13,11 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiff import Trainer, load, sample
+from fastdiff import AnnotatedUnet, ContextUnet, Trainer, load, sample
 from fastdiff.cli import training
 from fastdiff.cli.main import main
 from fastdiff.data.sources import SOURCES
+from fastdiff.engine import placement
 from fastdiff.training import folder, loop
+from fastdiff.training.checkpoint import read_checkpoint
 from fastdiff.training.recipe import PRESETS
 
 TINY = ["--epochs", "2", "--batch-size", "10", "--threads", "1"]
@@ -277,6 +279,65 @@ def test_a_run_may_start_from_a_model(run, sprites, refused):
     refused(run("train", *sprites, *TINY, *wide, code=2), "--n-feat 16 with --init first", "n_feat = 8")
     refused(run("train", *sprites, *TINY, "--init", "nothing", "-o", "third", code=2), "'nothing'")
     assert not os.path.exists("third")
+
+
+PUBLISHED = {
+    "of today's text": ("blog.pt", "gray", ()),
+    "its width said too": ("blog.pt", "gray", ("--dim", 8, "--dim-mults", "1,2")),
+    "MindSpore's": ("ms.pt", "gray", ()),
+    "the course's": ("course.pth", "x", ("--preset", "course", "--labels", "y.npy")),
+}
+
+
+@pytest.mark.parametrize("file, data, options", PUBLISHED.values(), ids=PUBLISHED)
+def test_a_published_checkpoint_is_trained_further(file, data, options, run, sprites, tmp_path):
+    """It says what network it is; its pictures say of which size."""
+    np.save("gray.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
+    if file == "course.pth":
+        network = ContextUnet(3, 8, 5, 16)
+    else:
+        network = AnnotatedUnet(dim=8, dim_mults=(1, 2), edition={"blog.pt": "hf-2022", "ms.pt": "mindspore"}[file])
+    torch.save(network.state_dict(), file)
+    out = run(
+        "train", "--init", file, "--data", f"{data}.npy", *options, *TINY, "--lr", 1e-9, "--lr-final", 0, "-o", "r"
+    )
+    assert "note: " in out and "does not say" in out
+    found = load("r")
+    assert found.image_shape == ((1, 8, 8) if data == "gray" else (3, 16, 16))
+    weights = network.state_dict()
+    assert all(
+        torch.allclose(v, weights[k], atol=1e-6)
+        for k, v in found.network.state_dict().items()
+        if "num" not in k and "running" not in k
+    )
+    assert "# " + file in run("info", "r")
+
+
+def test_the_schedule_of_a_model_that_training_starts_from(run, sprites):
+    run("train", *sprites, *TINY, "--schedule", "cosine", "--timesteps", 30, "-o", "first")
+    run("train", *sprites[:-2], *TINY, "--init", "first", "-o", "second")
+    assert load("second").schedule.config() == load("first").schedule.config()
+    run("train", *sprites[:-2], *TINY, "--init", "first", "--timesteps", 40, "-o", "third")
+    assert load("third").schedule.num_timesteps == 40 and load("third").schedule.name == "course"
+
+
+def test_a_finished_run_goes_on(run, sprites, refused):
+    run("train", *sprites, *TINY, "--keep-every", 1, "-o", "r")
+    said = run("train", "--resume", "r", "--epochs", 4, "--sample-every", 0)
+    assert "4 epochs in place of 2: the learning rate, 0.0005 in the last step, goes on at 0.0005 and ends at" in said
+    assert "epoch 4/4" in said and [row["step"] for row in rows("r")] == ["4", "8", "12", "16"]
+    assert sorted(os.listdir("r/epochs")) == [f"epoch-{number:04d}.safetensors" for number in (1, 2, 3, 4)]
+    assert sorted(os.listdir("r/samples")) == ["epoch-0001.png", "epoch-0002.png"]
+    assert "# from step 8 on with --epochs 4" in run("info", "r")
+    refused(run("train", "--resume", "r", "--epochs", 3, code=2), "epochs = 3, but 4 are done; accepted: 4 and more")
+
+
+def test_bfloat16_is_the_default_where_it_is_fast(run, sprites, monkeypatch):
+    for fast, flags, bf16 in ((True, (), True), (False, (), False), (True, ("--no-bf16",), False)):
+        monkeypatch.setattr(placement, "has_bf16", lambda device, fast=fast: fast)
+        folder = f"r{fast}{len(flags)}"
+        assert ("in bfloat16" in run("train", *sprites, *TINY, *flags, "-o", folder)) == bf16
+        assert read_checkpoint(folder).recipe.bf16 == bf16
 
 
 def test_betas_on_the_command_line(run, sprites, refused):

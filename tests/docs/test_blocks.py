@@ -39,7 +39,7 @@ SMALLER = {
 # Options that make a command small; the last one given counts.
 FEWER = {"sample": "-n 4 --steps 2", "sample sampler.onnx": "-n 4", "train": "--epochs 1 --batch-size 8 --timesteps 4"}
 # Only parsed: they need a data set, Chromium, minutes, or are run once for all pages (exported).
-PARSED = ("fastdiff bench", "fastdiff export", "fastdiff train -o runs/garments")
+PARSED = (["bench"], ["export"], ["train", "-o", "runs/garments"])
 LANGUAGES = {"python", "bash", "js"}
 PAGES = [Path("README.md"), *sorted(Path(__file__).parents[2].glob("docs/*.md"))]
 
@@ -50,10 +50,10 @@ def commands(block: str) -> list[str]:
 
 
 def words_of(line: str) -> list[str] | None:
-    """What follows `fastdiff` in a line, also in torchrun's and in $(...); None in other lines."""
+    """What follows `fastdiff` in a line, also in a launcher's and in $(...); None in other lines."""
     inner = re.search(r"\$\((fastdiff [^)]*)\)", line)
     words = shlex.split(inner[1] if inner else line)
-    if words[0] == "torchrun":
+    if words[0] in ("torchrun", "accelerate"):
         words = words[words.index("-m") + 1 :]
     return words[1:] if words[0] == "fastdiff" else None
 
@@ -70,7 +70,7 @@ def invoke(words: list[str]) -> None:
     name = words[0] + (" sampler.onnx" if words[1:2] == ["sampler.onnx"] else "")
     fewer = shlex.split(FEWER.get(name, ""))
     if "--resume" in words:
-        fewer = []
+        fewer = ["--epochs", "2"] if "--epochs" in words else []
     elif name == "train":
         fewer += ["--n-feat", "8"] if "course" in words else ["--dim", "8"]
     result = CliRunner().invoke(main, [*words, *fewer], catch_exceptions=False)
@@ -167,7 +167,7 @@ def run(page, folder, network, request) -> None:
         elif language == "bash":
             for line in commands(code):
                 words = words_of(line)
-                if words is not None and not line.startswith(PARSED):
+                if words is not None and not any(words[: len(begin)] == begin for begin in PARSED):
                     invoke(words)
 
 

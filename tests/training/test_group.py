@@ -75,7 +75,7 @@ def test_two_processes_take_the_steps_of_one(folder):
     said = processes(folder, *TRAIN, "--epochs", "2", "--accumulate", "2", "-o", "two")
     processes(folder, *TRAIN, "--epochs", "2", "-o", "one", world=1)
     assert said.count("8 steps in 2 epochs") == 1 and "2 processes that share each batch of 10" in said
-    assert said.count("epoch 2/2") == 1 and said.count("wrote ") == 1
+    assert said.count("epoch 2/2") == 1 and said.count("wrote ") == 1 and "strides" not in said
     two, one = rows(folder / "two"), rows(folder / "one")
     assert [row["step"] for row in two] == [row["step"] for row in one] == ["4", "8"]
     for name in ("loss", "val_loss"):

@@ -1,9 +1,12 @@
 """A run: what each step and epoch tells, and what is left in the folder when it is stopped."""
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 
-from fastdiff import Recipe, Trainer, load
+from fastdiff import AnnotatedUnet, InputError, Model, Recipe, Trainer, load, make_schedule
 from fastdiff.data.images import ImageData
 from fastdiff.training import loop
 from fastdiff.training.checkpoint import read_checkpoint
@@ -60,6 +63,79 @@ def test_time_left_and_images_a_second_are_of_the_clock(trainer, tmp_path, monke
     epochs = [told.epoch for told in begin(trainer, tmp_path / "r").steps() if told.epoch is not None]
     assert [epoch.images_per_second for epoch in epochs] == pytest.approx([40 / 3, 40 / 3])
     assert [epoch.seconds_left for epoch in epochs] == pytest.approx([7, 0])
+
+
+def test_the_first_steps_tell_how_long_it_takes(trainer, tmp_path, monkeypatch):
+    """Of two seconds a step, the first of which takes a minute; 20 more seconds after it are enough."""
+    now, step = [100.0], trainer.step
+
+    def slow_step():
+        now[0] += 2 if trainer.steps_done else 60
+        return step()
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loop, "TIMED_SECONDS", 4.0)
+    monkeypatch.setattr(trainer, "step", slow_step)
+    told = [step.foretold for step in begin(trainer, tmp_path / "r").steps()]
+    assert told == [None, None, pytest.approx(6), None, None, None]
+
+
+def test_weights_and_samples_of_the_epochs_that_are_asked_for(trainer, tmp_path):
+    data, recipe = trainer.data, dataclasses.replace(RECIPE, epochs=4)
+    wishes = loop.Wishes(sample_every=3, keep_every=2)
+    run = loop.Run(Trainer(recipe, data, device="cpu"), RunFolder(tmp_path / "r"), {}, "c", wishes)
+    kept = {}
+    for step in run.steps():
+        if step.epoch is not None:
+            kept[step.epoch.number] = copy.deepcopy(run.trainer.model.network.state_dict())
+    assert sorted(path.name for path in (tmp_path / "r" / "samples").iterdir()) == ["epoch-0003.png"]
+    names = [f"epoch-{number:04d}.safetensors" for number in (2, 4)]
+    assert sorted(path.name for path in (tmp_path / "r" / "epochs").iterdir()) == names
+    for number in (2, 4):
+        weights = load(run.folder.epoch(number)).network.state_dict()
+        assert all(torch.equal(weights[k], kept[number][k]) for k in weights)
+    assert read_checkpoint(tmp_path / "r").extra["wishes"] == {"sample_every": 3, "keep_every": 2, "log": []}
+
+
+def test_no_samples_at_all(trainer, tmp_path):
+    run = loop.Run(trainer, RunFolder(tmp_path / "r"), {}, "c", loop.Wishes(sample_every=0))
+    list(run.steps())
+    assert not list((tmp_path / "r").rglob("samples*")) and "![samples]" not in (tmp_path / "r/README.md").read_text()
+
+
+def test_tensorboard_gets_losses_and_samples(trainer, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = loop.Run(trainer, RunFolder(tmp_path / "r"), {}, "c", loop.Wishes(log=("tensorboard",)))
+    list(run.steps())
+    events = accumulator.EventAccumulator(str(run.folder.board)).Reload()
+    for tag, column in (("loss", "loss"), ("val_loss", "val_loss"), ("lr", "lr")):
+        told = [(event.step, event.value) for event in events.Scalars(tag)]
+        steps, values = run.folder.series(column)
+        assert told == [pytest.approx(pair, rel=1e-2) for pair in zip(steps, values, strict=True)]
+    assert [event.step for event in events.Images("samples")] == [3, 6]
+
+
+def test_what_is_wished_is_checked():
+    with pytest.raises(InputError, match="keep_every = -1; accepted: a whole number from 0"):
+        loop.Wishes(keep_every=-1)
+    with pytest.raises(InputError, match="unknown log 'tensorbord'.*did you mean 'tensorboard'"):
+        loop.Wishes(log=("tensorbord",))
+
+
+def test_a_network_that_cannot_be_saved_is_refused_before_it_is_trained(trainer, tmp_path):
+    class Mine(AnnotatedUnet):
+        pass
+
+    own = Model(Mine(dim=8, dim_mults=(1, 2)), make_schedule("linear", 20), image_shape=(1, 8, 8))
+    with pytest.raises(InputError, match="class Mine cannot be saved"):
+        begin(Trainer(RECIPE, trainer.data, device="cpu", init=own), tmp_path / "r")
+
+
+def test_slow_steps_are_saved_in_time_too(trainer, tmp_path, monkeypatch):
+    """Not only where losses are read: what is lost is SAVE_SECONDS and a step."""
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    run = begin(trainer, tmp_path / "r")
+    assert next(run.steps()).loss is not None and read_checkpoint(tmp_path / "r").steps_done == 1
 
 
 def test_a_stop_saves_what_was_done(trainer, tmp_path):

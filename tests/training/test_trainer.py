@@ -1,5 +1,6 @@
 """Losses, recipes, and the trainer: what a step does, and that a resumed run is the uninterrupted one."""
 
+import copy
 import dataclasses
 import inspect
 import math
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import fastdiff
-from fastdiff import InputError, Recipe, Trainer, load, make_schedule, sample, save
+from fastdiff import InputError, Model, Recipe, Trainer, load, make_schedule, sample, save
 from fastdiff.checkpoints.tensors import read_tensors
 from fastdiff.data.images import ImageData
 from fastdiff.networks.registry import NETWORKS
@@ -229,6 +230,71 @@ def test_resume_is_exact(preset, ema, stop, tmp_path):
     assert same(second.network, whole.network) and same(second.model.network, whole.model.network)
 
 
+@pytest.mark.parametrize("decay", ["cosine", "linear-epoch"])
+def test_a_finished_run_goes_on_with_more_epochs(decay, tmp_path):
+    """The steps are those of a longer recipe from there on, and the learning rates its own."""
+    data, recipe = pictures(), small(epochs=2, lr_decay=decay)
+    first = Trainer(recipe, data, device="cpu")
+    list(first)
+    first.save(tmp_path / "c.safetensors")
+    more = Trainer.resume(tmp_path / "c.safetensors", data, device="cpu", epochs=4)
+    longer = Trainer(dataclasses.replace(recipe, epochs=4), data, device="cpu")
+    assert more.recipe == longer.recipe and len(more) == 6 and more.steps_done == 6
+    assert more.learning_rate(6) == longer.learning_rate(6) >= first.learning_rate(5)
+    assert torch.equal(more.batch_rows(7), longer.batch_rows(7))
+    assert math.isfinite(float(list(more)[-1])) and len(more) == 0
+    with pytest.raises(InputError, match="epochs = 1, but 2 are done; accepted: 2 and more"):
+        Trainer.resume(tmp_path / "c.safetensors", data, device="cpu", epochs=1)
+
+
+def test_parts_of_a_batch_are_the_batch():
+    data, recipe = pictures(), small(flip=True, batch_size=15)
+    whole, parts = (Trainer(recipe, data, device="cpu", accumulate=n) for n in (1, 4))
+    assert [float(loss) for loss in parts] == pytest.approx([float(loss) for loss in whole], rel=1e-4)
+
+
+def test_gradients_are_clipped_by_their_norm():
+    trainer = Trainer(small(max_grad_norm=1e-3), pictures(), device="cpu")
+    trainer.step()
+    norm = torch.stack([p.grad.norm() for p in trainer.network.parameters()]).norm()
+    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+    free = Trainer(small(), pictures(), device="cpu")
+    free.step()
+    assert float(torch.stack([p.grad.norm() for p in free.network.parameters()]).norm()) > 1e-2
+
+
+def test_training_from_a_model_takes_its_network_and_schedule(unet, tmp_path):
+    """Of diffusers here; it stays as it was, and the run is resumed exactly."""
+    unet = unet()
+    model = Model(unet, make_schedule("scaled_linear", 100), prediction_type="v_prediction", image_shape=(3, 8, 8))
+    before, data = copy.deepcopy(unet.state_dict()), pictures(channels=3)
+    trainer = Trainer(small(ema_decay=0.5), data, device="cpu", init=model)
+    losses = [float(trainer.step()) for _ in range(2)]
+    trainer.save(tmp_path / "c.safetensors")
+    losses += [float(trainer.step()) for _ in range(2)]
+    assert all(torch.equal(unet.state_dict()[k], before[k]) for k in before) and not same(trainer.network, unet)
+    assert trainer.recipe.network is trainer.recipe.schedule is trainer.recipe.prediction_type is None
+    found = load(tmp_path / "c.safetensors")
+    assert found.prediction_type == "v_prediction" and found.schedule.config() == model.schedule.config()
+    again = Trainer.resume(tmp_path / "c.safetensors", data, device="cpu")
+    assert [float(again.step()) for _ in range(2)] == losses[2:]
+    with pytest.raises(InputError, match="pictures of 1 channels for a model of 3; accepted: 3"):
+        Trainer(small(), pictures(), device="cpu", init=model)
+
+
+def test_classes_of_the_model_that_training_starts_from():
+    course = Trainer(small("course"), pictures(channels=3), device="cpu").model
+    assert Trainer(small("course"), pictures(channels=3, classes=0), init=course).model.class_names == ("a", "b", "c")
+    with pytest.raises(InputError, match="labels of 4 classes for a model of 3; accepted: 3, or none"):
+        Trainer(small("course"), pictures(channels=3, classes=4), device="cpu", init=course)
+
+
+def test_a_model_that_needs_more_than_contexts_is_refused(conditional):
+    model = Model(conditional, make_schedule("linear", 20), image_shape=(3, 8, 8))
+    with pytest.raises(InputError, match="needs 'encoder_hidden_states' cannot be trained; accepted: contexts of K"):
+        Trainer(small(), pictures(channels=3), device="cpu", init=model)
+
+
 def test_a_run_is_not_resumed_on_other_data(tmp_path):
     Trainer(small(), pictures(), device="cpu").save(tmp_path / "c.safetensors")
     with pytest.raises(InputError, match="data 'random' has changed since the run began"):
@@ -267,10 +333,13 @@ def test_a_recipe_is_checked_when_it_is_made(fields, message):
         Recipe(**fields)
 
 
-def test_a_recipe_of_another_version_is_refused():
+def test_recipes_of_other_versions():
+    """What an earlier one did not have is as it was then; what a later one has is refused."""
     values = Recipe.preset("annotated").to_dict()
     assert Recipe.from_dict(values) == Recipe.preset("annotated")
-    with pytest.raises(InputError, match="warmup"):
+    earlier = {name: value for name, value in values.items() if name not in ("lr_warmup", "max_grad_norm")}
+    assert Recipe.from_dict(earlier) == Recipe.preset("annotated")
+    with pytest.raises(InputError, match="a recipe that this version does not know, with warmup"):
         Recipe.from_dict({**values, "warmup": 10})
 
 
