@@ -77,6 +77,7 @@ PRODUCTS: dict[str, Callable[[Call], int]] = {
     "attention_output": _attention_output,
     "convolution": lambda call: _taps(call) * call.reads[0].shape[1],  # type: ignore[union-attr]
     "depthwise": _taps,
+    "depthwise_gradient": lambda call: math.prod(call.writes[0].shape[1:3]) * math.prod(call.reads[1].shape),  # type: ignore[union-attr]
     "linear": lambda call: math.prod(_sizes(call, 3)),
     "matmul": lambda call: math.prod(call.writes[0].shape) * call.reads[0].shape[-1],  # type: ignore[union-attr]
     "softmax_attention": _softmax_attention,

@@ -149,3 +149,62 @@ void depthwise(const struct call *call) {
         }
     }
 }
+
+/* Adds the products of a band's outputs with what `taps` neighbouring taps of a row of the kernel see. */
+INLINE void add_seen(const int taps, const struct window *s, const float *x, int64_t row, const float *dy, int wide,
+                     int64_t rows, float *sums) {
+    vf held[ACROSS];
+#pragma GCC unroll 8
+    for (int j = 0; j < taps; j++) held[j] = load(sums + j * VL);
+    for (int64_t r = 0; r < rows; r++, x += s->down.stride * row, dy += s->y.row) {
+        const float *from = x, *to = dy;
+        for (int64_t q = 0; q < s->across.outputs; q++, from += s->across.stride * VL, to += s->y.position) {
+            const vf d = load_some(to, wide);
+#pragma GCC unroll 8
+            for (int j = 0; j < taps; j++) held[j] = fused(load(from + j * s->across.dilation * VL), d, held[j]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < taps; j++) store(sums + j * VL, held[j]);
+}
+
+/* The gradient of `depthwise` with respect to its weight, each picture's by itself: dw (n, taps down, taps across, c).
+ *
+ * Operands: x (n, h, w, c); dy (n, down, across, c); dw. Numbers: those of window_of, y being dy. */
+void depthwise_gradient(const struct call *call) {
+    const struct window s = window_of(call->number);
+    const int c = s.c, wide = vector_of(c);
+    const int64_t vectors = (c + VL - 1) / VL, most = band(&s), width = columns(&s) * VL;
+    const int64_t taps = s.down.taps * s.across.taps, last = share(call, s.n * vectors, 1);
+    float *padded = call->space, *sums = padded + extent(s.down, most) * width;
+    for (int64_t i = share(call, s.n * vectors, 0); i < last; i++) {
+        struct place p = {i / vectors, 0, 0};
+        const int at = vector_at((int)(i % vectors) * VL, c);
+        const float *x = call->at[0] + p.picture * s.down.size * s.across.size * s.ld + at;
+        for (int64_t t = 0; t < taps; t++) store(sums + t * VL, (vf){0});
+        for (int64_t rows; p.row < s.down.outputs; p.row += rows) {
+            rows = s.down.outputs - p.row < most ? s.down.outputs - p.row : most;
+            pad(&s, x, wide, p.row * s.down.stride - s.down.before, extent(s.down, rows), padded);
+            const float *dy = call->at[1] + offset(s.y, p) + at;
+            for (int64_t r = 0; r < s.down.taps; r++)
+                for (int64_t q = 0, many; q < s.across.taps; q += many) {
+                    const float *from = padded + r * s.down.dilation * width + q * s.across.dilation * VL;
+                    float *to = sums + (r * s.across.taps + q) * VL;
+                    many = s.across.taps - q;
+                    if (many >= 7)
+                        many = 7, add_seen(7, &s, from, width, dy, wide, rows, to);
+                    else if (many >= 3)
+                        many = 3, add_seen(3, &s, from, width, dy, wide, rows, to);
+                    else
+                        many = 1, add_seen(1, &s, from, width, dy, wide, rows, to);
+                }
+        }
+        float *dw = call->at[2] + p.picture * taps * c + at;
+        for (int64_t t = 0; t < taps; t++) store_some(dw + t * c, load(sums + t * VL), wide);
+    }
+}
+
+int64_t depthwise_gradient_space(const union number *number) {
+    const struct window s = window_of(number);
+    return depthwise_space(number) + s.down.taps * s.across.taps * VL;
+}

@@ -1,4 +1,4 @@
-"""Depthwise convolutions in C: one kernel for each channel."""
+"""Depthwise convolutions in C, one kernel for each channel, and the gradient of their weight."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from fastdiff.kernels.cpu.compiled import vector_width
 from fastdiff.kernels.cpu.operands import Operands
 from fastdiff.kernels.cpu.plan import Call, View, dense
-from fastdiff.kernels.cpu.window import steps
+from fastdiff.kernels.cpu.window import Window, steps
 
 
 def depthwise_weight(weight: Tensor) -> Tensor:
@@ -22,6 +22,24 @@ def depthwise_weight(weight: Tensor) -> Tensor:
     taps = F.pad(taps, (0, max(0, width - c)))
     starts = [min(start, taps.shape[2] - width) for start in range(0, c, width)]
     return torch.stack([taps[:, :, start : start + width] for start in starts]).flatten()
+
+
+def depthwise_gradient(x: View, dy: View, dw: View, window: Window) -> Call:
+    """The gradient of a depthwise convolution with respect to its weight, each picture's by itself.
+
+    Args:
+        x: (B, C, H, W), NHWC.
+        dy: (B, C, any height, any width), a position's channels side by side.
+        dw: (B, KH, KW, C), contiguous.
+        window: the convolution's.
+
+    Raises:
+        ValueError: for operands that lie otherwise in memory.
+    """
+    op = "depthwise_gradient"
+    numbers = window.numbers(op, x, dy, each=True)
+    dense(op, "dw", dw, x.shape[0], *window.kernel, x.shape[1])
+    return Call(op, (x, dy), (dw,), numbers)
 
 
 def depthwise(given: Operands, weight: View) -> Call:

@@ -34,6 +34,7 @@ static inline int64_t share(const struct call *call, int64_t count, int next) {
     DO(convolution)                                                                                                    \
     DO(denoise_step)                                                                                                   \
     DO(depthwise)                                                                                                      \
+    DO(depthwise_gradient)                                                                                             \
     DO(linear)                                                                                                         \
     DO(matmul)                                                                                                         \
     DO(max_pool)                                                                                                       \

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fastdiff.kernels.cpu.compiled import build_error
 from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_reference
 
 
@@ -77,3 +78,51 @@ def test_gradients(triton_device, agrees, leaves, dtype, shared, bias):
 def test_what_it_cannot_take_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         depthwise_conv(**{"x": torch.zeros(1, 4, 3, 3), "weight": torch.zeros(4, 1, 7, 7), **change})
+
+
+@pytest.mark.parametrize("b, c, h, w, size", [(3, 20, 4, 5, 7), (2, 5, 9, 17, 3), (1, 40, 8, 8, 5)])
+@pytest.mark.parametrize("shared, bias", [(False, True), (True, False)])
+def test_gradients_on_a_cpu(rel, leaves, b, c, h, w, size, shared, bias):
+    """The weight's is computed in C."""
+    given = [torch.randn(b, c, h, w), torch.randn(c, 1, size, size), torch.randn(c) if bias else None]
+    given, dy = [*given, torch.randn(1 if shared else b, c)], torch.randn(b, c, h, w)
+    mine, theirs = leaves(given), leaves(given, torch.float64)
+    y, exact = depthwise_conv(*mine), depthwise_conv_reference(*theirs)
+    if build_error() is None:
+        assert "OnCpu" in type(y.grad_fn).__name__
+    inputs = [[one for one in some if one is not None] for some in (mine, theirs)]
+    for found, expected in zip(
+        torch.autograd.grad(y, inputs[0], dy), torch.autograd.grad(exact, inputs[1], dy.double()), strict=True
+    ):
+        assert found.dtype == torch.float32 and rel(found, expected) < 1e-5
+
+
+def test_gradients_under_autocast_on_a_cpu(rel, leaves):
+    """The network in bfloat16, its parameters in float32."""
+    given = [torch.randn(4, 20, 9, 9), torch.randn(20, 1, 7, 7), torch.randn(20), torch.randn(4, 20)]
+    mine, theirs, dy = leaves(given), leaves(given, torch.float64), torch.randn(4, 20, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = depthwise_conv(*mine)
+    exact = depthwise_conv_reference(*theirs)
+    assert rel(y, exact) < 1e-2
+    found, expected = torch.autograd.grad(y, mine, dy.to(y.dtype)), torch.autograd.grad(exact, theirs, dy.double())
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32 and rel(one, other) < 1e-2
+
+
+def test_gradients_of_gradients_and_forward_mode_on_a_cpu(rel, leaves):
+    given = leaves([torch.randn(2, 3, 6, 6), torch.randn(3, 1, 3, 3)])
+
+    def penalty(function):
+        y = function(*given)
+        first = torch.autograd.grad((y**2).sum(), given, create_graph=True)
+        return torch.autograd.grad(sum((one**2).sum() for one in first), given)
+
+    for mine, theirs in zip(penalty(depthwise_conv), penalty(depthwise_conv_reference), strict=True):
+        assert rel(mine, theirs) < 1e-5
+    x, weight = (one.detach() for one in given)
+    mine, theirs = (
+        torch.func.jvp(lambda w: f(x, w), (weight,), (torch.ones_like(weight),))[1]  # noqa: B023
+        for f in (depthwise_conv, depthwise_conv_reference)
+    )
+    assert rel(mine, theirs) < 1e-6

@@ -1,16 +1,18 @@
 """Depthwise convolutions, also transposed."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastdiff.kernels.cpu.depthwise import depthwise, depthwise_weight
+from fastdiff.kernels.cpu.depthwise import depthwise, depthwise_gradient, depthwise_weight
 from fastdiff.kernels.cpu.ending import Ending
 from fastdiff.kernels.cpu.operands import Operands, calls
 from fastdiff.kernels.cpu.phases import in_phases, phase_taps
-from fastdiff.kernels.cpu.plan import View
+from fastdiff.kernels.cpu.plan import View, run
 from fastdiff.kernels.cpu.window import Window
 
 PAIRS = st.tuples(st.integers(1, 4), st.integers(1, 4))
@@ -54,6 +56,40 @@ def test_any_window(computed, activations, sizes, c, kernel, stride, dilation, p
     expected = activations[activation](expected + bias[:, :, None, None] if more else expected)
     expected = expected + residual if more else expected
     assert (ours - expected).norm() <= 2e-6 * expected.norm() + 1e-6
+
+
+def weight_gradient(x, dy, window, threads=1):
+    """(B, KH, KW, C), written between NaN that stay."""
+    view = View.of
+    shape = (len(x), *window.kernel, x.shape[1])
+    count = math.prod(shape)
+    memory = torch.full((count + 10,), torch.nan)
+    dw = memory[5:-5].view(shape)
+    x, dy = (one.contiguous(memory_format=torch.channels_last) for one in (x, dy))
+    run([depthwise_gradient(view(x), view(dy), view(dw), window)], threads)
+    assert memory[:5].isnan().all() and memory[-5:].isnan().all()
+    return dw
+
+
+@settings(max_examples=100)
+@given(SIZES, CHANNELS, st.tuples(*[st.integers(1, 9)] * 2), PAIRS, PAIRS, st.tuples(*[st.integers(0, 4)] * 2))
+def test_the_gradient_of_the_weight(sizes, c, kernel, stride, dilation, padding):
+    """Against float64; its bits depend neither on the threads nor on the other pictures."""
+    torch.manual_seed(0)
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    b, *size = sizes
+    size = [max(length, span - 2 * pad) for length, span, pad in zip(size, spans, padding, strict=True)]
+    x, weight = torch.randn(b, c, *size), torch.zeros(c, 1, *kernel, dtype=torch.float64, requires_grad=True)
+    y = F.conv2d(x.double(), weight, None, stride, padding, dilation, groups=c)
+    dy = torch.randn(y.shape)
+    window = Window(kernel, stride, padding, dilation)
+    ours = weight_gradient(x, dy, window)
+    (expected,) = torch.autograd.grad(y, weight, dy.double())
+    found = ours.double().sum(0).permute(2, 0, 1)[:, None]
+    assert (found - expected).norm() <= 2e-6 * expected.norm() + 1e-6
+    for threads in (2, 3, 5):
+        assert torch.equal(ours, weight_gradient(x, dy, window, threads))
+    assert torch.equal(ours[-1:], weight_gradient(x[-1:], dy[-1:], window))
 
 
 @pytest.mark.parametrize("c, size", [(28, 28), (40, 7), (16, 70)])  # the last in more than one band of rows
