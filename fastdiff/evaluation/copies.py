@@ -1,0 +1,152 @@
+"""Whether a model repeats its training pictures: how near its samples lie to them, next to held-out pictures.
+
+Pictures are compared by their pixels, mirror images included. A copy is near by pixels whatever network looks at it,
+while features that tell classes apart put any two sneakers side by side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastdiff.data.images import ImageData
+from fastdiff.evaluation.features import Tick, silent
+from fastdiff.evaluation.reference import some
+from fastdiff.images import from_uint8, grid
+
+MOST = 1000  # samples, and held-out pictures, that are looked for among the training pictures
+CHUNK = 2000  # training pictures at once
+LOW = 0.05  # the quantile of the held-out pictures' distances below which a sample is very near
+SHOWN, PANELS, NEIGHBOURS = 16, 2, 5  # samples of the picture, in columns of them, and training pictures beside each
+SPACE = 12  # pixels between a sample and its neighbours
+
+
+class Nearest(NamedTuple):
+    """The k nearest of a pool for each of n pictures, the nearest first.
+
+    Attributes:
+        distances: (n, k) float32, root mean square of the difference of pixels in [-1, 1].
+        rows: (n, k) int64 in the pool.
+        mirrored: (n, k) whether it is that one's mirror image.
+    """
+
+    distances: Tensor
+    rows: Tensor
+    mirrored: Tensor
+
+
+@torch.no_grad()
+def nearest(pictures: Tensor, pool: Tensor, k: int, device: torch.device, tick: Tick = silent) -> Nearest:
+    """Find them.
+
+    Args:
+        pictures: (n, C, H, W), uint8 or floats in [-1, 1].
+        pool: (N, C, H, W), likewise.
+        k: at most N.
+        device: where the products are computed.
+        tick: called with the number of pictures of the pool that are done.
+    """
+    x = from_uint8(pictures)
+    # A picture's distance to a mirror image is that of its own mirror image to the other.
+    sides = [side.flatten(1).to(device) for side in (x, x.flip(3))]
+    best = torch.empty(len(x), 0, device=device)
+    rows = torch.empty(len(x), 0, dtype=torch.int64, device=device)
+    for begin in range(0, len(pool), CHUNK):
+        part = from_uint8(pool[begin : begin + CHUNK])
+        y = part.flatten(1).to(device)
+        # ||x - y||² without ||x||², which does not change the order
+        found = torch.minimum(*(y.square().sum(dim=1) - 2 * side @ y.T for side in sides))
+        best = torch.cat([best, found], dim=1)
+        rows = torch.cat([rows, torch.arange(begin, begin + len(y), device=device).expand(len(x), -1)], dim=1)
+        best, at = best.topk(min(k, best.shape[1]), dim=1, largest=False)
+        rows = rows.gather(1, at)
+        tick(len(part))
+    return _exactly(x, pool, rows.cpu())
+
+
+def _exactly(x: Tensor, pool: Tensor, rows: Tensor) -> Nearest:
+    """The distances themselves, of those few: by products, copies would not be at 0."""
+    others = from_uint8(pool[rows.flatten()]).unflatten(0, tuple(rows.shape))  # (n, k, C, H, W)
+    plain, mirrored = (
+        (x[:, None] - side).square().flatten(2).mean(dim=2).sqrt() for side in (others, others.flip(-1))
+    )
+    distances, order = torch.minimum(plain, mirrored).sort(dim=1, stable=True)
+    return Nearest(distances, rows.gather(1, order), (mirrored < plain).gather(1, order))
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The held-out pictures' distances to training pictures, with which the samples' are compared.
+
+    Attributes:
+        data: the pictures.
+        held: (m,) each held-out picture's distance to its nearest training picture.
+        device: where distances are computed.
+    """
+
+    data: ImageData
+    held: Tensor
+    device: torch.device
+
+    @classmethod
+    def of(cls, data: ImageData, device: torch.device, tick: Tick = silent) -> Copies:
+        few = some(data.val_images, MOST)
+        return cls(data, nearest(few, data.images, 1, device, tick).distances[:, 0], device)
+
+    def facts(self) -> dict[str, Any]:
+        """For reports."""
+        return {"pictures": len(self.held), "median": float(self.held.median()), "low": float(self.held.quantile(LOW))}
+
+    def compare(self, images: Tensor, tick: Tick = silent) -> tuple[dict[str, Any], Image.Image]:
+        """How near the first MOST samples are to training pictures, and the nearest ones as a picture.
+
+        Args:
+            images: (n, C, H, W) samples.
+            tick: called with the number of training pictures that are done.
+
+        Returns:
+            nearer: how often a sample is nearer to its nearest training picture than a held-out picture to its own, of
+            all pairs of a sample and a held-out picture, ties counting half: the statistic of Meehan et al. 2020,
+            section 3.1, over its largest value. 0.5 of samples that are as new as held-out pictures, 1 of copies.
+            very_near: the share of samples that are nearer than all but the nearest LOW of the held-out pictures.
+            median: of the distances. And the picture.
+        """
+        images = images[:MOST]
+        found = nearest(images, self.data.images, min(NEIGHBOURS, len(self.data.images)), self.device, tick)
+        mine, held = found.distances[:, 0], self.held
+        wins = (mine[:, None] < held).double().mean() + (mine[:, None] == held).double().mean() / 2
+        facts = {
+            "samples": len(mine),
+            "nearer": float(wins),
+            "very_near": float((mine < held.quantile(LOW)).double().mean()),
+            "median": float(mine.median()),
+        }
+        return facts, self._picture(images, found)
+
+    def _picture(self, images: Tensor, found: Nearest) -> Image.Image:
+        """Samples, each with its nearest training pictures to its right, in columns; the nearest sample first."""
+        order = found.distances[:, 0].argsort(stable=True)[:SHOWN]
+        lines = -(-len(order) // PANELS)
+        return _beside([part for rows in order.split(lines) for part in self._panel(images[rows], found, rows)])
+
+    def _panel(self, images: Tensor, found: Nearest, rows: Tensor) -> list[Image.Image]:
+        others = from_uint8(self.data.images[found.rows[rows].flatten()])
+        mirrored = found.mirrored[rows].flatten()[:, None, None, None]
+        others = torch.where(mirrored, others.flip(3), others)
+        scale = max(1, round(48 / max(images.shape[2:])))
+        return [grid(from_uint8(images), 1, scale=scale), grid(others, found.rows.shape[1], scale=scale)]
+
+
+def _beside(pictures: list[Image.Image]) -> Image.Image:
+    """Pictures in a line on white; after each pair of them more space."""
+    gaps = [SPACE if k % 2 == 0 else 3 * SPACE for k in range(len(pictures) - 1)]
+    size = (sum(one.width for one in pictures) + sum(gaps), max(one.height for one in pictures))
+    sheet, left = Image.new(pictures[0].mode, size, "white"), 0
+    for one, gap in zip(pictures, [*gaps, 0], strict=True):
+        sheet.paste(one, (left, 0))
+        left += one.width + gap
+    return sheet
