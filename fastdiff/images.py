@@ -23,11 +23,6 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float().nan_to_num(-1.0) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
 
 
-def from_uint8(images: Tensor) -> Tensor:
-    """0 to 255 uint8 → [-1, 1] float32, same shape; floats, which are in that range, as float32."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
-
-
 def to_picture(image: Tensor) -> Image.Image:
     """(C, H, W) uint8 → a picture; with other than 1, 3 or 4 channels, of the first channel."""
     array = image.permute(1, 2, 0).contiguous().numpy()

@@ -14,14 +14,16 @@ from PIL import Image
 from torch import Tensor
 
 from fastdiff.data.images import ImageData
+from fastdiff.evaluation import pixels
 from fastdiff.evaluation.features import Tick, silent
-from fastdiff.evaluation.reference import some
-from fastdiff.images import from_uint8, grid
+from fastdiff.evaluation.pixels import Pictures
+from fastdiff.images import grid
 
 MOST = 1000  # samples, and held-out pictures, that are looked for among the training pictures
 CHUNK = 2000  # training pictures at once
 LOW = 0.05  # the quantile of the held-out pictures' distances below which a sample is very near
 SHOWN, PANELS, NEIGHBOURS = 16, 2, 5  # samples of the picture, in columns of them, and training pictures beside each
+SIDE = 48  # pixels of a picture, about
 SPACE = 12  # pixels between a sample and its neighbours
 
 
@@ -40,37 +42,36 @@ class Nearest(NamedTuple):
 
 
 @torch.no_grad()
-def nearest(pictures: Tensor, pool: Tensor, k: int, device: torch.device, tick: Tick = silent) -> Nearest:
+def nearest(x: Tensor, pool: Pictures, size: int, k: int, device: torch.device, tick: Tick = silent) -> Nearest:
     """Find them.
 
     Args:
-        pictures: (n, C, H, W), uint8 or floats in [-1, 1].
-        pool: (N, C, H, W), likewise.
-        k: at most N.
+        x: (n, C, H, W) float32 in [-1, 1].
+        pool: pictures of that shape.
+        size: how many.
+        k: at most that.
         device: where the products are computed.
         tick: called with the number of pictures of the pool that are done.
     """
-    x = from_uint8(pictures)
     # A picture's distance to a mirror image is that of its own mirror image to the other.
     sides = [side.flatten(1).to(device) for side in (x, x.flip(3))]
     best = torch.empty(len(x), 0, device=device)
     rows = torch.empty(len(x), 0, dtype=torch.int64, device=device)
-    for begin in range(0, len(pool), CHUNK):
-        part = from_uint8(pool[begin : begin + CHUNK])
-        y = part.flatten(1).to(device)
+    for part in pixels.everything(size).split(CHUNK):
+        y = pool(part).flatten(1).to(device)
         # ||x - y||² without ||x||², which does not change the order
         found = torch.minimum(*(y.square().sum(dim=1) - 2 * side @ y.T for side in sides))
         best = torch.cat([best, found], dim=1)
-        rows = torch.cat([rows, torch.arange(begin, begin + len(y), device=device).expand(len(x), -1)], dim=1)
+        rows = torch.cat([rows, part.to(device).expand(len(x), -1)], dim=1)
         best, at = best.topk(min(k, best.shape[1]), dim=1, largest=False)
         rows = rows.gather(1, at)
         tick(len(part))
     return _exactly(x, pool, rows.cpu())
 
 
-def _exactly(x: Tensor, pool: Tensor, rows: Tensor) -> Nearest:
+def _exactly(x: Tensor, pool: Pictures, rows: Tensor) -> Nearest:
     """The distances themselves, of those few: by products, copies would not be at 0."""
-    others = from_uint8(pool[rows.flatten()]).unflatten(0, tuple(rows.shape))  # (n, k, C, H, W)
+    others = pool(rows.flatten()).unflatten(0, tuple(rows.shape))  # (n, k, C, H, W)
     plain, mirrored = (
         (x[:, None] - side).square().flatten(2).mean(dim=2).sqrt() for side in (others, others.flip(-1))
     )
@@ -94,8 +95,9 @@ class Copies:
 
     @classmethod
     def of(cls, data: ImageData, device: torch.device, tick: Tick = silent) -> Copies:
-        few = some(data.val_images, MOST)
-        return cls(data, nearest(few, data.images, 1, device, tick).distances[:, 0], device)
+        few = pixels.held_out(data)(pixels.some(len(data.val_labels), MOST))
+        found = nearest(few, pixels.training(data), len(data.labels), 1, device, tick)
+        return cls(data, found.distances[:, 0], device)
 
     def facts(self) -> dict[str, Any]:
         """For reports."""
@@ -115,8 +117,9 @@ class Copies:
             very_near: the share of samples that are nearer than all but the nearest LOW of the held-out pictures.
             median: of the distances. And the picture.
         """
-        images = images[:MOST]
-        found = nearest(images, self.data.images, min(NEIGHBOURS, len(self.data.images)), self.device, tick)
+        x = pixels.samples(images)(pixels.everything(min(MOST, len(images))))
+        size = len(self.data.labels)
+        found = nearest(x, pixels.training(self.data), size, min(NEIGHBOURS, size), self.device, tick)
         mine, held = found.distances[:, 0], self.held
         wins = (mine[:, None] < held).double().mean() + (mine[:, None] == held).double().mean() / 2
         facts = {
@@ -125,20 +128,20 @@ class Copies:
             "very_near": float((mine < held.quantile(LOW)).double().mean()),
             "median": float(mine.median()),
         }
-        return facts, self._picture(images, found)
+        return facts, self._picture(x, found)
 
-    def _picture(self, images: Tensor, found: Nearest) -> Image.Image:
+    def _picture(self, x: Tensor, found: Nearest) -> Image.Image:
         """Samples, each with its nearest training pictures to its right, in columns; the nearest sample first."""
         order = found.distances[:, 0].argsort(stable=True)[:SHOWN]
         lines = -(-len(order) // PANELS)
-        return _beside([part for rows in order.split(lines) for part in self._panel(images[rows], found, rows)])
+        return _beside([part for rows in order.split(lines) for part in self._panel(x[rows], found, rows)])
 
-    def _panel(self, images: Tensor, found: Nearest, rows: Tensor) -> list[Image.Image]:
-        others = from_uint8(self.data.images[found.rows[rows].flatten()])
+    def _panel(self, x: Tensor, found: Nearest, rows: Tensor) -> list[Image.Image]:
+        others = pixels.training(self.data)(found.rows[rows].flatten())
         mirrored = found.mirrored[rows].flatten()[:, None, None, None]
         others = torch.where(mirrored, others.flip(3), others)
-        scale = max(1, round(48 / max(images.shape[2:])))
-        return [grid(from_uint8(images), 1, scale=scale), grid(others, found.rows.shape[1], scale=scale)]
+        scale = max(1, round(SIDE / max(x.shape[2:])))
+        return [grid(x, 1, scale=scale), grid(others, found.rows.shape[1], scale=scale)]
 
 
 def _beside(pictures: list[Image.Image]) -> Image.Image:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastdiff.errors import InputError, first_line
 from fastdiff.evaluation import classifier
-from fastdiff.images import from_uint8
+from fastdiff.evaluation.pixels import Pictures
 
 BATCH = 250  # pictures whose features are taken at once
 
@@ -44,19 +44,19 @@ class Features:
     facts: dict[str, Any]
 
     @torch.no_grad()
-    def of(self, pictures: Tensor, tick: Tick = silent) -> Tensor:
-        """(n, C, H, W), uint8 or floats in [-1, 1] → (n, D) float64 on the CPU.
+    def of(self, pictures: Pictures, rows: Tensor, tick: Tick = silent) -> Tensor:
+        """(n,) rows of pictures → (n, D) float64 on the CPU.
 
         Raises:
             InputError: if the network fails, or gives something else than a row of finite numbers for each picture.
         """
         parts = []
-        for part in pictures.split(BATCH):
-            parts.append(self._rows(from_uint8(part).to(self.device)))
+        for part in rows.split(BATCH):
+            parts.append(self._checked(pictures(part).to(self.device)))
             tick(len(part))
         return torch.cat(parts)
 
-    def _rows(self, x: Tensor) -> Tensor:
+    def _checked(self, x: Tensor) -> Tensor:
         try:
             found = self.network(x)
         except InputError:
@@ -70,10 +70,10 @@ class Features:
             raise InputError(
                 f"features {self.name!r} of pictures {tuple(x.shape)} are {what}; accepted: a tensor ({len(x)}, D)"
             )
-        rows = found.double().cpu()
-        if not rows.isfinite().all():
+        checked = found.double().cpu()
+        if not checked.isfinite().all():
             raise InputError(f"features {self.name!r} hold NaN or infinity; accepted: finite numbers")
-        return rows
+        return checked
 
 
 def own(name: str, device: torch.device) -> Features:

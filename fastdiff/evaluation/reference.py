@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastdiff.data.images import ImageData
 from fastdiff.errors import InputError
+from fastdiff.evaluation import pixels
 from fastdiff.evaluation.features import Features, Tick, silent
-from fastdiff.evaluation.measures import NEIGHBOURS, evenly, frechet, precision_recall
+from fastdiff.evaluation.measures import NEIGHBOURS, frechet, precision_recall
 
 FLOORS = 5  # draws of training pictures
 TRAINING = 10_000  # training pictures at most for the second distance
@@ -46,9 +46,9 @@ class Reference:
         """Computes them; raises InputError for fewer than FEWEST held-out pictures."""
         check_held_out(data)
         known, draws = chosen(data, n)
-        real = features.of(data.val_images, tick)
-        training = features.of(data.images[known], tick)
-        drawn = [features.of(data.images[rows], tick) for rows in draws]
+        real = features.of(pixels.held_out(data), pixels.everything(len(data.val_labels)), tick)
+        training = features.of(pixels.training(data), known, tick)
+        drawn = [features.of(pixels.training(data), rows, tick) for rows in draws]
         distances = [frechet(one, real) for one in drawn]
         shares = [_shares(one, real) for one in drawn]
         floor = {
@@ -132,22 +132,18 @@ def check_held_out(data: ImageData) -> None:
 
 def chosen(data: ImageData, n: int) -> tuple[Tensor, list[Tensor]]:
     """The rows of training pictures of the second distance, and those of each draw of the floor."""
-    return evenly(data.labels, TRAINING, FLOORS), [evenly(data.labels, n, seed) for seed in range(FLOORS)]
+    known = pixels.evenly(data.labels, TRAINING, FLOORS)
+    return known, [pixels.evenly(data.labels, n, seed) for seed in range(FLOORS)]
 
 
-def pictures(data: ImageData, n: int) -> int:
+def work(data: ImageData, n: int) -> int:
     """How many pictures `Reference.of` takes features of."""
     known, draws = chosen(data, n)
-    return len(data.val_images) + len(known) + sum(map(len, draws))
+    return len(data.val_labels) + len(known) + sum(map(len, draws))
 
 
 def _shares(made: Tensor, real: Tensor) -> dict[str, float]:
     """Precision and recall of as many pictures on either side."""
     count = min(len(made), len(real))
-    precision, recall = precision_recall(made[:count], some(real, count))
+    precision, recall = precision_recall(made[:count], real[pixels.some(len(real), count)])
     return {"precision": precision, "recall": recall}
-
-
-def some(rows: Tensor, count: int) -> Tensor:
-    """So many of them at random, always the same: neighbours in a file are often alike."""
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]]
