@@ -72,9 +72,7 @@ def nearest(x: Tensor, pool: Pictures, size: int, k: int, device: torch.device, 
 def _exactly(x: Tensor, pool: Pictures, rows: Tensor) -> Nearest:
     """The distances themselves, of those few: by products, copies would not be at 0."""
     others = pool(rows.flatten()).unflatten(0, tuple(rows.shape))  # (n, k, C, H, W)
-    plain, mirrored = (
-        (x[:, None] - side).square().flatten(2).mean(dim=2).sqrt() for side in (others, others.flip(-1))
-    )
+    plain, mirrored = ((x[:, None] - side).square().flatten(2).mean(dim=2).sqrt() for side in (others, others.flip(-1)))
     distances, order = torch.minimum(plain, mirrored).sort(dim=1, stable=True)
     return Nearest(distances, rows.gather(1, order), (mirrored < plain).gather(1, order))
 

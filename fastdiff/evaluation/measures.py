@@ -56,10 +56,11 @@ def precision_recall(made: Tensor, real: Tensor, k: int = NEIGHBOURS) -> tuple[f
 
 def _share_among(points: Tensor, others: Tensor, k: int) -> float:
     radii = torch.cat([_distances(part, others).kthvalue(k + 1, dim=1).values for part in others.split(CHUNK)])
-    return float(torch.cat([(_distances(part, others) <= radii).any(dim=1) for part in points.split(CHUNK)]).double().mean())
+    return float(
+        torch.cat([(_distances(part, others) <= radii).any(dim=1) for part in points.split(CHUNK)]).double().mean()
+    )
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     """(n, D), (m, D) → (n, m), exactly: by products, equal features would be some 1e-7 apart."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-

@@ -83,7 +83,9 @@ def described(report: Report) -> str:
     features, each = report["features"], report["real_of_each_class"]
     known = ""
     if "accuracy" in features:
-        known = f", which names {features['accuracy']:.2%} of {features['accuracy_pictures']:,} held-out pictures rightly"
+        known = (
+            f", which names {features['accuracy']:.2%} of {features['accuracy_pictures']:,} held-out pictures rightly"
+        )
     counts = set(each.values())
     classes = ", ".join(f"{count:,} {name}" for name, count in each.items())
     if len(counts) == 1:

@@ -8,11 +8,11 @@ import torch
 from tqdm.auto import tqdm
 
 from fastdiff import InputError
-from fastdiff.provenance import installed
 from fastdiff.bench import against, live, plots, report, session, tables
 from fastdiff.bench.case import Case, Kind, case_key, case_text
 from fastdiff.bench.contender import Role, Status
 from fastdiff.bench.plans import plan
+from fastdiff.provenance import installed
 
 ROLES = {"reference": Role.REFERENCE, "fastdiff": Role.FASTDIFF}
 FIGURES = {
