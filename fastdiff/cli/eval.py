@@ -113,8 +113,8 @@ def evaluate(**options: Any) -> None:
     A distance is a number of one feature network, one set of pictures and one n: distances by different features do not
     compare, nor do those of papers, by Inception's features, with the ones of fastdiff's classifiers.
 
-    Several models are a row each, three or more a curve. After Ctrl-C, a crash or a kill, the same command goes on where
-    it stopped; a larger -n goes on with the samples that are there.
+    Several models are a row each, three or more a curve. After Ctrl-C, a crash or a kill, the same command goes on
+    where it stopped; a larger -n goes on with the samples that are there.
     """
     from fastdiff.cli.evaluating import evaluate_models
 

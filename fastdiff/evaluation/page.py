@@ -46,8 +46,8 @@ def markdown(report: Report, curve: str | None = None) -> str:
 
 
 EXPLAINED = (
-    "*Distance*: the Fréchet distance of the samples' features to the held-out pictures', lower is better; *halves*: of "
-    "the samples with even and with odd numbers, which tell how firm it is; *to training*: the same to training "
+    "*Distance*: the Fréchet distance of the samples' features to the held-out pictures', lower is better; *halves*: "
+    "of the samples with even and with odd numbers, which tell how firm it is; *to training*: the same to training "
     "pictures. Distances of other features, or of another number of samples, do not compare with these. *Precision*: "
     "the share of samples that lie among the held-out pictures; *recall*: of held-out pictures that lie among the "
     "samples (Kynkäänniemi et al. 2019, k = 3, as many on either side); higher is better."
@@ -101,9 +101,9 @@ def described(report: Report) -> str:
 def floor_text(report: Report) -> str:
     floor = report["floor"]
     return (
-        f"The floor, what samples as good as real pictures would reach: {floor['pictures']:,} training pictures, as many "
-        f"of each class, have a distance of {floor['distance']:.3g} to the held-out ones (mean of {floor['draws']} draws, "
-        f"{floor['lowest']:.3g} to {floor['highest']:.3g}), precision {floor['precision']:.3f} and recall "
+        f"The floor, what samples as good as real pictures would reach: {floor['pictures']:,} training pictures, as "
+        f"many of each class, have a distance of {floor['distance']:.3g} to the held-out ones (mean of "
+        f"{floor['draws']} draws, {floor['lowest']:.3g} to {floor['highest']:.3g}), precision {floor['precision']:.3f} and recall "
         f"{floor['recall']:.3f}. *To training*: {report['training']:,} training pictures."
     )
 
@@ -112,8 +112,8 @@ def copies_text(row: Row, report: Report) -> str:
     """Whether it repeats its training pictures."""
     mine, held = row["copies"], report["held_out_to_training"]
     return (
-        f"Memorisation: taken one of {mine['samples']:,} samples and one of {held['pictures']:,} held-out pictures, the "
-        f"sample is the nearer to its nearest training picture in {mine['nearer']:.0%} of cases (Meehan et al. 2020; "
+        f"Memorisation: taken one of {mine['samples']:,} samples and one of {held['pictures']:,} held-out pictures, "
+        f"the sample is the nearer to its nearest training picture in {mine['nearer']:.0%} of cases (Meehan et al. 2020; "
         f"50% where samples are as new as held-out pictures, 100% of copies). {mine['very_near']:.1%} of samples are "
         f"nearer than {1 - LOW:.0%} of held-out pictures are ({LOW:.0%} where they are as new). By pixels in [-1, 1], "
         f"mirror images included: the median sample's difference (RMS) is {mine['median']:.3f}, the median held-out "
@@ -127,10 +127,11 @@ def by_class(row: Row) -> list[str]:
         return [f"By class: {row['no_classes']}."]
     columns = ("distance", "precision", "recall")
     lines = [
-        [one["class"], *(_cell(one, MEASURES[name]) for name in columns), f"{one['images']:,}", f"{one['real']:,}"]
+        [one["class"], *(_of_class(one, name) for name in columns), f"{one['images']:,}", f"{one['real']:,}"]
         for one in row["classes"]
     ]
-    made = table(["class", *columns, "samples", "held out"], lines)
+    made = ["By class, in brackets what as many of its training pictures reach:", ""]
+    made += table(["class", *columns, "samples", "held out"], lines)
     if any("distance" not in one for one in row["classes"]):
         made += [
             "",
@@ -138,6 +139,12 @@ def by_class(row: Row) -> list[str]:
             "would be short of its full rank.",
         ]
     return made
+
+
+def _of_class(row: Row, name: str) -> str:
+    """A class's measure, with its floor."""
+    mine, floor = (_cell(one, MEASURES[name]) for one in (row, row["floor"]))
+    return f"{mine} ({floor})" if mine and floor else mine
 
 
 def _draw(report: Report, path: Path) -> None:

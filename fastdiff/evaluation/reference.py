@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastdiff.data.images import ImageData
@@ -31,6 +32,7 @@ class Reference:
         n: how many samples are compared with them.
         real: (m, D) float64 of all held-out pictures.
         training: (up to TRAINING, D), as many of each class.
+        training_kinds: (the same,) the class of each.
         floor: the measures of FLOORS draws of n training pictures, as many of each class: what perfect samples reach.
     """
 
@@ -39,6 +41,7 @@ class Reference:
     n: int
     real: Tensor
     training: Tensor
+    training_kinds: Tensor
     floor: dict[str, Any]
 
     @classmethod
@@ -59,7 +62,7 @@ class Reference:
             "highest": max(distances),
             **{name: statistics.mean(one[name] for one in shares) for name in shares[0]},
         }
-        return cls(features, data, n, real, training, floor)
+        return cls(features, data, n, real, training, _kinds(data.labels[known]), floor)
 
     def facts(self) -> dict[str, Any]:
         """For reports."""
@@ -106,18 +109,15 @@ class Reference:
 
         Returns:
             A row for each class: its counts; distance where both sides have more pictures than features, so that their
-            covariances have full rank; precision and recall where both have FEWEST.
+            covariances have full rank; precision and recall where both have FEWEST; and floor, the same of as many
+            training pictures of that class, or as there are.
         """
-        kinds, rows = self.data.val_labels.argmax(dim=1), []
+        kinds, rows = _kinds(self.data.val_labels), []
         for k, (name, column) in enumerate(classes):
             mine, real = made[k :: len(classes)], self.real[kinds == column]
-            row: dict[str, Any] = {"class": name, "images": len(mine), "real": len(real)}
-            fewer = min(len(mine), len(real))
-            if fewer > made.shape[1]:
-                row["distance"] = frechet(mine, real)
-            if fewer >= FEWEST:
-                row.update(_shares(mine, real))
-            rows.append(row)
+            known = self.training[self.training_kinds == column][: len(mine)]
+            row = {"class": name, "images": len(mine), "real": len(real)}
+            rows.append({**row, **_within(mine, real), "floor": _within(known, real)})
         return rows
 
 
@@ -140,6 +140,19 @@ def work(data: ImageData, n: int) -> int:
     """How many pictures `Reference.of` takes features of."""
     known, draws = chosen(data, n)
     return len(data.val_labels) + len(known) + sum(map(len, draws))
+
+
+def _kinds(labels: Tensor) -> Tensor:
+    """(N, K) weights of classes → (N,) the heaviest class of each; without classes all are of one."""
+    return labels.argmax(dim=1) if labels.shape[1] else torch.zeros(len(labels), dtype=torch.int64)
+
+
+def _within(made: Tensor, real: Tensor) -> dict[str, float]:
+    """The measures of one class, as far as there are enough pictures of it."""
+    fewer, found = min(len(made), len(real)), {}
+    if fewer > real.shape[1]:
+        found["distance"] = frechet(made, real)
+    return {**found, **_shares(made, real)} if fewer >= FEWEST else found
 
 
 def _shares(made: Tensor, real: Tensor) -> dict[str, float]:
