@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor
 
 from fastdiff.data.images import ImageData
@@ -22,34 +22,36 @@ from fastdiff.images import grid
 MOST = 1000  # samples, and held-out pictures, that are looked for among the training pictures
 CHUNK = 2000  # training pictures at once
 LOW = 0.05  # the quantile of the held-out pictures' distances below which a sample is very near
+TYPICAL = 50  # training pictures whose mean distance says what is near for a sample
 SHOWN, PANELS, NEIGHBOURS = 16, 2, 5  # samples of the picture, in columns of them, and training pictures beside each
-SIDE = 48  # pixels of a picture, about
-SPACE = 12  # pixels between a sample and its neighbours
+SIDE = 56  # pixels of an image in it, about
+GAP, SPACE, GROUND = 4, 16, "#b4b4b4"  # pixels between images, and between groups of them, on gray
 
 
 class Nearest(NamedTuple):
-    """The k nearest of a pool for each of n pictures, the nearest first.
+    """The up to NEIGHBOURS nearest of a pool for each of n pictures, the nearest first.
 
     Attributes:
         distances: (n, k) float32, root mean square of the difference of pixels in [-1, 1].
         rows: (n, k) int64 in the pool.
         mirrored: (n, k) whether it is that one's mirror image.
+        typical: (n,) the mean of the distances to the TYPICAL nearest.
     """
 
     distances: Tensor
     rows: Tensor
     mirrored: Tensor
+    typical: Tensor
 
 
 @torch.no_grad()
-def nearest(x: Tensor, pool: Pictures, size: int, k: int, device: torch.device, tick: Tick = silent) -> Nearest:
+def nearest(x: Tensor, pool: Pictures, size: int, device: torch.device, tick: Tick = silent) -> Nearest:
     """Find them.
 
     Args:
         x: (n, C, H, W) float32 in [-1, 1].
         pool: pictures of that shape.
         size: how many.
-        k: at most that.
         device: where the products are computed.
         tick: called with the number of pictures of the pool that are done.
     """
@@ -63,18 +65,19 @@ def nearest(x: Tensor, pool: Pictures, size: int, k: int, device: torch.device, 
         found = torch.minimum(*(y.square().sum(dim=1) - 2 * side @ y.T for side in sides))
         best = torch.cat([best, found], dim=1)
         rows = torch.cat([rows, part.to(device).expand(len(x), -1)], dim=1)
-        best, at = best.topk(min(k, best.shape[1]), dim=1, largest=False)
+        best, at = best.topk(min(TYPICAL, best.shape[1]), dim=1, largest=False)
         rows = rows.gather(1, at)
         tick(len(part))
-    return _exactly(x, pool, rows.cpu())
+    typical = ((best + sides[0].square().sum(dim=1, keepdim=True)) / sides[0].shape[1]).clamp(min=0).sqrt().mean(dim=1)
+    return Nearest(*_exactly(x, pool, rows[:, :NEIGHBOURS].cpu()), typical.cpu())
 
 
-def _exactly(x: Tensor, pool: Pictures, rows: Tensor) -> Nearest:
-    """The distances themselves, of those few: by products, copies would not be at 0."""
+def _exactly(x: Tensor, pool: Pictures, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The distances themselves, rows and sides of those few, in order: by products, copies would not be at 0."""
     others = pool(rows.flatten()).unflatten(0, tuple(rows.shape))  # (n, k, C, H, W)
     plain, mirrored = ((x[:, None] - side).square().flatten(2).mean(dim=2).sqrt() for side in (others, others.flip(-1)))
     distances, order = torch.minimum(plain, mirrored).sort(dim=1, stable=True)
-    return Nearest(distances, rows.gather(1, order), (mirrored < plain).gather(1, order))
+    return distances, rows.gather(1, order), (mirrored < plain).gather(1, order)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Copies:
     @classmethod
     def of(cls, data: ImageData, device: torch.device, tick: Tick = silent) -> Copies:
         few = pixels.held_out(data)(pixels.some(len(data.val_labels), MOST))
-        found = nearest(few, pixels.training(data), len(data.labels), 1, device, tick)
+        found = nearest(few, pixels.training(data), len(data.labels), device, tick)
         return cls(data, found.distances[:, 0], device)
 
     def facts(self) -> dict[str, Any]:
@@ -116,8 +119,7 @@ class Copies:
             median: of the distances. And the picture.
         """
         x = pixels.samples(images)(pixels.everything(min(MOST, len(images))))
-        size = len(self.data.labels)
-        found = nearest(x, pixels.training(self.data), size, min(NEIGHBOURS, size), self.device, tick)
+        found = nearest(x, pixels.training(self.data), len(self.data.labels), self.device, tick)
         mine, held = found.distances[:, 0], self.held
         wins = (mine[:, None] < held).double().mean() + (mine[:, None] == held).double().mean() / 2
         facts = {
@@ -129,25 +131,31 @@ class Copies:
         return facts, self._picture(x, found)
 
     def _picture(self, x: Tensor, found: Nearest) -> Image.Image:
-        """Samples, each with its nearest training pictures to its right, in columns; the nearest sample first."""
-        order = found.distances[:, 0].argsort(stable=True)[:SHOWN]
-        lines = -(-len(order) // PANELS)
-        return _beside([part for rows in order.split(lines) for part in self._panel(x[rows], found, rows)])
+        """Samples, each with its nearest training pictures to its right, in columns of such lines.
 
-    def _panel(self, x: Tensor, found: Nearest, rows: Tensor) -> list[Image.Image]:
-        others = pixels.training(self.data)(found.rows[rows].flatten())
-        mirrored = found.mirrored[rows].flatten()[:, None, None, None]
-        others = torch.where(mirrored, others.flip(3), others)
+        The order is that of the distance to the nearest over the typical one (Carlini et al. 2023, whose threshold
+        adapts so): what is hardly more than its background lies near to everything, a copy to one picture alone.
+        """
+        order = (found.distances[:, 0] / found.typical.clamp(min=1e-9)).argsort(stable=True)[:SHOWN]
+        others = pixels.training(self.data)(found.rows[order].flatten())
+        others = torch.where(found.mirrored[order].flatten()[:, None, None, None], others.flip(3), others)
         scale = max(1, round(SIDE / max(x.shape[2:])))
-        return [grid(x, 1, scale=scale), grid(others, found.rows.shape[1], scale=scale)]
+        lines = [
+            [grid(one[None], gap=0, scale=scale) for one in (sample, *near)]
+            for sample, near in zip(x[order], others.unflatten(0, (len(order), -1)), strict=True)
+        ]
+        return _sheet(lines)
 
 
-def _beside(pictures: list[Image.Image]) -> Image.Image:
-    """Pictures in a line on white; after each pair of them more space."""
-    gaps = [SPACE if k % 2 == 0 else 3 * SPACE for k in range(len(pictures) - 1)]
-    size = (sum(one.width for one in pictures) + sum(gaps), max(one.height for one in pictures))
-    sheet, left = Image.new(pictures[0].mode, size, "white"), 0
-    for one, gap in zip(pictures, [*gaps, 0], strict=True):
-        sheet.paste(one, (left, 0))
-        left += one.width + gap
+def _sheet(lines: list[list[Image.Image]]) -> Image.Image:
+    """Lines of images of one size, each line's first set apart, in PANELS columns of lines."""
+    width, height = lines[0][0].size
+    deep = -(-len(lines) // PANELS)
+    wide = len(lines[0]) * (width + GAP) + 2 * SPACE
+    size = (-(-len(lines) // deep) * wide, deep * (height + GAP) + GAP)
+    sheet = Image.new(lines[0][0].mode, size, ImageColor.getcolor(GROUND, lines[0][0].mode))
+    for at, line in enumerate(lines):
+        for k, one in enumerate(line):
+            left = at // deep * wide + SPACE // 2 + k * (width + GAP) + (SPACE if k else 0)
+            sheet.paste(one, (left, GAP + at % deep * (height + GAP)))
     return sheet

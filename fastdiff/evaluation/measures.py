@@ -56,9 +56,8 @@ def precision_recall(made: Tensor, real: Tensor, k: int = NEIGHBOURS) -> tuple[f
 
 def _share_among(points: Tensor, others: Tensor, k: int) -> float:
     radii = torch.cat([_distances(part, others).kthvalue(k + 1, dim=1).values for part in others.split(CHUNK)])
-    return float(
-        torch.cat([(_distances(part, others) <= radii).any(dim=1) for part in points.split(CHUNK)]).double().mean()
-    )
+    among = torch.cat([(_distances(part, others) <= radii).any(dim=1) for part in points.split(CHUNK)])
+    return float(among.double().mean())
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

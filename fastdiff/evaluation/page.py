@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fastdiff.evaluation.copies import LOW, NEIGHBOURS
+from fastdiff.evaluation.copies import LOW, NEIGHBOURS, TYPICAL
 from fastdiff.files import save_json, save_text, write_atomically
 from fastdiff.markdown import table
 from fastdiff.provenance import heading
@@ -39,9 +39,17 @@ def markdown(report: Report, curve: str | None = None) -> str:
     if curve:
         lines += ["", f"![Fréchet distance by model]({curve})"]
     for row in report["rows"]:
-        lines += ["", f"## {row['model']}", "", f"Drawn by {row['made_by']}. {copies_text(row, report)}"]
-        lines += ["", f"![samples and their nearest training pictures]({row['nearest']})", "", NEAREST, ""]
-        lines += by_class(row)
+        lines += [
+            "",
+            f"## {row['model']}",
+            "",
+            f"Drawn by {row['made_by']}.",
+            "",
+            *by_class(row),
+            "",
+            copies_text(row, report),
+        ]
+        lines += ["", f"![samples and their nearest training pictures]({row['nearest']})", "", NEAREST]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -53,8 +61,9 @@ EXPLAINED = (
     "samples (Kynkäänniemi et al. 2019, k = 3, as many on either side); higher is better."
 )
 NEAREST = (
-    "The samples that lie nearest to a training picture, the nearest first, each with its "
-    f"{NEIGHBOURS} nearest training pictures to its right (mirrored where the mirror image is the nearer)."
+    "The samples that lie nearest to a training picture, in proportion to their mean distance to the nearest "
+    f"{TYPICAL}, so that copies come before what is near to everything (after Carlini et al. 2023); the nearest first, "
+    f"each with its {NEIGHBOURS} nearest training pictures to its right, mirrored where the mirror image is the nearer."
 )
 # Column → a row's text, or "" where it was not measured.
 MEASURES = {
@@ -103,8 +112,8 @@ def floor_text(report: Report) -> str:
     return (
         f"The floor, what samples as good as real pictures would reach: {floor['pictures']:,} training pictures, as "
         f"many of each class, have a distance of {floor['distance']:.3g} to the held-out ones (mean of "
-        f"{floor['draws']} draws, {floor['lowest']:.3g} to {floor['highest']:.3g}), precision {floor['precision']:.3f} and recall "
-        f"{floor['recall']:.3f}. *To training*: {report['training']:,} training pictures."
+        f"{floor['draws']} draws, {floor['lowest']:.3g} to {floor['highest']:.3g}), precision {floor['precision']:.3f} "
+        f"and recall {floor['recall']:.3f}. *To training*: {report['training']:,} training pictures."
     )
 
 
@@ -113,8 +122,8 @@ def copies_text(row: Row, report: Report) -> str:
     mine, held = row["copies"], report["held_out_to_training"]
     return (
         f"Memorisation: taken one of {mine['samples']:,} samples and one of {held['pictures']:,} held-out pictures, "
-        f"the sample is the nearer to its nearest training picture in {mine['nearer']:.0%} of cases (Meehan et al. 2020; "
-        f"50% where samples are as new as held-out pictures, 100% of copies). {mine['very_near']:.1%} of samples are "
+        f"the sample is the nearer to its nearest training picture in {mine['nearer']:.0%} of cases (Meehan et al. "
+        f"2020; 50% where samples are as new as held-out pictures, 100% of copies). {mine['very_near']:.1%} of samples are "
         f"nearer than {1 - LOW:.0%} of held-out pictures are ({LOW:.0%} where they are as new). By pixels in [-1, 1], "
         f"mirror images included: the median sample's difference (RMS) is {mine['median']:.3f}, the median held-out "
         f"picture's {held['median']:.3f}."
