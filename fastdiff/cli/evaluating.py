@@ -97,7 +97,7 @@ def _report(
         save_picture(picture, nearest)
         about = {"model": one.name, "drawn": one.drawn, "images": n, "made_by": made_by, "nearest": nearest.name}
         rows.append({**about, **row})
-        click.echo(_line(rows[-1]))
+        click.echo(_line(rows[-1], real.floor["distance"]))
     return {
         **origin(machine(features.device), PACKAGES),
         "data": data.summary(),
@@ -110,11 +110,11 @@ def _report(
     }
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], floor: float) -> str:
     return (
-        f"{row['model']}: distance {row['distance']:.3g} ({row['times_floor']:.3g} times the floor), precision "
-        f"{row['precision']:.3f}, recall {row['recall']:.3f}, nearer to training pictures than held-out ones in "
-        f"{row['copies']['nearer']:.0%} of cases"
+        f"{row['model']}: distance {row['distance']:.3g} (floor {floor:.3g}), precision {row['precision']:.3f}, recall "
+        f"{row['recall']:.3f}, nearer to training pictures than held-out ones are in {row['copies']['nearer']:.0%} of "
+        "cases"
     )
 
 

@@ -35,7 +35,8 @@ def evaluate(
     """
     made = reference.features.of(pixels.samples(images), pixels.everything(len(images)))
     row = reference.compare(made)
-    row["times_floor"] = row["distance"] / reference.floor["distance"] if reference.floor["distance"] else None
+    if reference.floor["distance"] > 0:
+        row["times_floor"] = row["distance"] / reference.floor["distance"]
     classes, row["no_classes"] = classes_of(model, reference.data)
     row["classes"] = reference.by_class(made, classes) if classes else []
     row["copies"], picture = copies.compare(images, tick)
