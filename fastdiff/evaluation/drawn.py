@@ -75,7 +75,7 @@ def folder_name(name: str, model: Model, asked: Samples, options: dict[str, Any]
     values: Any = {**model_facts(model, ""), **{k: v for k, v in asked.values(model).items() if k != "n"}}
     values["computed"] = [options.get("dtype"), options.get("form")]
     digest = hashlib.sha256(json.dumps(plain(values), sort_keys=True).encode()).hexdigest()
-    words = "-".join(Path(name).with_suffix("").parts[-2:])
+    words = "-".join([*Path(name).parts[:-1], Path(name).stem][-2:])
     return f"{re.sub(r'[^A-Za-z0-9._-]', '_', words).lstrip('.-') or 'model'}-{digest[:10]}"
 
 

@@ -124,9 +124,9 @@ def copies_text(row: Row, report: Report) -> str:
         f"Memorisation: taken one of {mine['samples']:,} samples and one of {held['pictures']:,} held-out pictures, "
         f"the sample is the nearer to its nearest training picture in {mine['nearer']:.0%} of cases (Meehan et al. "
         f"2020; 50% where samples are as new as held-out pictures, 100% of copies). {mine['very_near']:.1%} of samples "
-        f"are nearer than {1 - LOW:.0%} of held-out pictures are ({LOW:.0%} where they are as new). By pixels in [-1, 1], "
-        f"mirror images included: the median sample's difference (RMS) is {mine['median']:.3f}, the median held-out "
-        f"picture's {held['median']:.3f}."
+        f"are nearer than {1 - LOW:.0%} of held-out pictures are ({LOW:.0%} where they are as new). By pixels in "
+        f"[-1, 1], mirror images included: the median sample's difference (RMS) is {mine['median']:.3f}, the median "
+        f"held-out picture's {held['median']:.3f}."
     )
 
 
