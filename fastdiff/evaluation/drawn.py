@@ -39,9 +39,8 @@ def in_turn(model: Model) -> list[Any]:
 
 def class_names(model: Model) -> list[str]:
     """Of those classes, as reports call them; numbers where they have no names."""
-    numbers = range(len(in_turn(model)))
-    if model.num_classes is not None:
-        numbers = in_turn(model)
+    turns = in_turn(model)
+    numbers = range(len(turns)) if model.num_classes is None else turns
     return [model.class_names[k] if model.class_names else str(k) for k in numbers]
 
 

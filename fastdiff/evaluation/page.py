@@ -180,8 +180,8 @@ def _draw(report: Report, path: Path) -> None:
 
 
 def short(names: list[str]) -> list[str]:
-    """Names without the folders that they share."""
-    parts = [Path(name).parts for name in names]
+    """Names without the folders that they share, and without the usual ending."""
+    parts = [Path(name.removesuffix(".safetensors")).parts for name in names]
     while all(len(part) > 1 for part in parts) and len({part[0] for part in parts}) == 1:
         parts = [part[1:] for part in parts]
     return ["/".join(part) for part in parts]

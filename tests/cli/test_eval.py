@@ -91,7 +91,7 @@ def test_several_models_are_a_curve(run):
     ]
     assert len(list(Path("kept").iterdir())) == 3
     assert Path("r/curve.png").read_bytes().startswith(b"\x89PNG") and "(curve.png)" in Path("r/curve.md").read_text()
-    assert page.short(models) == ["epoch-0.safetensors", "epoch-1.safetensors", "epoch-2.safetensors"]
+    assert page.short(models) == ["epoch-0", "epoch-1", "epoch-2"]
     assert page.short(["sprites", "runs/a"]) == ["sprites", "runs/a"]
 
 
