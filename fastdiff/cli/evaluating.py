@@ -83,14 +83,14 @@ def _report(
     computing: dict[str, Any],
     output: Path,
 ) -> dict[str, Any]:
-    """All samples, then what they are compared with, then a row for each model."""
-    drawn = [_draw(one, data, computing) for one in candidates]
+    """What samples are compared with, then each model's samples and its row."""
     with _bar("features of real pictures", reference.work(data, n)) as tick:
         real = Reference.of(features, data, n, tick)
     with _bar("held-out pictures among training pictures", len(data.labels)) as tick:
         copies = Copies.of(data, features.device, tick)
     rows = []
-    for one, (images, made_by) in zip(candidates, drawn, strict=True):
+    for one in candidates:
+        images, made_by = _draw(one, data, computing)
         with _bar(f"samples of {one.name} among training pictures", len(data.labels)) as tick:
             row, picture = evaluate(one.model, images, real, copies, tick)
         nearest = output.with_name(f"{output.stem}-nearest-{one.folder.name}.png")
@@ -187,6 +187,11 @@ def _candidate(name: str, data: ImageData, folder: Path, n: int, options: dict[s
     if model.image_shape != data.image_shape:
         shapes = ["x".join(map(str, shape)) for shape in (model.image_shape, data.image_shape)]
         raise InputError(f"model {name!r} makes images {shapes[0]}, the data holds {shapes[1]}; accepted: the same")
+    if model.needs_context and not in_turn(model):
+        raise InputError(
+            f"model {name!r} needs {model.needs_context}, and has no classes to take in turn; accepted: a model "
+            "without contexts, or one of classes"
+        )
     if options["dtype"] is not None:
         parse_dtype(options["dtype"])
     asked = _samples(model, n, {key: options[key] for key in SAMPLING})

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiff import ContextUnet, Model, load, make_schedule, sample, save
+from fastdiff import ContextUnet, Model, from_diffusers, load, make_schedule, sample, save
 from fastdiff.cli import evaluating
 from fastdiff.data.load import load_data
 from fastdiff.evaluation import page
@@ -83,8 +83,7 @@ def test_several_models_are_a_curve(run):
     for k, name in enumerate("aba"):
         save(load(f"{name}.safetensors"), f"runs/epoch-{k}.safetensors")
     models = [f"runs/epoch-{k}.safetensors" for k in range(3)]
-    words = [*WORDS, "--features", f"{FEATURES}:corners", "-o", "r/curve.json", "--samples", "kept"]
-    run("eval", *models, *words, "--sampler", "ddim")
+    run("eval", *models, *WORDS, "--sampler", "ddim", "-o", "r/curve.json", "--samples", "kept")
     rows = report("r/curve.json")["rows"]
     assert [row["model"] for row in rows] == models and rows[0]["distance"] == rows[2]["distance"] != rows[1][
         "distance"
@@ -132,11 +131,10 @@ def test_ctrl_c_while_comparing(run, monkeypatch):
 
 
 def test_classes_that_do_not_match(run):
-    words = [word if word != f"{FEATURES}:corners" else f"{FEATURES}:corners" for word in WORDS]
-    run("eval", "a.safetensors", *words, "--class-names", "dog,cat")
+    run("eval", "a.safetensors", *WORDS, "--class-names", "dog,cat")
     by_name = report()["rows"][0]["classes"]
     assert [one["class"] for one in by_name] == ["cat", "dog"]
-    run("eval", "a.safetensors", *words, "--class-names", "bird,cat")
+    run("eval", "a.safetensors", *WORDS, "--class-names", "bird,cat")
     (row,) = report()["rows"]
     assert row["classes"] == [] and "the data's bird, cat" in Path("eval/report.md").read_text()
 
@@ -158,6 +156,8 @@ BAD = [
     (["a.safetensors", *WORDS, "--clip", "hard"], "'hard'"),
     (["a.safetensors", *WORDS, "--dtype", "float8"], "'float8'"),
     (["a.safetensors", *WORDS, "--device", "cuda:9"], "cuda:9"),
+    (["a.safetensors", *WORDS, "--batch-size", "0"], "batch_size = 0"),
+    (["a.safetensors", *WORDS, "--form", "fast"], "'fast'"),
     (["a.safetensors", *WORDS, "--holdout", "2"], "holdout = 2.0"),
     (["a.safetensors", *WORDS, "-o", "report.txt"], "'report.txt'; accepted: a name that ends in .json"),
     (["a.safetensors", *WORDS, "-o", "a.safetensors/r.json"], "cannot write"),
@@ -177,6 +177,15 @@ def test_bad_input_is_refused_before_anything_is_drawn(words, said, run):
     out = run("eval", *words, code=2)
     assert said in out.splitlines()[-1] and "Traceback" not in out
     assert [name for name in sorted(os.listdir()) if name != "__pycache__"] == before
+
+
+def test_a_model_of_tokens(run, conditional):
+    pytest.importorskip("diffusers")
+    from diffusers import DDIMScheduler
+
+    save(from_diffusers(conditional, DDIMScheduler()), "text.safetensors")
+    out = run("eval", "text.safetensors", *WORDS, code=2)
+    assert "needs encoder_hidden_states, and has no classes to take in turn" in out and not Path("eval").exists()
 
 
 def test_the_help_teaches(run):
