@@ -17,8 +17,9 @@ from fastdiff.bench.contender import FASTDIFF, ONNXRUNTIME, Role, Status
 from fastdiff.bench.families import compare
 from fastdiff.bench.networks import SHIPPED
 from fastdiff.bench.quality import page
-from fastdiff.bench.tables import ratio_text, seconds_text, table
+from fastdiff.bench.tables import ratio_text, seconds_text
 from fastdiff.files import write_atomically
+from fastdiff.markdown import table
 from fastdiff.samplers.samplers import DEFAULT
 from fastdiff.samplers.samplers import SAMPLERS as SAMPLER_ENTRIES
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import platform
-import shlex
 import statistics
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fastdiff.bench.case import Kind, case_key, case_text
-from fastdiff.bench.tables import cells, remarks, seconds_text, table
+from fastdiff.bench.tables import cells, remarks, seconds_text
 from fastdiff.errors import InputError
-from fastdiff.files import write_atomically
+from fastdiff.files import save_json, save_text
+from fastdiff.markdown import table
 
 Report = dict[str, Any]
 Row = dict[str, Any]
@@ -29,43 +26,21 @@ PACKAGES = ("torch", "triton", "numpy", "onnxruntime", "onnxruntime-gpu", *LIBRA
 KERNELS = 12  # listed of a profile's row
 
 
-def installed() -> dict[str, str]:
-    """Versions of what a figure depends on."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def command() -> str:
-    """The command line that is running; of a path from the root, which tells of one machine only, the last part."""
-    return shlex.join(["fastdiff", *(Path(word).name if word.startswith("/") else word for word in sys.argv[1:])])
-
-
 def origin(machine: str) -> dict[str, Any]:
     """What every report says of its making."""
+    from fastdiff import provenance  # which imports torch
     from fastdiff.kernels.dispatch import interpreted
-    from fastdiff.provenance import source_version
 
-    return {
-        "machine": machine,
-        "python": platform.python_version(),
-        "versions": installed(),
-        "fastdiff": source_version(),
-        "command": command(),
-        "note": "Run in Triton's interpreter: the times mean nothing." if interpreted() else "",
-    }
+    made = provenance.origin(machine, PACKAGES)
+    return {**made, "note": "Run in Triton's interpreter: the times mean nothing." if interpreted() else ""}
 
 
 def heading(report: Report) -> str:
     """A report's origin in words."""
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    made_by = f"fastdiff {report['fastdiff']}; `{report['command']}`"
+    from fastdiff import provenance
+
     note = f"; {report['note'].strip()}" if report.get("note") else ""
-    return f"{report['machine']}; Python {report['python']}, {versions}; {made_by}{note}"
+    return f"{provenance.heading(report)}{note}"
 
 
 def read(path: str | Path, machine: str | None = None) -> Report:
@@ -93,17 +68,6 @@ def read(path: str | Path, machine: str | None = None) -> Report:
     else:
         return report
     raise InputError(f"{str(file)!r} {problem}; accepted: {accepted}")
-
-
-def save_json(report: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda p: p.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n"))
-
-
-def save_text(text: str, path: Path) -> None:
-    """Markdown, with its last line ended."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda p: p.write_text(text))
 
 
 def save_partial(report: Report, folder: Path) -> None:

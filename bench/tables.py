@@ -1,19 +1,11 @@
-"""The one writer of Markdown tables, and how figures are worded in them."""
+"""How figures are worded in tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastdiff.bench.case import case_text
 from fastdiff.bench.contender import Role, Status
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Lines of Markdown; bars in cells become slashes."""
-    head = f"| {' | '.join(columns)}".rstrip() + " |"  # the last column may have no name
-    lines = [["---"] * len(columns), *rows]
-    return [head, *(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)]
 
 
 def ratio_text(values: list[float] | None) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastdiff.errors import InputError
 
@@ -88,3 +90,13 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def save_json(value: Any, path: str | Path) -> None:
+    """Plain values as JSON, whole or not at all; ValueError for NaN and infinity, which JSON does not have."""
+    write_atomically(path, lambda p: p.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n"))
+
+
+def save_text(text: str, path: str | Path) -> None:
+    """Text, whole or not at all."""
+    write_atomically(path, lambda p: p.write_text(text))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,3 +66,42 @@ def machine(device: torch.device) -> str:
 
 def versions() -> str:
     return f"Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those that are here."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def command() -> str:
+    """The command line that is running; of a path from the root, which tells of one machine only, the last part."""
+    return shlex.join(["fastdiff", *(Path(word).name if word.startswith("/") else word for word in sys.argv[1:])])
+
+
+def origin(machine: str, packages: Iterable[str]) -> dict[str, Any]:
+    """What every report says of its making.
+
+    Args:
+        machine: see `machine`.
+        packages: those whose versions its figures depend on.
+    """
+    return {
+        "machine": machine,
+        "python": platform.python_version(),
+        "versions": installed(packages),
+        "fastdiff": source_version(),
+        "command": command(),
+    }
+
+
+def heading(report: dict[str, Any]) -> str:
+    """A report's origin in words."""
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    made_by = f"fastdiff {report['fastdiff']}; `{report['command']}`"
+    return f"{report['machine']}; Python {report['python']}, {versions}; {made_by}"

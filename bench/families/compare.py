@@ -14,8 +14,10 @@ from fastdiff.bench.case import Kind
 from fastdiff.bench.contender import Role, Status
 from fastdiff.bench.families import azula, classifier_free, diffusers, edm, lucidrains, mnist, openai, signals
 from fastdiff.bench.families.family import Family, Loop
-from fastdiff.bench.report import heading, origin, save_json
-from fastdiff.bench.tables import failure, ratio_text, table
+from fastdiff.bench.report import heading, origin
+from fastdiff.bench.tables import failure, ratio_text
+from fastdiff.files import save_json
+from fastdiff.markdown import table
 from fastdiff.provenance import machine
 
 FAMILIES: tuple[Family, ...] = (

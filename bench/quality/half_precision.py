@@ -11,10 +11,12 @@ import torch
 
 import fastdiff
 from fastdiff.bench.contenders.evaluations import ddim
-from fastdiff.bench.report import heading, origin, save_json, save_text
-from fastdiff.bench.tables import failure, table
+from fastdiff.bench.report import heading, origin
+from fastdiff.bench.tables import failure
 from fastdiff.engine.engine import Engine
 from fastdiff.engine.placement import DTYPES, choose_device
+from fastdiff.files import save_json, save_text
+from fastdiff.markdown import table
 from fastdiff.provenance import machine
 
 MODEL = "fashion-mnist"

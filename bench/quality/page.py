@@ -8,9 +8,10 @@ from typing import Any
 
 from fastdiff.bench.plots import figure_of, plain_numbers
 from fastdiff.bench.plots import save as save_figure
-from fastdiff.bench.report import heading, save_json, save_text
-from fastdiff.bench.tables import table
+from fastdiff.bench.report import heading
 from fastdiff.errors import InputError
+from fastdiff.files import save_json, save_text
+from fastdiff.markdown import table
 
 NEAR = 1.1  # times the best distance: near enough to take the faster point
 

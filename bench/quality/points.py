@@ -14,21 +14,18 @@ Exits with 1 where a point could not be measured.
 
 from __future__ import annotations
 
-import math
 import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import numpy as np
 import torch
-from torch import Tensor
 
 import fastdiff
 from fastdiff.bench.contender import Ready
-from fastdiff.bench.quality import classifier, page
-from fastdiff.bench.quality.frechet import evenly, features, frechet
+from fastdiff.bench.quality import page
+from fastdiff.bench.quality.data import read_data
 from fastdiff.bench.report import origin
 from fastdiff.bench.tables import failure
 from fastdiff.bench.timing import Turns
@@ -37,11 +34,14 @@ from fastdiff.engine.engine import Engine
 from fastdiff.engine.placement import choose_device
 from fastdiff.engine.request import DEFAULT_BATCH, Asked
 from fastdiff.errors import InputError, check_int, unknown_name
+from fastdiff.evaluation import pixels
+from fastdiff.evaluation.classifier import NAMES
+from fastdiff.evaluation.drawn import SEED, class_names, draw, in_turn
+from fastdiff.evaluation.features import own
+from fastdiff.evaluation.reference import Reference
 from fastdiff.files import check_writable
 from fastdiff.provenance import machine
-from fastdiff.shards.manifest import RESTORED, Samples, read_manifest
-from fastdiff.shards.processes import Processes
-from fastdiff.shards.run import ShardRun
+from fastdiff.shards.manifest import Samples
 
 OUTPUT = Path(__file__).resolve().parent.parent.parent / "bench" / "results" / "quality-cpu.json"
 POINTS = {
@@ -49,9 +49,6 @@ POINTS = {
     "dpmpp_2m_sde:10 dpmpp_2m_sde:25 dpmpp_2m_sde:50",
     "sprites": "ddim:10 ddim:25 dpmpp_2m:10 dpmpp_2m:15 dpmpp_2m_sde:10 dpmpp_2m_sde:25 ddpm_large:100",
 }
-SEED = 0
-FLOORS = 5  # draws of training pictures
-TRAINING = 10_000  # training pictures at most for the second distance
 
 
 class Point(NamedTuple):
@@ -82,7 +79,6 @@ class Point(NamedTuple):
 
     def request(self, model: fastdiff.Model, n: int) -> Samples:
         """Images 0 to n - 1, as `fastdiff sample` makes them; a model of classes draws them in turn."""
-        contexts = torch.eye(model.context_width or 0).tolist()
         return Samples(
             self.sampler,
             self.steps,
@@ -92,26 +88,9 @@ class Point(NamedTuple):
             seed=SEED,
             first=0,
             n=n,
-            contexts=contexts,
+            contexts=in_turn(model),
             guidance_scale=self.guidance_scale,
         )
-
-
-def draw(
-    model: fastdiff.Model, name: str, ask: Samples, folder: Path, device: str | None, threads: int | None
-) -> tuple[Tensor, str]:
-    """The folder's images, uint8 (n, C, H, W), made where they are missing, and with what they were made."""
-    given: dict[str, Any] = {**dict.fromkeys(RESTORED), "format": "npz", "shard_size": None}
-    if read_manifest(folder) is None:  # else its own hold
-        given.update(device=device, threads=threads)
-    with ShardRun(model, name, ask, folder, given, Processes(device)) as run:
-        run.run(lambda made: None, lambda: False)
-        parts = [np.load(run.folder.file(shard), allow_pickle=False)["arr_0"] for shard in run.plan]
-        used, made_by = run.manifest["configuration"], run.manifest["fastdiff"]
-    threads = used.get("threads")
-    counted = [f"{threads} thread{'s' if threads > 1 else ''}"] if threads else []
-    how = ", ".join([used["device"], used["form"], *counted, used["dtype"]])
-    return torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2), f"fastdiff {made_by} ({how})"
 
 
 def quality(
@@ -119,31 +98,14 @@ def quality(
 ) -> dict[str, Any]:
     """The model's part of the report: a row for each point; one that fails is a row with a reason."""
     model = fastdiff.load(name)
-    network = classifier.load(name).to(device)
-    real = features(network, data.val_images, device)
-    known = evenly(data.labels, TRAINING, FLOORS)
-    training = features(network, data.images[known], device)
-    draws = [data.images[evenly(data.labels, n, seed)] for seed in range(FLOORS)]
-    floors = [frechet(features(network, drawn, device), real) for drawn in draws]
-    accuracy, pictures = classifier.stated_accuracy(name)
-    counts = data.val_labels.sum(dim=0).int().tolist()
+    features = own(name, device)
+    reference = Reference.of(features, data, n)
     entry: dict[str, Any] = {
         "model": name,
-        "images": n,
         "seed": SEED,
-        "accuracy": accuracy,
-        "accuracy_pictures": pictures,
-        "real": len(real),
-        "real_of_each_class": dict(zip(data.class_names, counts, strict=True)),
-        "training": len(training),
-        "in_turn": list(model.class_names) if model.context_width else [],
-        "floor": {
-            "pictures": len(draws[0]),
-            "draws": FLOORS,
-            "distance": statistics.mean(floors),
-            "lowest": min(floors),
-            "highest": max(floors),
-        },
+        **features.facts,
+        **reference.facts(),
+        "in_turn": class_names(model),
         "rows": [],
     }
     for point in points:
@@ -151,13 +113,9 @@ def quality(
         entry["rows"].append(row)
         try:
             ask = point.request(model, n)
-            images, row["made_by"] = draw(model, name, ask, samples / name / str(point), device.type, threads)
-            made = features(network, images, device)
-            distance = frechet(made, real)
-            if not math.isfinite(distance):
-                raise ValueError(f"the distance is {distance}")
-            halves = [frechet(made[k::2], real) for k in (0, 1)]
-            row.update(distance=distance, halves=halves, to_training=frechet(made, training))
+            options = {"device": device.type, "threads": threads}
+            images, row["made_by"] = draw(model, name, ask, samples / name / str(point), options)
+            row.update(reference.compare(features.of(pixels.samples(images), pixels.everything(n))))
         except Exception as problem:
             row["reason"] = str(problem) if isinstance(problem, InputError) else failure(problem)
         click.echo(f"{name} {point}: {row.get('distance', row.get('reason'))}")
@@ -197,8 +155,8 @@ def _point(row: dict[str, Any]) -> Point:
 
 def checked(name: str, texts: tuple[str, ...], n: int) -> list[Point]:
     """A model's points, or those of its grid, before any work; raises InputError."""
-    if name not in classifier.NAMES:
-        raise unknown_name("model", name, classifier.NAMES)
+    if name not in NAMES:
+        raise unknown_name("model", name, NAMES)
     model = fastdiff.load(name)
     points = [Point.parse(text) for text in (texts or POINTS[name].split())]
     for point in points:
@@ -269,7 +227,7 @@ def command(
     else:
         n = (10_000 if where.type == "cuda" else 2000) if n is None else check_int("n", n, 4, 2**31)
         chosen = {name: checked(name, points, n) for name in models}
-        pictures = {name: classifier.read_data(name, data, labels) for name in models}
+        pictures = {name: read_data(name, data, labels) for name in models}
         entries = [quality(name, chosen[name], pictures[name], n, samples, where, threads) for name in models]
         report = {**origin(machine(where)), "models": entries}
         page.save(report, output)  # the distances took long

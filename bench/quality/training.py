@@ -12,14 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastdiff.bench.quality import classifier
-from fastdiff.bench.quality.classifier import FEATURES, FOLDER, NAMES, Classifier
-from fastdiff.bench.report import command as command_line
-from fastdiff.bench.report import save_text
-from fastdiff.bench.tables import table
+from fastdiff.bench.quality.data import read_data
 from fastdiff.checkpoints.tensors import write_tensors
 from fastdiff.data.images import ImageData
 from fastdiff.errors import unknown_name
+from fastdiff.evaluation import pixels
+from fastdiff.evaluation.classifier import FEATURES, FOLDER, NAMES, Classifier
+from fastdiff.files import save_text
+from fastdiff.markdown import table
+from fastdiff.provenance import command as command_line
 from fastdiff.provenance import machine, source_version, versions
 
 EPOCHS = {"fashion-mnist": 8, "sprites": 40}
@@ -33,26 +34,26 @@ def train(data: ImageData, epochs: int, seed: int = 0) -> Classifier:
         torch.manual_seed(seed)
         made: Any = Classifier(data.image_shape, data.labels.shape[1])
         network: Classifier = made.to(memory_format=torch.channels_last)
-        pairs = TensorDataset(data.images, data.labels.argmax(dim=1))
+        pairs = TensorDataset(pixels.everything(len(data.labels)), data.labels.argmax(dim=1))
         loader = DataLoader(pairs, min(BATCH, len(pairs)), shuffle=True, drop_last=True)
+        pictures = pixels.training(data)
         optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, epochs * len(loader))
         for epoch in range(epochs):
             network.train()
-            for images, kinds in loader:
-                loss = F.cross_entropy(network(varied(images)), kinds, label_smoothing=0.05)
+            for rows, kinds in loader:
+                loss = F.cross_entropy(network(varied(pictures(rows))), kinds, label_smoothing=0.05)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 rate.step()
-            share = recognised(network, data.val_images, data.val_labels).mean()
+            share = recognised(network, data).mean()
             print(f"epoch {epoch + 1}: loss {loss.item():.4f}, accuracy {share:.2%}", flush=True)
     return network.eval().requires_grad_(False)
 
 
-def varied(images: Tensor) -> Tensor:
-    """uint8 → floats in [0, 1], half of them mirrored, the batch moved by up to a pixel; edges are repeated."""
-    x = images.float() / 255
+def varied(x: Tensor) -> Tensor:
+    """The pictures, half of them mirrored, the batch moved by up to a pixel; edges are repeated."""
     x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
     down, right = torch.randint(0, 3, (2,)).tolist()
     height, width = x.shape[2:]
@@ -60,11 +61,12 @@ def varied(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def recognised(network: Classifier, images: Tensor, labels: Tensor) -> Tensor:
-    """For each picture 1 where the network, which is put into eval mode, names its class, else 0."""
+def recognised(network: Classifier, data: ImageData) -> Tensor:
+    """For each held-out picture 1 where the network, which is put into eval mode, names its class, else 0."""
     network.eval()
-    found = torch.cat([network(part).argmax(dim=1) for part in images.split(500)])
-    return (found == labels.argmax(dim=1)).double()
+    pictures, rows = pixels.held_out(data), pixels.everything(len(data.val_labels))
+    found = torch.cat([network(pictures(part)).argmax(dim=1) for part in rows.split(500)])
+    return (found == data.val_labels.argmax(dim=1)).double()
 
 
 def card(name: str, data: ImageData, network: Classifier, right: Tensor, epochs: int, minutes: float) -> str:
@@ -87,7 +89,7 @@ def card(name: str, data: ImageData, network: Classifier, right: Tensor, epochs:
     ]
     return f"""# Classifier of {name}
 
-Its {FEATURES} features are those of the Fréchet distance in `fastdiff bench quality`. Trained with
+Its {FEATURES} features are those of `fastdiff eval` and `fastdiff bench quality`. Trained with
 
     {command_line()}
 
@@ -118,13 +120,13 @@ def command(
         raise unknown_name("classifier", name, NAMES)
     if threads:
         torch.set_num_threads(threads)
-    pictures = classifier.read_data(name, data, labels)
+    pictures = read_data(name, data, labels)
     epochs, began = epochs or EPOCHS[name], time.perf_counter()
     network = train(pictures, epochs)
     minutes = (time.perf_counter() - began) / 60
     stored = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
     network.load_state_dict(stored)
-    right = recognised(network, pictures.val_images, pictures.val_labels)
+    right = recognised(network, pictures)
     config = {
         "image_shape": list(pictures.image_shape),
         "class_names": list(pictures.class_names),

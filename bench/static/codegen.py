@@ -27,12 +27,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastdiff.bench.networks import COUNTED
-from fastdiff.bench.report import save_text
 from fastdiff.bench.static.shapes import captured_step, evaluate, on_meta, sampler_steps
 from fastdiff.bench.static.traffic import launches_table
-from fastdiff.bench.tables import table
 from fastdiff.errors import InputError, unknown_name
+from fastdiff.files import save_text
 from fastdiff.kernels.dispatch import interpreted, recording
+from fastdiff.markdown import table
 from fastdiff.provenance import source_version
 
 # The most shared memory that one program may have, bytes (CUDA C++ programming guide, compute capabilities).

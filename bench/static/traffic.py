@@ -25,11 +25,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fastdiff.bench.networks import COUNTED, NETWORKS, Network
-from fastdiff.bench.report import save_text
 from fastdiff.bench.static.shapes import captured_step, evaluate, on_meta
-from fastdiff.bench.tables import table
 from fastdiff.engine.placement import DTYPES
+from fastdiff.files import save_text
 from fastdiff.kernels.dispatch import recording, using
+from fastdiff.markdown import table
 
 BATCH = 1024  # weights then hardly count
 INTRODUCTION = (

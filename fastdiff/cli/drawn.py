@@ -10,11 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdiff.cli.options import chosen_nodes
 from fastdiff.data.npy import numbers
 from fastdiff.engine.context import parse_class, parse_context
 from fastdiff.engine.request import Sampled
 from fastdiff.errors import InputError
 from fastdiff.images import fit_picture
+from fastdiff.model import Model
+from fastdiff.samplers.samplers import DEFAULT
+from fastdiff.samplers.spacing import SPACING
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,16 @@ def count_steps(steps: int, rows: int) -> str:
 def frame_interval(steps: int, most: int | None) -> int:
     """Every how many steps a frame is taken, for at most so many frames; None is a frame for each step."""
     return 1 if most is None else max(1, -(-steps // most))
+
+
+def chosen_steps(options: dict[str, Any], model: Model) -> dict[str, Any]:
+    """Of --sampler, --steps and node_options, taken out of the options, the fields of Samples."""
+    sampler, steps, nodes = options.pop("sampler"), options.pop("steps"), chosen_nodes(options)
+    if sampler is not None or model.scheduler is None:
+        sampler, nodes["spacing"] = sampler or DEFAULT, nodes["spacing"] or SPACING
+    if steps is None and nodes["timesteps"] is None:
+        steps = model.default_steps(sampler)
+    return {"sampler": sampler, "steps": steps, **nodes}
 
 
 def parse_contexts(texts: Sequence[str], model: Sampled) -> list[Any]:

@@ -11,13 +11,11 @@ from typing import Any
 import click
 from tqdm.auto import tqdm
 
-from fastdiff.cli.drawn import count_steps, given_pictures, parse_contexts, where
-from fastdiff.cli.options import chosen_nodes, load_model, parse_clip, parse_dtype
+from fastdiff.cli.drawn import chosen_steps, count_steps, given_pictures, parse_contexts, where
+from fastdiff.cli.options import load_model, parse_clip, parse_dtype
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
 from fastdiff.errors import InputError
 from fastdiff.model import Model
-from fastdiff.samplers.samplers import DEFAULT
-from fastdiff.samplers.spacing import SPACING
 from fastdiff.shards.manifest import Samples
 from fastdiff.shards.processes import AnotherFailed, Processes
 from fastdiff.shards.run import ShardRun
@@ -68,18 +66,10 @@ def _first_alone(processes: Processes, make: Callable[[], Any]) -> Any:
 
 def _samples(model: Model, options: dict[str, Any]) -> Samples:
     names = ("eta", "seed", "first", "n", "guidance_scale", "strength", "resample")
-    sampler, steps, contexts = (options.pop(name) for name in ("sampler", "steps", "contexts"))
-    nodes, own = chosen_nodes(options), sampler is None and model.scheduler is not None
-    if not own:
-        sampler, nodes["spacing"] = sampler or DEFAULT, nodes["spacing"] or SPACING
-    if steps is None and nodes["timesteps"] is None:
-        steps = model.default_steps(sampler)
     return Samples(
-        sampler=sampler,
-        steps=steps,
-        **nodes,
+        **chosen_steps(options, model),
         clip=parse_clip(options.pop("clip")),
-        contexts=parse_contexts(contexts, model),
+        contexts=parse_contexts(options.pop("contexts"), model),
         pictures=given_pictures(options, model.image_shape),
         **{name: options.pop(name) for name in names},
     )

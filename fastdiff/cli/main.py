@@ -13,6 +13,7 @@ import click
 from fastdiff._version import __version__
 from fastdiff.cli.bench import bench
 from fastdiff.cli.completion import completion
+from fastdiff.cli.eval import evaluate
 from fastdiff.cli.export import export
 from fastdiff.cli.group import Group
 from fastdiff.cli.info import info
@@ -69,6 +70,7 @@ def main() -> None:
     fastdiff invert sprites cat.png                   the noise from which a model makes a picture
     fastdiff noise photo.jpg                          the forward process, as a strip
     fastdiff train --preset annotated -o runs/mine    train a model of your own
+    fastdiff eval runs/mine --data my_pictures/       how good it is: Fréchet distance, precision, recall, copies
     fastdiff export sprites --web page/               a page that samples in the browser; or ONNX files
     fastdiff bench --quick                            how fast it is here, against the others
     fastdiff completion bash                          the Tab key completes commands and models
@@ -77,5 +79,5 @@ def main() -> None:
     """
 
 
-for command in (sample, train, export, bench, invert, noise, info, completion):
+for command in (sample, train, evaluate, export, bench, invert, noise, info, completion):
     main.add_command(command)

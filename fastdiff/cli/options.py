@@ -103,10 +103,15 @@ def parse_timesteps(text: str | None) -> list[float] | None:
 
 def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What a state dict from elsewhere does not say about itself; load_model takes them."""
+    names = click.option(
+        "--class-names", metavar="NAME,NAME,...", help="Names of the model's classes, for a file without them."
+    )
+    return unsaid_options(names(command))
+
+
+def unsaid_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Those of foreign_options without which it cannot be sampled from."""
     for option in (
-        click.option(
-            "--class-names", metavar="NAME,NAME,...", help="Names of the model's classes, for a file without them."
-        ),
         click.option(
             "--prediction-type",
             help=f"What the network predicts, for a file that does not say: {listed(PREDICTION_TYPES)}.  "

@@ -1,6 +1,7 @@
-"""The Fréchet distance, the classifier behind it, and the report of time against quality."""
+"""The classifiers' training, and the report of time against quality."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from fastdiff.bench.quality import classifier, frechet, half_precision, page, points, training
+from fastdiff.bench.quality import data as quality_data
+from fastdiff.bench.quality import half_precision, page, points, training
 from fastdiff.cli.main import main
 from fastdiff.data.fashion import DEBIAN_FASHION
 from fastdiff.data.images import ImageData
 from fastdiff.data.load import load_data
 from fastdiff.errors import InputError
+from fastdiff.evaluation import classifier
 from fastdiff.images import to_uint8
 
-CPU = torch.device("cpu")
 RESULTS = Path(__file__).parent.parent.parent / "bench" / "results"
 BOTH = ("--model", "fashion-mnist", "--model", "sprites")
 
@@ -50,51 +52,15 @@ def network(shape=(1, 8, 8)) -> classifier.Classifier:
     return classifier.Classifier(shape, 2).eval().requires_grad_(False)
 
 
-def distance(made: classifier.Classifier, a: torch.Tensor, b: torch.Tensor) -> float:
-    return frechet.frechet(*(frechet.features(made, images, CPU) for images in (a, b)))
-
-
-def root(matrix: np.ndarray) -> np.ndarray:
-    """Of a symmetric matrix that has no negative eigenvalue."""
-    values, vectors = np.linalg.eigh(matrix)
-    return vectors * np.sqrt(values.clip(0)) @ vectors.T
-
-
-def test_the_distance_is_the_closed_form():
-    """By the root of a symmetric product in place of the eigenvalues of one that is not."""
-    a, b = torch.randn(300, 9).double(), torch.randn(260, 9).double() @ torch.randn(9, 9).double() + 0.3
-    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    half = root(first)
-    moved = np.square(np.asarray(a.mean(0) - b.mean(0))).sum()
-    expected = moved + np.trace(first + second - 2 * root(half @ second @ half))
-    assert frechet.frechet(a, b) == pytest.approx(expected, rel=1e-9)
-    assert frechet.frechet(b, a) == pytest.approx(expected, rel=1e-9)
-    assert frechet.frechet(a, a) == pytest.approx(0, abs=1e-9)
-
-
-def test_features_of_a_picture():
-    made = network((3, 16, 16))
-    x = pictures(5, (3, 16, 16))
-    found = made.features(x)
-    assert found.shape == (5, 64) and found.dtype == torch.float32
-    assert torch.equal(found, made.features(x)) and torch.equal(found, made.features(x.float() / 255))
-    assert torch.equal(frechet.features(made, x, CPU), found.double())
-    # A sum in another order; one picture's rows in another kernel.
-    torch.testing.assert_close(found, made.features(x.flip(3)), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found[2:3], made.features(x[2:3]), rtol=1e-4, atol=1e-4)
-    with pytest.raises(InputError, match=r"pictures of shape \(5, 1, 16, 16\); accepted: \(N, 3, 16, 16\)"):
-        made.features(x[:, :1])
-
-
 def test_a_classifier_learns_and_is_kept(tmp_path, monkeypatch):
     images, others = pictures(600), pictures(600, seed=1)
     kinds, held = (torch.eye(2)[(x.float().mean(dim=(1, 2, 3)) > 127).long()] for x in (images, others))
     data = ImageData("tiny", images, kinds, ("dark", "bright"), others, held)
-    monkeypatch.setattr(classifier, "read_data", lambda *given: data)
+    monkeypatch.setattr(training, "read_data", lambda *given: data)
     words = ["bench", "classifier", "fashion-mnist", "--epochs", "12", "-o", str(tmp_path)]
     output = CliRunner().invoke(main, words, catch_exceptions=False).output
     made = classifier.load("fashion-mnist", tmp_path)
-    right = training.recognised(made, others, held)
+    right = training.recognised(made, data)
     assert right.mean() > 0.9
     card = (tmp_path / "fashion-mnist.md").read_text()
     bright = right[held[:, 1] == 1]
@@ -104,25 +70,18 @@ def test_a_classifier_learns_and_is_kept(tmp_path, monkeypatch):
     assert all(torch.equal(value.half(), made.state_dict()[key].half()) for key, value in again.items())
 
 
-def test_the_sprites_split_is_that_of_their_training(tmp_path):
-    """Blocks of 50 neighbours whatever their class: every twentieth; the labels go with their pictures."""
-    n = 2100
-    rows = np.arange(n)
-    x = np.zeros((n, 16, 16, 3), np.uint8)
-    x[:, 0, 0, 0], x[:, 0, 0, 1] = rows % 256, rows // 256
-    kinds = np.eye(5, dtype=np.uint8)[rows * 5 // n]
-    np.save(tmp_path / "x.npy", x)
-    np.save(tmp_path / "y.npy", kinds)
-    data = classifier.read_data("sprites", str(tmp_path / "x.npy"), str(tmp_path / "y.npy"))
-    held = torch.from_numpy(rows // 50 % 20 == 19)
-    assert torch.equal(data.val_images[:, :2, 0, 0].long() @ torch.tensor([1, 256]), torch.arange(n)[held])
-    assert torch.equal(data.val_labels, torch.from_numpy(kinds).float()[held])
-    assert torch.equal(data.labels, torch.from_numpy(kinds).float()[~held])
-    assert data.class_names == ("monster", "player", "item", "spell", "dungeon")
+def test_the_sprites_are_split_as_in_training(tmp_path):
+    n = 200
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3), np.uint8))
+    np.save(tmp_path / "y.npy", np.eye(5, dtype=np.uint8)[np.arange(n) * 5 // n])
+    files = (str(tmp_path / "x.npy"), str(tmp_path / "y.npy"))
+    found, plain = quality_data.read_data("sprites", *files), load_data(*files)
+    assert torch.equal(found.val_images, plain.val_images) and torch.equal(found.labels, plain.labels)
+    assert found.class_names == ("monster", "player", "item", "spell", "dungeon")
     with pytest.raises(
         InputError, match="the data of 'sprites' does not ship; give its pictures and labels with --data and --labels"
     ):
-        classifier.read_data("sprites")
+        quality_data.read_data("sprites")
 
 
 @pytest.mark.skipif(not DEBIAN_FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist")
@@ -130,20 +89,10 @@ def test_the_stated_accuracy():
     data = load_data("fashion-mnist", download=False)
     stated, held_out = classifier.stated_accuracy("fashion-mnist")
     assert held_out == len(data.val_images) == 10_000 and stated > 0.91
-    right = training.recognised(classifier.load("fashion-mnist"), data.val_images[:2000], data.val_labels[:2000])
+    few = replace(data, val_images=data.val_images[:2000], val_labels=data.val_labels[:2000])
+    right = training.recognised(classifier.load("fashion-mnist"), few)
     assert abs(right.mean() - stated) < 0.015  # two standard deviations of a share of 2,000
     assert f"| {stated:.2%} |" in (classifier.FOLDER / "fashion-mnist.md").read_text()
-
-
-@pytest.mark.parametrize("name", classifier.NAMES)
-def test_the_shipped_features_tell_noise(name):
-    assert (classifier.FOLDER / f"{name}.safetensors").stat().st_size < 600_000
-    made = classifier.load(name)
-    real, *others = (
-        pictures(200, made.image_shape, seed, noise) for seed, noise in ((0, 0.0), (1, 0.0), (1, 0.2), (1, 0.5))
-    )
-    found = [distance(made, real, images) for images in others]
-    assert 0 < found[0] < found[1] < found[2]
 
 
 def test_points():
@@ -155,14 +104,6 @@ def test_points():
             points.Point.parse(text)
     for name, grid in points.POINTS.items():
         assert len(points.checked(name, (), 2000)) == len(grid.split())
-
-
-def test_pictures_are_drawn_evenly():
-    labels = torch.eye(3)[torch.tensor([0] * 50 + [1] * 7 + [2] * 30)]
-    rows = frechet.evenly(labels, 15, 0)
-    assert labels[rows].sum(dim=0).tolist() == [5, 5, 5] and len(rows.unique()) == 15
-    assert len(frechet.evenly(labels, 1000, 0)) == 21  # the smallest class has 7
-    assert not torch.equal(rows, frechet.evenly(labels, 15, 1)) and torch.equal(rows, frechet.evenly(labels, 15, 0))
 
 
 def row(sampler: str, steps: int, distance: float, milliseconds: float):
@@ -217,7 +158,7 @@ def small(monkeypatch, models, tmp_path):
     """Tiny models, data and classifiers in place of the shipped ones."""
     own = {"fashion-mnist": models["A28@28"], "sprites": models["B@16"]}
     monkeypatch.setattr(points.fastdiff, "load", own.get)
-    monkeypatch.setattr(classifier, "read_data", lambda name, *given: tiny_data(own[name].image_shape))
+    monkeypatch.setattr(points, "read_data", lambda name, *given: tiny_data(own[name].image_shape))
     monkeypatch.setattr(classifier, "load", lambda name: network(own[name].image_shape))
     monkeypatch.setattr(classifier, "stated_accuracy", lambda name: (0.5, 120))
     output = tmp_path / "new" / "quality.json"

@@ -36,6 +36,8 @@ def told(line: str) -> list[tuple[str, str]]:
         ("sample x --dtype ", ["float32", "bfloat16", "float16"]),
         ("sample x --format np", ["npz", "npy"]),
         ("sample x --device c", ["cpu", "cuda"]),
+        ("eval x --sampler dd", [name for name in SAMPLERS if name.startswith("dd")]),
+        ("eval x --prediction-type v", ["v_prediction"]),
         ("export x --sampler a", [name for name in [*SAMPLERS, "any"] if name.startswith("a")]),
         ("export x --weights ", ["float32", "float16"]),
         ("export x --noise ", ["philox", "input"]),
@@ -54,7 +56,7 @@ def test_names_are_completed(line, names):
     assert told(line) == [("plain", name) for name in names]
 
 
-@pytest.mark.parametrize("command", ["sample", "info", "export"])
+@pytest.mark.parametrize("command", ["sample", "info", "export", "eval"])
 def test_models_are_shipped_ones_and_files(command):
     """The file first: bash forgets the names before it."""
     assert told(f"{command} ") == [("file", ""), ("plain", "fashion-mnist"), ("plain", "sprites")]

@@ -39,7 +39,7 @@ SMALLER = {
 # Options that make a command small; the last one given counts.
 FEWER = {"sample": "-n 4 --steps 2", "sample sampler.onnx": "-n 4", "train": "--epochs 1 --batch-size 8 --timesteps 4"}
 # Only parsed: they need a data set, Chromium, minutes, or are run once for all pages (exported).
-PARSED = (["bench"], ["export"], ["train", "-o", "runs/garments"])
+PARSED = (["bench"], ["eval"], ["export"], ["train", "-o", "runs/garments"])
 LANGUAGES = {"python", "bash", "js"}
 PAGES = [Path("README.md"), *sorted(Path(__file__).parents[2].glob("docs/*.md"))]
 

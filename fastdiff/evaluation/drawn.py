@@ -1,0 +1,130 @@
+"""A model's samples for an evaluation, in a folder where an interrupted run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdiff.data.images import ImageData
+from fastdiff.engine.request import check_batch_size
+from fastdiff.model import Model
+from fastdiff.shards.manifest import RESTORED, Samples, model_facts, plain, read_manifest
+from fastdiff.shards.processes import Processes
+from fastdiff.shards.run import ShardRun
+
+SEED = 0
+SHARD_BATCHES = 4  # batches that are lost at most when a run is stopped
+OF_THE_FOLDER = ("batch_size", "threads", "device")  # a folder that is there keeps its own
+
+
+class Stopped(Exception):
+    """The samples were not finished: a stop was asked for."""
+
+
+def in_turn(model: Model) -> list[Any]:
+    """The contexts that samples have in turn, each class by itself; none where the model takes no classes."""
+    if model.num_classes is not None:
+        named = len(model.class_names) or model.num_classes  # the null class has no name
+        return [k for k in range(named) if k != model.null_class]
+    return torch.eye(model.context_width or 0).tolist()
+
+
+def class_names(model: Model) -> list[str]:
+    """Of those classes, as reports call them; numbers where they have no names."""
+    turns = in_turn(model)
+    numbers = range(len(turns)) if model.num_classes is None else turns
+    return [model.class_names[k] if model.class_names else str(k) for k in numbers]
+
+
+def classes_of(model: Model, data: ImageData) -> tuple[list[tuple[str, int]], str]:
+    """Which class of the data each of the model's is.
+
+    Returns:
+        The model's classes, in turn, each with its column in the data's labels; and why there are none, or "".
+    """
+    names, width = class_names(model), data.labels.shape[1]
+    if not names:
+        return [], "the model takes no classes"
+    if not width:
+        return [], "the data has no labels"
+    if len(names) != width:
+        return [], f"the model has {len(names)} classes, the data {width}"
+    if set(names) == set(data.class_names):
+        return [(name, data.class_names.index(name)) for name in names], ""
+    if unnamed(data) or not model.class_names:
+        return [(name, column) for column, name in enumerate(names)], ""
+    return [], f"the model's classes are {', '.join(names)}, the data's {', '.join(data.class_names)}"
+
+
+def unnamed(data: ImageData) -> bool:
+    """Whether the data's classes have no names but those that load_data makes up."""
+    return data.class_names == tuple(f"class{k}" for k in range(data.labels.shape[1]))
+
+
+def folder_name(name: str, model: Model, asked: Samples, options: dict[str, Any]) -> str:
+    """One for each model, by its weights, and each way to sample from it, whatever their number."""
+    values: Any = {**model_facts(model, ""), **{k: v for k, v in asked.values(model).items() if k != "n"}}
+    values["computed"] = [options.get("dtype"), options.get("form")]
+    digest = hashlib.sha256(json.dumps(plain(values), sort_keys=True).encode()).hexdigest()
+    words = "-".join([*Path(name).parts[:-1], Path(name).stem][-2:])
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '_', words).lstrip('.-') or 'model'}-{digest[:10]}"
+
+
+def draw(
+    model: Model,
+    name: str,
+    asked: Samples,
+    folder: Path,
+    options: dict[str, Any],
+    *,
+    format: str = "npz",
+    progress: Callable[[int], object] = lambda made: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[Tensor, str]:
+    """The folder's images, made where they are missing.
+
+    Args:
+        model: what is sampled from.
+        name: as the user gave it.
+        asked: which samples.
+        folder: of shards; one that is there keeps its batch size, threads and device.
+        options: batch_size, threads, dtype, form and device, as far as they were given.
+        format: npz, or npy.
+        progress: called with the number of images that are there.
+        stop: asked before every batch.
+
+    Returns:
+        (n, C, H, W), uint8 of npz, float32 in [-1, 1] of npy; and what made them, in words.
+
+    Raises:
+        Stopped: if `stop` said so.
+        InputError: for a folder of other samples, and what ShardRun raises.
+    """
+    given = {**dict.fromkeys(RESTORED), **options, "format": format, "shard_size": None}
+    if read_manifest(folder) is None:
+        given["shard_size"] = SHARD_BATCHES * check_batch_size(given["batch_size"])
+    else:
+        given.update(dict.fromkeys(OF_THE_FOLDER))
+    with ShardRun(model, name, asked, folder, given, Processes(given["device"])) as run:
+        progress(run.images_done)
+        if not run.run(lambda made: progress(run.images_done + made), stop):
+            raise Stopped
+        parts = [_read(run.folder.file(shard), format) for shard in run.plan]
+        used, made_by = run.manifest["configuration"], run.manifest["fastdiff"]
+    threads = used.get("threads")
+    counted = [f"{threads} thread{'s' if threads > 1 else ''}"] if threads else []
+    how = ", ".join([used["device"], used["form"], *counted, used["dtype"]])
+    return torch.cat(parts), f"fastdiff {made_by} ({how})"
+
+
+def _read(path: Path, format: str) -> Tensor:
+    found = np.load(path, allow_pickle=False)
+    return torch.from_numpy(found if format == "npy" else found["arr_0"].transpose(0, 3, 1, 2))

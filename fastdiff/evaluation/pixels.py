@@ -1,0 +1,58 @@
+"""Pictures a few at a time, as feature networks take them, wherever they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastdiff.data.images import ImageData
+
+Pictures = Callable[[Tensor], Tensor]  # rows (n,) int64 → (n, C, H, W) float32 in [-1, 1]
+
+
+def training(data: ImageData) -> Pictures:
+    """Those that a model was trained on."""
+    return lambda rows: _unit(data.images[rows])
+
+
+def held_out(data: ImageData) -> Pictures:
+    """Those that it was not trained on."""
+    return lambda rows: _unit(data.val_images[rows])
+
+
+def samples(images: Tensor) -> Pictures:
+    """A model's own, (n, C, H, W), uint8 or float32 in [-1, 1]."""
+    return lambda rows: _unit(images[rows])
+
+
+def everything(count: int) -> Tensor:
+    """The rows of so many pictures."""
+    return torch.arange(count)
+
+
+def some(count: int, most: int) -> Tensor:
+    """Up to `most` rows of so many at random, always the same: neighbours in a file are often alike."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most]
+
+
+def evenly(labels: Tensor, n: int, seed: int) -> Tensor:
+    """Up to n rows at random, as many of each class; fewer where a class has no more.
+
+    Args:
+        labels: (N, K) weights of classes; with K = 0 all are of one class.
+        n: how many.
+        seed: of the choice.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kinds = labels.argmax(dim=1) if labels.shape[1] else torch.zeros(len(labels), dtype=torch.int64)
+    own = [(kinds == k).nonzero()[:, 0] for k in kinds.unique()]
+    own = [rows[torch.randperm(len(rows), generator=generator)] for rows in own]
+    each = min(-(-n // len(own)), *map(len, own))
+    return torch.stack([rows[:each] for rows in own], dim=1).flatten()[:n]
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    """uint8 → float32 in [-1, 1]; floats are in it."""
+    return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels.float()

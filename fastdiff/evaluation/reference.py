@@ -1,0 +1,162 @@
+"""The real pictures that samples are compared with, as features, and the comparison."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.data.images import ImageData
+from fastdiff.errors import InputError
+from fastdiff.evaluation import pixels
+from fastdiff.evaluation.features import Features, Tick, silent
+from fastdiff.evaluation.measures import NEIGHBOURS, frechet, precision_recall
+
+FLOORS = 5  # draws of training pictures
+TRAINING = 10_000  # training pictures at most for the second distance
+FEWEST = NEIGHBOURS + 1  # pictures on either side, by precision and recall
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features of the held-out and of training pictures, and what training pictures reach in the place of samples.
+
+    Attributes:
+        features: what made them.
+        data: the pictures.
+        n: how many samples are compared with them.
+        real: (m, D) float64 of all held-out pictures.
+        training: (up to TRAINING, D), as many of each class.
+        training_kinds: (the same,) the class of each.
+        floor: the measures of FLOORS draws of n training pictures, as many of each class: what perfect samples reach.
+    """
+
+    features: Features
+    data: ImageData
+    n: int
+    real: Tensor
+    training: Tensor
+    training_kinds: Tensor
+    floor: dict[str, Any]
+
+    @classmethod
+    def of(cls, features: Features, data: ImageData, n: int, tick: Tick = silent) -> Reference:
+        """Computes them; raises InputError for fewer than FEWEST held-out pictures."""
+        check_held_out(data)
+        known, draws = chosen(data, n)
+        real = features.of(pixels.held_out(data), pixels.everything(len(data.val_labels)), tick)
+        training = features.of(pixels.training(data), known, tick)
+        drawn = [features.of(pixels.training(data), rows, tick) for rows in draws]
+        distances = [frechet(one, real) for one in drawn]
+        shares = [_shares(one, real) for one in drawn]
+        floor = {
+            "pictures": len(draws[0]),
+            "draws": FLOORS,
+            "distance": statistics.mean(distances),
+            "lowest": min(distances),
+            "highest": max(distances),
+            **{name: statistics.mean(one[name] for one in shares) for name in shares[0]},
+        }
+        return cls(features, data, n, real, training, _kinds(data.labels[known]), floor)
+
+    def facts(self) -> dict[str, Any]:
+        """For reports."""
+        counts = self.data.val_labels.sum(dim=0).int().tolist()
+        return {
+            "images": self.n,
+            "real": len(self.real),
+            "real_of_each_class": dict(zip(self.data.class_names, counts, strict=True)),
+            "training": len(self.training),
+            "compared": min(self.n, len(self.real)),
+            "floor": self.floor,
+        }
+
+    def compare(self, made: Tensor) -> dict[str, Any]:
+        """The measures of n samples.
+
+        Args:
+            made: (n, D) their features, in the order of the samples.
+
+        Returns:
+            distance and to_training: Fréchet distances to held-out and to training pictures; halves: of the samples
+            with even and with odd numbers, to held-out ones; precision and recall.
+
+        Raises:
+            InputError: if the distance is not finite.
+        """
+        distance = frechet(made, self.real)
+        if not math.isfinite(distance):
+            raise InputError(f"the Fréchet distance is {distance}; accepted: features that have one")
+        halves = [frechet(made[k::2], self.real) for k in (0, 1)]
+        return {
+            "distance": distance,
+            "halves": halves,
+            "to_training": frechet(made, self.training),
+            **_shares(made, self.real),
+        }
+
+    def by_class(self, made: Tensor, classes: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+        """The measures of each class by itself, left out where they would mean nothing.
+
+        Args:
+            made: (n, D) features of samples that have the classes in turn.
+            classes: each one's name, and its column in the data's labels.
+
+        Returns:
+            A row for each class: its counts; distance where both sides have more pictures than features, so that their
+            covariances have full rank; precision and recall where both have FEWEST; and floor, the same of as many
+            training pictures of that class, or as there are.
+        """
+        kinds, rows = _kinds(self.data.val_labels), []
+        for k, (name, column) in enumerate(classes):
+            mine, real = made[k :: len(classes)], self.real[kinds == column]
+            known = self.training[self.training_kinds == column][: len(mine)]
+            row = {"class": name, "images": len(mine), "real": len(real)}
+            rows.append({**row, **_within(mine, real), "floor": _within(known, real)})
+        return rows
+
+
+def check_held_out(data: ImageData) -> None:
+    """Raise InputError for fewer held-out pictures than the measures take."""
+    if len(data.val_images) < FEWEST:
+        raise InputError(
+            f"data {data.name!r} has {len(data.val_images)} held-out pictures; accepted: at least {FEWEST}, of which "
+            "some hundreds say something"
+        )
+
+
+def chosen(data: ImageData, n: int) -> tuple[Tensor, list[Tensor]]:
+    """The rows of training pictures of the second distance, and those of each draw of the floor."""
+    known = pixels.evenly(data.labels, TRAINING, FLOORS)
+    return known, [pixels.evenly(data.labels, n, seed) for seed in range(FLOORS)]
+
+
+def work(data: ImageData, n: int) -> int:
+    """How many pictures `Reference.of` takes features of."""
+    known, draws = chosen(data, n)
+    return len(data.val_labels) + len(known) + sum(map(len, draws))
+
+
+def _kinds(labels: Tensor) -> Tensor:
+    """(N, K) weights of classes → (N,) the heaviest class of each; without classes all are of one."""
+    return labels.argmax(dim=1) if labels.shape[1] else torch.zeros(len(labels), dtype=torch.int64)
+
+
+def _within(made: Tensor, real: Tensor) -> dict[str, float]:
+    """The measures of one class, as far as there are enough pictures of it."""
+    fewer, found = min(len(made), len(real)), {}
+    if fewer > real.shape[1]:
+        found["distance"] = frechet(made, real)
+    return {**found, **_shares(made, real)} if fewer >= FEWEST else found
+
+
+def _shares(made: Tensor, real: Tensor) -> dict[str, float]:
+    """Precision and recall of as many pictures on either side."""
+    count = min(len(made), len(real))
+    precision, recall = precision_recall(made[:count], real[pixels.some(len(real), count)])
+    return {"precision": precision, "recall": recall}
