@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import click
@@ -88,5 +89,6 @@ def command(names: tuple[str, ...]) -> None:
     for name in names or found:
         with tempfile.TemporaryDirectory() as folder:
             made = executed(read(found[name]), Path(folder))
-        write_atomically(found[name], lambda path, made=made: path.write_text(nbformat.writes(made) + "\n"))
+        text = nbformat.writes(made) + "\n"
+        write_atomically(found[name], partial(Path.write_text, data=text))
         click.echo(f"wrote {found[name]}, {found[name].stat().st_size / 1e6:.1f} MB")
