@@ -23,7 +23,7 @@ SOURCES := $(shell find $(addprefix $(ROOT)/,fastdiff kernels export) -type f -n
 QUICK := tests/samplers tests/checkpoints tests/data tests/test_layers.py tests/test_images.py tests/engine/test_noise.py \
 	tests/engine/test_graphs.py tests/engine/test_numerics.py tests/kernels/test_dispatch.py tests/networks
 
-.PHONY: help sample test quick slow sanitize lint bench quality readme suites models kernels traffic onnx networks gpu gpu-install $(GPU_SLICES) clean
+.PHONY: help sample test quick slow sanitize lint bench quality readme notebooks suites models kernels traffic onnx networks gpu gpu-install $(GPU_SLICES) clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9 -]+:.*## ' $(ROOT)/Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ quality: $(VENV)/.test ## time an image against Frechet distance; updates bench/
 
 readme: $(VENV)/.test ## put the results in bench/results into README.md and docs/, and draw their plots anew
 	cd $(ROOT) && $(BIN)/fastdiff bench readme
+
+notebooks: $(VENV)/.test ## execute the notebooks of docs/ (minutes each); puts their outputs into them
+	cd $(ROOT) && $(BIN)/fastdiff bench notebooks
 
 suites: $(VENV)/.test ## pytest-benchmark over operators and single evaluations, into OUT/suites.json
 	mkdir -p $(OUT)

@@ -32,6 +32,7 @@ _NAMES = {
     "Schedule": "samplers.schedule",
     "StepTable": "samplers.table",
     "Trainer": "training.trainer",
+    "animation": "images",
     "from_diffusers": "diffusers.convert",
     "from_edm": "edm",
     "grid": "images",
@@ -40,6 +41,7 @@ _NAMES = {
     "load_data": "data.load",
     "make_schedule": "samplers.schedule",
     "make_table": "samplers.samplers",
+    "read_picture": "images",
     "release": "engine.kept",
     "sample": "sampling",
     "save": "checkpoints.save",
@@ -60,7 +62,9 @@ if TYPE_CHECKING:
     from fastdiff.engine.noise import Interpolation as Interpolation
     from fastdiff.engine.noise import PhiloxNoise as PhiloxNoise
     from fastdiff.errors import InputError as InputError
+    from fastdiff.images import animation as animation
     from fastdiff.images import grid as grid
+    from fastdiff.images import read_picture as read_picture
     from fastdiff.images import save_gif as save_gif
     from fastdiff.images import save_picture as save_picture
     from fastdiff.inversion import invert as invert

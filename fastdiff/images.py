@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from fastdiff.files import write_atomically
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 200_000_000
+MAX_MILLISECONDS = 60_000
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -95,31 +99,106 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
         raise InputError(f"cannot write {str(path)!r}, {picture.width}x{picture.height}: {error}") from error
 
 
+class Animation:
+    """Pictures one after another, over and over; in a notebook it shows itself.
+
+    Args:
+        pictures: the frames, in their order, all of one size; see `grid`.
+        milliseconds: how long each frame is shown, 1 to 60,000.
+        hold: how long the last one is shown, in milliseconds.
+
+    Raises:
+        InputError: if there are no pictures, a frame is none or of another size, or a time is out of range.
+    """
+
+    def __init__(self, pictures: Sequence[Image.Image], *, milliseconds: int = 80, hold: int = 1500) -> None:
+        self.pictures = list(pictures)
+        for picture in self.pictures:
+            if not isinstance(picture, Image.Image):
+                raise InputError(f"a frame of type {type(picture).__name__}; accepted: pictures, see fastdiff.grid")
+        if not self.pictures:
+            raise InputError("no pictures for an animation; accepted: at least one")
+        if len(sizes := {picture.size for picture in self.pictures}) > 1:
+            given = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
+            raise InputError(f"frames of {given} pixels; accepted: all of one size")
+        self.milliseconds = check_int("milliseconds", milliseconds, 1, MAX_MILLISECONDS)
+        self.hold = check_int("hold", hold, 1, MAX_MILLISECONDS)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as a GIF, whole or not at all.
+
+        Args:
+            path: the file, which ends in .gif.
+
+        Raises:
+            InputError: if the path has another ending.
+        """
+        if Path(path).suffix.lower() != ".gif":
+            raise InputError(f"animation {str(path)!r}; accepted: a name that ends in .gif")
+        write_atomically(path, self._encode)
+
+    def _encode(self, file: Path | BinaryIO) -> None:
+        times = [self.milliseconds] * (len(self.pictures) - 1) + [self.hold]
+        first, *rest = [picture.convert("RGB").quantize(256) for picture in self.pictures]
+        first.save(file, format="GIF", save_all=True, append_images=rest, duration=times, loop=0)
+
+    def __repr__(self) -> str:
+        width, height = self.pictures[0].size
+        return f"Animation({len(self.pictures)} frames of {width}x{height})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: as HTML, since their viewers know that better than the type image/gif."""
+        file = io.BytesIO()
+        self._encode(file)
+        return f'<img alt="animation" src="data:image/gif;base64,{base64.b64encode(file.getvalue()).decode()}">'
+
+
+def animation(
+    frames: Tensor,
+    columns: int | None = None,
+    *,
+    scale: int | None = None,
+    gap: int = 1,
+    milliseconds: int = 80,
+    hold: int = 1500,
+) -> Animation:
+    """The frames that `sample` returns, each as a grid, as an animation that a notebook shows.
+
+    Args:
+        frames: (m, n, C, H, W) float in [-1, 1]: m frames of n images.
+        columns, scale, gap: of each frame, see `grid`.
+        milliseconds: how long each frame is shown, 1 to 60,000.
+        hold: how long the last one is shown, in milliseconds.
+
+    Returns:
+        The animation; its `save` writes a GIF.
+
+    Raises:
+        InputError: if frames have another shape, a number is out of range, or a frame would have over 200,000,000
+            pixels.
+    """
+    if not isinstance(frames, Tensor):
+        raise wrong_type("frames", frames, "a tensor (m, n, C, H, W)")
+    if frames.ndim != 5 or not frames.numel():
+        raise InputError(f"frames of shape {tuple(frames.shape)}; accepted: (m, n, C, H, W), none of them 0")
+    pictures = [grid(frame, columns, scale=scale, gap=gap) for frame in frames]
+    return Animation(pictures, milliseconds=milliseconds, hold=hold)
+
+
 def save_gif(pictures: Sequence[Image.Image], path: str | Path, *, milliseconds: int = 80, hold: int = 1500) -> None:
-    """Write an animation that repeats, whole or not at all.
+    """Write any pictures as an animation that repeats, whole or not at all; for frames of `sample` see `animation`.
 
     Args:
         pictures: the frames, in their order, all of one size; see `grid`.
         path: the file, which ends in .gif.
-        milliseconds: how long each frame is shown.
+        milliseconds: how long each frame is shown, 1 to 60,000.
         hold: how long the last one is shown, in milliseconds.
 
     Raises:
-        InputError: if there are no pictures, a frame is none, or the path has another ending.
+        InputError: if there are no pictures, a frame is none or of another size, a time is out of range, or the path
+            has another ending.
     """
-    pictures = list(pictures)
-    for picture in pictures:
-        if not isinstance(picture, Image.Image):
-            raise InputError(f"a frame of type {type(picture).__name__}; accepted: pictures, see fastdiff.grid")
-    if not pictures:
-        raise InputError("no pictures for an animation; accepted: at least one")
-    if Path(path).suffix.lower() != ".gif":
-        raise InputError(f"animation {str(path)!r}; accepted: a name that ends in .gif")
-    times = [milliseconds] * (len(pictures) - 1) + [hold]
-    first, *rest = [picture.convert("RGB").quantize(256) for picture in pictures]
-    write_atomically(
-        path, lambda p: first.save(p, format="GIF", save_all=True, append_images=rest, duration=times, loop=0)
-    )
+    Animation(pictures, milliseconds=milliseconds, hold=hold).save(path)
 
 
 def check_picture_name(path: str | Path) -> Path:
@@ -151,7 +230,18 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def read_picture(path: str | Path, size: int | None = None) -> Tensor:
-    """A picture file as (3, H, W) in [-1, 1]; with size, cut to its middle square and resized to size x size."""
+    """A picture file as an image in colour, such as `grid` shows and `Schedule.q_sample` noises.
+
+    Args:
+        path: the file.
+        size: cut its middle square and resize it to size x size; None keeps it as it is.
+
+    Returns:
+        (3, H, W) float32 in [-1, 1].
+
+    Raises:
+        InputError: if the file cannot be read as a picture.
+    """
     return from_picture(open_picture(path).convert("RGB"), size).float() / 127.5 - 1
 
 

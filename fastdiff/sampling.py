@@ -123,7 +123,7 @@ def sample(
         dtype: of the network: float32 (the default; TF32 is off), bfloat16 or float16; x itself stays float32.
         form: how the network runs, see forms.FORMS; None is the fastest there is. "eager" is the network as it is, step
             by step, which the others are tested against.
-        progress: a bar on stderr.
+        progress: a bar, on stderr or in a notebook.
 
     Returns:
         (n, C, H, W) float32 on the CPU in the model's range, [-1, 1]; with `frames`, that and the frames, (m, n, C,

@@ -1,6 +1,9 @@
-"""Pictures: values, places in the grid, files whole or not at all."""
+"""Pictures: values, places in the grid, animations, files whole or not at all."""
 
+import base64
+import io
 import os
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from PIL import Image
 
 from fastdiff import InputError
 from fastdiff.files import check_writable, write_atomically
-from fastdiff.images import check_picture_name, grid, read_picture, save_gif, save_picture, to_uint8
+from fastdiff.images import animation, check_picture_name, grid, read_picture, save_gif, save_picture, to_uint8
 
 
 def test_to_uint8():
@@ -48,6 +51,23 @@ def test_gif(tmp_path):
         assert gif.info["duration"] == 1500
 
 
+def test_an_animation_shows_itself_and_is_what_it_saves(tmp_path):
+    frames = torch.linspace(-1, 1, 3)[:, None, None, None, None].expand(3, 4, 3, 4, 6)
+    shown = animation(frames, columns=4, scale=2, gap=0, milliseconds=50, hold=700)
+    assert repr(shown) == "Animation(3 frames of 48x8)"
+    (encoded,) = re.findall(r'src="data:image/gif;base64,([^"]+)"', shown._repr_html_())
+    shown.save(tmp_path / "a.gif")
+    save_gif([grid(f, 4, scale=2, gap=0) for f in frames], tmp_path / "b.gif", milliseconds=50, hold=700)
+    bytes_ = base64.b64decode(encoded)
+    assert bytes_ == (tmp_path / "a.gif").read_bytes() == (tmp_path / "b.gif").read_bytes()
+    with Image.open(io.BytesIO(bytes_)) as gif:
+        assert gif.n_frames == 3 and gif.size == (48, 8)
+        for k, value in enumerate((0, 128, 255)):
+            gif.seek(k)
+            assert (np.asarray(gif.convert("RGB")) == value).all()
+            assert gif.info["duration"] == (700 if k == 2 else 50)
+
+
 def test_bad_grids_and_animations(tmp_path):
     images = torch.zeros(2, 1, 4, 4)
     for call, message in (
@@ -60,6 +80,14 @@ def test_bad_grids_and_animations(tmp_path):
         (lambda: save_gif(images, tmp_path / "a.gif"), "a frame of type Tensor; accepted: pictures, see fastdiff.grid"),
         (lambda: save_gif([grid(images), "a.png"], tmp_path / "a.gif"), "a frame of type str"),
         (lambda: save_gif([grid(images)], tmp_path / "a.png"), "ends in .gif"),
+        (lambda: save_gif([grid(images), grid(images, 1)], tmp_path / "a.gif"), "frames of 6.*; accepted: all of one"),
+        (lambda: save_gif([grid(images)], tmp_path / "a.gif", milliseconds=0), "milliseconds = 0"),
+        (lambda: animation(images[None], hold=-1), "hold = -1"),
+        (lambda: animation(images), r"frames of shape \(2, 1, 4, 4\); accepted: \(m, n, C, H, W\)"),
+        (lambda: animation(images[None][:0]), "none of them 0"),
+        (lambda: animation([grid(images)]), "frames = a value of type list; accepted: a tensor"),
+        (lambda: animation(images[None], 0), "columns = 0"),
+        (lambda: animation(images[None]).save(tmp_path / "a.png"), "ends in .gif"),
     ):
         with pytest.raises(InputError, match=message):
             call()

@@ -21,6 +21,7 @@ COMMANDS = {
     "traffic": ("fastdiff.bench.static.traffic", "Bytes and operations of an evaluation, from the shapes."),
     "kernels": ("fastdiff.bench.static.codegen", "What the compiler makes of every Triton kernel, without a GPU."),
     "readme": ("fastdiff.bench.readme", "Put the committed results into README.md and docs/."),
+    "notebooks": ("fastdiff.bench.notebooks", "Execute the notebooks of docs/, and keep their outputs in them."),
     "screenshot": ("fastdiff.bench.screenshot", "Take docs/browser.md's picture of the browser page."),
 }
 

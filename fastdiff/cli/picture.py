@@ -31,7 +31,7 @@ from fastdiff.engine.noise import LIMIT
 from fastdiff.engine.pictures import check_resample, choose_strength
 from fastdiff.errors import InputError, check_int
 from fastdiff.files import check_writable, write_atomically
-from fastdiff.images import check_picture_name, grid, grid_layout, save_gif, save_picture
+from fastdiff.images import animation, check_picture_name, grid, grid_layout, save_picture
 from fastdiff.samplers.prediction import FRAMES
 from fastdiff.samplers.spacing import first_row
 from fastdiff.sampling import sample
@@ -79,7 +79,7 @@ def sample_to_picture(
     save_picture(grid(drawn.images, columns, scale=scale), output)
     written = [output]
     if gif and drawn.frames is not None:
-        save_gif([grid(frame, columns, scale=scale) for frame in drawn.frames], gif)
+        animation(drawn.frames, columns, scale=scale).save(gif)
         written.append(gif)
     if npy:
         write_atomically(npy, lambda path: np.save(path, drawn.images.numpy()))
