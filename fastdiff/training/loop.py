@@ -120,7 +120,7 @@ class Run:
         trainer, folder = self.trainer, self.folder
         number = trainer.steps_done // trainer.steps_per_epoch
         trained = time.monotonic() - self._epoch_began
-        images = len(trainer.images) - self._epoch_first % trainer.steps_per_epoch * trainer.recipe.batch_size
+        images = len(trainer.data) - self._epoch_first % trainer.steps_per_epoch * trainer.recipe.batch_size
         val_loss = trainer.validate()
         folder.rows[-1]["val_loss"] = f"{val_loss:.6f}"
         folder.samples(self._sample(), number)

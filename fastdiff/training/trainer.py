@@ -40,7 +40,7 @@ class Trainer:
 
     Args:
         recipe: how to train.
-        data: what `load_data` returns; its pictures are kept on the device.
+        data: what `load_data` returns; its pictures stay where they are, and a step's go to the device.
         device: None is the CUDA device if there is one, else the CPU.
         init: a model from whose weights to start, in place of random ones.
 
@@ -99,15 +99,14 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer = optimizer(
             self.network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused
         )
-        self.images, self.labels = data.images.to(self.device), self._contexts(data.labels)
-        self.steps_per_epoch = math.ceil(len(self.images) / recipe.batch_size)
+        self.steps_per_epoch = math.ceil(len(data) / recipe.batch_size)
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.steps_done = 0
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         self._check_picture_size()
 
     def _contexts(self, labels: Tensor) -> Tensor:
-        """The labels padded with zeros to the network's K: unlabelled data has K = 0, and ContextUnet at least 1."""
+        """Labels on the device, padded with zeros to the network's K: unlabelled data has K = 0, and ContextUnet at least 1."""
         width = context_width(self.network) or labels.shape[1]
         return nn.functional.pad(labels, (0, width - labels.shape[1])).to(self.device)
 
@@ -129,6 +128,7 @@ class Trainer:
             time=self.time,
             class_names=self.data.class_names if self.takes_context else (),
             clip=usual_clip(self.recipe.prediction_type, self.schedule.alphas_cumprod),
+            value_range=self.data.own_range,
         )
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -150,10 +150,10 @@ class Trainer:
         step = self.steps_done
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
-        rows = self.batch_rows(step)
+        pixels, labels = self.data.take(self.batch_rows(step))
         random = generator(self.recipe.seed, "step", step)
         self.network.train()
-        loss = self._loss(self.network, self.images[rows], self.labels[rows], random, augment=True)
+        loss = self._loss(self.network, pixels.to(self.device), self._contexts(labels), random, augment=True)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -167,24 +167,24 @@ class Trainer:
         return self.recipe.learning_rate(step, self.steps_per_epoch)
 
     def batch_rows(self, step: int) -> Tensor:
-        """The pictures of a step, 0 .. total_steps - 1: (B,) int64 on the device."""
+        """The pictures of a step, 0 .. total_steps - 1: (B,) int64 on the CPU."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             random = generator(self.recipe.seed, "epoch", epoch)
-            self._order = (epoch, torch.randperm(len(self.images), generator=random))
+            self._order = (epoch, torch.randperm(len(self.data), generator=random))
         size = self.recipe.batch_size
-        return self._order[1][within * size : (within + 1) * size].to(self.device)
+        return self._order[1][within * size : (within + 1) * size]
 
     def _loss(
         self, network: nn.Module, pixels: Tensor, context: Tensor, random: torch.Generator, augment: bool
     ) -> Tensor:
-        """The loss of a batch, see denoising_loss. pixels: (B, C, H, W) uint8; context: (B, K)."""
+        """The loss of a batch, see denoising_loss. pixels: (B, C, H, W), see ImageData; context: (B, K)."""
         recipe, schedule, count = self.recipe, self.schedule, len(pixels)
         t = torch.randint(schedule.first, schedule.first + schedule.num_timesteps, (count,), generator=random)
         noise = torch.randn(pixels.shape, generator=random).to(self.device)
         flip = torch.rand(count, generator=random) < 0.5
         drop = torch.rand(count, generator=random) < recipe.context_dropout
-        x0 = pixels.float() / 127.5 - 1
+        x0 = self.data.unit(pixels)
         if augment and recipe.flip:
             x0 = torch.where(flip.to(self.device).view(-1, 1, 1, 1), x0.flip(-1), x0)
         if augment:
