@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import torch
@@ -59,6 +59,12 @@ def cell_size(image_shape: Sequence[int]) -> tuple[int, int]:
     """(height, width) of an image (C, H, W) in a grid: channels that are no colors stand side by side."""
     channels, height, width = image_shape
     return height, width if channels in SHOWN_CHANNELS else channels * width
+
+
+def sixteen_bits(value_range: tuple[float, float]) -> bool:
+    """Whether a range is one of whole numbers that need 16 bits, so that pictures can hold the values themselves."""
+    low, high = value_range
+    return 0 <= low and 255 < high < 2**16 and low == int(low) and high == int(high)
 
 
 def grid_layout(
@@ -179,7 +185,7 @@ def picture_mode(picture: Image.Image, alpha: bool = False) -> str:
 
 
 def open_picture(
-    source: str | Path | BinaryIO,
+    source: str | Path | IO[bytes],
     *,
     name: str | None = None,
     alpha: bool = False,
@@ -269,5 +275,5 @@ def _unit(picture: Image.Image, value_range: tuple[float, float] | None = None) 
     pixels = torch.from_numpy(picture_array(picture).copy())
     if picture.mode != "F":
         return to_unit(pixels, (0, 255))
-    low, high = value_range or picture.getextrema()
+    low, high = value_range or (float(pixels.min()), float(pixels.max()))
     return to_unit(pixels, (low, high)).clamp(-1, 1) if high > low else torch.zeros_like(pixels)

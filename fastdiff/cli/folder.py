@@ -80,7 +80,7 @@ def _samples(model: Model, options: dict[str, Any]) -> Samples:
         **nodes,
         clip=parse_clip(options.pop("clip")),
         contexts=parse_contexts(contexts, model),
-        pictures=given_pictures(options, model.image_shape),
+        pictures=given_pictures(options, model),
         **{name: options.pop(name) for name in names},
     )
 

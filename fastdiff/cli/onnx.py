@@ -67,13 +67,15 @@ def draw_from_onnx(
     images, frames = result if isinstance(result, tuple) else (result, None)
     name = own["name"] if own is not None else options["sampler"]
     short = sampler.provider.removesuffix("ExecutionProvider")
+    drawn = _in_range(images)
     return Drawn(
-        _in_range(images),
+        drawn,
         None if frames is None else torch.from_numpy(frames),
         name,
         f"{total} steps",
         seconds,
         f"ONNX Runtime, {short}, {sampler.description['dtype']}",
+        drawn,
     )
 
 

@@ -77,9 +77,30 @@ def _power(number: float) -> str:
     "--data",
     help=f"{accepted()}.  [default {DEFAULT_DATA}]",
 )
-@click.option("--labels", help="The (N, K) .npy of labels beside an .npy of pictures.")
-@click.option("--class-names", help="Names of the K labels, with commas between them.")
-@click.option("--size", type=click.IntRange(4), help="Cut pictures of a folder to squares of this size.")
+@click.option(
+    "--labels",
+    metavar="FILE",
+    help="Which class each picture is. Beside an .npy: an .npy of (N,) class numbers, or (N, K) weights of K classes. "
+    "Beside a folder or .zip: a .csv of file name and class; without it the subfolders are the classes.",
+)
+@click.option("--class-names", help="Names of the K classes, with commas between them.")
+@click.option(
+    "--size",
+    metavar="N|WxH",
+    help="Cut the middle out of picture files and resize it, to 32 or 48x32 pixels, say. They may then be of any size; "
+    "one is opened at a time.",
+)
+@click.option(
+    "--range",
+    "value_range",
+    metavar="LOW,HIGH",
+    help="The values that become -1 and 1 in training, such as 0,4095 for scans of 12 bits; samples are written back "
+    "in them.  [default: 0,255 for 8 bits; 0,1 or -1,1 for floats that lie there; else the least and greatest value]",
+)
+@click.option(
+    "--alpha", is_flag=True, help="Keep the transparency of picture files, as a fourth channel, not on white."
+)
+@click.option("--skip-corrupt", is_flag=True, help="Leave out picture files that cannot be read, and say which.")
 @click.option("-o", "--output", default="runs/model", show_default=True, help="Folder of the run.")
 @click.option(
     "--init",

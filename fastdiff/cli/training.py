@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from fastdiff.checkpoints.config import check_network
 from fastdiff.checkpoints.load import load, stored_info
+from fastdiff.cli.options import listed
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
 from fastdiff.data import fashion
 from fastdiff.data.load import load_data
@@ -35,21 +37,22 @@ def new_run(
     data: str | None,
     labels: str | None,
     class_names: str | None,
-    size: int | None,
-    holdout: float,
     output: str,
     init: str | None,
     **options: Any,
 ) -> Run:
-    """A run from its beginning. options: fields of the recipe, and the network's options."""
+    """A run from its beginning. options: load_data's, fields of the recipe, and the network's options."""
+    reading = {name: options.pop(name) for name in ("size", "value_range", "alpha", "skip_corrupt", "holdout")}
     recipe = build_recipe(preset, options)
     check_network(recipe.network)  # before the data, which may be long in coming
-    source = _source(preset, data, labels, class_names, size, holdout)
+    source = _source(preset, data, labels, class_names, reading)
     folder = RunFolder(output)
     command = shlex.join(["fastdiff", *sys.argv[1:]])  # as typed, without the path of the program
     if init is not None:
         command = f"{command}  # {init}: {stored_info(init).get('trained with', 'a model from elsewhere')}"
-    trainer = Trainer(recipe, load_data(**source), device=device, init=None if init is None else load(init))
+    found = load_data(**source, progress=True)
+    trainer = Trainer(recipe, found, device=device, init=None if init is None else load(init))
+    _say_unused(trainer, class_names, options["context_dropout"])
     return Run(trainer, folder, source, command)
 
 
@@ -61,7 +64,7 @@ def resumed_run(device: torch.device, resume: str) -> Run:
             f"{str(checkpoint.path)!r} does not say what data it was trained on; accepted: a run of fastdiff train"
         )
     folder = RunFolder(checkpoint.path.parent, resume=True)
-    trainer = Trainer.resume(checkpoint, load_data(**checkpoint.extra["data"]), device=device)
+    trainer = Trainer.resume(checkpoint, load_data(**checkpoint.extra["data"], progress=True), device=device)
     folder.read_log(trainer.steps_done)
     return Run(trainer, folder, checkpoint.extra["data"], checkpoint.extra["command"])
 
@@ -105,7 +108,7 @@ def build_recipe(preset: str, options: dict[str, Any]) -> Recipe:
     """A preset with the options that were given."""
     recipe = Recipe.preset(preset)
     network = dict(recipe.network)
-    taken = inspect.signature(network_class(network["name"])).parameters
+    taken = _options(network["name"])
     for name in COMMON_OPTIONS:
         value = options.pop(name, None)
         if value is None:
@@ -125,17 +128,46 @@ def _widths(text: str) -> list[int]:
         raise InputError(f"--dim-mults {text!r}; accepted: whole numbers, such as 1,2,4") from None
 
 
+def _say_unused(trainer: Trainer, class_names: str | None, context_dropout: float | None) -> None:
+    """Tell of classes that the network does not take, and of options that have no effect without classes."""
+    data, name = trainer.data, trainer.recipe.network["name"]
+    if data.class_names and trainer.takes_context:
+        return
+    why = "the data has no classes"
+    if data.class_names:
+        takers = listed(one for one, preset in PRESETS.items() if "n_cfeat" in _options(preset.recipe.network["name"]))
+        why = f"the {name} network takes no classes"
+        said = f"the classes ({data.class_list()}) are not used, for {why}; --preset {takers} does"
+        click.echo(f"note: {said}", err=True)
+    for flag, value in (("--class-names", class_names), ("--context-dropout", context_dropout)):
+        if value:
+            click.echo(f"note: {flag} {value} has no effect, for {why}", err=True)
+
+
+def _options(network: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(network_class(network)).parameters
+
+
 def _source(
-    preset: str, data: str | None, labels: str | None, class_names: str | None, size: int | None, holdout: float
+    preset: str, data: str | None, labels: str | None, class_names: str | None, reading: dict[str, Any]
 ) -> dict[str, Any]:
     """load_data's arguments, as plain values with absolute paths, so that a resumed run finds the data."""
     data = PRESETS[preset].data if data is None else data
     if data is None:
         raise InputError(f"preset {preset!r} needs --data: {accepted()}")
+    values = reading["value_range"]
     return {
+        **reading,
+        "value_range": None if values is None else _range(values),
         "source": data if data == fashion.NAME else str(Path(data).resolve()),
         "labels": None if labels is None else str(Path(labels).resolve()),
-        "size": size,
         "class_names": [name.strip() for name in class_names.split(",")] if class_names else [],
-        "holdout": holdout,
     }
+
+
+def _range(text: str) -> list[float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--range {text!r}; accepted: two numbers, such as 0,4095") from None
+    return [low, high]

@@ -39,7 +39,7 @@ def read(source: str, **options: Any) -> Pictures:
 
 
 SOURCE = Source(
-    "a .zip of pictures (likewise)",
+    "a .zip of pictures",
     lambda source: source.lower().endswith(".zip") and Path(source).is_file(),
     read,
     options=OPTIONS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -44,7 +44,9 @@ def csv_classes(names: Sequence[str], path: str) -> list[str]:
     unlabelled = [name for name in names if name not in found]
     for problem, which in (("names files that are not there", missing), ("has no class for", unlabelled)):
         if which:
-            raise InputError(f"{path!r} {problem}: {_some(which)}; accepted: a row for each picture, file name and class")
+            raise InputError(
+                f"{path!r} {problem}: {_some(which)}; accepted: a row for each picture, file name and class"
+            )
     return [found[name] for name in names]
 
 
@@ -70,7 +72,9 @@ def _some(names: Sequence[str]) -> str:
 
 def weights(classes: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """The classes as (N, K) float32, one-hot, zeros for an empty name; and the K names, numbers in their order."""
-    names = sorted(set(classes) - {""}, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else name))
+    names = sorted(
+        set(classes) - {""}, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else name)
+    )
     place = {name: index for index, name in enumerate(names)}
     made = np.zeros((len(classes), len(names)), np.float32)
     for row, name in enumerate(classes):

@@ -31,7 +31,9 @@ def place(source: str) -> Path:
         return folder
     inner = [raw for raw in (folder / "raw", *sorted(folder.glob("*/raw"))) if holds(raw, TRAIN_IMAGES)]
     if len(inner) > 1:
-        raise InputError(f"{source!r} holds {', '.join(raw.parent.name for raw in inner)}; accepted: one of these folders")
+        raise InputError(
+            f"{source!r} holds {', '.join(raw.parent.name for raw in inner)}; accepted: one of these folders"
+        )
     return inner[0] if inner else folder
 
 

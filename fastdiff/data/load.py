@@ -61,7 +61,12 @@ def load_data(
     source, value_range = str(source), check_range(value_range)
     if not 0 < holdout <= 0.5:
         raise InputError(f"holdout = {holdout}; accepted: more than 0, at most 0.5")
-    given = {"labels": None if labels is None else str(labels), "size": size, "alpha": alpha, "skip_corrupt": skip_corrupt}
+    given = {
+        "labels": None if labels is None else str(labels),
+        "size": size,
+        "alpha": alpha,
+        "skip_corrupt": skip_corrupt,
+    }
     try:
         chosen = _recognised(source)
         for name, value in given.items():
@@ -92,29 +97,23 @@ def _image_data(found: Pictures, holdout: float, given: Range | None) -> ImageDa
     arrays = [in_float32(images) for images in (found.images, found.test_images) if images is not None]
     value_range, said = choose_range(found.name, arrays, given)
     more: dict[str, Any] = {"value_range": value_range, "notes": (*([said] if said else []), *found.notes)}
-    tables = [_weights(labels, len(images), found) for images, labels in _parts(found)]
-    names = found.class_names or tuple(f"class{k}" for k in range(tables[0].shape[1]))
-    images, labels = _tensor(arrays[0]), tables[0]
+    labels = _weights(found.labels, len(arrays[0]), len(found.class_names), found.name)
+    classes = labels.shape[1]
+    names = found.class_names or tuple(f"class{k}" for k in range(classes))
     if len(arrays) == 1:
-        return split(found.name, images, labels, names, holdout, **more)
-    return ImageData(found.name, images, labels, names, _tensor(arrays[1]), tables[1], **more)
+        return split(found.name, _tensor(arrays[0]), labels, names, holdout, **more)
+    test_labels = _weights(found.test_labels, len(arrays[1]), classes, found.name)
+    return ImageData(found.name, _tensor(arrays[0]), labels, names, _tensor(arrays[1]), test_labels, **more)
 
 
-def _parts(found: Pictures) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """Pictures and labels, of training and, if there is one, of the test set."""
-    train = [(found.images, found.labels)]
-    return train if found.test_images is None else [*train, (found.test_images, found.test_labels)]
-
-
-def _weights(labels: np.ndarray | None, count: int, found: Pictures) -> Tensor:
-    """(N,) class numbers or (N, K) weights → (N, K) float32; K is 0 without labels."""
+def _weights(labels: np.ndarray | None, count: int, classes: int, name: str) -> Tensor:
+    """(N,) class numbers or (N, K) weights → (N, K) float32; K is 0 without labels, classes: 0 if not known."""
     if labels is None:
         return torch.zeros(count, 0)
     if labels.ndim == 2:
         return torch.from_numpy(labels.astype(np.float32))
-    highest = max(int(one.max(initial=0)) for _, one in _parts(found) if one is not None and one.ndim == 1)
-    classes = len(found.class_names) or min(highest + 1, MAX_CLASSES)
-    return one_hot(torch.from_numpy(labels.astype(np.int64)), classes, found.name)
+    index = torch.from_numpy(labels.astype(np.int64))
+    return one_hot(index, classes or min(int(labels.max(initial=0)) + 1, MAX_CLASSES), name)
 
 
 def _tensor(images: np.ndarray) -> Tensor:

@@ -46,7 +46,7 @@ class Arrays:
         with self._open() as file, file.open(f"{name}.npy") as member:
             shape, by_columns, dtype = _header(member)
             array = room(shape[::-1] if by_columns else shape, dtype)
-            left = memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
+            left = memoryview(array.reshape(-1).view(np.uint8).data) if array.size else memoryview(b"")
             while left:
                 part = member.read(min(len(left), BLOCK))
                 if not part:

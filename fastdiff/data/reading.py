@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -27,10 +26,14 @@ SMALLEST, LARGEST = 4, 2**15  # sides of a picture
 
 def parse_size(size: int | str | Sequence[int]) -> tuple[int, int]:
     """N, "N", "WxH" or (W, H) → (width, height); raises InputError."""
-    parts: Sequence[Any] = size.lower().split("x") if isinstance(size, str) else [size] if isinstance(size, int) else size
+    parts: Sequence[Any] = (
+        size.lower().split("x") if isinstance(size, str) else [size] if isinstance(size, int) else size
+    )
     try:
         sides = [int(part) if isinstance(part, str) else part for part in parts]
-        width, height = (check_int("size", side, SMALLEST, LARGEST) for side in (sides * 2 if len(sides) == 1 else sides))
+        width, height = (
+            check_int("size", side, SMALLEST, LARGEST) for side in (sides * 2 if len(sides) == 1 else sides)
+        )
     except (TypeError, ValueError):
         raise InputError(
             f"size = {size!r}; accepted: N or WxH, such as 32 or 48x32, each from {SMALLEST} to {LARGEST}"

@@ -38,7 +38,9 @@ class Pictures:
 
     def __post_init__(self) -> None:
         if self.test_images is not None and (self.labels is None) != (self.test_labels is None):
-            raise InputError(f"data {self.name!r} has labels for one of training and validation; accepted: both, or none")
+            raise InputError(
+                f"data {self.name!r} has labels for one of training and validation; accepted: both, or none"
+            )
         for images, labels in ((self.images, self.labels), (self.test_images, self.test_labels)):
             if images is None:
                 continue

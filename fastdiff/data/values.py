@@ -84,8 +84,8 @@ def _extremes(name: str, arrays: Sequence[np.ndarray]) -> Range:
             low, high = min(low, float(part.min())), max(high, float(part.max()))
     if broken:
         raise InputError(
-            f"{broken:,} of {sum(array.size for array in arrays):,} values of data {name!r} are NaN, infinite or beyond "
-            "float32"
+            f"{broken:,} of {sum(array.size for array in arrays):,} values of data {name!r} are NaN, infinite or too "
+            "large for float32"
         )
     return low, high
 

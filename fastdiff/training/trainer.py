@@ -106,7 +106,7 @@ class Trainer:
         self._check_picture_size()
 
     def _contexts(self, labels: Tensor) -> Tensor:
-        """Labels on the device, padded with zeros to the network's K: unlabelled data has K = 0, and ContextUnet at least 1."""
+        """Labels on the device, padded with zeros to the network's K: unlabelled data has none, ContextUnet one."""
         width = context_width(self.network) or labels.shape[1]
         return nn.functional.pad(labels, (0, width - labels.shape[1])).to(self.device)
 
