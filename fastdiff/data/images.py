@@ -55,15 +55,14 @@ class ImageData:
     def __post_init__(self) -> None:
         if self.rows is ALL:
             object.__setattr__(self, "rows", torch.arange(len(self.pixels)))
-        shape = self.pixels.shape[1:]
         for images, count, labels in (
             (self.pixels, len(self.rows), self.labels),
             (self.val_images, len(self.val_images), self.val_labels),
         ):
-            if images.ndim != 4 or not images.numel() or images.shape[1:] != shape or not len(labels) == count > 0:
+            if images.ndim != 4 or not images.numel() or not len(labels) == count > 0:
                 raise InputError(
                     f"data {self.name!r} holds pictures of shape {tuple(images.shape)} with {len(labels)} labels; "
-                    "accepted: at least one picture for training and one for validation, of one size, a label for each"
+                    "accepted: at least one picture for training and one for validation, a label for each"
                 )
             if not torch.isfinite(labels).all():
                 raise InputError(f"data {self.name!r} has labels that are NaN or infinite")

@@ -44,7 +44,8 @@ class Pictures:
         for images, labels in ((self.images, self.labels), (self.test_images, self.test_labels)):
             if images is None:
                 continue
-            if images.ndim != 4 or images.dtype.kind not in "uifb" or images.dtype != self.images.dtype:
+            alike = images.dtype == self.images.dtype and images.shape[1:] == self.images.shape[1:]
+            if images.ndim != 4 or images.dtype.kind not in "uifb" or not alike:
                 raise InputError(
                     f"data {self.name!r} has pictures of shape {images.shape} and dtype {images.dtype}; accepted: "
                     "(N, C, H, W) uint8, other whole numbers or floats, the same for training and validation"
