@@ -182,7 +182,8 @@ class _Reader:
         found = {name: error for name, error in results.items() if isinstance(error, InputError)}
         self.corrupt |= found
         if found and not self.skip_corrupt:
-            more = f", and {len(found) - 1:,} more files" if len(found) > 1 else ""
+            others = len(found) - 1
+            more = f", and {others:,} more file{'s' * (others > 1)}" if others else ""
             raise InputError(f"{next(iter(found.values()))}{more}; skip_corrupt (--skip-corrupt) leaves them out")
         return {name: result for name, result in results.items() if not isinstance(result, InputError)}
 
