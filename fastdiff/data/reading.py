@@ -26,14 +26,10 @@ SMALLEST, LARGEST = 4, 2**15  # sides of a picture
 
 def parse_size(size: int | str | Sequence[int]) -> tuple[int, int]:
     """N, "N", "WxH" or (W, H) → (width, height); raises InputError."""
-    parts: Sequence[Any] = (
-        size.lower().split("x") if isinstance(size, str) else [size] if isinstance(size, int) else size
-    )
+    parts: Sequence[Any] = size.lower().split("x") if isinstance(size, str) else size  # type: ignore[assignment]
     try:
-        sides = [int(part) if isinstance(part, str) else part for part in parts]
-        width, height = (
-            check_int("size", side, SMALLEST, LARGEST) for side in (sides * 2 if len(sides) == 1 else sides)
-        )
+        sides = [int(part) if isinstance(part, str) else part for part in np.atleast_1d(parts).tolist()]
+        width, height = (check_int("size", side, SMALLEST, LARGEST) for side in sides * (3 - len(sides)))
     except (TypeError, ValueError):
         raise InputError(
             f"size = {size!r}; accepted: N or WxH, such as 32 or 48x32, each from {SMALLEST} to {LARGEST}"
