@@ -107,7 +107,7 @@ def test_medmnist_holds_out_its_validation_set(tmp_path):
         ({"train_images": (12, 8, 8), "test_images": (5, 8, 8)}, 12, 5),
         ({"x_train": (12, 8, 8), "y_train": (12,), "x_test": (5, 8, 8), "y_test": (5,)}, 12, 5),  # as Keras has MNIST
         ({"arr_0": (12, 8, 8, 2)}, 11, 1),
-        ({"pixels": (12, 6, 8, 8), "kinds": (12, 1)}, 10, 2),
+        ({"pixels": (12, 6, 8, 8), "kinds": (12, 1)}, 11, 1),
         ({"train_images": (12, 8, 8), "train_labels": (12, 5)}, 11, 1),
     ],
 )
@@ -137,6 +137,7 @@ def test_bad_archives_of_arrays(tmp_path):
         with zipfile.ZipFile(path, "w") as file:
             file.writestr("arr_0.npy", header_alone(shape) + bytes(100))
 
+    four = pictures(4, 8, 8)
     cases = [
         (lambda: path.write_bytes(b"nothing"), ["cannot be read as an .npz"]),
         (lambda: short((10, 8, 8)), ["arr_0 ends too early"]),
@@ -146,17 +147,15 @@ def test_bad_archives_of_arrays(tmp_path):
         (lambda: np.savez(path, a=np.array([{}], object)), ["Python objects"]),
         (lambda: np.savez(path, train_images=np.zeros((4, 8))), ["train_images of", "(N, H, W)"]),
         (
-            lambda: np.savez(path, train_images=pictures(4, 8, 8), train_labels=np.zeros(3)),
+            lambda: np.savez(path, train_images=four, train_labels=np.zeros(3)),
             ["train_labels of", "(4,) class"],
         ),
         (
-            lambda: np.savez(
-                path, train_images=pictures(4, 8, 8), test_images=pictures(4, 8, 8), test_labels=np.zeros(4)
-            ),
+            lambda: np.savez(path, train_images=four, test_images=four, test_labels=np.zeros(4)),
             ["labels for one of training and validation"],
         ),
         (
-            lambda: np.savez(path, train_images=pictures(4, 8, 8), val_images=pictures(4, 8, 9)),
+            lambda: np.savez(path, train_images=four, val_images=pictures(4, 8, 9)),
             ["(4, 1, 8, 9)", "the same"],
         ),
         (lambda: np.savez(path), ["holds nothing"]),
