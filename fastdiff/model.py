@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from fastdiff.capture.graph import SELF_CONDITION
+from fastdiff.data.values import check_range
 from fastdiff.errors import InputError, check_int, unknown_name, wrong_type
 from fastdiff.images import from_unit
 from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
@@ -117,11 +117,7 @@ class Model:
             object.__setattr__(self, "null_class", check_int("null_class", self.null_class, 0, limit))
         if not isinstance(self.learned_variance, bool):
             raise InputError(f"learned_variance = {self.learned_variance!r}; accepted: True or False")
-        if self.value_range is not None:
-            low, high = (float(value) for value in self.value_range)
-            if not (math.isfinite(high - low) and low < high):
-                raise InputError(f"value_range = {(low, high)}; accepted: (low, high), finite, low < high")
-            object.__setattr__(self, "value_range", (low, high))
+        object.__setattr__(self, "value_range", check_range(self.value_range))
         self._settle_self_condition()
         object.__setattr__(self, "image_shape", shape)
         object.__setattr__(self, "class_names", tuple(self.class_names))

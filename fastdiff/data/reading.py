@@ -119,8 +119,9 @@ class _Reader:
     def notes(self) -> tuple[str, ...]:
         if not self.corrupt:
             return ()
-        names = ", ".join(list(self.corrupt)[:NAMED]) + (", ..." if len(self.corrupt) > NAMED else "")
-        return (f"{len(self.corrupt):,} corrupt files left out: {names}",)
+        count = len(self.corrupt)
+        names = ", ".join(list(self.corrupt)[:NAMED]) + (", ..." if count > NAMED else "")
+        return (f"{count:,} corrupt file{'s' * (count > 1)} left out: {names}",)
 
     def _mode(self, name: str) -> str:
         from PIL import Image
