@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdiff.data.space import room
 from fastdiff.data.values import EIGHT_BITS, Range, shown
 from fastdiff.errors import InputError
 from fastdiff.images import cell_size, grid, to_unit
@@ -181,5 +182,7 @@ def split(
         held[members[torch.arange(len(members)) // block % every == every - 1]] = True
     if not held.any():  # few pictures: one of the largest class
         held[(classes == classes.mode().values).nonzero()[-1]] = True
-    rows = (~held).nonzero()[:, 0]
-    return ImageData(name, images, labels[rows], class_names, images[held], labels[held], rows=rows, **more)
+    rows, others = (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+    val_images = torch.from_numpy(room((len(others), *images.shape[1:]), images.numpy().dtype))
+    torch.index_select(images, 0, others, out=val_images)
+    return ImageData(name, images, labels[rows], class_names, val_images, labels[others], rows=rows, **more)

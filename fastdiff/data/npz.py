@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ class Arrays:
     def __getitem__(self, name: str) -> np.ndarray:
         with self._open() as file, file.open(f"{name}.npy") as member:
             shape, by_columns, dtype = _header(member)
+            if math.prod(shape) * dtype.itemsize > file.getinfo(f"{name}.npy").file_size:
+                raise EOFError(f"{name} ends too early")
             array = room(shape[::-1] if by_columns else shape, dtype)
             left = memoryview(array.reshape(-1).view(np.uint8).data) if array.size else memoryview(b"")
             while left:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 
 import numpy as np
+
+from fastdiff.errors import InputError
+from fastdiff.files import TEMPORARY
 
 LARGE = 2**30  # bytes from which on an array is mapped, not held
 BLOCK = 2**24  # bytes that are looked at together
@@ -23,13 +27,22 @@ def room(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
         The array, writable, in C order; what it holds is not said.
 
     Raises:
-        OSError: if the file cannot be made. It lies in the folder that the variable TMPDIR names, or in /tmp.
+        InputError: if there is no room for the file.
     """
     dtype = np.dtype(dtype)
-    if math.prod(shape) * dtype.itemsize <= LARGE:
+    size = math.prod(shape) * dtype.itemsize
+    if size <= LARGE:
         return np.empty(shape, dtype)
-    with tempfile.TemporaryFile(prefix="fastdiff-") as file:  # the mapping keeps what it holds
-        return np.memmap(file, dtype, "w+", shape=shape)
+    try:
+        with tempfile.TemporaryFile(prefix=TEMPORARY) as file:  # the mapping keeps what it holds
+            if hasattr(os, "posix_fallocate"):  # a full disk is said here, and does not kill the process later
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, dtype, "w+", shape=shape)
+    except OSError as error:
+        raise InputError(
+            f"no room for an array of {size / 2**30:,.1f} GiB in {tempfile.gettempdir()!r} ({error.strerror}); the "
+            "variable TMPDIR names another folder"
+        ) from error
 
 
 def blocks(array: np.ndarray) -> Iterator[slice]:

@@ -170,6 +170,11 @@ def test_large_arrays_are_mapped(dtype, loaded, tmp_path, monkeypatch):
     assert torch.equal(load_data(tmp_path / "x.npz").pixels, held.pixels)
 
 
+def test_no_room_is_said(monkeypatch):
+    with pytest.raises(InputError, match=r"no room for an array of 1,048,576.0 GiB in .*TMPDIR"):
+        space.room((2**20, 2**10, 2**20), np.uint8)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 300))
 def test_blocks_cover_everything_once(count, width, block):
