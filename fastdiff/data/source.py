@@ -44,11 +44,15 @@ class Pictures:
         for images, labels in ((self.images, self.labels), (self.test_images, self.test_labels)):
             if images is None:
                 continue
-            alike = images.dtype == self.images.dtype and images.shape[1:] == self.images.shape[1:]
-            if images.ndim != 4 or images.dtype.kind not in "uifb" or not alike:
+            if images.ndim != 4 or images.dtype.kind not in "uifb":
                 raise InputError(
                     f"data {self.name!r} has pictures of shape {images.shape} and dtype {images.dtype}; accepted: "
-                    "(N, C, H, W) uint8, other whole numbers or floats, the same for training and validation"
+                    "(N, C, H, W) uint8, other whole numbers or floats"
+                )
+            if (images.dtype, images.shape[1:]) != (self.images.dtype, self.images.shape[1:]):
+                raise InputError(
+                    f"data {self.name!r} has {self.images.dtype} pictures of shape {self.images.shape} to train on, and "
+                    f"{images.dtype} of {images.shape} for validation; accepted: one dtype and one size"
                 )
             if labels is not None and (labels.ndim not in (1, 2) or len(labels) != len(images)):
                 raise InputError(

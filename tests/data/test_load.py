@@ -245,11 +245,11 @@ def test_no_class_is_lost_to_validation(classes, each, tmp_path):
         ({"train-images-idx3-ubyte": idx_bytes(np.zeros(20, np.uint8))}, ["3 dimensions"]),
         (
             {
-                "train-images-idx3-ubyte": idx_bytes(np.zeros((0, 4, 4), np.uint8)),
+                "train-images-idx3-ubyte": idx_bytes(np.zeros((0, 28, 28), np.uint8)),
                 "train-labels-idx1-ubyte": idx_bytes(np.zeros(0, np.uint8)),
                 "t10k-labels-idx1-ubyte": idx_bytes(np.zeros(7, np.uint8)),
             },
-            ["(0, 1, 4, 4)", "at least one"],
+            ["(0, 1, 28, 28)", "at least one"],
         ),
         ({"t10k-labels-idx1-ubyte": idx_bytes(np.full(7, 25, np.uint8))}, ["label 25", "0 to 9"]),
         (
