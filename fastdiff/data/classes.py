@@ -30,14 +30,13 @@ def csv_classes(names: Sequence[str], path: str) -> list[str]:
         InputError: if it cannot be read, or names a file that is not there, twice, or one of `names` not at all.
     """
     rows = _rows(path)
-    endless = {str(PurePosixPath(name).with_suffix("")): name for name in names}
-    known = {**{name: name for name in names}, **{short: name for short, name in endless.items() if short not in names}}
+    known = {str(PurePosixPath(name).with_suffix("")): name for name in names} | {name: name for name in names}
     found: dict[str, str] = {}
     missing = []
     for line, (text, label) in enumerate(rows):
         name = known.get(str(PurePosixPath(text.strip().replace("\\", "/"))))
         if name is None:
-            if line or PurePosixPath(text).suffix in {PurePosixPath(name).suffix for name in names}:  # no header
+            if line or PurePosixPath(text).suffix in {PurePosixPath(one).suffix for one in names}:  # no header
                 missing.append(text)
         elif found.setdefault(name, label.strip()) != label.strip():
             raise InputError(f"{path!r} gives {name!r} two classes, {found[name]!r} and {label.strip()!r}")

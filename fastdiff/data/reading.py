@@ -150,9 +150,8 @@ class _Reader:
         for name in names:
             try:
                 channels, height, width = picture_array(self._picture(name, mode, sides)).shape
-            except InputError:
-                if not self.skip_corrupt:
-                    raise
+            except InputError:  # `_each` meets it again
+                continue
             else:
                 return name, (channels, height, width)
         raise InputError(f"none of {len(self.files):,} pictures can be read, {next(iter(self.files))!r} among them")

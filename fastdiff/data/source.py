@@ -51,7 +51,7 @@ class Pictures:
                 )
             if (images.dtype, images.shape[1:]) != (self.images.dtype, self.images.shape[1:]):
                 raise InputError(
-                    f"data {self.name!r} has {self.images.dtype} pictures of shape {self.images.shape} to train on, and "
+                    f"data {self.name!r} has {self.images.dtype} pictures of shape {self.images.shape} to train on and "
                     f"{images.dtype} of {images.shape} for validation; accepted: one dtype and one size"
                 )
             if labels is not None and (labels.ndim not in (1, 2) or len(labels) != len(images)):

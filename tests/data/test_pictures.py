@@ -231,6 +231,14 @@ def test_corrupt_files_are_named_and_left_out_on_request(pets):
         load_data(pets, skip_corrupt=True)
 
 
+def test_a_corrupt_first_picture_is_told_as_any_other(pets):
+    for k in (0, 2):
+        whole = (pets / "cat" / f"{k}.png").read_bytes()
+        (pets / "cat" / f"{k}.png").write_bytes(whole[:45])
+    with pytest.raises(InputError, match=r"'cat/0.png' as a picture.*, and 1 more file; skip_corrupt \(--skip-corr"):
+        load_data(pets)
+
+
 def test_another_size_is_no_corrupt_file(pets):
     save(pets / "dog" / "9.png", np.zeros((8, 9, 3), np.uint8))
     with pytest.raises(InputError, match=r"'dog/9.png' is 9x8 and 'cat/0.png' 8x8; give a size \(--size\)"):
