@@ -161,6 +161,8 @@ def train(resume: str | None, device: str | None, threads: int | None, **options
     fastdiff train -o runs/garments
     fastdiff train --preset course --data sprites.npy --labels labels.npy -o runs/sprites
     fastdiff train --data my_pictures/ --size 32 --dim 64 --epochs 50 --ema 0.999 -o runs/mine
+    fastdiff train --data photos.zip --labels kinds.csv --size 48x32 -o runs/photos
+    fastdiff train --data scans/ --range 0,4095 -o runs/scans
     fastdiff train --init sprites --preset course --data tiles.npy --labels tiles_labels.npy -o runs/tuned
     fastdiff train --resume runs/mine
 
