@@ -31,7 +31,7 @@ class Arrays:
         path: the file.
 
     Attributes:
-        shapes: name → shape.
+        shapes: name → shape; those of other things than numbers are left out.
 
     Raises:
         InputError: here and later, for a damaged file.
@@ -39,9 +39,14 @@ class Arrays:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.shapes: dict[str, tuple[int, ...]] = {}
         with self._open() as file:
-            names = [name for name in file.namelist() if name.endswith(".npy")]
-            self.shapes = {name.removesuffix(".npy"): _header(file.open(name))[0] for name in names}
+            for name in file.namelist():
+                if name.endswith(".npy"):
+                    with file.open(name) as member:
+                        shape, _, dtype = _header(member)
+                    if dtype.kind in "uifb":
+                        self.shapes[name.removesuffix(".npy")] = shape
 
     def __getitem__(self, name: str) -> np.ndarray:
         with self._open() as file, file.open(f"{name}.npy") as member:
@@ -72,10 +77,7 @@ def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(member)
     if version not in HEADERS:
         raise ValueError(f"an array of format {version}")
-    header = HEADERS[version](member)
-    if header[2].hasobject:
-        raise ValueError("it holds Python objects")
-    return header
+    return HEADERS[version](member)
 
 
 def _plain(shapes: dict[str, tuple[int, ...]], source: str) -> tuple[str, str]:
@@ -86,7 +88,7 @@ def _plain(shapes: dict[str, tuple[int, ...]], source: str) -> tuple[str, str]:
         labels = [name for name, shape in shapes.items() if len(shape) in (1, 2) and shape[0] == count]
         if len(labels) <= 1:
             return pictures[0], labels[0] if labels else ""
-    held = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "nothing"
+    held = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no arrays of numbers"
     wanted = ", ".join(f"{images} and {labels}" for images, labels in (*TRAIN, *HELD_OUT))
     raise InputError(f"{source!r} holds {held}; accepted: {wanted}; or one array of pictures, and one of their labels")
 
