@@ -70,7 +70,7 @@ def load_data(
     try:
         chosen = _recognised(source)
         for name, value in given.items():
-            if value not in (None, False) and name not in chosen.options:
+            if value is not None and value is not False and name not in chosen.options:
                 raise InputError(f"{name} = {value!r} with data {source!r}; accepted only with {accepted(name)}")
         every = {**given, "download": download, "progress": progress}
         found = chosen.read(source, **{name: value for name, value in every.items() if name in chosen.options})
