@@ -330,9 +330,7 @@ def test_ten_thousand_photographs_are_trained_on_in_two_gigabytes(tmp_path):
     (tmp_path / "data").mkdir()
     for k in range(10_000):
         (tmp_path / "data" / f"{k:05d}.jpg").symlink_to(tmp_path / f"{k % 4}.jpg")
-    words = (
-        "train --preset course --data data --size 32 --n-feat 8 --epochs 1 --batch-size 64 --threads 1 -o run".split()
-    )
+    words = "train --preset course --data data --size 32 --n-feat 8 --epochs 1 --batch-size 64 --threads 1 -o r".split()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with open(tmp_path / "said.txt", "w") as said:
         process = subprocess.Popen(
