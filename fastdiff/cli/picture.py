@@ -148,15 +148,8 @@ def _draw(
     )
     seconds = time.perf_counter() - began
     images, frames = result if isinstance(result, tuple) else (result, None)
-    return Drawn(
-        images,
-        frames,
-        table.sampler,
-        count_steps(steps, len(table)),
-        seconds,
-        where(chosen, form, dtype),
-        loaded.values(images),
-    )
+    count, how = count_steps(steps, len(table)), where(chosen, form, dtype)
+    return Drawn(images, frames, table.sampler, count, seconds, how, loaded.values(images))
 
 
 def _check_outputs(output: str, gif: str | None, npy: str | None) -> None:
