@@ -47,6 +47,7 @@ def describe(parts: Any, **more: Any) -> dict[str, Any]:
         "made_by": f"fastdiff {source_version()}, torch {torch.__version__}",
         "image_shape": list(model.image_shape),
         "range": [-1, 1],
+        "value_range": model.value_range,  # what -1 and 1 are of the training data, null for pictures of 8 bits
         "prediction_type": model.prediction_type,
         "time": model.time,
         "timesteps": model.schedule.num_timesteps,

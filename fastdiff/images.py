@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import math
+import struct
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 import torch
@@ -20,6 +23,26 @@ from fastdiff.files import write_atomically
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 200_000_000
 MAX_MILLISECONDS = 60_000
+SHOWN_CHANNELS = (1, 3, 4)  # as gray, RGB and RGBA
+DRAFT = 3  # a JPEG is decoded at no less than so many times the size that it is cut to
+# What Pillow's decoders and archives raise for damaged files.
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, TypeError, IndexError, OverflowError, EOFError, RuntimeError),
+    *(Image.DecompressionBombError, struct.error, zlib.error, zipfile.BadZipFile),
+)
+
+
+def to_unit(pixels: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """Values from low to high, uint8 or floats → float32 in [-1, 1], same shape."""
+    low, high = value_range
+    half = (high - low) / 2
+    return pixels.float() / half - (low + high) / 2 / half
+
+
+def from_unit(images: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """The inverse of to_unit: [-1, 1] float → float32 from low to high, same shape; nothing is clamped."""
+    low, high = value_range
+    return images.float() * ((high - low) / 2) + (low + high) / 2
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -28,9 +51,23 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """(C, H, W) uint8 → a picture; with other than 1, 3 or 4 channels, of the first channel."""
+    """(C, H, W) uint8, or (1, H, W) int32 from 0 to 65535 → a picture of 8 or 16 bits; C is 1, 3 or 4."""
     array = image.permute(1, 2, 0).contiguous().numpy()
+    if array.dtype != np.uint8:
+        array = array.astype(np.uint16)
     return Image.fromarray(array if array.shape[2] in (3, 4) else array[:, :, 0])
+
+
+def cell_size(image_shape: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of an image (C, H, W) in a grid: channels that are no colors stand side by side."""
+    channels, height, width = image_shape
+    return height, width if channels in SHOWN_CHANNELS else channels * width
+
+
+def sixteen_bits(value_range: tuple[float, float]) -> bool:
+    """Whether a range is one of whole numbers that need 16 bits, so that pictures can hold the values themselves."""
+    low, high = value_range
+    return 0 <= low and 255 < high < 2**16 and low == int(low) and high == int(high)
 
 
 def grid_layout(
@@ -51,6 +88,8 @@ def grid_layout(
 def grid(images: Tensor, columns: int | None = None, *, scale: int | None = None, gap: int = 1) -> Image.Image:
     """All images in one picture, row by row, on white.
 
+    Images of 1, 3 or 4 channels are gray, RGB or RGBA; of others each channel is shown, side by side, in gray.
+
     Args:
         images: (n, C, H, W) float in [-1, 1], as `sample` returns them.
         columns: images in a row. Default: the square root of n, rounded up.
@@ -69,6 +108,8 @@ def grid(images: Tensor, columns: int | None = None, *, scale: int | None = None
     if images.ndim != 4 or not images.numel():
         raise InputError(f"images of shape {tuple(images.shape)}; accepted: (n, C, H, W), none of them 0")
     pixels = to_uint8(images.detach().cpu())
+    if pixels.shape[1] not in SHOWN_CHANNELS:
+        pixels = pixels.permute(0, 2, 1, 3).flatten(2)[:, None]  # (n, 1, H, C W)
     n, channels, height, width = pixels.shape
     columns, rows, scale = grid_layout(n, height, width, columns=columns, scale=scale, gap=gap)
     sheet = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
@@ -208,25 +249,69 @@ def check_picture_name(path: str | Path) -> Path:
     return Path(path)
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """A picture file in mode L or RGB, 16-bit gray scaled to 8 bits, transparency on white; raises InputError."""
+def picture_mode(picture: Image.Image, alpha: bool = False) -> str:
+    """The mode in which open_picture gives a picture, known from its header.
+
+    F, float32 in the file's own units, for gray of 16 bits and more and for floats; else RGBA where alpha is asked
+    for; else L or RGB.
+    """
+    if picture.mode.startswith(("I", "F")):
+        return "F"
+    if alpha:
+        return "RGBA"
+    return "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
+
+
+def open_picture(
+    source: str | Path | IO[bytes],
+    *,
+    name: str | None = None,
+    alpha: bool = False,
+    least: int | None = None,
+) -> Image.Image:
+    """A picture, turned as its EXIF orientation says, in the mode that picture_mode tells.
+
+    Args:
+        source: a file's path, or the open file.
+        name: what errors call it; the path unless given.
+        alpha: whether transparency is kept as a fourth channel; else it lies on white.
+        least: the shorter side that is needed; of a large JPEG fewer pixels are then decoded, but more than these.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            picture: Image.Image = opened
-            if picture.mode.startswith("I;16"):
-                return Image.fromarray((np.asarray(picture).astype(np.uint32) * 255 // 65535).astype(np.uint8))
-            if picture.mode in ("I", "F"):
-                raise InputError(f"{str(path)!r} has {picture.mode} pixels; accepted: 8 or 16 bits a channel")
-            gray = picture.mode in ("1", "L", "LA", "La")
-            if picture.has_transparency_data:
-                colored = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", colored.size, "white"), colored)
-            return picture.convert("L" if gray else "RGB")
-    except InputError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read {str(path)!r} as a picture: {error}") from error
+        with Image.open(source) as picture:
+            mode = picture_mode(picture, alpha)
+            if least is not None:
+                times = DRAFT * least / min(picture.size)
+                picture.draft(None, (math.ceil(picture.width * times), math.ceil(picture.height * times)))
+            picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)
+            if mode == "F":
+                return Image.fromarray(np.asarray(picture).astype(np.float32))
+            if not picture.has_transparency_data:
+                return picture.convert(mode)
+            colored = picture.convert("RGBA")
+            if not alpha:
+                colored = Image.alpha_composite(Image.new("RGBA", colored.size, "white"), colored)
+            return colored.convert(mode)
+    except UNREADABLE as error:
+        raise InputError(f"cannot read {name or str(source)!r} as a picture: {error}") from error
+
+
+def cut_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture's middle of the ratio width : height, resized to size, (width, height)."""
+    made = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    if made.mode == "F":  # Lanczos goes beyond the values that it joins; 8 bits are clipped by Pillow
+        made = Image.fromarray(np.asarray(made).clip(*picture.getextrema()))
+    return made
+
+
+def picture_array(picture: Image.Image) -> np.ndarray:
+    """A picture → (C, H, W), float32 for mode F, else uint8."""
+    array = np.asarray(picture)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def read_picture(path: str | Path, size: int | None = None) -> Tensor:
@@ -242,23 +327,42 @@ def read_picture(path: str | Path, size: int | None = None) -> Tensor:
     Raises:
         InputError: if the file cannot be read as a picture.
     """
-    return from_picture(open_picture(path).convert("RGB"), size).float() / 127.5 - 1
-
-
-def fit_picture(path: str | Path, image_shape: tuple[int, int, int]) -> Tensor:
-    """A picture file as a model's image: its middle, resized, (C, H, W) in [-1, 1]; C is 1 (gray) or 3."""
-    channels, height, width = image_shape
-    if channels not in (1, 3):
-        raise InputError(f"a picture for images of {channels} channels; accepted: 1 or 3")
-    picture = open_picture(path).convert("L" if channels == 1 else "RGB")
-    return from_picture(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)).float() / 127.5 - 1
-
-
-def from_picture(picture: Image.Image, size: int | None = None) -> Tensor:
-    """A picture → (C, H, W) uint8; with size, its middle square resized to size x size."""
+    picture = open_picture(path)
     if size is not None:
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        picture = picture.resize((size, size), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
-    raw = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return raw.view(picture.height, picture.width, len(picture.getbands())).permute(2, 0, 1)
+        picture = cut_picture(picture, (size, size))
+    image = _unit(picture if picture.mode == "F" else picture.convert("RGB"))
+    return image.expand(3, -1, -1)
+
+
+def fit_picture(
+    path: str | Path, image_shape: tuple[int, int, int], value_range: tuple[float, float] | None = None
+) -> Tensor:
+    """A picture file as a model's image: its middle, resized, (C, H, W) in [-1, 1].
+
+    Args:
+        path: the file.
+        image_shape: (C, H, W) of the model; C is 1 (gray), 3 (RGB) or 4 (RGBA).
+        value_range: the model's. What is -1 and 1 in pictures of 16 bits or floats; of 8 bits it is always 0 and 255.
+            None: the picture's own least and greatest value.
+
+    Raises:
+        InputError: for a file that is no picture, or other channels.
+    """
+    channels, height, width = image_shape
+    if channels not in SHOWN_CHANNELS:
+        raise InputError(f"a picture for images of {channels} channels; accepted: 1, 3 or 4")
+    picture = cut_picture(open_picture(path, alpha=channels == 4), (width, height))
+    if picture.mode != "F":
+        picture = picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+    elif channels == 4:
+        raise InputError(f"{str(path)!r} has 16 bits or floats, in gray; accepted for images of 4 channels: 8 bits")
+    return _unit(picture, value_range).expand(channels, -1, -1)
+
+
+def _unit(picture: Image.Image, value_range: tuple[float, float] | None = None) -> Tensor:
+    """(C, H, W) in [-1, 1]; values in mode F that lie outside of the range are clamped."""
+    pixels = torch.from_numpy(picture_array(picture).copy())
+    if picture.mode != "F":
+        return to_unit(pixels, (0, 255))
+    low, high = value_range or (float(pixels.min()), float(pixels.max()))
+    return to_unit(pixels, (low, high)).clamp(-1, 1) if high > low else torch.zeros_like(pixels)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastdiff.capture.graph import SELF_CONDITION
+from fastdiff.data.values import check_range
 from fastdiff.errors import InputError, check_int, unknown_name, wrong_type
+from fastdiff.images import from_unit
 from fastdiff.samplers.prediction import PREDICTION_TYPES, Clip, check_clip
 from fastdiff.samplers.samplers import DEFAULT, find_sampler, make_table
 from fastdiff.samplers.schedule import Schedule
@@ -64,6 +66,8 @@ class Model:
             predicted, (B, C, H, W), zeros in the first (Chen et al. 2023, section 3.2); unless said, whether the
             network's own attribute self_condition is True, and its forward takes that argument.
         scheduler: what makes its table unless a sampler is named; None is the sampler DEFAULT.
+        value_range: (low, high), the values of the training data that -1 and 1 stand for, see `values`; None for usual
+            pictures of 8 bits.
 
     Raises:
         InputError: for values outside these.
@@ -82,6 +86,7 @@ class Model:
     learned_variance: bool = False
     self_condition: bool = UNSAID
     scheduler: Scheduler | None = None
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.network, nn.Module):
@@ -112,6 +117,7 @@ class Model:
             object.__setattr__(self, "null_class", check_int("null_class", self.null_class, 0, limit))
         if not isinstance(self.learned_variance, bool):
             raise InputError(f"learned_variance = {self.learned_variance!r}; accepted: True or False")
+        object.__setattr__(self, "value_range", check_range(self.value_range))
         self._settle_self_condition()
         object.__setattr__(self, "image_shape", shape)
         object.__setattr__(self, "class_names", tuple(self.class_names))
@@ -144,6 +150,17 @@ class Model:
         """The name of an argument besides x and t without which the network cannot be called; None if there is none."""
         argument = context_argument(self.network)
         return argument.name if argument is not None and argument.default is argument.empty else None
+
+    def values(self, images: Tensor) -> Tensor:
+        """Images as `fastdiff.sample` returns them → the same in the values of the training data.
+
+        Args:
+            images: float in [-1, 1], of any shape.
+
+        Returns:
+            float32 in value_range, not clamped; images themselves where the model has none.
+        """
+        return images if self.value_range is None else from_unit(images, self.value_range)
 
     def default_steps(self, sampler: str | None = None) -> int:
         """The number of steps of `table` where none is asked for."""

@@ -12,7 +12,17 @@ from PIL import Image
 
 from fastdiff import InputError
 from fastdiff.files import check_writable, write_atomically
-from fastdiff.images import animation, check_picture_name, grid, read_picture, save_gif, save_picture, to_uint8
+from fastdiff.images import (
+    animation,
+    check_picture_name,
+    fit_picture,
+    grid,
+    open_picture,
+    read_picture,
+    save_gif,
+    save_picture,
+    to_uint8,
+)
 
 
 def test_to_uint8():
@@ -34,6 +44,48 @@ def test_grid_places_images_row_by_row():
 @pytest.mark.parametrize("channels, mode", [(1, "L"), (2, "L"), (3, "RGB"), (4, "RGBA")])
 def test_channels(channels, mode):
     assert grid(torch.zeros(2, channels, 4, 4)).mode == mode
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_no_channel_is_hidden(channels):
+    images = torch.arange(3 * channels).view(3, channels, 1, 1).expand(-1, -1, 4, 6) / 127.5 - 1
+    picture = np.asarray(grid(images, columns=2, scale=1, gap=1))
+    assert picture.shape == (2 * 5 + 1, 2 * (6 * channels + 1) + 1)
+    for k in range(3):
+        for c in range(channels):
+            top, left = 1 + k // 2 * 5, 1 + k % 2 * (6 * channels + 1) + c * 6
+            assert (picture[top : top + 4, left : left + 6] == k * channels + c).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_every_mode_of_a_picture_is_read(mode, tmp_path):
+    gray = np.uint8([[0, 255], [255, 0]]).repeat(4, 0).repeat(4, 1)
+    if mode in ("I;16", "I", "F"):
+        picture = Image.fromarray(gray.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
+    else:
+        picture = Image.fromarray(gray).convert("P" if mode == "PA" else mode).convert(mode)
+    path = tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.tif" if mode == "PA" else "a.tiff")
+    picture.save(path, **({"quality": 100} if mode in ("CMYK", "YCbCr") else {}))
+    found = open_picture(path)
+    expected = {"1": "L", "L": "L", "LA": "L", "I;16": "F", "I": "F", "F": "F"}.get(mode, "RGB")
+    assert found.mode == expected and np.abs(np.asarray(found.convert("L")).astype(int) - gray).max() <= 2
+    assert open_picture(path, alpha=True).mode == ("F" if expected == "F" else "RGBA")
+    assert torch.allclose(fit_picture(path, (1, 8, 8))[0], torch.from_numpy(gray / 127.5 - 1).float(), atol=0.02)
+    assert fit_picture(path, (3, 8, 8)).shape == read_picture(path).shape == (3, 8, 8)
+
+
+def test_a_picture_of_sixteen_bits_fits_a_models_range(tmp_path):
+    Image.fromarray(np.uint16([[0, 1000], [2000, 5000]])).save(tmp_path / "a.png")
+    found = fit_picture(tmp_path / "a.png", (1, 2, 2), (0, 4000))
+    assert found.tolist() == [[[-1, -0.5], [0, 1]]]  # 5000 lies outside
+    assert read_picture(tmp_path / "a.png")[2].flatten().tolist() == pytest.approx([-1, -0.6, -0.2, 1])
+    Image.fromarray(np.full((2, 2), 70, np.uint16)).save(tmp_path / "flat.png")
+    assert read_picture(tmp_path / "flat.png").eq(0).all()
+    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert fit_picture(tmp_path / "clear.png", (4, 2, 2))[:, 0, 0].tolist() == [1, -1, -1, -1]
+    for shape, words in (((2, 2, 2), "2 channels; accepted: 1, 3 or 4"), ((4, 2, 2), "8 bits")):
+        with pytest.raises(InputError, match=words):
+            fit_picture(tmp_path / "a.png", shape)
 
 
 def test_color_survives_a_png(tmp_path):

@@ -306,6 +306,7 @@ def test_context_for_a_network_without_any(randomised):
         (dict(time="seconds"), "seconds"),
         (dict(image_shape=(1, 0, 3)), "(1, 0, 3)"),
         (dict(clip="yes"), "'yes'"),
+        (dict(value_range=(1, 0)), "value_range = (1, 0)"),
     ],
 )
 def test_bad_models_are_named(options, words):

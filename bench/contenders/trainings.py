@@ -87,7 +87,7 @@ def _published(
     criterion = F.smooth_l1_loss if annotated else F.mse_loss
     schedule = model.schedule
     abar = torch.from_numpy(schedule.alphas_cumprod.copy()).float().to(device)
-    pictures, labels = like.images.float() / 127.5 - 1, like.labels
+    pictures, labels = like.data.unit(like.data.images).to(device), like.data.labels.to(device)
 
     def step(rows: Tensor, t: Tensor, noise: Tensor, rate: float) -> Tensor:
         for group in optimizer.param_groups:

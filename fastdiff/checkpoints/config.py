@@ -93,6 +93,7 @@ def _rare(model: Model) -> dict[str, Any]:
         "learned_variance": model.learned_variance,
         "self_condition": model.self_condition,
         "scheduler": None if model.scheduler is None else model.scheduler.config(),
+        "value_range": None if model.value_range is None else list(model.value_range),
     }
 
 
@@ -112,4 +113,5 @@ def model_from_config(config: Mapping[str, Any], network: nn.Module | None = Non
         learned_variance=config.get("learned_variance", False),
         self_condition=config.get("self_condition", False),
         scheduler=None if scheduler is None else Scheduler.from_config(scheduler),
+        value_range=config.get("value_range"),
     )

@@ -27,6 +27,7 @@ class Drawn:
 
     Attributes:
         steps: what was made of --steps, in words: 25 steps.
+        values: the images in the values of the model's data, see Model.values.
     """
 
     images: Tensor
@@ -35,6 +36,7 @@ class Drawn:
     steps: str
     seconds: float
     where: str
+    values: Tensor
 
 
 def count_steps(steps: int, rows: int) -> str:
@@ -87,12 +89,16 @@ def _sizes(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def given_pictures(options: dict[str, Any], image_shape: tuple[int, int, int]) -> dict[str, Any]:
+def given_pictures(options: dict[str, Any], model: Model) -> dict[str, Any]:
     """The pictures of --init, --known and --mask, which are taken out of the options, as fastdiff.sample takes them."""
     paths = {name: options.pop(name) for name in ("init", "known", "mask")}
-    made = {name: fit_picture(paths[name], image_shape) for name in ("init", "known") if paths[name] is not None}
+    made = {
+        name: fit_picture(paths[name], model.image_shape, model.value_range)
+        for name in ("init", "known")
+        if paths[name] is not None
+    }
     if paths["mask"] is not None:
-        made["mask"] = fit_picture(paths["mask"], (1, *image_shape[1:])) / 2 + 0.5
+        made["mask"] = fit_picture(paths["mask"], (1, *model.image_shape[1:])) / 2 + 0.5
     return made
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from fastdiff.cli.completion import complete, complete_model
+from fastdiff.cli.data import data_options
 from fastdiff.cli.options import (
     device_option,
     eta_help,
@@ -25,19 +26,7 @@ from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
 @click.command("eval", short_help="How good a model is, against held-out pictures.", epilog=sampler_list())
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...", shell_complete=complete_model)
 @click.option("--data", required=True, help=f"The pictures that the models were trained on: {accepted()}.")
-@click.option("--labels", help="The (N, K) .npy of labels beside an .npy of pictures.")
-@click.option(
-    "--class-names", help="Names of the K labels, with commas between them.  [default: the data's, or the model's]"
-)
-@click.option("--size", type=click.IntRange(4), help="Cut pictures of a folder to squares of this size.")
-@click.option(
-    "--holdout",
-    type=float,
-    default=0.05,
-    show_default=True,
-    help="Share that training set aside, where the data has no test set; as it was in training, or pictures count as "
-    "held out that the model has seen.",
-)
+@data_options
 @click.option(
     "-n",
     "--number",
@@ -99,7 +88,8 @@ def evaluate(**options: Any) -> None:
     fastdiff eval runs/mine/epochs/*.safetensors --data my_pictures/ --size 32    a curve over the epochs
 
     Samples 0 to n - 1 of seed 0 are drawn, classes in turn where the model takes classes, and compared with the
-    held-out pictures by the features of a network that was trained to tell pictures apart:
+    held-out pictures by the features of a network that was trained to tell pictures apart. --data and its options
+    are those of the training, or pictures count as held out that the model has seen:
 
     \b
     distance      Fréchet distance (Heusel et al. 2017): between the features' means and covariances. 0 is the same

@@ -12,6 +12,7 @@ import click
 import torch
 from tqdm.auto import tqdm
 
+from fastdiff.cli.data import data_source
 from fastdiff.cli.drawn import chosen_steps, count_steps
 from fastdiff.cli.options import NODES, load_model, parse_clip, parse_device, parse_dtype, set_threads
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
@@ -34,7 +35,6 @@ from fastdiff.shards.manifest import Samples
 PACKAGES = ("torch", "numpy", "torchmetrics")  # whose versions a report names
 SAMPLING = ("sampler", "steps", "eta", "clip", "guidance_scale", *NODES)
 COMPUTING = ("batch_size", "threads", "dtype", "form", "device")  # of the engine
-DATA = ("data", "labels", "size", "class_names", "holdout")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def evaluate_models(models: Sequence[str], **options: Any) -> None:
     folder = check_folder(output.parent / "samples" if kept is None else kept)
     device = parse_device(options["device"])
     set_threads(options["threads"])
-    data = _data({name: options.pop(name) for name in DATA})
+    data = load_data(**data_source(options.pop("data"), options), progress=True)
     reference.check_held_out(data)
     candidates = [_candidate(name, data, folder, n, options) for name in dict.fromkeys(models)]
     data = _named_by(candidates, data)
@@ -130,7 +130,7 @@ def _note(n: int, held_out: int, size: int) -> str:
 
 def _draw(one: Candidate, data: ImageData, computing: dict[str, Any]) -> tuple[torch.Tensor, str]:
     """The samples; raises KeyboardInterrupt where they were cut short, between two batches."""
-    format = "npz" if data.val_images.dtype == torch.uint8 else "npy"  # as fine as the data
+    format = "npz" if data.own_range is None else "npy"  # as fine as the data
     with StopSignal() as stop, _bar(f"samples of {one.name}", one.asked.n) as tick:
         there = 0
 
@@ -168,17 +168,6 @@ def _report_path(output: str) -> Path:
     if path.suffix.lower() != ".json":
         raise InputError(f"output {output!r}; accepted: a name that ends in .json")
     return path
-
-
-def _data(given: dict[str, Any]) -> ImageData:
-    names = given["class_names"]
-    return load_data(
-        given["data"],
-        given["labels"],
-        size=given["size"],
-        class_names=[name.strip() for name in names.split(",")] if names else (),
-        holdout=given["holdout"],
-    )
 
 
 def _candidate(name: str, data: ImageData, folder: Path, n: int, options: dict[str, Any]) -> Candidate:

@@ -70,7 +70,7 @@ def _samples(model: Model, options: dict[str, Any]) -> Samples:
         **chosen_steps(options, model),
         clip=parse_clip(options.pop("clip")),
         contexts=parse_contexts(options.pop("contexts"), model),
-        pictures=given_pictures(options, model.image_shape),
+        pictures=given_pictures(options, model),
         **{name: options.pop(name) for name in names},
     )
 

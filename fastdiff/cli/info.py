@@ -68,6 +68,9 @@ def describe(name: str, **foreign: Any) -> dict[str, Any]:
         facts["context"] = f"{model.needs_context}, needed for each sample: tokens (L, D), say, as --context FILE.npy"
     if model.self_condition:
         facts["self_condition"] = "each step is given the image that the step before predicted"
+    if model.value_range is not None:
+        low, high = model.value_range
+        facts["values"] = f"-1 and 1 are {low:.7g} and {high:.7g} of the data; so --npy writes them"
     if model.scheduler is not None:
         scheduler = model.scheduler
         facts["sampled by"] = f"{scheduler.name} of diffusers, {scheduler.steps} steps; or a --sampler"

@@ -68,7 +68,7 @@ def invert(model: str, pictures: tuple[str, ...], output: str, **options: Any) -
 
     set_threads(options["threads"])
     loaded = load_model(model, options)
-    images = torch.stack([fit_picture(path, loaded.image_shape) for path in pictures])
+    images = torch.stack([fit_picture(path, loaded.image_shape, loaded.value_range) for path in pictures])
     began = time.perf_counter()
     noise = inverted(
         loaded,

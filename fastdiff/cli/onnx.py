@@ -17,6 +17,7 @@ from fastdiff.cli.options import FOREIGN, NODES, chosen_nodes, given_flags
 from fastdiff.engine.context import in_turn
 from fastdiff.errors import InputError
 from fastdiff.export import OnnxSampler
+from fastdiff.images import from_unit
 from fastdiff.samplers.samplers import DEFAULT
 
 # Options that the file has settled; those of the table are free where it holds none.
@@ -67,13 +68,15 @@ def draw_from_onnx(
     images, frames = result if isinstance(result, tuple) else (result, None)
     name = own["name"] if own is not None else options["sampler"]
     short = sampler.provider.removesuffix("ExecutionProvider")
+    drawn, value_range = _in_range(images), sampler.description.get("value_range")
     return Drawn(
-        _in_range(images),
+        drawn,
         None if frames is None else torch.from_numpy(frames),
         name,
         f"{total} steps",
         seconds,
         f"ONNX Runtime, {short}, {sampler.description['dtype']}",
+        drawn if value_range is None else from_unit(drawn, value_range),
     )
 
 

@@ -31,7 +31,7 @@ from fastdiff.engine.noise import LIMIT
 from fastdiff.engine.pictures import check_resample, choose_strength
 from fastdiff.errors import InputError, check_int
 from fastdiff.files import check_writable, write_atomically
-from fastdiff.images import animation, check_picture_name, grid, grid_layout, save_picture
+from fastdiff.images import SHOWN_CHANNELS, animation, cell_size, check_picture_name, grid, grid_layout, save_picture
 from fastdiff.samplers.prediction import FRAMES
 from fastdiff.samplers.spacing import first_row
 from fastdiff.sampling import sample
@@ -61,7 +61,7 @@ def sample_to_picture(
     check_int("n", n, 1, LIMIT - 1)
 
     def check_grid(image_shape: tuple[int, int, int]) -> None:
-        grid_layout(n, *image_shape[1:], columns=columns, scale=scale, gap=1)
+        grid_layout(n, *cell_size(image_shape), columns=columns, scale=scale, gap=1)
 
     draw: Callable[..., Drawn] = _draw
     if model.lower().endswith(ONNX):
@@ -76,13 +76,16 @@ def sample_to_picture(
             "overflows in float16 may not in float32 or bfloat16 (--dtype), nor with --clip 1"
         )
 
+    channels = drawn.images.shape[1]
+    if channels not in SHOWN_CHANNELS:
+        click.echo(f"note: the {channels} channels of an image are shown side by side, in gray", err=True)
     save_picture(grid(drawn.images, columns, scale=scale), output)
     written = [output]
     if gif and drawn.frames is not None:
         animation(drawn.frames, columns, scale=scale).save(gif)
         written.append(gif)
     if npy:
-        write_atomically(npy, lambda path: np.save(path, drawn.images.numpy()))
+        write_atomically(npy, lambda path: np.save(path, drawn.values.numpy()))
         written.append(npy)
     click.echo(
         f"{n} images, {drawn.sampler}, {drawn.steps}, in {drawn.seconds:.2f} s: "
@@ -119,7 +122,7 @@ def _draw(
         timesteps = nodes["timesteps"]
         steps = loaded.default_steps(sampler) if timesteps is None else len(timesteps)
     steps -= first_row(kept, steps)
-    pictures = given_pictures(options, loaded.image_shape)
+    pictures = given_pictures(options, loaded)
     check_grid(loaded.image_shape)
     rows = parse_contexts(contexts, loaded)
     say_clip(clip, loaded)
@@ -145,7 +148,8 @@ def _draw(
     )
     seconds = time.perf_counter() - began
     images, frames = result if isinstance(result, tuple) else (result, None)
-    return Drawn(images, frames, table.sampler, count_steps(steps, len(table)), seconds, where(chosen, form, dtype))
+    count, how = count_steps(steps, len(table)), where(chosen, form, dtype)
+    return Drawn(images, frames, table.sampler, count, seconds, how, loaded.values(images))
 
 
 def _check_outputs(output: str, gif: str | None, npy: str | None) -> None:

@@ -45,7 +45,12 @@ from fastdiff.shards.formats import FORMATS
     help="What it shows: x, the noisy images, or x0, what the network takes them for.  [default: x]",
     shell_complete=complete(FRAMES),
 )
-@click.option("--npy", metavar="FILE.npy", help="Also write the images as float32 (n, C, H, W) in [-1, 1].")
+@click.option(
+    "--npy",
+    metavar="FILE.npy",
+    help="Also write the images as float32 (n, C, H, W) in [-1, 1], or in the values "
+    "that the model was trained on, if they were not of 8 bits.",
+)
 @click.option(
     "--sampler",
     help=f"{listed(SAMPLERS)}.  [default: {DEFAULT}, or the scheduler that the model brings]",
@@ -146,9 +151,10 @@ def sample(model: str, output: str, **options: Any) -> None:
     torchrun --nproc-per-node=4 -m fastdiff sample sprites -n 50000 -o out/
 
     A folder takes any number of images, in shards that are written as they finish, such as
-    out/samples-00000000-00001024.npz, with arr_0 uint8 (m, H, W, C); with --format npy float32 (m, C, H, W) in [-1, 1];
-    with png a folder of pictures. out/manifest.json says what made them. After Ctrl-C, a crash or a kill, the same
-    command goes on where it stopped, and gives the same bytes as a run in one piece; a larger -n extends the run.
+    out/samples-00000000-00001024.npz, with arr_0 uint8 (m, H, W, C); with --format npy float32 (m, C, H, W), as
+    --npy has them; with png a folder of pictures, of 16 bits if the model was trained on such. out/manifest.json says
+    what made them. After Ctrl-C, a crash or a kill, the same command goes on where it stopped, and gives the same bytes
+    as a run in one piece; a larger -n extends the run.
 
     --init, --known and --mask go into a folder as well, --noise does not.
 

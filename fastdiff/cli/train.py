@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fastdiff.cli.completion import complete, complete_folder, complete_model
+from fastdiff.cli.data import data_options
 from fastdiff.cli.options import device_option, given_flags, listed, set_threads, threads_option
 from fastdiff.cli.stop import INTERRUPTED
 from fastdiff.data.sources import accepted
@@ -80,9 +81,7 @@ def _power(number: float) -> str:
     "--data",
     help=f"{accepted()}.  [default {DEFAULT_DATA}]",
 )
-@click.option("--labels", help="The (N, K) .npy of labels beside an .npy of pictures.")
-@click.option("--class-names", help="Names of the K labels, with commas between them.")
-@click.option("--size", type=click.IntRange(4), help="Cut pictures of a folder to squares of this size.")
+@data_options
 @click.option("-o", "--output", default="runs/model", show_default=True, help="Folder of the run.")
 @click.option(
     "--init",
@@ -137,13 +136,6 @@ def _power(number: float) -> str:
 @one_of("--block", BLOCKS, "Its blocks: ")
 @click.option("--n-feat", type=int, help="Base width of ContextUnet.")
 @click.option("--seed", type=int, help="Of the initial weights and all that is drawn, 0 to 2^63 - 1.  [default: 0]")
-@click.option(
-    "--holdout",
-    type=float,
-    default=0.05,
-    show_default=True,
-    help="Share kept for validation where the data has no test set.",
-)
 @click.option("--sample-every", type=int, metavar="K", help="A grid of samples every K epochs; 0: never.  [default: 1]")
 @click.option("--keep-every", type=int, metavar="K", help="Keep the weights of every K-th epoch.  [default: 0, none]")
 @click.option(
@@ -162,6 +154,8 @@ def train(resume: str | None, device: str | None, threads: int | None, **options
     fastdiff train -o runs/garments
     fastdiff train --preset course --data sprites.npy --labels labels.npy -o runs/sprites
     fastdiff train --data my_pictures/ --size 32 --dim 64 --epochs 50 --ema 0.999 -o runs/mine
+    fastdiff train --data photos.zip --labels kinds.csv --size 48x32 -o runs/photos
+    fastdiff train --data scans/ --range 0,4095 -o runs/scans
     fastdiff train --init sprites --preset course --data tiles.npy --labels tiles_labels.npy -o runs/tuned
     fastdiff train --resume runs/mine
     fastdiff train --resume runs/mine --epochs 80

@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,8 +14,9 @@ from tqdm.auto import tqdm
 
 from fastdiff.checkpoints.config import check_network, network_config
 from fastdiff.checkpoints.load import load, states_itself, stored_info
+from fastdiff.cli.data import data_source
+from fastdiff.cli.options import listed
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
-from fastdiff.data import fashion
 from fastdiff.data.load import load_data
 from fastdiff.data.sources import accepted
 from fastdiff.errors import InputError, install
@@ -36,17 +36,18 @@ def new_run(
     *,
     preset: str,
     data: str | None,
-    labels: str | None,
-    class_names: str | None,
-    size: int | None,
-    holdout: float,
     output: str,
     init: str | None,
     accumulate: int | None,
     wishes: Mapping[str, Any],
     **options: Any,
 ) -> Run:
-    """A run from its beginning. options: fields of the recipe, and the network's options."""
+    """A run from its beginning. options: load_data's, fields of the recipe, and the network's options."""
+    classes = {flag: options[flag.replace("-", "_")] for flag in ("class-names", "context-dropout")}
+    data = PRESETS[preset].data if data is None else data
+    if data is None:
+        raise InputError(f"preset {preset!r} needs --data: {accepted()}")
+    source, folder = data_source(data, options), RunFolder(output)
     network = {name: options.pop(name) for name in COMMON_OPTIONS}
     recipe, kept = Recipe.preset(preset).with_options(options), Wishes(**wishes)
     command = shlex.join(["fastdiff", *sys.argv[1:]])  # as typed, without the path of the program
@@ -55,13 +56,14 @@ def new_run(
         check_network(recipe.network)  # before the data, which may be long in coming
     else:
         command = f"{command}  # {init}: {stored_info(init).get('trained with', 'a model from elsewhere')}"
-    source, folder = _source(preset, data, labels, class_names, size, holdout), RunFolder(output)
     if group.is_first:
         folder.check()
     with group.first_alone():
-        pictures = load_data(**source)
+        pictures = load_data(**source, progress=group.is_first)
     start = None if init is None else start_model(init, pictures.image_shape, recipe, options, network)
     trainer = Trainer(recipe, pictures, device=group.asked, init=start, accumulate=accumulate or 1)
+    if group.is_first:
+        _say_unused(trainer, classes)
     return Run(trainer, folder, source, command, kept)
 
 
@@ -79,7 +81,7 @@ def resumed_run(
     if group.is_first:
         folder.check(resume=True)
     with group.first_alone():
-        pictures = load_data(**checkpoint.extra["data"])
+        pictures = load_data(**checkpoint.extra["data"], progress=group.is_first)
     trainer = Trainer.resume(checkpoint, pictures, device=group.asked, epochs=epochs, accumulate=accumulate or 1)
     folder.read_log(trainer.steps_done)
     command = checkpoint.extra["command"]
@@ -176,7 +178,7 @@ def with_network(recipe: Recipe, preset: str, given: Mapping[str, Any]) -> Recip
     """The recipe, its network with the options that were given; None is none."""
     assert recipe.network is not None
     network = dict(recipe.network)
-    taken = inspect.signature(network_class(network["name"])).parameters
+    taken = _options(network["name"])
     for name, value in given.items():
         if value is None:
             continue
@@ -224,17 +226,22 @@ def _widths(text: str) -> list[int]:
         raise InputError(f"--dim-mults {text!r}; accepted: whole numbers, such as 1,2,4") from None
 
 
-def _source(
-    preset: str, data: str | None, labels: str | None, class_names: str | None, size: int | None, holdout: float
-) -> dict[str, Any]:
-    """load_data's arguments, as plain values with absolute paths, so that a resumed run finds the data."""
-    data = PRESETS[preset].data if data is None else data
-    if data is None:
-        raise InputError(f"preset {preset!r} needs --data: {accepted()}")
-    return {
-        "source": data if data == fashion.NAME else str(Path(data).resolve()),
-        "labels": None if labels is None else str(Path(labels).resolve()),
-        "size": size,
-        "class_names": [name.strip() for name in class_names.split(",")] if class_names else [],
-        "holdout": holdout,
-    }
+def _say_unused(trainer: Trainer, given: Mapping[str, Any]) -> None:
+    """Tell of classes that the network does not take, and of options that have no effect without classes."""
+    data = trainer.data
+    if data.class_names and trainer.takes_context:
+        return
+    why = "the data has no classes"
+    if data.class_names:
+        networks = {name: preset.recipe.network["name"] for name, preset in PRESETS.items()}
+        takers = listed(name for name, network in networks.items() if "n_cfeat" in _options(network))
+        why = f"the network, {type(trainer.network).__name__}, takes no classes"
+        said = f"the classes ({data.class_list()}) are not used, for {why}; --preset {takers} does"
+        click.echo(f"note: {said}", err=True)
+    for flag, value in given.items():
+        if value:
+            click.echo(f"note: --{flag} {value} has no effect, for {why}", err=True)
+
+
+def _options(network: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(network_class(network)).parameters

@@ -1,1 +1,1 @@
-"""Training data: small pictures, kept whole in memory as uint8."""
+"""Training data: pictures of many kinds as one array, in memory or mapped from a file."""

@@ -64,8 +64,8 @@ def _download(url: str, path: Path, sha256: str) -> None:
 
 
 def read(source: str, download: bool) -> Pictures:
-    folder = find_fashion(download) if source == NAME else Path(source)
-    return idx.read_folder(folder, folder.name if source != NAME else NAME, CLASSES)
+    folder = find_fashion(download) if source == NAME else idx.place(source)
+    return idx.read_folder(folder, NAME if source == NAME else idx.name_of(folder), CLASSES)
 
 
-SOURCE = Source(NAME, lambda source: source == NAME or _is_fashion(Path(source)), read, options=("download",))
+SOURCE = Source(NAME, lambda source: source == NAME or _is_fashion(idx.place(source)), read, options=("download",))

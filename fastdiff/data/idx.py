@@ -12,12 +12,34 @@ import numpy as np
 from fastdiff.data.source import Pictures, Source
 from fastdiff.errors import InputError
 
-TRAIN_LABELS = "train-labels-idx1-ubyte"
+TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
 
 def holds(folder: Path, name: str) -> bool:
     """Whether the folder has an IDX file of that name, gzipped or not."""
     return (folder / name).is_file() or (folder / f"{name}.gz").is_file()
+
+
+def place(source: str) -> Path:
+    """The folder of the IDX files: the source, or MNIST/raw in it, FashionMNIST/raw, ..., as torchvision has them.
+
+    Raises:
+        InputError: if several folders in it have some.
+    """
+    folder = Path(source)
+    if holds(folder, TRAIN_IMAGES) or not folder.is_dir():
+        return folder
+    inner = [raw for raw in (folder / "raw", *sorted(folder.glob("*/raw"))) if holds(raw, TRAIN_IMAGES)]
+    if len(inner) > 1:
+        raise InputError(
+            f"{source!r} holds {', '.join(raw.parent.name for raw in inner)}; accepted: one of these folders"
+        )
+    return inner[0] if inner else folder
+
+
+def name_of(folder: Path) -> str:
+    """What data in the folder is called, MNIST in MNIST/raw."""
+    return folder.resolve().parent.name if folder.name == "raw" else folder.name
 
 
 def unpacked(folder: Path, name: str) -> bytes:
@@ -50,8 +72,13 @@ def read_folder(folder: Path, name: str, class_names: tuple[str, ...] = ()) -> P
     return Pictures(name, *part("train"), class_names, *part("t10k"))
 
 
+def read(source: str) -> Pictures:
+    folder = place(source)
+    return read_folder(folder, name_of(folder))
+
+
 SOURCE = Source(
-    "a folder of IDX files (train-images-idx3-ubyte, ...)",
-    lambda source: holds(Path(source), "train-images-idx3-ubyte"),
-    lambda source: read_folder(Path(source), Path(source).name),
+    "a folder of IDX files (train-images-idx3-ubyte, ..., or torchvision's MNIST)",
+    lambda source: holds(place(source), TRAIN_IMAGES),
+    read,
 )

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 
+from fastdiff.data import space
 from fastdiff.data.source import Pictures, Source
 from fastdiff.errors import InputError
 
 USUAL_CHANNELS = (1, 3, 4)
 
 
-def numbers(path: str) -> np.ndarray:
+def numbers(path: str, mapped: bool = False) -> np.ndarray:
+    """What an .npy file holds; a large one is mapped if asked for, and writing to it does not reach the file."""
     try:
-        return np.load(path, allow_pickle=False)
+        large = mapped and os.path.getsize(path) > space.LARGE
+        return np.load(path, mmap_mode="c" if large else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path!r} cannot be read as an .npy file ({error})") from error
 
 
 def channels_first(images: np.ndarray) -> np.ndarray:
-    """(N, H, W), (N, H, W, C) or (N, C, H, W) → (N, C, H, W).
+    """(N, H, W), (N, H, W, C) or (N, C, H, W) → (N, C, H, W), a view.
 
     The channels are the last axis if its size is 1, 3 or 4; else the second, if its size is 1, 3 or 4, or smaller than
     the other two; else the last.
@@ -32,26 +36,50 @@ def channels_first(images: np.ndarray) -> np.ndarray:
     return images if first else images.transpose(0, 3, 1, 2)
 
 
-def read(source: str, labels: str | None) -> Pictures:
-    images = numbers(source)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+def check_pictures(images: np.ndarray, name: str) -> np.ndarray:
+    """The pictures of an array as (N, C, H, W); raises InputError if it holds none."""
+    if not isinstance(images, np.ndarray) or images.dtype.kind not in "uifb" or images.ndim not in (3, 4):
+        kind = f"{images.dtype} of shape {images.shape}" if isinstance(images, np.ndarray) else "no single array"
         raise InputError(
-            f"{source!r} is {images.dtype} of shape {images.shape}; accepted: uint8 (N, H, W), (N, H, W, C) or "
-            "(N, C, H, W)"
+            f"{name} is {kind}; accepted: whole numbers or floats, (N, H, W), (N, H, W, C) or (N, C, H, W)"
         )
-    weights = None
-    if labels is not None:
-        weights = numbers(labels)
-        if weights.ndim != 2 or len(weights) != len(images) or weights.dtype.kind not in "uifb":
-            raise InputError(
-                f"{labels!r} is {weights.dtype} of shape {weights.shape}; accepted: ({len(images)}, K) numbers"
-            )
-    return Pictures(Path(source).stem, channels_first(images), weights)
+    return channels_first(images)
+
+
+def check_labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
+    """The labels of so many pictures: (N,) class numbers or (N, K) weights.
+
+    Whole numbers in one row or one column are class numbers, such as MedMNIST's (N, 1). A column of floats is one
+    weight for each picture, unless it holds whole numbers of which one is above 1, so class numbers that were saved as
+    floats. More columns are weights, one for each class.
+
+    Raises:
+        InputError: for arrays of other shapes, and for a row of numbers that are not whole.
+    """
+    column = isinstance(labels, np.ndarray) and labels.ndim == 2 and labels.shape[1] == 1
+    accepted = f"accepted: ({count},) class numbers, or ({count}, K) numbers, the weights of K classes"
+    if not isinstance(labels, np.ndarray) or labels.ndim not in (1, 2) or len(labels) != count:
+        kind = f"{labels.dtype} of shape {labels.shape}" if isinstance(labels, np.ndarray) else "no single array"
+        raise InputError(f"{name} is {kind}; {accepted}")
+    if labels.dtype.kind not in "uifb":
+        raise InputError(f"{name} is {labels.dtype} of shape {labels.shape}; {accepted}")
+    whole = labels.dtype.kind != "f" or bool((np.isfinite(labels) & (labels == np.floor(labels))).all())
+    if labels.ndim == 1 and not whole:
+        raise InputError(f"{name} has numbers that are not whole in its {count}; {accepted}")
+    numbered = column and whole and (labels.dtype.kind != "f" or labels.max(initial=0) > 1)
+    return labels[:, 0] if numbered else labels
+
+
+def read(source: str, labels: str | None) -> Pictures:
+    """Pictures of any number of channels, the labels from a second file."""
+    images = check_pictures(numbers(source, mapped=True), repr(source))
+    classes = None if labels is None else check_labels(numbers(labels), len(images), repr(labels))
+    return Pictures(Path(source).stem, images, classes)
 
 
 SOURCE = Source(
     "an .npy of pictures",
-    lambda source: source.endswith(".npy") and Path(source).is_file(),
+    lambda source: source.lower().endswith(".npy") and Path(source).is_file(),
     read,
     options=("labels",),
 )

@@ -2,47 +2,59 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from fastdiff.data.reading import read_files
 from fastdiff.data.source import Pictures, Source
-from fastdiff.errors import InputError
+
+OPTIONS = ("labels", "size", "alpha", "skip_corrupt", "progress")
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def is_picture(name: str) -> bool:
+    """Whether a file of that name, relative to its folder and with slashes, is one of the data.
+
+    Hidden files and folders (.ipynb_checkpoints, ._1.png) and those that macOS adds to archives are not.
+    """
     from fastdiff.images import PICTURE_ENDINGS
 
-    return (path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS and path.is_file())
+    parts = [part for part in name.split("/") if part != "."]
+    return name.lower().endswith(PICTURE_ENDINGS) and not any(p.startswith(".") or p == "__MACOSX" for p in parts)
 
 
-def read(source: str, size: int | None) -> Pictures:
-    """All pictures below the folder, whose subfolders are the classes; gray if every picture is."""
-    from fastdiff.images import from_picture, open_picture  # here, since it imports torch
+def _files(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Everything below the folder that is no folder; links are followed, but not to a folder that they lie in."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            if not entry.name.startswith("."):
+                yield from _files(entry.path, above | {real})
+        elif entry.is_file() or not os.path.exists(entry.path):  # a broken link is said, a pipe is not waited for
+            yield entry.path
 
-    folder = Path(source)
-    files = sorted(_files(folder))
-    opened = [open_picture(path) for path in files]
-    mode = "L" if all(picture.mode == "L" for picture in opened) else "RGB"
-    images = [from_picture(picture.convert(mode), size).numpy() for picture in opened]
-    for path, image in zip(files, images, strict=True):
-        if image.shape != images[0].shape:
-            raise InputError(
-                f"{str(path)!r} is {image.shape[2]}x{image.shape[1]} and {str(files[0])!r} "
-                f"{images[0].shape[2]}x{images[0].shape[1]}; give a size (--size) to make them equal"
-            )
-    names = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
-    labels = np.zeros((len(files), len(names)), np.float32)
-    for row, path in enumerate(files):
-        if path.parent != folder:
-            labels[row, names.index(path.relative_to(folder).parts[0])] = 1
-    return Pictures(folder.name, np.stack(images), labels, tuple(names))
+
+def _pictures(source: str) -> Iterator[tuple[str, str]]:
+    """(name relative to the folder, path) of each picture."""
+    for path in _files(source):
+        name = Path(path).relative_to(source).as_posix()
+        if is_picture(name):
+            yield name, path
+
+
+def read(source: str, **options: Any) -> Pictures:
+    """All pictures below the folder; options: see read_files."""
+    found = sorted(_pictures(source), key=lambda pair: Path(pair[0]))
+    return read_files(Path(source).name, {name: partial(str, path) for name, path in found}, **options)
 
 
 SOURCE = Source(
-    "a folder of pictures (a class for each subfolder)",
-    lambda source: next(_files(Path(source)), None) is not None,
+    "a folder of pictures (a class for each subfolder, or by a CSV)",
+    lambda source: Path(source).is_dir() and next(_pictures(source), None) is not None,
     read,
-    options=("size",),
+    options=OPTIONS,
 )

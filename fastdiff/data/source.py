@@ -16,12 +16,13 @@ class Pictures:
 
     Attributes:
         name: the data's name in reports and model cards.
-        images: (N, C, H, W) uint8.
+        images: (N, C, H, W): uint8 from 0 to 255; or other whole numbers or floats, in units of their own. Any strides.
         labels: (N,) whole numbers, each a class; or (N, K) numbers, the weights of K classes; or None.
         class_names: names of the classes; empty for class0, class1, ...
-        test_images: pictures for validation alone, (M, C, H, W) uint8; None if the data has no test set, and some of
-            the pictures are to be held out.
+        test_images: pictures for validation alone, (M, C, H, W) of the same dtype; None if the data has no test set,
+            and some of the pictures are to be held out.
         test_labels: as labels.
+        notes: what the user is to be told of the data, a few words each.
 
     Raises:
         InputError: for arrays of other shapes, or labels for another number of pictures.
@@ -33,15 +34,25 @@ class Pictures:
     class_names: tuple[str, ...] = ()
     test_images: np.ndarray | None = None
     test_labels: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.test_images is not None and (self.labels is None) != (self.test_labels is None):
+            raise InputError(
+                f"data {self.name!r} has labels for one of training and validation; accepted: both, or none"
+            )
         for images, labels in ((self.images, self.labels), (self.test_images, self.test_labels)):
             if images is None:
                 continue
-            if images.ndim != 4 or images.dtype != np.uint8:
+            if images.ndim != 4 or images.dtype.kind not in "uifb":
                 raise InputError(
                     f"data {self.name!r} has pictures of shape {images.shape} and dtype {images.dtype}; accepted: "
-                    "(N, C, H, W) uint8"
+                    "(N, C, H, W) uint8, other whole numbers or floats"
+                )
+            if (images.dtype, images.shape[1:]) != (self.images.dtype, self.images.shape[1:]):
+                raise InputError(
+                    f"data {self.name!r} has {self.images.dtype} pictures of shape {self.images.shape} to train on and "
+                    f"{images.dtype} of {images.shape} for validation; accepted: one dtype and one size"
                 )
             if labels is not None and (labels.ndim not in (1, 2) or len(labels) != len(images)):
                 raise InputError(
@@ -59,7 +70,7 @@ class Source:
         recognises: source → whether a name or path is of this kind.
         read: (source, **options) → its pictures; the keywords are those of load_data's arguments that `options`
             names. Raises InputError for damaged data.
-        options: load_data's arguments that apply: "labels", "size", "download".
+        options: load_data's arguments that apply: "labels", "size", "alpha", "skip_corrupt", "download", "progress".
     """
 
     accepts: str

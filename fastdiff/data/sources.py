@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from fastdiff.data import cifar, fashion, idx, npy, pictures
+from fastdiff.data import archive, cifar, fashion, idx, npy, npz, pictures
 from fastdiff.data.source import Source
 
 # The first that recognises a name or path reads it.
-SOURCES: tuple[Source, ...] = (fashion.SOURCE, npy.SOURCE, idx.SOURCE, cifar.SOURCE, pictures.SOURCE)
+SOURCES: tuple[Source, ...] = (
+    *(fashion.SOURCE, npy.SOURCE, npz.SOURCE, idx.SOURCE, cifar.SOURCE, archive.SOURCE),
+    pictures.SOURCE,  # any folder with pictures in it
+)
 
 
 def accepted(option: str | None = None) -> str:

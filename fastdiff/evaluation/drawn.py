@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastdiff.data.images import ImageData
 from fastdiff.engine.request import check_batch_size
+from fastdiff.images import to_unit
 from fastdiff.model import Model
 from fastdiff.shards.manifest import RESTORED, Samples, model_facts, plain, read_manifest
 from fastdiff.shards.processes import Processes
@@ -118,6 +119,8 @@ def draw(
         if not run.run(lambda made: progress(run.images_done + made), stop):
             raise Stopped
         parts = [_read(run.folder.file(shard), format) for shard in run.plan]
+        if format == "npy" and model.value_range is not None:  # in which they were written
+            parts = [to_unit(part, model.value_range) for part in parts]
         used, made_by = run.manifest["configuration"], run.manifest["fastdiff"]
     threads = used.get("threads")
     counted = [f"{threads} thread{'s' if threads > 1 else ''}"] if threads else []

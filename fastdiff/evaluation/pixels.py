@@ -8,23 +8,24 @@ import torch
 from torch import Tensor
 
 from fastdiff.data.images import ImageData
+from fastdiff.images import to_unit
 
 Pictures = Callable[[Tensor], Tensor]  # rows (n,) int64 → (n, C, H, W) float32 in [-1, 1]
 
 
 def training(data: ImageData) -> Pictures:
     """Those that a model was trained on."""
-    return lambda rows: _unit(data.images[rows])
+    return lambda rows: data.unit(data.take(rows)[0])
 
 
 def held_out(data: ImageData) -> Pictures:
     """Those that it was not trained on."""
-    return lambda rows: _unit(data.val_images[rows])
+    return lambda rows: data.unit(data.val_images[rows])
 
 
 def samples(images: Tensor) -> Pictures:
     """A model's own, (n, C, H, W), uint8 or float32 in [-1, 1]."""
-    return lambda rows: _unit(images[rows])
+    return lambda rows: to_unit(images[rows], (0, 255)) if images.dtype == torch.uint8 else images[rows].float()
 
 
 def everything(count: int) -> Tensor:
@@ -51,8 +52,3 @@ def evenly(labels: Tensor, n: int, seed: int) -> Tensor:
     own = [rows[torch.randperm(len(rows), generator=generator)] for rows in own]
     each = min(-(-n // len(own)), *map(len, own))
     return torch.stack([rows[:each] for rows in own], dim=1).flatten()[:n]
-
-
-def _unit(pixels: Tensor) -> Tensor:
-    """uint8 → float32 in [-1, 1]; floats are in it."""
-    return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels.float()

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastdiff.engine.noise import LIMIT
 from fastdiff.errors import InputError, check_int
 from fastdiff.files import TEMPORARY, write_atomically
-from fastdiff.images import to_picture, to_uint8
+from fastdiff.images import from_unit, sixteen_bits, to_picture, to_uint8
 from fastdiff.shards.formats import FORMATS
 from fastdiff.shards.manifest import Manifest
 
@@ -70,10 +70,19 @@ class ShardFolder:
         format: a name out of FORMATS: npz (arr_0, uint8 (m, H, W, C)), npy (float32 (m, C, H, W)) or png.
         end: one past the run's last sample.
         image_shape: (C, H, W).
+        value_range: the model's, in which npy is written, and png of 16 bits where it is of such; None for 8 bits.
     """
 
-    def __init__(self, path: Path, format: str, end: int, image_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        format: str,
+        end: int,
+        image_shape: tuple[int, ...],
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
         self.path, self.format, self.image_shape = path, format, tuple(image_shape)
+        self.value_range = value_range
         self.digits = digits(end)
 
     def stem(self, shard: Shard) -> str:
@@ -83,8 +92,12 @@ class ShardFolder:
         return self.path / (self.stem(shard) + FORMATS[self.format].ending)
 
     def encode(self, images: Tensor) -> Tensor:
-        """A batch as it is kept until its shard is complete: uint8 if the format is."""
-        return images if self.format == "npy" else to_uint8(images)
+        """A batch as it is kept until its shard is complete: float32 for npy, else uint8, or int32 for 16 bits."""
+        if self.format == "npy":
+            return images if self.value_range is None else from_unit(images, self.value_range)
+        if self.format == "png" and self.image_shape[0] == 1 and self.value_range and sixteen_bits(self.value_range):
+            return from_unit(images.nan_to_num(-1.0).clamp(-1, 1), self.value_range).round().int()
+        return to_uint8(images)
 
     def write(self, shard: Shard, images: Tensor) -> None:
         """Write the shard, whole or not at all; raises InputError if it cannot be written."""

@@ -107,9 +107,8 @@ class ShardRun:
         self.manifest, self.done = processes.on_rank_zero(lambda: self._settle(facts))
         if facts["sha256"] != self.manifest["model"]["sha256"]:
             raise InputError(f"model {self.name!r} has other weights here than in the first process")
-        files = self.manifest["files"]
-        self.plan = Plan(self.request.first, self.request.n, files["shard_size"])
-        self.folder = ShardFolder(self.path, files["format"], self.request.end, self.model.image_shape)
+        self.plan = Plan(self.request.first, self.request.n, self.manifest["files"]["shard_size"])
+        self.folder = self._folder(self.manifest)
         self.images_done = sum(self.plan.shard(at).end - at for at in self.done)
         own = None
         if next(self._mine(), None) is not None:
@@ -149,9 +148,13 @@ class ShardRun:
                     f"below {SHORT_NAMES}: extend it so far, or name another folder"
                 )
             manifest["samples"]["n"] = request.n
-        folder = ShardFolder(self.path, manifest["files"]["format"], request.end, self.model.image_shape)
+        folder = self._folder(manifest)
         folder.take_notes(manifest)
         return manifest, folder.done(Plan(request.first, request.n, manifest["files"]["shard_size"]))
+
+    def _folder(self, manifest: Manifest) -> ShardFolder:
+        model, format = self.model, manifest["files"]["format"]
+        return ShardFolder(self.path, format, self.request.end, model.image_shape, model.value_range)
 
     def _check_empty(self) -> None:
         found = next(ShardFolder(self.path, DEFAULT, 0, ()).names(), None)

@@ -41,7 +41,7 @@ class Trainer:
 
     Args:
         recipe: how to train.
-        data: what `load_data` returns.
+        data: what `load_data` returns; its pictures stay where they are, and a step's go to the device.
         device: None is the CUDA device if there is one, else the CPU.
         init: a model to start from: its network with its weights, its schedule and its prediction type take the place
             of the recipe's. It stays as it is.
@@ -121,6 +121,11 @@ class Trainer:
         self.network.train()
 
     @property
+    def takes_context(self) -> bool:
+        """Whether the network is given the labels."""
+        return bool(self._labels)
+
+    @property
     def model(self) -> Model:
         """The averaged network (without EMA, the network itself) as a Model; training changes its weights."""
         return replace(self._model, network=self.averaged.module if self.averaged else self.network)
@@ -185,7 +190,7 @@ class Trainer:
         return self.recipe.learning_rate(step, self.steps_per_epoch)
 
     def batch_rows(self, step: int) -> Tensor:
-        """The pictures of a step, 0 .. total_steps - 1, of all processes: (B,) int64."""
+        """The pictures of a step, 0 .. total_steps - 1, of all processes: (B,) int64 on the CPU."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             random = generator(self.recipe.seed, "epoch", epoch)
@@ -300,6 +305,7 @@ def new_model(recipe: Recipe, data: ImageData) -> Model:
         schedule,
         prediction_type=prediction_type,
         image_shape=data.image_shape,
+        value_range=data.own_range,
         time=str(network.time),
         class_names=data.class_names if context_width(network) or numbered else (),
         num_classes=numbered,
@@ -318,6 +324,7 @@ def started_from(init: Model, data: ImageData) -> Model:
         init,
         network=copy.deepcopy(init.network),
         image_shape=data.image_shape,
+        value_range=data.own_range,
         class_names=names if init.context_width or init.num_classes else (),
         learned_variance=False,
     )

@@ -147,7 +147,7 @@ BAD_TRAINING = [
     (["--resume", "taken", "--ema", "0.5"], ["--resume with --ema;"]),
     (["--data", "x.npy", "--labels", ""], ["cannot be read"]),
     (["--data", "x.npy", "--labels", "nan.npy"], ["NaN"]),
-    (["--data", "x.npy", "--size", "8"], ["size = 8"]),
+    (["--data", "x.npy", "--size", "8"], ["size = '8'"]),
     (["--data", "x.npy", "--p2-gamma", "inf"], ["p2_gamma = inf"]),
     (["--data", "x.npy", "--dim", "1000000000"], ["1000000000"]),
     (["--data", "x.npy", "--timesteps", "10000000000000"], ["timesteps = 10000000000000"]),

@@ -127,6 +127,9 @@ def folder(tmp_path, monkeypatch, randomised, conditional):
         (tmp_path / name).mkdir()
         for k in range(12):
             Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / name / f"{k}.png")
+    (tmp_path / "scans").mkdir()
+    for k in range(12):
+        Image.fromarray(random.integers(0, 4096, (16, 16), np.uint16)).save(tmp_path / "scans" / f"{k}.png")
     np.save("sprites.npy", random.integers(0, 256, (20, 16, 16, 3), np.uint8))
     np.save("labels.npy", np.eye(5, dtype=np.float32)[np.arange(20) % 5])
     Image.fromarray(random.integers(0, 256, (40, 30, 3), np.uint8)).save("cat.png")

@@ -1,0 +1,82 @@
+"""The classes of picture files: their folders, or a CSV that names them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from fastdiff.errors import InputError
+
+NAMED = 3  # examples in an error
+
+
+def folder_classes(names: Sequence[str]) -> list[str]:
+    """The first folder of each name, empty for a file outside of all folders."""
+    return [name.partition("/")[0] if "/" in name else "" for name in names]
+
+
+def csv_classes(names: Sequence[str], path: str) -> list[str]:
+    """The class of each name, out of a CSV file.
+
+    Args:
+        names: of the picture files, relative to their folder, with slashes.
+        path: a CSV of two columns, file name and class, with or without a header; commas, semicolons or tabs between
+            them. The names may lack their endings.
+
+    Raises:
+        InputError: if it cannot be read, or names a file that is not there, twice, or one of `names` not at all.
+    """
+    rows = _rows(path)
+    known = {str(PurePosixPath(name).with_suffix("")): name for name in names} | {name: name for name in names}
+    found: dict[str, str] = {}
+    missing = []
+    for line, (text, label) in enumerate(rows):
+        name = known.get(str(PurePosixPath(text.strip().replace("\\", "/"))))
+        if name is None:
+            if line or PurePosixPath(text).suffix in {PurePosixPath(one).suffix for one in names}:  # no header
+                missing.append(text)
+        elif found.setdefault(name, label.strip()) != label.strip():
+            raise InputError(f"{path!r} gives {name!r} two classes, {found[name]!r} and {label.strip()!r}")
+    unlabelled = [name for name in names if name not in found]
+    for problem, which in (("names files that are not there", missing), ("has no class for", unlabelled)):
+        if which:
+            raise InputError(
+                f"{path!r} {problem}: {_some(which)}; accepted: a row for each picture, file name and class"
+            )
+    return [found[name] for name in names]
+
+
+def _rows(path: str) -> list[list[str]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            file.seek(0)
+            between = max(",;\t", key=first.count)
+            rows = [row for row in csv.reader(file, delimiter=between) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path!r} cannot be read as a CSV of labels ({error})") from error
+    for row in rows:
+        if len(row) != 2:
+            raise InputError(f"{path!r} has a row of {len(row)} columns, {row}; accepted: two, file name and class")
+    return rows
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(map(repr, names[:NAMED])) + more
+
+
+def weights(classes: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The classes as (N, K) float32, one-hot, zeros for an empty name; and the K names, numbers in their order."""
+    names = sorted(
+        set(classes) - {""}, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else name)
+    )
+    place = {name: index for index, name in enumerate(names)}
+    made = np.zeros((len(classes), len(names)), np.float32)
+    for row, name in enumerate(classes):
+        if name:
+            made[row, place[name]] = 1
+    return made, tuple(names)
