@@ -34,22 +34,23 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--range",
             "value_range",
             metavar="LOW,HIGH",
-            help="The values that become -1 and 1 in training, such as 0,4095 for scans of 12 bits; samples are written "
-            "back in them.  [default: 0,255 for 8 bits; 0,1 or -1,1 for floats that lie there; else the least and "
-            "greatest value]",
+            help="The values that become -1 and 1 in training, such as 0,4095 for scans of 12 bits; samples are "
+            "written back in them.  [default: 0,255 for 8 bits; 0,1 or -1,1 for floats that lie there; else the least "
+            "and greatest value]",
         ),
         click.option(
             "--size",
             metavar="N|WxH",
-            help="Cut the middle out of picture files and resize it, to 32 or 48x32 pixels, say. They may then be of any "
-            "size; one is opened at a time.",
+            help="Cut the middle out of picture files and resize it, to 32 or 48x32 pixels, say. They may then be of "
+            "any size; one is opened at a time.",
         ),
         click.option("--class-names", help="Names of the K classes, with commas between them.  [default: the data's]"),
         click.option(
             "--labels",
             metavar="FILE",
             help="Which class each picture is. Beside an .npy: an .npy of (N,) class numbers, or (N, K) weights of K "
-            "classes. Beside a folder or .zip: a .csv of file name and class; without it the subfolders are the classes.",
+            "classes. Beside a folder or .zip: a .csv of file name and class; without it the subfolders are the "
+            "classes.",
         ),
     ):
         command = option(command)

@@ -176,6 +176,12 @@ def _candidate(name: str, data: ImageData, folder: Path, n: int, options: dict[s
     if model.image_shape != data.image_shape:
         shapes = ["x".join(map(str, shape)) for shape in (model.image_shape, data.image_shape)]
         raise InputError(f"model {name!r} makes images {shapes[0]}, the data holds {shapes[1]}; accepted: the same")
+    if model.value_range not in (None, data.own_range):
+        low, high = model.value_range
+        raise InputError(
+            f"model {name!r} was trained on values from {low:g} to {high:g}, which the data is not read in; give "
+            f"--range {low:g},{high:g}"
+        )
     if model.needs_context and not in_turn(model):
         raise InputError(
             f"model {name!r} needs {model.needs_context}, and has no classes to take in turn; accepted: a model "

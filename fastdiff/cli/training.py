@@ -43,13 +43,14 @@ def new_run(
     **options: Any,
 ) -> Run:
     """A run from its beginning. options: load_data's, fields of the recipe, and the network's options."""
+    recipe, kept = Recipe.preset(preset), Wishes(**wishes)
     classes = {flag: options[flag.replace("-", "_")] for flag in ("class-names", "context-dropout")}
     data = PRESETS[preset].data if data is None else data
     if data is None:
         raise InputError(f"preset {preset!r} needs --data: {accepted()}")
     source, folder = data_source(data, options), RunFolder(output)
     network = {name: options.pop(name) for name in COMMON_OPTIONS}
-    recipe, kept = Recipe.preset(preset).with_options(options), Wishes(**wishes)
+    recipe = recipe.with_options(options)
     command = shlex.join(["fastdiff", *sys.argv[1:]])  # as typed, without the path of the program
     if init is None:
         recipe = with_network(recipe, preset, network)
@@ -235,7 +236,7 @@ def _say_unused(trainer: Trainer, given: Mapping[str, Any]) -> None:
     if data.class_names:
         networks = {name: preset.recipe.network["name"] for name, preset in PRESETS.items()}
         takers = listed(name for name, network in networks.items() if "n_cfeat" in _options(network))
-        why = f"the network, {type(trainer.network).__name__}, takes no classes"
+        why = f"{type(trainer.network).__name__} takes no classes"
         said = f"the classes ({data.class_list()}) are not used, for {why}; --preset {takers} does"
         click.echo(f"note: {said}", err=True)
     for flag, value in given.items():

@@ -165,7 +165,7 @@ BAD = [
     (["a.safetensors", "c.safetensors", *WORDS], "c.safetensors"),
     (["fashion-mnist", *WORDS], "makes images 1x28x28, the data holds 3x8x8"),
     (["a.onnx", *WORDS], "is an ONNX file"),
-    (["a.safetensors", "--data", "nowhere"], "no data at 'nowhere'"),
+    (["a.safetensors", "--data", "nowhere"], "nowhere'; accepted"),
     (["a.safetensors"], "Missing option '--data'"),
     ([*WORDS], "Missing argument 'MODEL...'"),
 ]

@@ -114,7 +114,7 @@ def test_what_is_shown_of_other_channels_is_said(run):
 @pytest.mark.parametrize(
     "words, expected",
     [
-        ([], ["the classes (cat, dog) are not used, for the annotated network takes no classes; --preset course does"]),
+        ([], ["the classes (cat, dog) are not used, for AnnotatedUnet takes no classes; --preset course does"]),
         (["--class-names", "a,b"], ["the classes (a, b) are not used", "--class-names a,b has no effect"]),
         (["--context-dropout", "0.2"], ["(cat, dog) are not used", "--context-dropout 0.2 has no effect"]),
         (["--preset", "course"], []),
