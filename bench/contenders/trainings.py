@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +15,9 @@ from fastdiff.bench import compiling, networks
 from fastdiff.bench.case import Case
 from fastdiff.bench.contender import COMPILED, FASTDIFF, PUBLISHED, TUNED, Contender, Ready, Role, end_of
 from fastdiff.data.images import ImageData
+from fastdiff.training.batch import generator
 from fastdiff.training.recipe import Recipe
-from fastdiff.training.trainer import Trainer, generator
+from fastdiff.training.trainer import Trainer
 
 STEPS = 100_000  # more than a benchmark takes
 CHECKED = 3  # steps whose losses are compared: the second and third see what the updates before them did
@@ -41,22 +41,9 @@ def trainer(case: Case) -> Trainer:
 
 
 def _recipe(case: Case) -> Recipe:
-    model, options = case.model, networks.options_of(case.model)
-    annotated = isinstance(model.network, fastdiff.AnnotatedUnet)
-    kept = ("dim", "dim_mults", "edition") if annotated else ("n_feat", "shortcut")
-    preset = Recipe.preset("annotated" if annotated else "course")
-    return replace(
-        preset,
-        network={**preset.network, **{k: options[k] for k in kept}},
-        batch_size=case.batch,
-        epochs=STEPS,
-        flip=False,
-        context_dropout=0.0,
-        bf16=case.dtype == "bfloat16",
-        schedule=model.schedule.name,
-        timesteps=model.schedule.num_timesteps,
-        **model.schedule.params,
-    )
+    preset = "annotated" if isinstance(case.model.network, fastdiff.AnnotatedUnet) else "course"
+    bf16 = case.dtype == "bfloat16"
+    return Recipe.preset(preset, batch_size=case.batch, epochs=STEPS, flip=False, context_dropout=0.0, bf16=bf16)
 
 
 def _ours(case: Case) -> Ready:
