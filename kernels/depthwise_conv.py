@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from fastdiff.kernels import checks
 from fastdiff.kernels.cpu.compiled import build_error
-from fastdiff.kernels.dispatch import backend, triton_for, use_triton
+from fastdiff.kernels.dispatch import backend, has_no_memory, triton_for, use_triton
 from fastdiff.kernels.layout import empty_images
 from fastdiff.kernels.library import Kernels, register
 
@@ -108,24 +108,26 @@ class _DepthwiseConvOnCpu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x, weight, bias, time_bias):  # type: ignore[override]
-        ctx.dtype = x.dtype
-        if torch.is_autocast_enabled("cpu"):
-            x = x.to(torch.get_autocast_dtype("cpu"))
+        cast = torch.is_autocast_enabled("cpu")
+        ctx.computed = torch.get_autocast_dtype("cpu") if cast else x.dtype
         ctx.save_for_backward(x, weight, bias, time_bias)
-        return depthwise_conv_reference(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), time_bias)
+        given = [None if one is None else one.to(ctx.computed) for one in (x, weight, bias)]
+        return depthwise_conv_reference(*given, time_bias)  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
         x, weight, bias, time_bias = ctx.saved_tensors
         dx, dweight, padding = None, None, weight.shape[-1] // 2
-        dy = dy.to(x.dtype)
+        dy = dy.to(ctx.computed)
         if ctx.needs_input_grad[0]:
-            dx = F.conv2d(dy, weight.flip(2, 3).to(x.dtype), padding=padding, groups=x.shape[1]).to(ctx.dtype)
+            flipped = weight.flip(2, 3).to(ctx.computed)
+            dx = F.conv2d(dy, flipped, padding=padding, groups=x.shape[1]).to(x.dtype)
         if ctx.needs_input_grad[1]:
-            if torch.is_grad_enabled():  # a gradient of the gradient is asked for
-                dweight = torch.nn.grad.conv2d_weight(x, weight.shape, dy, padding=padding, groups=x.shape[1])
+            seen = x.to(ctx.computed)
+            if torch.is_grad_enabled() or not _in_memory(dy):  # of gradients of gradients, and of many at once
+                dweight = torch.nn.grad.conv2d_weight(seen, weight.shape, dy, padding=padding, groups=x.shape[1])
             else:
-                dweight = _weight_gradient(x, dy, padding)
+                dweight = _weight_gradient(seen, dy, padding)
             dweight = dweight.to(weight.dtype)
         return dx, dweight, *_bias_gradients(dy, bias, time_bias)
 
@@ -144,11 +146,17 @@ def _weight_gradient(x: Tensor, dy: Tensor, padding: int) -> Tensor:
     return dw.sum(0).permute(2, 0, 1)[:, None]
 
 
+def _in_memory(x: Tensor) -> bool:
+    """Whether x is a tensor of its own, neither of a trace nor of torch.func's transforms, and nothing watches."""
+    alone = torch._C._functorch.peek_interpreter_stack() is None and torch._C._len_torch_dispatch_stack() == 0
+    return alone and not has_no_memory(x) and not torch._C._functorch.is_legacy_batchedtensor(x)
+
+
 def _on_cpu(x: Tensor, *others: Tensor | None) -> bool:
     """Whether a gradient is needed, and C computes it: not in forward mode, which torch's own operations have."""
     cpu = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.numel() > 0
     needed = torch.is_grad_enabled() and torch._C._any_requires_grad(x, *others) and forward_ad._current_level < 0
-    return cpu and needed and backend() == "auto" and build_error() is None
+    return cpu and needed and _in_memory(x) and backend() == "auto" and build_error() is None
 
 
 _depthwise_conv = register(

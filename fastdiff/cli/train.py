@@ -93,8 +93,9 @@ def _power(number: float) -> str:
     "--resume",
     metavar="FOLDER",
     shell_complete=complete_folder,
-    help="Continue an interrupted run exactly, or a finished one with more --epochs. The recipe stays; what may be "
-    "given anew is --epochs, --accumulate, --sample-every, --keep-every, --log, --device and --threads.",
+    help="Continue an interrupted run, exactly with the same --threads, or a finished one with more --epochs. The "
+    "recipe stays; what may be given anew is --epochs, --accumulate, --sample-every, --keep-every, --log, --device and "
+    "--threads.",
 )
 @click.option("--epochs", type=int, help="How many times each picture is seen, from the run's beginning.")
 @click.option("--batch-size", type=int, help="Pictures in a step, of all processes together.")
@@ -168,20 +169,25 @@ def train(resume: str | None, device: str | None, threads: int | None, **options
     try:
         from fastdiff.cli.training import new_run, resumed_run, to_the_end
         from fastdiff.engine.placement import has_bf16
-        from fastdiff.training.group import Group
+        from fastdiff.training.group import AnotherFailed, Group
 
         set_threads(threads)
-        group = Group(device)
         wishes = {name: options.pop(name) for name in WISHES}
         given = {name: value for name, value in wishes.items() if value not in (None, ())}
-        if resume is None:
-            if options["bf16"] is None:
-                options["bf16"] = has_bf16(group.device)
-            run = new_run(group, wishes=given, **options)
-        else:
-            _refuse_changes(click.get_current_context())
-            run = resumed_run(group, resume, epochs=options["epochs"], accumulate=options["accumulate"], wishes=given)
-        to_the_end(run)
+        flags = [f" --{name} {value}" for name, value in (("threads", threads), ("device", device)) if value]
+        with Group(device) as group:
+            if resume is None:
+                if options["bf16"] is None:
+                    options["bf16"] = has_bf16(group.device)
+                run = new_run(group, wishes=given, **options)
+            else:
+                _refuse_changes(click.get_current_context())
+                run = resumed_run(
+                    group, resume, epochs=options["epochs"], accumulate=options["accumulate"], wishes=given
+                )
+            to_the_end(run, "".join(flags))
+    except AnotherFailed:  # it has said why
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 

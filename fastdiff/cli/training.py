@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from fastdiff.errors import InputError, install
 from fastdiff.model import Model
 from fastdiff.networks.registry import COMMON_OPTIONS, network_class
 from fastdiff.provenance import machine
+from fastdiff.samplers.schedule import Schedule, make_schedule
 from fastdiff.training.checkpoint import read_checkpoint
 from fastdiff.training.folder import RunFolder
 from fastdiff.training.group import Apart, Group
@@ -57,13 +59,15 @@ def new_run(
         check_network(recipe.network)  # before the data, which may be long in coming
     else:
         command = f"{command}  # {init}: {stored_info(init).get('trained with', 'a model from elsewhere')}"
-    if group.is_first:
-        folder.check()
     with group.first_alone():
+        if group.is_first:
+            folder.check()
         pictures = load_data(**source, progress=group.is_first)
-    start = None if init is None else start_model(init, pictures.image_shape, recipe, options, network)
+    start = None if init is None else start_model(init, pictures.image_shape, options, network)
     trainer = Trainer(recipe, pictures, device=group.asked, init=start, accumulate=accumulate or 1)
     if group.is_first:
+        if start is not None:
+            _say_start(trainer, init, start)
         _say_unused(trainer, classes)
     return Run(trainer, folder, source, command, kept)
 
@@ -79,11 +83,12 @@ def resumed_run(
         )
     kept = Wishes(**{**checkpoint.extra.get("wishes", {}), **wishes})
     folder = RunFolder(checkpoint.path.parent)
-    if group.is_first:
-        folder.check(resume=True)
+    accumulate = accumulate or checkpoint.extra.get("accumulate", 1)
     with group.first_alone():
+        if group.is_first:
+            folder.check(resume=True)
         pictures = load_data(**checkpoint.extra["data"], progress=group.is_first)
-    trainer = Trainer.resume(checkpoint, pictures, device=group.asked, epochs=epochs, accumulate=accumulate or 1)
+    trainer = Trainer.resume(checkpoint, pictures, device=group.asked, epochs=epochs, accumulate=accumulate)
     folder.read_log(trainer.steps_done)
     command = checkpoint.extra["command"]
     if epochs is not None and epochs != checkpoint.recipe.epochs:
@@ -104,24 +109,36 @@ def _new_course(trainer: Trainer, before: Recipe) -> str:
     )
 
 
-def to_the_end(run: Run) -> None:
-    """Train: a bar where stderr is a terminal, and a line for each epoch in any case; the first process talks."""
+def to_the_end(run: Run, flags: str = "") -> None:
+    """Train: a bar where stderr is a terminal, and a line for each epoch in any case; the first process talks.
+
+    Args:
+        run: a new or a resumed one.
+        flags: what --resume is to be given with, for the same bits, such as " --threads 1".
+    """
     trainer, folder, group = run.trainer, run.folder, run.trainer.group
+    again = f"fastdiff train --resume {folder.path}{flags}"
+    if not len(trainer):
+        if group.is_first:
+            epochs = trainer.recipe.epochs
+            click.echo(f"all {epochs} epochs are done; to go on: {again} --epochs {2 * epochs}")
+        return
     if group.is_first:
         click.echo(_beginning(trainer))
+        if group.world == 1 and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+            click.echo("note: one process trains alone; several on a CPU are started by torchrun", err=True)
         if not folder.plots:
             click.echo(f"no loss curve without matplotlib: {install('train')}", err=True)
     try:
         _show(run)
     except Apart as error:
         if folder.checkpoint.exists():
-            raise Apart(f"{error}; continue with: fastdiff train --resume {folder.path}") from error
+            raise Apart(f"{error}; continue with: {again}") from error
         raise
-    group.close()
     stopped = trainer.steps_done < trainer.total_steps
     if stopped and group.is_first:
         done = f"stopped after {trainer.steps_done} of {trainer.total_steps} steps"
-        click.echo(f"{done}; continue with: fastdiff train --resume {folder.path}", err=True)
+        click.echo(f"{done}; continue with: {again}", err=True)
     if stopped:
         raise SystemExit(INTERRUPTED)
     if group.is_first:
@@ -192,32 +209,57 @@ def with_network(recipe: Recipe, preset: str, given: Mapping[str, Any]) -> Recip
 
 
 def start_model(
-    init: str, image_shape: tuple[int, int, int], recipe: Recipe, options: Mapping[str, Any], network: Mapping[str, Any]
+    init: str, image_shape: tuple[int, int, int], options: Mapping[str, Any], network: Mapping[str, Any]
 ) -> Model:
-    """The model to start from; schedule and prediction type are its own unless options name others.
+    """The model to start from; schedule and prediction type are its own unless options change them.
 
     Args:
         init: its name or file; the pictures say the image size that a foreign file does not.
         image_shape: of the pictures.
-        recipe: has the schedule of the options.
         options: as given, None where not.
         network: the network's options as given, which must be the model's own.
     """
-    scheduled = any(options[name] is not None for name in ("schedule", "timesteps", "beta_start", "beta_end"))
-    said: dict[str, Any] = {"schedule": recipe.make_schedule()} if scheduled else {}
-    if options["prediction_type"] is not None:
-        said["prediction_type"] = options["prediction_type"]
+    name, timesteps = options["schedule"], options["timesteps"]
+    betas = {end: options[end] for end in ("beta_start", "beta_end") if options[end] is not None}
+    whole = make_schedule(name, timesteps, **betas) if name and timesteps else None
     if states_itself(init):
-        model = replace(load(init), **said, **({"scheduler": None} if scheduled else {}))
+        model = load(init)
     else:
-        model = load(init, image_size=image_shape[1:], **said)
-    own = network_config(model.network)
-    for name, value in network.items():
+        model = load(init, whole, image_shape[1:], prediction_type=options["prediction_type"])
+    changed: dict[str, Any] = {}
+    if name or timesteps or betas:
+        changed = {"schedule": whole or _changed(model.schedule, init, name, timesteps, betas), "scheduler": None}
+    if options["prediction_type"] is not None:
+        changed["prediction_type"] = options["prediction_type"]
+    _check_options(network, network_config(model.network), init)
+    return replace(model, **changed)
+
+
+def _changed(own: Schedule, init: str, name: str | None, timesteps: int | None, betas: Mapping[str, float]) -> Schedule:
+    """The schedule of that name, or a model's own, with what else was given."""
+    values = own.config()
+    if name is None and values["name"] == "custom":
+        raise InputError(f"the schedule of --init {init} is a list of betas; to change it give --schedule too")
+    kept = values if name in (None, values["name"]) else {"timesteps": own.num_timesteps}
+    given = {**kept, **betas, "timesteps": timesteps or own.num_timesteps}
+    return make_schedule(name or values["name"], **{key: value for key, value in given.items() if key != "name"})
+
+
+def _check_options(given: Mapping[str, Any], own: Mapping[str, Any], init: str) -> None:
+    """Raises InputError for a network's option that is not the model's own."""
+    for name, value in given.items():
         has = own.get(name)
         if value is not None and value != (",".join(map(str, has)) if isinstance(has, (list, tuple)) else has):
             flag = f"--{name.replace('_', '-')} {value}"
             raise InputError(f"{flag} with --init {init}, whose network has {name} = {has}; leave it out")
-    return model
+
+
+def _say_start(trainer: Trainer, init: str | None, start: Model) -> None:
+    """Tell what training starts from, and of classes that get other names."""
+    click.echo(f"starts from {init}: {' '.join(repr(start).split())}")
+    before, names = start.class_names, trainer.model.class_names
+    if before and names and tuple(before) != tuple(names):
+        click.echo(f"note: its classes {', '.join(before)} are now {', '.join(names)}, in this order", err=True)
 
 
 def _widths(text: str) -> list[int]:

@@ -82,6 +82,11 @@ class ImageData:
         return tuple(self.pixels.shape[1:])  # type: ignore[return-value]
 
     @property
+    def unnamed(self) -> bool:
+        """Whether its classes have no names but those that load_data makes up."""
+        return self.class_names == made_up(self.labels.shape[1])
+
+    @property
     def own_range(self) -> Range | None:
         """The range of the values, for a Model; None for usual pictures of 8 bits."""
         usual = self.pixels.dtype == torch.uint8 and self.value_range == EIGHT_BITS
@@ -149,6 +154,11 @@ class ImageData:
         grid(self.unit(pixels), columns).save(file, "png")
         picture = base64.b64encode(file.getvalue()).decode()
         return f'<pre>{html.escape(repr(self))}</pre><img alt="pictures" src="data:image/png;base64,{picture}">'
+
+
+def made_up(count: int) -> tuple[str, ...]:
+    """Names of so many classes that have none."""
+    return tuple(f"class{k}" for k in range(count))
 
 
 def one_hot(index: Tensor, classes: int, name: str) -> Tensor:

@@ -25,10 +25,13 @@ class AnotherFailed(Exception):
 
 
 def world_size() -> int:
-    """How many processes run this command together; raises InputError for a WORLD_SIZE that is no number."""
+    """How many processes run this command together; raises InputError for variables that torchrun does not set so."""
     text = os.environ.get("WORLD_SIZE", "1")
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"WORLD_SIZE = {text!r}; accepted: a number of processes, as torchrun sets it")
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if int(text) > 1 and missing:
+        raise InputError(f"WORLD_SIZE = {text} without {', '.join(missing)}; start the processes by torchrun")
     return int(text)
 
 
@@ -50,9 +53,6 @@ class Processes:
         if self.world == 1:
             self.counted = 0
             return
-        missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-        if missing:
-            raise InputError(f"WORLD_SIZE = {self.world} without {', '.join(missing)}; start the processes by torchrun")
         self.rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
         if device not in (None, "cpu", "cuda"):
             raise InputError(f"device = {device!r} with {self.world} processes; accepted: cpu, or cuda for one each")

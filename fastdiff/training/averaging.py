@@ -24,11 +24,12 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     """
 
     def average(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
-        n = float(count)
+        n = float(made.n_averaged)  # count itself, on the CPU: to read it there would wait for the device
         keep = min(decay, (1 + n) / (10 + n))
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, values, 1 - keep)
         else:  # BatchNorm's count of batches
             torch._foreach_copy_(averages, values)
 
-    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+    made = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+    return made

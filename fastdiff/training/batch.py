@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastdiff.capture.graph import SELF_CONDITION
 from fastdiff.capture.outputs import first_output
+from fastdiff.data.images import ImageData
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.samplers.prediction import coefficients
@@ -67,15 +68,18 @@ class Labels:
 
     Args:
         model: whose network is trained.
-        width: of the data's labels, 0 without.
+        data: whose labels they are; where its classes have the model's names in another order, they are put in order.
         dropout: whether contexts are to be dropped.
 
     Raises:
         InputError: for a network that cannot be trained with such labels.
     """
 
-    def __init__(self, model: Model, width: int, dropout: bool = False) -> None:
-        self.given = width
+    def __init__(self, model: Model, data: ImageData, dropout: bool = False) -> None:
+        self.given = width = data.labels.shape[1]
+        self._order: list[int] | None = None
+        if set(data.class_names) == set(model.class_names) and tuple(data.class_names) != tuple(model.class_names):
+            self._order = [data.class_names.index(name) for name in model.class_names]
         self.width, self.classes, self.null = model.context_width or 0, model.num_classes, model.null_class
         if self.classes is None and not self.width and model.needs_context:
             raise InputError(
@@ -84,7 +88,7 @@ class Labels:
             )
         if self.classes is not None:
             self._check_numbers(width, dropout)
-        elif self.width and width > self.width:
+        elif self.width and width not in (0, self.width):
             raise InputError(f"labels of {width} classes for a model of {self.width}; accepted: {self.width}, or none")
 
     def _check_numbers(self, width: int, dropout: bool) -> None:
@@ -104,6 +108,7 @@ class Labels:
 
     def contexts(self, labels: Tensor, drop: Tensor) -> tuple[Tensor, ...]:
         """(B, width) labels, and which rows lose theirs → the network's further arguments: one or none."""
+        labels = labels if self._order is None else labels[:, self._order]
         if self.classes is not None:
             numbers = labels.argmax(1) if labels.shape[1] else torch.zeros(len(labels), dtype=torch.int64)
             drop = drop if labels.shape[1] else torch.ones_like(drop)

@@ -14,6 +14,7 @@ from fastdiff.files import check_folder, write_atomically
 from fastdiff.images import save_picture
 from fastdiff.training.checkpoint import FILE
 
+WRITTEN = ("model.safetensors", "log.csv", "loss.png", "samples.png", "samples", "epochs", "README.md")
 COLUMNS = ("step", "epoch", "lr", "loss", "val_loss", "seconds")
 
 
@@ -37,10 +38,15 @@ class RunFolder:
         self.plots = find_spec("matplotlib") is not None
 
     def check(self, resume: bool = False) -> None:
-        """Raises InputError if the folder holds a run that is not to be resumed, or cannot be written to."""
+        """Raises InputError if the folder holds what a new run would overwrite, or cannot be written to."""
         if not resume and self.checkpoint.exists():
             raise InputError(
                 f"{str(self.path)!r} holds a run already; continue it with --resume, or name another folder"
+            )
+        taken = [] if resume else [name for name in WRITTEN if (self.path / name).exists()]
+        if taken:
+            raise InputError(
+                f"{str(self.path)!r} holds {', '.join(taken)}, which a run would overwrite; name another folder"
             )
         check_folder(self.path)
 

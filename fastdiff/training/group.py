@@ -5,13 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
 
-from fastdiff.engine.placement import choose_device
+from fastdiff.engine.placement import choose_device, out_of_memory
 from fastdiff.errors import InputError, install
-from fastdiff.shards.processes import world_size
+from fastdiff.shards.processes import AnotherFailed, world_size
+
+PATIENCE = timedelta(hours=6)  # for the first process, which may download or cut pictures before the others
 
 
 class Apart(InputError):
@@ -47,9 +50,12 @@ class Group:
             )
         try:
             from accelerate import Accelerator
+            from accelerate.utils import InitProcessGroupKwargs
         except ImportError as error:
             raise InputError(f"training by {self.world} processes needs accelerate; {install('accelerate')}") from error
-        self._accelerator = Accelerator(cpu=str(device) == "cpu" or not torch.cuda.is_available(), mixed_precision="no")
+        on_cpu = str(device) == "cpu" or not torch.cuda.is_available()
+        patience = InitProcessGroupKwargs(timeout=PATIENCE)
+        self._accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[patience])
         self.rank, self.device = self._accelerator.process_index, self._accelerator.device
         if self._accelerator.num_processes != self.world:
             raise InputError(
@@ -62,9 +68,27 @@ class Group:
         """Whether this process writes and talks."""
         return self.rank == 0
 
-    def first_alone(self) -> AbstractContextManager[None]:
-        """A context that the first process leaves before the others enter: what one finds or makes, all then have."""
-        return nullcontext() if self.world == 1 else self._accelerator.main_process_first()
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """A context that the first process leaves before the others enter: what one finds or makes, all then have.
+
+        Where it raises in the first process, the others raise AnotherFailed.
+        """
+        if self.world == 1:
+            yield
+        elif self.is_first:
+            done = False
+            try:
+                yield
+                done = True
+            finally:
+                self.any(done)
+        else:
+            with self.together():
+                done = self.any(False)
+            if not done:
+                raise AnotherFailed
+            yield
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network, whose gradients become the mean over all processes; SyncBatchNorm on CUDA."""
@@ -94,25 +118,21 @@ class Group:
         """Whether it is so in any process; waits for all."""
         return asked if self.world == 1 else bool(self.total(torch.tensor(float(asked), device=self.device)))
 
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.world > 1:
-            self._accelerator.wait_for_everyone()
-
     @contextmanager
     def together(self) -> Iterator[None]:
         """What a process raises when another one is gone, as Apart."""
         try:
             yield
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            if self.world == 1:
+            if self.world == 1 or out_of_memory(error):
                 raise
             reason = str(error).strip().splitlines()[0]
             raise Apart(f"process {self.rank} of {self.world} could not go on with the others: {reason}") from error
 
-    def close(self) -> None:
-        """Leave the group."""
-        if self.world > 1:
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Leave the group, unless there is none left."""
+        if self.world > 1 and (kind is None or not issubclass(kind, Apart)):
             self._accelerator.end_training()

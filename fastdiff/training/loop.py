@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from fastdiff.model import Model
 from fastdiff.provenance import machine, source_version, versions
 from fastdiff.sampling import sample
 from fastdiff.training.folder import RunFolder
-from fastdiff.training.tensorboard import LOGS, Board, check_installed
+from fastdiff.training.tensorboard import LOGS, NOWHERE, Board, check_installed
 from fastdiff.training.trainer import Trainer
 
 SAVE_SECONDS = 120.0  # of training that a crash may lose
@@ -52,8 +52,8 @@ class Step:
     Attributes:
         loss: mean over the steps since losses were last read from the device, at most LOG_EVERY; None in between.
         epoch: the epoch's results if this step ends one, else None.
-        foretold: once, when the first steps have been timed: the seconds that the remaining ones will take, without
-            validation and samples; else None.
+        foretold: once, when the first steps have been timed, unless an epoch has ended by then: the seconds that the
+            remaining ones will take, without validation and samples; else None.
     """
 
     loss: float | None
@@ -68,7 +68,7 @@ class Wishes:
     Attributes:
         sample_every: epochs between grids of samples; 0 never draws any.
         keep_every: epochs between weights that are kept, in epochs/; 0 keeps none.
-        log: further places that losses and samples are written to: "tensorboard".
+        log: further places that losses and samples are written to: "tensorboard"; "none" is none.
 
     Raises:
         InputError: for numbers below 0, another place, or one that is not installed.
@@ -84,7 +84,10 @@ class Wishes:
         for place in self.log:
             if place not in LOGS:
                 raise unknown_name("log", place, LOGS)
+        places = tuple(place for place in self.log if place != NOWHERE)
+        if places:
             check_installed()
+        object.__setattr__(self, "log", places)
 
     def samples(self, epoch: int) -> bool:
         return bool(self.sample_every) and epoch % self.sample_every == 0
@@ -101,14 +104,15 @@ class _Clock:
         began, first: when this process began, and the steps that were done before.
         epoch_began, epoch_first: the same of the epoch.
         saved: when the last checkpoint was written.
+        foretold: whether it has been said how long the run will take.
     """
 
     def __init__(self, seconds: float, steps_done: int) -> None:
         self.began = self.saved = self.epoch_began = time.monotonic()
         self.origin = self.began - seconds
         self.first = self.epoch_first = steps_done
+        self.foretold = False
         self._warm: tuple[float, int] | None = None
-        self._foretold = False
 
     def foretell(self, trainer: Trainer) -> float | None:
         """Seconds that the remaining steps will take, once; the first step, which warms up, is not counted."""
@@ -117,9 +121,9 @@ class _Clock:
             self._warm = (now, done)
             return None
         since, steps = now - self._warm[0], done - self._warm[1]
-        if self._foretold or (steps < TIMED_STEPS and since < TIMED_SECONDS):
+        if self.foretold or (steps < TIMED_STEPS and since < TIMED_SECONDS):
             return None
-        self._foretold = True
+        self.foretold = True
         return since / steps * (trainer.total_steps - done)
 
 
@@ -161,11 +165,18 @@ class Run:
 
         Args:
             stop: asked before every step; once it is true, the run is saved and the iteration ends. Several processes
-                on CUDA devices agree on it when losses are read.
+                on CUDA devices agree on it every LOG_EVERY steps.
 
         Raises:
             InputError: if the loss becomes NaN or infinite, or another process of the group is gone.
         """
+        try:
+            yield from self._steps(stop)
+        finally:
+            if self._board is not None:
+                self._board.close()
+
+    def _steps(self, stop: Callable[[], bool]) -> Iterator[Step]:
         trainer, clock = self.trainer, self._clock
         while trainer.steps_done < trainer.total_steps:
             if self._stopped(stop):
@@ -175,16 +186,17 @@ class Run:
                 return
             self._pending.append(trainer.step())
             end_of_epoch = trainer.steps_done % trainer.steps_per_epoch == 0
+            foretold = clock.foretell(trainer)
             overdue = time.monotonic() - clock.saved > SAVE_SECONDS
             loss = self._log() if end_of_epoch or overdue or len(self._pending) == LOG_EVERY else None
             epoch = self._end_of_epoch() if end_of_epoch else None
             if overdue and not end_of_epoch:
                 self._save()
-            yield Step(loss, epoch, clock.foretell(trainer))
+            yield Step(loss, epoch, foretold)
 
     def _stopped(self, stop: Callable[[], bool]) -> bool:
         group = self.trainer.group
-        if group.world > 1 and group.device.type == "cuda" and self._pending:
+        if group.world > 1 and group.device.type == "cuda" and self.trainer.steps_done % LOG_EVERY:
             return False  # to ask the others would wait for the device in every step
         with group.together():
             return group.any(stop())
@@ -197,9 +209,7 @@ class Run:
         self._epoch_losses += losses
         trainer = self.trainer
         step = trainer.steps_done
-        if not abs(loss) < float("inf"):
-            kept = "the last checkpoint is kept" if self.folder.checkpoint.exists() else "nothing was written"
-            raise InputError(f"the loss became {loss} before step {step}; {kept}: try a smaller --lr")
+        self._check_finite(f"the loss became {loss} before step {step}", loss)
         self.folder.add(
             step=step,
             epoch=f"{step / trainer.steps_per_epoch:.3f}",
@@ -211,25 +221,39 @@ class Run:
             self._board.add(step, loss=loss, lr=trainer.learning_rate(step - 1))
         return loss
 
+    def _check_finite(self, what: str, *values: float | torch.Tensor) -> None:
+        """Raises InputError unless all values are finite."""
+        if all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in values):
+            return
+        folder = self.folder
+        kept = "nothing was written: begin anew with a smaller --lr"
+        if folder.checkpoint.exists():
+            kept = (
+                "the checkpoint before is kept: begin a new run with a smaller --lr, from its weights by --init "
+                f"{folder.path}"
+            )
+        raise InputError(f"{what}; {kept}")
+
     def _end_of_epoch(self) -> Epoch:
         trainer, clock = self.trainer, self._clock
         number = trainer.steps_done // trainer.steps_per_epoch
         trained = time.monotonic() - clock.epoch_began
         images = len(trainer.data) - clock.epoch_first % trainer.steps_per_epoch * trainer.recipe.batch_size
         val_loss = trainer.validate()
+        self._check_finite(f"the held-out loss became {val_loss} after epoch {number}", val_loss)
         self.folder.rows[-1]["val_loss"] = f"{val_loss:.6f}"
         if self._board is not None:
             self._board.add(trainer.steps_done, val_loss=val_loss)
         if self.writes and self.wishes.samples(number):
             self._sample(number)
-        self._save()
         if self.writes and self.wishes.keeps(number):
             save(trainer.model, self.folder.epoch(number), info=self._info())
+        self._save()  # last: a run that is killed before it goes through this again
         loss = sum(self._epoch_losses) / len(self._epoch_losses)
         self._epoch_losses.clear()
         now = time.monotonic()
         each = (now - clock.began) / (trainer.steps_done - clock.first)
-        clock.epoch_began, clock.epoch_first = now, trainer.steps_done
+        clock.epoch_began, clock.epoch_first, clock.foretold = now, trainer.steps_done, True
         return Epoch(number, loss, val_loss, images / trained, each * (trainer.total_steps - trainer.steps_done))
 
     def _sample(self, epoch: int) -> None:
@@ -248,13 +272,12 @@ class Run:
     def _save(self) -> None:
         trainer, folder = self.trainer, self.folder
         self._clock.saved = time.monotonic()
+        weights = trainer.network.parameters()
+        self._check_finite(f"weights became NaN or infinite in step {trainer.steps_done}", *weights)
         if not self.writes:
             return
-        wishes = {"sample_every": self.wishes.sample_every, "keep_every": self.wishes.keep_every}
-        trainer.save(
-            folder.checkpoint,
-            {"data": dict(self.source), "command": self.command, "wishes": {**wishes, "log": list(self.wishes.log)}},
-        )
+        again = {"data": dict(self.source), "command": self.command, "wishes": asdict(self.wishes)}
+        trainer.save(folder.checkpoint, {**again, "accumulate": trainer.accumulate})
         save(trainer.model, folder.model, info=self._info())
         folder.write_log()
         folder.plot(trainer.recipe.loss)

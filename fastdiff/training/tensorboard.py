@@ -11,7 +11,8 @@ from fastdiff.errors import InputError, install
 if TYPE_CHECKING:  # the command line reads LOGS without them
     from PIL import Image
 
-LOGS = ("tensorboard",)
+NOWHERE = "none"
+LOGS = ("tensorboard", NOWHERE)
 
 
 class Board:

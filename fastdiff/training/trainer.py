@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +37,8 @@ class Trainer:
     Iterating over it trains: each optimizer step yields its loss, a scalar tensor on the device, which costs nothing
     until it is read. All randomness in a step is a function of the recipe's seed and the step's number, so a resumed
     run takes the same steps as an uninterrupted one, and several processes the same as one: each evaluates its share of
-    the batch. (A BatchNorm has the statistics of the share, on CUDA those of the batch.)
+    the batch. (A BatchNorm has the statistics of what is evaluated at once: of a process' part of its share; on CUDA
+    of all processes' parts.)
 
     Args:
         recipe: how to train.
@@ -90,7 +91,7 @@ class Trainer:
         self.recipe = recipe if init is None else recipe.without_network()
         self.data, self.group, self.accumulate = data, Group(device), check_int("accumulate", accumulate, 1, 2**31)
         model = new_model(recipe, data) if init is None else started_from(check_model(init), data)
-        self._labels = Labels(model, data.labels.shape[1], dropout=recipe.context_dropout > 0)
+        self._labels = Labels(model, data, dropout=recipe.context_dropout > 0)
         self.network = model.network.to(device=self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self._model = replace(model, network=self.network)
         self.averaged: AveragedModel | None = None
@@ -155,8 +156,9 @@ class Trainer:
             group["lr"] = self.learning_rate(step)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
+        loss = self._backward(step)
         with self.group.together():
-            loss = self.group.total(self._backward(step))
+            loss = self.group.total(loss)
         if self.recipe.max_grad_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.max_grad_norm)
         self.optimizer.step()
@@ -181,7 +183,8 @@ class Trainer:
             share = (part.stop - part.start) / len(rows) if parts else 0.0
             with self.group.accumulating(self._shared, last=part is parts[-1] if parts else True):
                 loss = self._loss(self._shared, *self.data.take(rows[part]), draws.part(part)) * share
-                (loss * self.group.world).backward()  # processes' gradients are averaged
+                with self.group.together():
+                    (loss * self.group.world).backward()  # processes' gradients are averaged
             found += loss.detach()
         return found
 
@@ -261,8 +264,8 @@ class Trainer:
     ) -> Trainer:
         """A trainer that continues where a saved one stopped, with the same steps.
 
-        On one process on a CPU the results are the same bits. With another number of processes or parts, or on a GPU,
-        the pictures, noise and learning rates are the same, and sums are rounded differently.
+        On one process on a CPU the results are the same bits, with as many threads and parts. Otherwise the pictures,
+        noise and learning rates are the same, and sums are rounded differently.
 
         Args:
             checkpoint: the file that save wrote, the folder of a run, or what read_checkpoint returned.
@@ -319,15 +322,21 @@ def started_from(init: Model, data: ImageData) -> Model:
     channels, wanted = data.image_shape[0], init.image_shape[0]
     if channels != wanted:
         raise InputError(f"pictures of {channels} channels for a model of {wanted}; accepted: {wanted}")
-    names = data.class_names if len(data.class_names) == len(init.class_names or data.class_names) else init.class_names
     return replace(
         init,
         network=copy.deepcopy(init.network),
         image_shape=data.image_shape,
         value_range=data.own_range,
-        class_names=names if init.context_width or init.num_classes else (),
+        class_names=_class_names(init, data) if init.context_width or init.num_classes else (),
         learned_variance=False,
     )
+
+
+def _class_names(init: Model, data: ImageData) -> Sequence[str]:
+    """The data's, in the model's order if they are the same; the model's where the data has no names of its own."""
+    own = init.class_names
+    other = len(data.class_names) == len(own) and not data.unnamed and set(data.class_names) != set(own)
+    return data.class_names if other or not own else own
 
 
 def network_for(recipe: Recipe, data: ImageData) -> dict[str, Any]:

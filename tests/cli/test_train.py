@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiff import AnnotatedUnet, ContextUnet, Trainer, load, sample
+from fastdiff import AnnotatedUnet, ContextUnet, Trainer, load, make_schedule, sample
 from fastdiff.cli import training
 from fastdiff.cli.main import main
 from fastdiff.data.sources import SOURCES
@@ -317,8 +317,27 @@ def test_the_schedule_of_a_model_that_training_starts_from(run, sprites):
     run("train", *sprites, *TINY, "--schedule", "cosine", "--timesteps", 30, "-o", "first")
     run("train", *sprites[:-2], *TINY, "--init", "first", "-o", "second")
     assert load("second").schedule.config() == load("first").schedule.config()
-    run("train", *sprites[:-2], *TINY, "--init", "first", "--timesteps", 40, "-o", "third")
-    assert load("third").schedule.num_timesteps == 40 and load("third").schedule.name == "course"
+    said = run("train", *sprites[:-2], *TINY, "--init", "first", "--timesteps", 40, "-o", "third")
+    assert (
+        load("third").schedule.config() == {"name": "cosine", "timesteps": 40} and "starts from first: Model(" in said
+    )
+    run("train", *sprites[:-2], *TINY, "--init", "third", "--schedule", "linear", "--beta-end", 0.1, "-o", "fourth")
+    assert load("fourth").schedule.config() == make_schedule("linear", 40, beta_end=0.1).config()
+
+
+def test_classes_that_get_other_names_are_said(run, sprites):
+    run("train", *sprites, *TINY, "--class-names", "a,b,c,d,e", "-o", "first")
+    words = ["train", *sprites[:-2], *TINY, "--init", "first", "-o"]
+    assert "are now" not in run(*words, "second")
+    assert "classes a, b, c, d, e are now v, w, x, y, z" in run(*words, "third", "--class-names", "v,w,x,y,z")
+
+
+def test_a_run_does_not_overwrite_other_files(run, sprites, refused):
+    os.mkdir("mine")
+    with open("mine/README.md", "w") as file:
+        file.write("my own")
+    refused(run("train", *sprites, *TINY, "-o", "mine", code=2), "'mine' holds README.md, which a run would overwrite")
+    assert open("mine/README.md").read() == "my own"
 
 
 def test_a_finished_run_goes_on(run, sprites, refused):
@@ -330,6 +349,7 @@ def test_a_finished_run_goes_on(run, sprites, refused):
     assert sorted(os.listdir("r/samples")) == ["epoch-0001.png", "epoch-0002.png"]
     assert "# from step 8 on with --epochs 4" in run("info", "r")
     refused(run("train", "--resume", "r", "--epochs", 3, code=2), "epochs = 3, but 4 are done; accepted: 4 and more")
+    assert "all 4 epochs are done; to go on: fastdiff train --resume r --epochs 8" in run("train", "--resume", "r")
 
 
 def test_bfloat16_is_the_default_where_it_is_fast(run, sprites, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastdiff.kernels.cpu.compiled import build_error
 from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_reference
@@ -110,19 +111,45 @@ def test_gradients_under_autocast_on_a_cpu(rel, leaves):
         assert one.dtype == torch.float32 and rel(one, other) < 1e-2
 
 
-def test_gradients_of_gradients_and_forward_mode_on_a_cpu(rel, leaves):
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_gradients_of_gradients_and_forward_mode_on_a_cpu(rel, leaves, dtype):
+    """Under autocast too."""
     given = leaves([torch.randn(2, 3, 6, 6), torch.randn(3, 1, 3, 3)])
 
     def penalty(function):
-        y = function(*given)
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            y = function(*given).float()
         first = torch.autograd.grad((y**2).sum(), given, create_graph=True)
         return torch.autograd.grad(sum((one**2).sum() for one in first), given)
 
     for mine, theirs in zip(penalty(depthwise_conv), penalty(depthwise_conv_reference), strict=True):
-        assert rel(mine, theirs) < 1e-5
+        assert rel(mine, theirs) < (1e-5 if dtype is None else 2e-2)
     x, weight = (one.detach() for one in given)
     mine, theirs = (
         torch.func.jvp(lambda w: f(x, w), (weight,), (torch.ones_like(weight),))[1]  # noqa: B023
         for f in (depthwise_conv, depthwise_conv_reference)
     )
     assert rel(mine, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("transform", ["grad", "jacrev", "jacobian", "make_fx"])
+def test_transforms_and_traces_see_gradients_on_a_cpu(rel, transform):
+    """torch.func's, jacobians of many rows at once, and traces: none of them may meet a pointer."""
+    x, weight = torch.randn(2, 3, 6, 6), torch.randn(3, 1, 3, 3)
+
+    def derivative(function):
+        def sums(w):
+            return function(x, w).sum((1, 2, 3))
+
+        def gradient(w):
+            return torch.autograd.grad(sums(w).square().sum(), w)[0]
+
+        if transform == "grad":
+            return torch.func.grad(lambda w: sums(w).square().sum())(weight)
+        if transform == "jacrev":
+            return torch.func.jacrev(sums)(weight)
+        if transform == "jacobian":
+            return torch.autograd.functional.jacobian(sums, weight, vectorize=True)
+        return make_fx(gradient)(torch.zeros_like(weight).requires_grad_())(weight.clone().requires_grad_())
+
+    assert rel(derivative(depthwise_conv), derivative(depthwise_conv_reference)) < 1e-5

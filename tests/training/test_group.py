@@ -84,6 +84,8 @@ def test_two_processes_take_the_steps_of_one(folder):
     said = processes(folder, "train", "--resume", "two", "--epochs", "3", "--device", "cpu", "--threads", "1", world=1)
     processes(folder, *TRAIN, "--epochs", "3", "-o", "three", world=1)
     assert "3 epochs in place of 2" in said and [row["step"] for row in rows(folder / "two")] == ["4", "8", "12"]
+    # Its first two epochs had the learning rates of a shorter run.
+    assert float(rows(folder / "two")[2]["loss"]) == pytest.approx(float(rows(folder / "three")[2]["loss"]), rel=5e-2)
 
 
 def test_a_process_that_dies_ends_the_run_and_resume_goes_on(folder):
@@ -114,7 +116,21 @@ def test_a_process_that_dies_ends_the_run_and_resume_goes_on(folder):
     assert close(folder / "cut", folder / "whole")
 
 
+@pytest.mark.parametrize("words, reason", [(["--data", "nope.npy"], "nope.npy"), (["-o", "taken"], "a run already")])
+def test_bad_input_is_one_sentence(folder, words, reason):
+    """Of the first process; the others end with it."""
+    (folder / "taken").mkdir()
+    (folder / "taken" / "checkpoint.safetensors").write_bytes(b"x")
+    said = processes(folder, *TRAIN, "--epochs", "2", *words, code=None)
+    errors = [line for line in said.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and reason in errors[0] and "group.py" not in said
+
+
 def test_several_processes_need_a_device_each(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE = 2 without RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; start"):
+        Group("cpu")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
     with pytest.raises(ValueError, match="device = 'cuda:1' with 2 processes; accepted: cpu, or cuda"):
         Group("cuda:1")

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,6 +82,41 @@ def test_the_first_steps_tell_how_long_it_takes(trainer, tmp_path, monkeypatch):
     assert told == [None, None, pytest.approx(6), None, None, None]
 
 
+def test_stops_are_agreed_on_at_the_same_steps(trainer, tmp_path):
+    """Of several processes on CUDA devices, whatever each has logged or saved by its own clock."""
+    asked, run = [], begin(trainer, tmp_path / "r")
+    trainer.group = SimpleNamespace(
+        world=2, device=torch.device("cuda"), together=nullcontext, any=lambda own: asked.append(trainer.steps_done)
+    )
+    for trainer.steps_done in range(60):
+        run._pending = [torch.zeros(())] * (trainer.steps_done % 7)
+        run._stopped(lambda: False)
+    assert asked == [0, 25, 50]
+
+
+@pytest.mark.parametrize("what", ["validate", "weights"])
+def test_a_run_that_diverges_keeps_the_checkpoint_before(what, trainer, tmp_path, monkeypatch):
+    run = begin(trainer, tmp_path / "r")
+    steps = run.steps()
+    for _ in range(3):
+        next(steps)
+    if what == "validate":
+        monkeypatch.setattr(trainer, "validate", lambda: float("nan"))
+    else:
+        step = trainer.step
+
+        def diverging():
+            loss = step()
+            next(trainer.network.parameters()).data.fill_(float("nan"))
+            return loss
+
+        monkeypatch.setattr(trainer, "step", diverging)
+        monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    with pytest.raises(InputError, match="the checkpoint before is kept: begin a new run with a smaller --lr"):
+        list(steps)
+    assert read_checkpoint(tmp_path / "r").steps_done == 3
+
+
 def test_weights_and_samples_of_the_epochs_that_are_asked_for(trainer, tmp_path):
     data, recipe = trainer.data, dataclasses.replace(RECIPE, epochs=4)
     wishes = loop.Wishes(sample_every=3, keep_every=2)
@@ -94,7 +131,8 @@ def test_weights_and_samples_of_the_epochs_that_are_asked_for(trainer, tmp_path)
     for number in (2, 4):
         weights = load(run.folder.epoch(number)).network.state_dict()
         assert all(torch.equal(weights[k], kept[number][k]) for k in weights)
-    assert read_checkpoint(tmp_path / "r").extra["wishes"] == {"sample_every": 3, "keep_every": 2, "log": []}
+    again = read_checkpoint(tmp_path / "r").extra
+    assert again["wishes"] == {"sample_every": 3, "keep_every": 2, "log": []} and again["accumulate"] == 1
 
 
 def test_no_samples_at_all(trainer, tmp_path):
@@ -120,6 +158,7 @@ def test_what_is_wished_is_checked():
         loop.Wishes(keep_every=-1)
     with pytest.raises(InputError, match="unknown log 'tensorbord'.*did you mean 'tensorboard'"):
         loop.Wishes(log=("tensorbord",))
+    assert loop.Wishes(log=("none",)).log == ()
 
 
 def test_a_network_that_cannot_be_saved_is_refused_before_it_is_trained(trainer, tmp_path):

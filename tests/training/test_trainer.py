@@ -283,8 +283,18 @@ def test_training_from_a_model_takes_its_network_and_schedule(unet, tmp_path):
 
 
 def test_classes_of_the_model_that_training_starts_from():
-    course = Trainer(small("course"), pictures(channels=3), device="cpu").model
+    """Its own names stay, in their order, unless the data has others."""
+    course, data = Trainer(small("course"), pictures(channels=3), device="cpu").model, pictures(channels=3)
     assert Trainer(small("course"), pictures(channels=3, classes=0), init=course).model.class_names == ("a", "b", "c")
+    turned = dataclasses.replace(data, class_names=("c", "a", "b"))
+    trainer = Trainer(small("course"), turned, device="cpu", init=course)
+    assert trainer.model.class_names == ("a", "b", "c")
+    given = trainer._labels.contexts(torch.eye(3), torch.zeros(3, dtype=torch.bool))
+    assert torch.equal(given[0], torch.eye(3)[[2, 0, 1]])  # c, a, b as the model knows them
+    unnamed = dataclasses.replace(data, class_names=("class0", "class1", "class2"))
+    assert Trainer(small("course"), unnamed, device="cpu", init=course).model.class_names == ("a", "b", "c")
+    other = dataclasses.replace(data, class_names=("x", "a", "b"))
+    assert Trainer(small("course"), other, device="cpu", init=course).model.class_names == ("x", "a", "b")
     with pytest.raises(InputError, match="labels of 4 classes for a model of 3; accepted: 3, or none"):
         Trainer(small("course"), pictures(channels=3, classes=4), device="cpu", init=course)
 
