@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.grad import conv2d_weight
 
 from fastdiff.kernels import checks
 from fastdiff.kernels.cpu.compiled import build_error
@@ -111,8 +112,8 @@ class _DepthwiseConvOnCpu(torch.autograd.Function):
         cast = torch.is_autocast_enabled("cpu")
         ctx.computed = torch.get_autocast_dtype("cpu") if cast else x.dtype
         ctx.save_for_backward(x, weight, bias, time_bias)
-        given = [None if one is None else one.to(ctx.computed) for one in (x, weight, bias)]
-        return depthwise_conv_reference(*given, time_bias)  # type: ignore[arg-type]
+        bias = None if bias is None else bias.to(ctx.computed)
+        return depthwise_conv_reference(x.to(ctx.computed), weight.to(ctx.computed), bias, time_bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor):  # type: ignore[override]
@@ -125,7 +126,7 @@ class _DepthwiseConvOnCpu(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             seen = x.to(ctx.computed)
             if torch.is_grad_enabled() or not _in_memory(dy):  # of gradients of gradients, and of many at once
-                dweight = torch.nn.grad.conv2d_weight(seen, weight.shape, dy, padding=padding, groups=x.shape[1])
+                dweight = conv2d_weight(seen, weight.shape, dy, padding=padding, groups=x.shape[1])
             else:
                 dweight = _weight_gradient(seen, dy, padding)
             dweight = dweight.to(weight.dtype)

@@ -42,7 +42,7 @@ def preset_list() -> str:
             more.append(f"{recipe.context_dropout:.0%} of samples without their context")
         lines += [
             f"  {name}: {preset.title}",
-            f"    {NETWORK_TITLES[recipe.network['name']]}, {_flags(recipe.network)}; {recipe.schedule} schedule, "
+            f"    {NETWORK_TITLES[preset.network['name']]}, {_flags(preset.network)}; {recipe.schedule} schedule, "
             f"T = {recipe.timesteps}",
             f"    {recipe.loss} loss; {recipe.optimizer}, {_learning_rate(recipe)}",
             f"    {'; '.join(more)}",

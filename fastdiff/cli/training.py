@@ -55,8 +55,9 @@ def new_run(
     recipe = recipe.with_options(options)
     command = shlex.join(["fastdiff", *sys.argv[1:]])  # as typed, without the path of the program
     if init is None:
-        recipe = with_network(recipe, preset, network)
-        check_network(recipe.network)  # before the data, which may be long in coming
+        made = with_options(preset, network)
+        check_network(made)  # before the data, which may be long in coming
+        recipe = recipe.with_options({"network": made})
     else:
         command = f"{command}  # {init}: {stored_info(init).get('trained with', 'a model from elsewhere')}"
     with group.first_alone():
@@ -192,10 +193,9 @@ def _epoch_line(epoch: Epoch, epochs: int) -> str:
     )
 
 
-def with_network(recipe: Recipe, preset: str, given: Mapping[str, Any]) -> Recipe:
-    """The recipe, its network with the options that were given; None is none."""
-    assert recipe.network is not None
-    network = dict(recipe.network)
+def with_options(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The preset's network, with the options that were given; None is none."""
+    network = dict(PRESETS[preset].network)
     taken = _options(network["name"])
     for name, value in given.items():
         if value is None:
@@ -205,7 +205,7 @@ def with_network(recipe: Recipe, preset: str, given: Mapping[str, Any]) -> Recip
                 f"--{name.replace('_', '-')} {value} with preset {preset!r}; it belongs to another network"
             )
         network[name] = _widths(value) if name == "dim_mults" else value
-    return recipe.with_options({"network": network})
+    return network
 
 
 def start_model(
@@ -276,7 +276,7 @@ def _say_unused(trainer: Trainer, given: Mapping[str, Any]) -> None:
         return
     why = "the data has no classes"
     if data.class_names:
-        networks = {name: preset.recipe.network["name"] for name, preset in PRESETS.items()}
+        networks = {name: preset.network["name"] for name, preset in PRESETS.items()}
         takers = listed(name for name, network in networks.items() if "n_cfeat" in _options(network))
         why = f"{type(trainer.network).__name__} takes no classes"
         said = f"the classes ({data.class_list()}) are not used, for {why}; --preset {takers} does"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,8 +56,7 @@ class Draws:
 
     def part(self, rows: slice) -> Draws:
         """Those of some rows."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value[rows] for name, value in given.items() if isinstance(value, Tensor)})
+        return Draws(self.t[rows], self.noise[rows], self.flip[rows], self.drop[rows], self.conditioned)
 
 
 class Labels:

@@ -220,6 +220,12 @@ class Preset:
     recipe: Recipe
     data: str | None = None
 
+    @property
+    def network(self) -> dict[str, Any]:
+        """The recipe's, which a preset always has."""
+        assert self.recipe.network is not None
+        return self.recipe.network
+
 
 PRESETS = {
     # 10 epochs of Fashion-MNIST, 3750 steps each.
