@@ -23,7 +23,7 @@ SOURCES := $(shell find $(addprefix $(ROOT)/,fastdiff kernels export) -type f -n
 QUICK := tests/samplers tests/checkpoints tests/data tests/test_layers.py tests/test_images.py tests/engine/test_noise.py \
 	tests/engine/test_graphs.py tests/engine/test_numerics.py tests/kernels/test_dispatch.py tests/networks
 
-.PHONY: help sample test quick slow sanitize lint bench quality readme notebooks suites models kernels traffic onnx networks gpu gpu-install $(GPU_SLICES) clean
+.PHONY: help sample test quick slow sanitize lint bench quality readme notebooks suites models kernels traffic onnx networks trainings gpu gpu-install $(GPU_SLICES) clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9 -]+:.*## ' $(ROOT)/Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -78,6 +78,10 @@ onnx: $(VENV)/.test ## measure the exported sampling loop against its network in
 
 networks: $(VENV)/.test ## measure foreign networks, and the shipped ones, against their own eager loop; updates bench/results
 	cd $(ROOT) && OMP_NUM_THREADS=1 $(BIN)/fastdiff bench --device cpu --only "against eager" --only "cold start A28" -o bench/results/networks-cpu
+
+trainings: $(VENV)/.test ## measure training steps in float32 and bfloat16; updates bench/results and docs/speed.md
+	cd $(ROOT) && OMP_NUM_THREADS=1 $(BIN)/fastdiff bench --device cpu --only training --dtype float32 --dtype bfloat16 --no-compile \
+		-o bench/results/training-cpu && $(BIN)/fastdiff bench readme
 
 models: $(VENV)/.test ## compare images with those of other libraries' own loops; updates bench/results and docs/models.md
 	cd $(ROOT) && OMP_NUM_THREADS=1 $(BIN)/fastdiff bench models -o bench/results/models.json && $(BIN)/fastdiff bench readme

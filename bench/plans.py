@@ -40,7 +40,7 @@ def quick(networks: Iterable[str]) -> Iterator[Case]:
 
 def standard(networks: Iterable[str], cuda: bool) -> Iterator[Case]:
     """Every kind of case, both shipped networks, one thread."""
-    batches, steps_batch, training_batch = ((1, 64, 256, 1024), 64, 128) if cuda else ((1, 4, 16), 1, 16)
+    batches, steps_batch, trained = ((1, 64, 256, 1024), 64, (128,)) if cuda else ((1, 4, 16), 1, (16, 128))
     for what in ("ddim", "ddpm"):
         yield from _cases(networks, batches, kind=Kind.STEP, what=what, rounds=31)
     yield from _cases(networks, batches, kind=Kind.EVALUATION, rounds=31)
@@ -48,7 +48,7 @@ def standard(networks: Iterable[str], cuda: bool) -> Iterator[Case]:
     for network in networks:
         for what, rounds in (("ddim 50", 5), ("dpmpp_2m 15", 7), (NETWORKS[network].published_loop, 3)):
             yield Case(Kind.SAMPLING, network, what, steps_batch, rounds=rounds)
-    yield from _cases(networks, (training_batch,), kind=Kind.TRAINING, rounds=9)
+    yield from _cases(networks, trained, kind=Kind.TRAINING, rounds=9)
     if not cuda:  # which exporting does not use
         yield from _cases(networks, (1,), kind=Kind.EXPORT, rounds=2)
     yield from _cases([name for name in networks if name in SHIPPED], (1,), kind=Kind.COLD, what="ddim 25", rounds=9)

@@ -125,6 +125,29 @@ def against_own_loops() -> str:
     return "\n".join([*table([f"{rows[0]['what']}{_threads(rows[0])}", *heads], lines), "", where])
 
 
+def trainings() -> str:
+    """A training step: a line for each contender and dtype, a column for each network and batch."""
+    folder = RESULTS / "training-cpu"
+    made = report.read(folder)
+    rows = [row for row in made["rows"] if row["kind"] == Kind.TRAINING and row["status"] == Status.MEASURED]
+    columns = sorted({(list(SHIPPED).index(row["network"]), row["batch"], row["network"]) for row in rows})
+    cells: dict[tuple[str, str], dict[tuple[str, int], str]] = {}
+    plain = {(r["network"], r["batch"]): r["median_seconds"] for r in rows if r["role"] == Role.REFERENCE}
+    for row in rows:
+        at, name = (row["network"], row["batch"]), row["contender"]
+        pace = f"{row['batch'] / row['median_seconds']:.0f}"
+        faster = "" if row["role"] == Role.REFERENCE else f", {plain[at] / row['median_seconds']:.2f}x"
+        text = f"**{name}**" if name == FASTDIFF else name
+        cells.setdefault((text, row["dtype"]), {})[at] = pace + faster
+    heads = [f"{SHIPPED[network]}, batches of {batch}" for _, batch, network in columns]
+    lines = [
+        [f"{name}, {dtype}", *(found.get((network, batch), "") for _, batch, network in columns)]
+        for (name, dtype), found in sorted(cells.items(), key=lambda item: item[0][1] != "float32")
+    ]
+    where = f"{report.heading(made)}; [the whole report]({_link(folder, SPEED)}/report.md)."
+    return "\n".join([*table([f"images a second{_threads(rows[0])}", *heads], lines), "", where])
+
+
 def _cell(row: dict[str, Any]) -> str:
     if row["status"] != Status.MEASURED:
         return row["reason"]
@@ -178,6 +201,7 @@ def sections() -> dict[Path, dict[str, str]]:
         SPEED: {
             "measured": "\n\n".join(measured(folder, made) for folder, made in reports().items()),
             "networks": against_own_loops(),
+            "training": trainings(),
         },
         SAMPLERS: {
             "samplers": offered(),
@@ -204,8 +228,9 @@ def command(check: bool) -> None:
     """Put the committed results into README.md and docs/, and draw their tables and plots anew.
 
     bench/results/MACHINE/report.json, of `fastdiff bench`, gives the tables of README.md and docs/speed.md, of `make
-    networks` that of other networks; bench/results/quality-*.json, of `fastdiff bench quality`, what docs/samplers.md
-    says about samplers; bench/results/models.json, of `fastdiff bench models`, docs/models.md.
+    networks` that of other networks, of `make trainings` that of training; bench/results/quality-*.json, of `fastdiff
+    bench quality`, what docs/samplers.md says about samplers; bench/results/models.json, of `fastdiff bench models`,
+    docs/models.md.
     """
     if not check:
         for folder, made in reports().items():
