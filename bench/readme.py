@@ -132,13 +132,12 @@ def trainings() -> str:
     rows = [row for row in made["rows"] if row["kind"] == Kind.TRAINING and row["status"] == Status.MEASURED]
     columns = sorted({(list(SHIPPED).index(row["network"]), row["batch"], row["network"]) for row in rows})
     cells: dict[tuple[str, str], dict[tuple[str, int], str]] = {}
-    plain = {(r["network"], r["batch"]): r["median_seconds"] for r in rows if r["role"] == Role.REFERENCE}
     for row in rows:
-        at, name = (row["network"], row["batch"]), row["contender"]
-        pace = f"{row['batch'] / row['median_seconds']:.0f}"
-        faster = "" if row["role"] == Role.REFERENCE else f", {plain[at] / row['median_seconds']:.2f}x"
-        text = f"**{name}**" if name == FASTDIFF else name
-        cells.setdefault((text, row["dtype"]), {})[at] = pace + faster
+        name, pace = row["contender"], f"{row['batch'] / row['median_seconds']:.0f}"
+        reference = row["role"] == Role.REFERENCE  # which is float32 in all cases
+        faster = "" if reference else f", {row['ratio'][0]:.2f}x"
+        label = (f"**{name}**" if name == FASTDIFF else name, "float32" if reference else row["dtype"])
+        cells.setdefault(label, {}).setdefault((row["network"], row["batch"]), pace + faster)
     heads = [f"{SHIPPED[network]}, batches of {batch}" for _, batch, network in columns]
     lines = [
         [f"{name}, {dtype}", *(found.get((network, batch), "") for _, batch, network in columns)]
