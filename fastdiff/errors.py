@@ -64,8 +64,10 @@ def check_float(name: str, value: Any, low: float = -math.inf, high: float = mat
 
 
 def first_line(problem: BaseException) -> str:
-    """An error's first line, or its type's name where it says nothing."""
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    """An error's first line, up to 200 printable characters, or its type's name where it says nothing."""
+    line = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    shown = "".join(one if one.isprintable() else "?" for one in line[:200])
+    return shown if len(line) <= 200 else f"{shown} ..."
 
 
 def warn_caller(message: str) -> None:

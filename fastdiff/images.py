@@ -17,10 +17,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fastdiff.errors import InputError, check_int, wrong_type
+from fastdiff.errors import InputError, check_int, first_line, wrong_type
 from fastdiff.files import write_atomically
 
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 200_000_000
 MAX_MILLISECONDS = 60_000
 SHOWN_CHANNELS = (1, 3, 4)  # as gray, RGB and RGBA
@@ -297,7 +297,7 @@ def open_picture(
                 colored = Image.alpha_composite(Image.new("RGBA", colored.size, "white"), colored)
             return colored.convert(mode)
     except UNREADABLE as error:
-        raise InputError(f"cannot read {name or str(source)!r} as a picture: {error}") from error
+        raise InputError(f"cannot read {name or str(source)!r} as a picture: {first_line(error)}") from error
 
 
 def cut_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

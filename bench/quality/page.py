@@ -121,15 +121,15 @@ def _described(entry: dict[str, Any]) -> str:
     each = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     if len(set(counts.values())) == 1:
         each = f"{next(iter(counts.values())):,} of each class"
-    turn = f", of the classes {', '.join(entry['in_turn'])} in turn" if entry["in_turn"] else ""
+    turn = f", of the classes {', '.join(entry['in_turn'])}, as often as they are held out" if entry["in_turn"] else ""
     by = sorted({row["made_by"] for row in entry["rows"] if "made_by" in row})
     return (
         f"Distance of {entry['images']:,} images a point (0 to {entry['images'] - 1:,} of seed {entry['seed']}{turn}) "
         f"to {entry['real']:,} held-out pictures ({each}), by features of the project's classifier "
         f"({entry['accuracy']:.2%} right on {entry['accuracy_pictures']:,} held-out pictures). Floor: "
-        f"{floor['pictures']:,} training pictures, as many of each class, have {floor['distance']:.3g} (mean of "
+        f"{floor['pictures']:,} training pictures, in the same proportions, have {floor['distance']:.3g} (mean of "
         f"{floor['draws']} draws, {floor['lowest']:.3g} to {floor['highest']:.3g}). The last distance is to "
-        f"{entry['training']:,} training pictures, as many of each class."
+        f"{entry['training']:,} training pictures, {entry.get('training_drawn', 'as many of each class')}."
         + (f" Images by {'; '.join(by)}." if by else "")
     )
 

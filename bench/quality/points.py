@@ -36,7 +36,7 @@ from fastdiff.engine.request import DEFAULT_BATCH, Asked
 from fastdiff.errors import InputError, check_int, unknown_name
 from fastdiff.evaluation import pixels
 from fastdiff.evaluation.classifier import NAMES
-from fastdiff.evaluation.drawn import SEED, class_names, draw, in_turn
+from fastdiff.evaluation.drawn import SEED, class_names, contexts, draw, in_turn
 from fastdiff.evaluation.features import own
 from fastdiff.evaluation.reference import Reference
 from fastdiff.files import check_writable
@@ -77,8 +77,8 @@ class Point(NamedTuple):
         """Of the network, for one image."""
         return self.steps * (1 if self.guidance_scale in (None, 1) else 2)
 
-    def request(self, model: fastdiff.Model, n: int) -> Samples:
-        """Images 0 to n - 1, as `fastdiff sample` makes them; a model of classes draws them in turn."""
+    def request(self, model: fastdiff.Model, n: int, contexts: list[Any] | None = None) -> Samples:
+        """Images 0 to n - 1, as `fastdiff sample` makes them; classes in turn unless contexts are given."""
         return Samples(
             self.sampler,
             self.steps,
@@ -88,7 +88,7 @@ class Point(NamedTuple):
             seed=SEED,
             first=0,
             n=n,
-            contexts=in_turn(model),
+            contexts=in_turn(model) if contexts is None else contexts,
             guidance_scale=self.guidance_scale,
         )
 
@@ -112,7 +112,7 @@ def quality(
         row: dict[str, Any] = {**point._asdict(), "evaluations": point.evaluations}
         entry["rows"].append(row)
         try:
-            ask = point.request(model, n)
+            ask = point.request(model, n, contexts(model, data)[0])
             options = {"device": device.type, "threads": threads}
             images, row["made_by"] = draw(model, name, ask, samples / name / str(point), options)
             row.update(reference.compare(features.of(pixels.samples(images), pixels.everything(n))))

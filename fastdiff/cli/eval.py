@@ -87,9 +87,9 @@ def evaluate(**options: Any) -> None:
     fastdiff eval runs/mine --data my_pictures/ --size 32 --features my_features:embed
     fastdiff eval runs/mine/epochs/*.safetensors --data my_pictures/ --size 32    a curve over the epochs
 
-    Samples 0 to n - 1 of seed 0 are drawn, classes in turn where the model takes classes, and compared with the
-    held-out pictures by the features of a network that was trained to tell pictures apart. --data and its options
-    are those of the training, or pictures count as held out that the model has seen:
+    Samples 0 to n - 1 of seed 0 are drawn, classes as often as they are held out where the model takes classes, and
+    compared with the held-out pictures by the features of a network that was trained to tell pictures apart. --data
+    and its options are those of the training, or pictures count as held out that the model has seen:
 
     \b
     distance      Fréchet distance (Heusel et al. 2017): between the features' means and covariances. 0 is the same

@@ -12,6 +12,7 @@ import click
 import torch
 from tqdm.auto import tqdm
 
+from fastdiff.checkpoints.load import stored_info
 from fastdiff.cli.data import data_source
 from fastdiff.cli.drawn import chosen_steps, count_steps
 from fastdiff.cli.options import NODES, load_model, parse_clip, parse_device, parse_dtype, set_threads
@@ -21,7 +22,7 @@ from fastdiff.data.load import load_data
 from fastdiff.errors import InputError, check_int
 from fastdiff.evaluation import page, pixels, reference
 from fastdiff.evaluation.copies import Copies
-from fastdiff.evaluation.drawn import SEED, Stopped, draw, folder_name, in_turn, unnamed
+from fastdiff.evaluation.drawn import SEED, Stopped, contexts, draw, folder_name, in_turn
 from fastdiff.evaluation.evaluate import evaluate
 from fastdiff.evaluation.features import Features, choose
 from fastdiff.evaluation.measures import frechet_metric
@@ -45,6 +46,7 @@ class Candidate:
     model: Model
     asked: Samples
     folder: Path
+    format: str  # of the samples' files, as fine as the data
     drawn: str  # how, in words
 
 
@@ -88,9 +90,9 @@ def _report(
         real = Reference.of(features, data, n, tick)
     with _bar("held-out pictures among training pictures", len(data.labels)) as tick:
         copies = Copies.of(data, features.device, tick)
-    rows = []
+    rows, notes = [], [_note(n, len(real.real), size), *(_other_split(one.name, data) for one in candidates)]
     for one in candidates:
-        images, made_by = _draw(one, data, computing)
+        images, made_by = _draw(one, computing)
         with _bar(f"samples of {one.name} among training pictures", len(data.labels)) as tick:
             row, picture = evaluate(one.model, images, real, copies, tick)
         nearest = output.with_name(f"{output.stem}-nearest-{one.folder.name}.png")
@@ -105,7 +107,7 @@ def _report(
         "seed": SEED,
         **real.facts(),
         "held_out_to_training": copies.facts(),
-        "note": _note(n, len(real.real), size),
+        "note": " ".join(filter(None, notes)),
         "rows": rows,
     }
 
@@ -128,9 +130,19 @@ def _note(n: int, held_out: int, size: int) -> str:
     )
 
 
-def _draw(one: Candidate, data: ImageData, computing: dict[str, Any]) -> tuple[torch.Tensor, str]:
+def _other_split(name: str, data: ImageData) -> str:
+    """What is to be said where a model of fastdiff train does not say that it was trained on the data as it is read."""
+    trained = stored_info(name).get("data", "")
+    counts = f"{len(data):,} pictures {'x'.join(map(str, data.image_shape))}, {len(data.val_images):,} held out"
+    if not isinstance(trained, str) or not trained or counts in trained:
+        return ""
+    said = f"{name} was trained on {trained}; the data is read as {counts}: what is held out may be what it has seen."
+    click.echo(f"note: {said}", err=True)
+    return said
+
+
+def _draw(one: Candidate, computing: dict[str, Any]) -> tuple[torch.Tensor, str]:
     """The samples; raises KeyboardInterrupt where they were cut short, between two batches."""
-    format = "npz" if data.own_range is None else "npy"  # as fine as the data
     with StopSignal() as stop, _bar(f"samples of {one.name}", one.asked.n) as tick:
         there = 0
 
@@ -146,7 +158,7 @@ def _draw(one: Candidate, data: ImageData, computing: dict[str, Any]) -> tuple[t
                 one.asked,
                 one.folder,
                 computing,
-                format=format,
+                format=one.format,
                 progress=progress,
                 stop=lambda: stop.asked,
             )
@@ -189,17 +201,18 @@ def _candidate(name: str, data: ImageData, folder: Path, n: int, options: dict[s
         )
     if options["dtype"] is not None:
         parse_dtype(options["dtype"])
-    asked = _samples(model, n, {key: options[key] for key in SAMPLING})
+    asked = _samples(model, data, n, {key: options[key] for key in SAMPLING})
     table = asked.request(model).table
     assert table is not None
     drawn = f"{table.sampler}, {count_steps(asked.count, len(table))}"
     if asked.guidance_scale is not None:
         drawn += f", guidance {asked.guidance_scale:g}"
-    return Candidate(name, model, asked, folder / folder_name(name, model, asked, options), drawn)
+    format = "npz" if data.own_range is None else "npy"
+    return Candidate(name, model, asked, folder / folder_name(name, model, asked, options, format), format, drawn)
 
 
-def _samples(model: Model, n: int, options: dict[str, Any]) -> Samples:
-    """Samples 0 to n - 1, as `fastdiff sample` makes them; classes in turn."""
+def _samples(model: Model, data: ImageData, n: int, options: dict[str, Any]) -> Samples:
+    """Samples 0 to n - 1, as `fastdiff sample` makes them; classes as often as they are held out."""
     return Samples(
         **chosen_steps(options, model),
         eta=options["eta"],
@@ -207,7 +220,7 @@ def _samples(model: Model, n: int, options: dict[str, Any]) -> Samples:
         seed=SEED,
         first=0,
         n=n,
-        contexts=in_turn(model),
+        contexts=contexts(model, data)[0],
         guidance_scale=options["guidance_scale"],
     )
 
@@ -215,5 +228,5 @@ def _samples(model: Model, n: int, options: dict[str, Any]) -> Samples:
 def _named_by(candidates: Sequence[Candidate], data: ImageData) -> ImageData:
     """The data, its classes named as the first model does where they have no names."""
     names = next((one.model.class_names for one in candidates if one.model.class_names), ())
-    fits = unnamed(data) and len(names) == data.labels.shape[1] > 0
+    fits = data.unnamed and len(names) == data.labels.shape[1] > 0
     return data.named(tuple(names)) if fits else data

@@ -167,9 +167,10 @@ def _beginning(trainer: Trainer) -> str:
     """The line before the first step: what is trained, on what, by whom."""
     recipe, world = trainer.recipe, trainer.group.world
     precision = " in bfloat16" if recipe.bf16 else ""
+    classes = f"; classes {trainer.data.class_list()}" if trainer.takes_context and trainer.data.class_names else ""
     together = f", {world} processes that share each batch of {recipe.batch_size}" if world > 1 else ""
     return (
-        f"{trainer.data.summary()}; {sum(p.numel() for p in trainer.network.parameters()):,} parameters, "
+        f"{trainer.data.summary()}{classes}; {sum(p.numel() for p in trainer.network.parameters()):,} parameters, "
         f"{trainer.total_steps:,} steps in {recipe.epochs} epochs on {machine(trainer.device)}{precision}{together}"
     )
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastdiff.data.pictures import OPTIONS, is_picture
+from fastdiff.data.pictures import OPTIONS, is_picture, told_of
 from fastdiff.data.reading import read_files
 from fastdiff.data.source import Pictures, Source
 from fastdiff.errors import InputError
@@ -33,7 +33,7 @@ def read(source: str, **options: Any) -> Pictures:
                 raise InputError(f"{source!r} holds no pictures; accepted: a zip archive of pictures")
             common = _common_folder(members)
             files = {name.removeprefix(common): partial(file.open, name) for name in members}
-            return read_files(Path(source).stem, files, **options)
+            return told_of(read_files(Path(source).stem, files, **options), file.namelist())
     except zipfile.BadZipFile as error:
         raise InputError(f"{source!r} cannot be read as a zip archive ({error})") from error
 

@@ -32,15 +32,17 @@ def csv_classes(names: Sequence[str], path: str) -> list[str]:
     rows = _rows(path)
     known = {str(PurePosixPath(name).with_suffix("")): name for name in names} | {name: name for name in names}
     found: dict[str, str] = {}
-    missing = []
+    missing, empty = [], []
     for line, (text, label) in enumerate(rows):
         name = known.get(str(PurePosixPath(text.strip().replace("\\", "/"))))
         if name is None:
             if line or PurePosixPath(text).suffix in {PurePosixPath(one).suffix for one in names}:  # no header
                 missing.append(text)
+        elif not label.strip():
+            empty.append(text)
         elif found.setdefault(name, label.strip()) != label.strip():
             raise InputError(f"{path!r} gives {name!r} two classes, {found[name]!r} and {label.strip()!r}")
-    unlabelled = [name for name in names if name not in found]
+    unlabelled = [*empty, *(name for name in names if name not in found and not empty)]
     for problem, which in (("names files that are not there", missing), ("has no class for", unlabelled)):
         if which:
             raise InputError(

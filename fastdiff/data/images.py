@@ -125,6 +125,8 @@ class ImageData:
             InputError: for another number of names, or a name given twice.
         """
         width = self.labels.shape[1]
+        if not width:
+            raise InputError(f"class names {list(class_names)} for data {self.name!r}, which has no classes")
         if len(class_names) != width or len(set(class_names)) != width:
             raise InputError(f"{len(class_names)} class names {list(class_names)}; accepted: {width} different ones")
         return replace(self, class_names=tuple(class_names))
@@ -134,7 +136,9 @@ class ImageData:
         shape = "x".join(map(str, self.image_shape))
         facts = f"{self.name}: {len(self):,} pictures {shape}, {len(self.val_images):,} held out"
         values = "" if self.own_range is None else f", values {shown(self.own_range)}"
-        return "; ".join([facts + values, *self.notes])
+        loose = int((kinds(self.labels) < 0).sum() + (kinds(self.val_labels) < 0).sum())
+        unlabelled = [f"{loose:,} of them without a class"] if loose else []
+        return "; ".join([facts + values, *unlabelled, *self.notes])
 
     def class_list(self) -> str:
         """The first names of the classes, and how many there are more; "none" without classes."""
@@ -169,6 +173,24 @@ def one_hot(index: Tensor, classes: int, name: str) -> Tensor:
     return torch.nn.functional.one_hot(index, classes).float()
 
 
+def kinds(labels: Tensor) -> Tensor:
+    """(N, K) weights of classes → (N,) the heaviest class of each, -1 of rows of zeros; without classes all are 0."""
+    if not labels.shape[1]:
+        return torch.zeros(len(labels), dtype=torch.int64)
+    return torch.where((labels > 0).any(dim=1), labels.argmax(dim=1), -1)
+
+
+def _whole(number: float) -> int:
+    return int(number + 1e-9)  # 0.07 * 100 is a little above 7, 0.29 * 100 below 29
+
+
+def _spread(members: Tensor, share: float, block: int) -> Tensor:
+    """That share of the members, in blocks of neighbours that lie evenly among them, each at the end of its part."""
+    place, part = torch.arange(len(members), dtype=torch.float64), block / share
+    within = place - part * (place / part + 1e-9).floor()  # remainder() takes 50 for no multiple of 1 / 0.06
+    return members[within >= part - block - 1e-6]
+
+
 def split(
     name: str,
     images: Tensor,
@@ -177,19 +199,23 @@ def split(
     holdout: float,
     **more: Any,
 ) -> ImageData:
-    """Hold out every (1 / holdout)-th block of neighbours within each class, so that no class is left out.
+    """Hold out blocks of neighbours, evenly over each class; classes that are too small for it are taken together.
 
     more: further fields of ImageData. Only what is held out is copied.
     """
     if len(images) < 2:
         raise InputError(f"data {name!r} holds {len(images)} pictures; accepted: at least 2")
-    every = round(1 / holdout)
-    classes = labels.argmax(dim=1) if labels.shape[1] else torch.zeros(len(images), dtype=torch.int64)
-    held = torch.zeros(len(images), dtype=torch.bool)
+    classes = kinds(labels)
+    held, small = torch.zeros(len(images), dtype=torch.bool), []
     for value in classes.unique():
         members = (classes == value).nonzero()[:, 0]
-        block = max(1, min(HOLDOUT_BLOCK, len(members) // every))
-        held[members[torch.arange(len(members)) // block % every == every - 1]] = True
+        share = _whole(len(members) * holdout)
+        if share:
+            held[_spread(members, holdout, min(HOLDOUT_BLOCK, share))] = True
+        else:
+            small.append(members)
+    if small:
+        held[_spread(torch.cat(small), holdout, 1)] = True
     if not held.any():  # few pictures: one of the largest class
         held[(classes == classes.mode().values).nonzero()[-1]] = True
     rows, others = (~held).nonzero()[:, 0], held.nonzero()[:, 0]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.data.images import ImageData, one_hot, split
+from fastdiff.data.images import ImageData, made_up, one_hot, split
 from fastdiff.data.source import Pictures, Source
 from fastdiff.data.sources import SOURCES, accepted
 from fastdiff.data.values import Range, check_range, choose_range, in_float32
@@ -99,10 +99,10 @@ def _image_data(found: Pictures, holdout: float, given: Range | None) -> ImageDa
     more: dict[str, Any] = {"value_range": value_range, "notes": (*([said] if said else []), *found.notes)}
     labels = _weights(found.labels, len(arrays[0]), len(found.class_names), found.name)
     classes = labels.shape[1]
-    names = found.class_names or tuple(f"class{k}" for k in range(classes))
+    names = found.class_names or made_up(classes)
     if len(arrays) == 1:
         return split(found.name, _tensor(arrays[0]), labels, names, holdout, **more)
-    test_labels = _weights(found.test_labels, len(arrays[1]), classes, found.name)
+    test_labels = _weights(found.test_labels, len(arrays[1]), classes, f"{found.name} (held out)")
     return ImageData(found.name, _tensor(arrays[0]), labels, names, _tensor(arrays[1]), test_labels, **more)
 
 

@@ -20,6 +20,7 @@ from fastdiff.errors import InputError
 # Names of pictures and labels: those to train on, and those to hold out, of which the first that are there are taken.
 TRAIN = (("train_images", "train_labels"), ("x_train", "y_train"))
 HELD_OUT = (("val_images", "val_labels"), ("test_images", "test_labels"), ("x_val", "y_val"), ("x_test", "y_test"))
+LABELS = {labels for _, labels in (*TRAIN, *HELD_OUT)}
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 DAMAGES = (OSError, ValueError, EOFError, KeyError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
@@ -47,6 +48,8 @@ class Arrays:
                         shape, _, dtype = _header(member)
                     if dtype.kind in "uifb":
                         self.shapes[name.removesuffix(".npy")] = shape
+                    elif name.removesuffix(".npy") in LABELS:
+                        raise InputError(f"{path!r} holds {name} of {dtype}; accepted: numbers of classes")
 
     def __getitem__(self, name: str) -> np.ndarray:
         with self._open() as file, file.open(f"{name}.npy") as member:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fastdiff.data.reading import read_files
 from fastdiff.data.source import Pictures, Source
 
+# Of cameras and scanners, which Pillow alone does not read.
+UNREAD = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".dcm", ".nii")
 OPTIONS = ("labels", "size", "alpha", "skip_corrupt", "progress")
 
 
@@ -21,8 +25,19 @@ def is_picture(name: str) -> bool:
     """
     from fastdiff.images import PICTURE_ENDINGS
 
+    return name.lower().endswith(PICTURE_ENDINGS) and not _hidden(name)
+
+
+def _hidden(name: str) -> bool:
     parts = [part for part in name.split("/") if part != "."]
-    return name.lower().endswith(PICTURE_ENDINGS) and not any(p.startswith(".") or p == "__MACOSX" for p in parts)
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def told_of(found: Pictures, names: Iterable[str]) -> Pictures:
+    """What was read, with a note on files whose names are those of pictures that are not."""
+    endings = Counter(PurePosixPath(name).suffix.lower() for name in names if not _hidden(name))
+    notes = [f"not read: {count:,} of {ending}" for ending, count in endings.items() if ending in UNREAD]
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def _files(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
@@ -49,7 +64,8 @@ def _pictures(source: str) -> Iterator[tuple[str, str]]:
 def read(source: str, **options: Any) -> Pictures:
     """All pictures below the folder; options: see read_files."""
     found = sorted(_pictures(source), key=lambda pair: Path(pair[0]))
-    return read_files(Path(source).name, {name: partial(str, path) for name, path in found}, **options)
+    read = read_files(Path(source).resolve().name, {name: partial(str, path) for name, path in found}, **options)
+    return told_of(read, (Path(path).relative_to(source).as_posix() for path in _files(source)))
 
 
 SOURCE = Source(

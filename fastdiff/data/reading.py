@@ -12,7 +12,7 @@ import numpy as np
 from fastdiff.data.classes import csv_classes, folder_classes, weights
 from fastdiff.data.source import Pictures
 from fastdiff.data.space import room
-from fastdiff.errors import InputError, check_int
+from fastdiff.errors import InputError, check_int, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -132,7 +132,7 @@ class _Reader:
             with Image.open(self.files[name]()) as picture:
                 return picture_mode(picture, self.alpha)
         except UNREADABLE as error:
-            raise InputError(f"cannot read {name!r} as a picture: {error}") from error
+            raise InputError(f"cannot read {name!r} as a picture: {first_line(error)}") from error
 
     def _picture(self, name: str, mode: str, sides: tuple[int, int] | None) -> Image.Image:
         from fastdiff.images import cut_picture, open_picture

@@ -20,7 +20,7 @@ from fastdiff.evaluation.pixels import Pictures
 from fastdiff.images import grid
 
 MOST = 1000  # samples, and held-out pictures, that are looked for among the training pictures
-CHUNK = 2000  # training pictures at once
+CHUNK, FLOATS = 2000, 1 << 24  # training pictures at once, and floats of pictures
 LOW = 0.05  # the quantile of the held-out pictures' distances below which a sample is very near
 TYPICAL = 50  # training pictures whose mean distance says what is near for a sample
 SHOWN, PANELS, NEIGHBOURS = 16, 2, 5  # samples of the picture, in columns of them, and training pictures beside each
@@ -59,7 +59,7 @@ def nearest(x: Tensor, pool: Pictures, size: int, device: torch.device, tick: Ti
     sides = [side.flatten(1).to(device) for side in (x, x.flip(3))]
     best = torch.empty(len(x), 0, device=device)
     rows = torch.empty(len(x), 0, dtype=torch.int64, device=device)
-    for part in pixels.everything(size).split(CHUNK):
+    for part in pixels.everything(size).split(max(1, min(CHUNK, FLOATS // x[0].numel()))):
         y = pool(part).flatten(1).to(device)
         # ||x - y||² without ||x||², which does not change the order
         found = torch.minimum(*(y.square().sum(dim=1) - 2 * side @ y.T for side in sides))
@@ -74,10 +74,17 @@ def nearest(x: Tensor, pool: Pictures, size: int, device: torch.device, tick: Ti
 
 def _exactly(x: Tensor, pool: Pictures, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The distances themselves, rows and sides of those few, in order: by products, copies would not be at 0."""
-    others = pool(rows.flatten()).unflatten(0, tuple(rows.shape))  # (n, k, C, H, W)
-    plain, mirrored = ((x[:, None] - side).square().flatten(2).mean(dim=2).sqrt() for side in (others, others.flip(-1)))
+    few = max(1, FLOATS // (rows.shape[1] * x[0].numel()))
+    sides = [_sides(*part, pool) for part in zip(x.split(few), rows.split(few), strict=True)]
+    plain, mirrored = (torch.cat(parts) for parts in zip(*sides, strict=True))
     distances, order = torch.minimum(plain, mirrored).sort(dim=1, stable=True)
     return distances, rows.gather(1, order), (mirrored < plain).gather(1, order)
+
+
+def _sides(x: Tensor, rows: Tensor, pool: Pictures) -> tuple[Tensor, ...]:
+    """(n, k): to the pictures themselves, and to their mirror images."""
+    others = pool(rows.flatten()).unflatten(0, tuple(rows.shape))  # (n, k, C, H, W)
+    return tuple((x[:, None] - side).square().flatten(2).mean(dim=2).sqrt() for side in (others, others.flip(-1)))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fastdiff.data.images import ImageData
 from fastdiff.engine.request import check_batch_size
+from fastdiff.evaluation.proportions import held_out, repeated
 from fastdiff.images import to_unit
 from fastdiff.model import Model
 from fastdiff.shards.manifest import RESTORED, Samples, model_facts, plain, read_manifest
@@ -31,7 +33,7 @@ class Stopped(Exception):
 
 
 def in_turn(model: Model) -> list[Any]:
-    """The contexts that samples have in turn, each class by itself; none where the model takes no classes."""
+    """A context for each class of the model; none where it takes no classes."""
     if model.num_classes is not None:
         named = len(model.class_names) or model.num_classes  # the null class has no name
         return [k for k in range(named) if k != model.null_class]
@@ -43,6 +45,20 @@ def class_names(model: Model) -> list[str]:
     turns = in_turn(model)
     numbers = range(len(turns)) if model.num_classes is None else turns
     return [model.class_names[k] if model.class_names else str(k) for k in numbers]
+
+
+def contexts(model: Model, data: ImageData) -> tuple[list[Any], list[int]]:
+    """The contexts that samples have, one after another and again, and each one's place in `in_turn`.
+
+    Classes come as often as among the held-out pictures; in turn where it is not known which of them are which.
+    """
+    turns, (classes, _) = in_turn(model), classes_of(model, data)
+    order = list(range(len(turns)))
+    if classes:
+        counts = held_out(data)
+        own = [counts[column] for _, column in classes]
+        order = repeated(own) if sum(own) else order
+    return [turns[k] for k in order], order
 
 
 def classes_of(model: Model, data: ImageData) -> tuple[list[tuple[str, int]], str]:
@@ -60,20 +76,15 @@ def classes_of(model: Model, data: ImageData) -> tuple[list[tuple[str, int]], st
         return [], f"the model has {len(names)} classes, the data {width}"
     if set(names) == set(data.class_names):
         return [(name, data.class_names.index(name)) for name in names], ""
-    if unnamed(data) or not model.class_names:
+    if data.unnamed or not model.class_names:
         return [(name, column) for column, name in enumerate(names)], ""
     return [], f"the model's classes are {', '.join(names)}, the data's {', '.join(data.class_names)}"
 
 
-def unnamed(data: ImageData) -> bool:
-    """Whether the data's classes have no names but those that load_data makes up."""
-    return data.class_names == tuple(f"class{k}" for k in range(data.labels.shape[1]))
-
-
-def folder_name(name: str, model: Model, asked: Samples, options: dict[str, Any]) -> str:
-    """One for each model, by its weights, and each way to sample from it, whatever their number."""
+def folder_name(name: str, model: Model, asked: Samples, options: dict[str, Any], format: str = "npz") -> str:
+    """One for each model, by its weights, and each way to sample from it and to keep that, whatever their number."""
     values: Any = {**model_facts(model, ""), **{k: v for k, v in asked.values(model).items() if k != "n"}}
-    values["computed"] = [options.get("dtype"), options.get("form")]
+    values["computed"] = [options.get("dtype"), options.get("form"), format]
     digest = hashlib.sha256(json.dumps(plain(values), sort_keys=True).encode()).hexdigest()
     words = "-".join([*Path(name).parts[:-1], Path(name).stem][-2:])
     return f"{re.sub(r'[^A-Za-z0-9._-]', '_', words).lstrip('.-') or 'model'}-{digest[:10]}"
@@ -110,22 +121,30 @@ def draw(
         InputError: for a folder of other samples, and what ShardRun raises.
     """
     given = {**dict.fromkeys(RESTORED), **options, "format": format, "shard_size": None}
-    if read_manifest(folder) is None:
+    there, wanted = read_manifest(folder), asked.n
+    if there is None:
         given["shard_size"] = SHARD_BATCHES * check_batch_size(given["batch_size"])
-    else:
+    else:  # its first samples serve, where it was begun for more
         given.update(dict.fromkeys(OF_THE_FOLDER))
+        asked = replace(asked, n=max(wanted, there["samples"]["n"]))
     with ShardRun(model, name, asked, folder, given, Processes(given["device"])) as run:
-        progress(run.images_done)
-        if not run.run(lambda made: progress(run.images_done + made), stop):
+        files = [run.folder.file(shard) for shard in run.plan if shard.begin < wanted]
+
+        def enough() -> bool:
+            return all(file.exists() for file in files)
+
+        progress(min(wanted, run.images_done))
+        run.run(lambda made: progress(min(wanted, run.images_done + made)), lambda: stop() or enough())
+        if not enough():
             raise Stopped
-        parts = [_read(run.folder.file(shard), format) for shard in run.plan]
+        parts = [_read(file, format) for file in files]
         if format == "npy" and model.value_range is not None:  # in which they were written
             parts = [to_unit(part, model.value_range) for part in parts]
         used, made_by = run.manifest["configuration"], run.manifest["fastdiff"]
     threads = used.get("threads")
     counted = [f"{threads} thread{'s' if threads > 1 else ''}"] if threads else []
     how = ", ".join([used["device"], used["form"], *counted, used["dtype"]])
-    return torch.cat(parts), f"fastdiff {made_by} ({how})"
+    return torch.cat(parts)[:wanted], f"fastdiff {made_by} ({how})"
 
 
 def _read(path: Path, format: str) -> Tensor:

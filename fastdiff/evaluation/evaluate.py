@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdiff.evaluation import pixels
 from fastdiff.evaluation.copies import Copies
-from fastdiff.evaluation.drawn import classes_of
+from fastdiff.evaluation.drawn import classes_of, contexts
 from fastdiff.evaluation.features import Tick, silent
 from fastdiff.evaluation.reference import Reference
 from fastdiff.model import Model
@@ -22,7 +22,7 @@ def evaluate(
 
     Args:
         model: what they were drawn from.
-        images: (n, C, H, W), uint8 or float32 in [-1, 1]; its classes in turn, if it takes classes.
+        images: (n, C, H, W), uint8 or float32 in [-1, 1]; of drawn.contexts, if it takes classes.
         reference: of the same n.
         copies: of the same data.
         tick: called with the number of training pictures that were looked through.
@@ -38,6 +38,7 @@ def evaluate(
     if reference.floor["distance"] > 0:
         row["times_floor"] = row["distance"] / reference.floor["distance"]
     classes, row["no_classes"] = classes_of(model, reference.data)
-    row["classes"] = reference.by_class(made, classes) if classes else []
+    order = contexts(model, reference.data)[1]
+    row["classes"] = reference.by_class(made, classes, order) if classes else []
     row["copies"], picture = copies.compare(images, tick)
     return row, picture

@@ -100,7 +100,7 @@ def described(report: Report) -> str:
     if len(counts) == 1:
         classes = f"{counts.pop():,} of each class"
     return (
-        f"Samples 0 to {report['images'] - 1:,} of seed {report['seed']}, classes in turn where a model takes classes, "
+        f"Samples 0 to {report['images'] - 1:,} of seed {report['seed']}, classes as often as they are held out, "
         f"against {report['real']:,} held-out pictures{f' ({classes})' if each else ''} of {report['data']}. Features: "
         f"`{features['name']}`{known}, {features['size']} numbers a picture."
         + (f" **{report['note']}**" if report["note"] else "")

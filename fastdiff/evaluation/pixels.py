@@ -36,19 +36,3 @@ def everything(count: int) -> Tensor:
 def some(count: int, most: int) -> Tensor:
     """Up to `most` rows of so many at random, always the same: neighbours in a file are often alike."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most]
-
-
-def evenly(labels: Tensor, n: int, seed: int) -> Tensor:
-    """Up to n rows at random, as many of each class; fewer where a class has no more.
-
-    Args:
-        labels: (N, K) weights of classes; with K = 0 all are of one class.
-        n: how many.
-        seed: of the choice.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    kinds = labels.argmax(dim=1) if labels.shape[1] else torch.zeros(len(labels), dtype=torch.int64)
-    own = [(kinds == k).nonzero()[:, 0] for k in kinds.unique()]
-    own = [rows[torch.randperm(len(rows), generator=generator)] for rows in own]
-    each = min(-(-n // len(own)), *map(len, own))
-    return torch.stack([rows[:each] for rows in own], dim=1).flatten()[:n]

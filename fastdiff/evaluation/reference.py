@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.data.images import ImageData
+from fastdiff.data.images import ImageData, kinds
 from fastdiff.errors import InputError
 from fastdiff.evaluation import pixels
 from fastdiff.evaluation.features import Features, Tick, silent
 from fastdiff.evaluation.measures import NEIGHBOURS, frechet, precision_recall
+from fastdiff.evaluation.proportions import alike, held_out
 
 FLOORS = 5  # draws of training pictures
 TRAINING = 10_000  # training pictures at most for the second distance
@@ -31,9 +32,10 @@ class Reference:
         data: the pictures.
         n: how many samples are compared with them.
         real: (m, D) float64 of all held-out pictures.
-        training: (up to TRAINING, D), as many of each class.
-        training_kinds: (the same,) the class of each.
-        floor: the measures of FLOORS draws of n training pictures, as many of each class: what perfect samples reach.
+        training: (up to TRAINING, D), at random.
+        training_kinds: (the same,) the class of each, -1 of none.
+        floor: the measures of FLOORS draws of n training pictures, of the held-out pictures' classes in their
+            proportions: what perfect samples reach.
     """
 
     features: Features
@@ -62,16 +64,17 @@ class Reference:
             "highest": max(distances),
             **{name: statistics.mean(one[name] for one in shares) for name in shares[0]},
         }
-        return cls(features, data, n, real, training, _kinds(data.labels[known]), floor)
+        return cls(features, data, n, real, training, kinds(data.labels[known]), floor)
 
     def facts(self) -> dict[str, Any]:
         """For reports."""
-        counts = self.data.val_labels.sum(dim=0).int().tolist()
+        names, counts = self.data.class_names, held_out(self.data)
         return {
             "images": self.n,
             "real": len(self.real),
-            "real_of_each_class": dict(zip(self.data.class_names, counts, strict=True)),
+            "real_of_each_class": dict(zip(names, counts, strict=True)) if names else {},
             "training": len(self.training),
+            "training_drawn": "at random",
             "compared": min(self.n, len(self.real)),
             "floor": self.floor,
         }
@@ -100,21 +103,22 @@ class Reference:
             **_shares(made, self.real),
         }
 
-    def by_class(self, made: Tensor, classes: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+    def by_class(self, made: Tensor, classes: Sequence[tuple[str, int]], order: Sequence[int]) -> list[dict[str, Any]]:
         """The measures of each class by itself, left out where they would mean nothing.
 
         Args:
-            made: (n, D) features of samples that have the classes in turn.
+            made: (n, D) features of samples.
             classes: each one's name, and its column in the data's labels.
+            order: the samples' classes, as places in `classes`; it repeats.
 
         Returns:
             A row for each class: its counts; distance where both sides have more pictures than features, so that their
             covariances have full rank; precision and recall where both have FEWEST; and floor, the same of as many
             training pictures of that class, or as there are.
         """
-        kinds, rows = _kinds(self.data.val_labels), []
+        given, found, rows = torch.tensor(order)[torch.arange(len(made)) % len(order)], kinds(self.data.val_labels), []
         for k, (name, column) in enumerate(classes):
-            mine, real = made[k :: len(classes)], self.real[kinds == column]
+            mine, real = made[given == k], self.real[found == column]
             known = self.training[self.training_kinds == column][: len(mine)]
             row = {"class": name, "images": len(mine), "real": len(real)}
             rows.append({**row, **_within(mine, real), "floor": _within(known, real)})
@@ -132,19 +136,13 @@ def check_held_out(data: ImageData) -> None:
 
 def chosen(data: ImageData, n: int) -> tuple[Tensor, list[Tensor]]:
     """The rows of training pictures of the second distance, and those of each draw of the floor."""
-    known = pixels.evenly(data.labels, TRAINING, FLOORS)
-    return known, [pixels.evenly(data.labels, n, seed) for seed in range(FLOORS)]
+    return pixels.some(len(data), TRAINING), [alike(data, n, seed) for seed in range(FLOORS)]
 
 
 def work(data: ImageData, n: int) -> int:
     """How many pictures `Reference.of` takes features of."""
     known, draws = chosen(data, n)
     return len(data.val_labels) + len(known) + sum(map(len, draws))
-
-
-def _kinds(labels: Tensor) -> Tensor:
-    """(N, K) weights of classes → (N,) the heaviest class of each; without classes all are of one."""
-    return labels.argmax(dim=1) if labels.shape[1] else torch.zeros(len(labels), dtype=torch.int64)
 
 
 def _within(made: Tensor, real: Tensor) -> dict[str, float]:

@@ -17,7 +17,7 @@ from PIL import Image
 from fastdiff import InputError
 from fastdiff.data import cifar, load, sources
 from fastdiff.data import fashion as data
-from fastdiff.data.images import ImageData
+from fastdiff.data.images import ImageData, split
 from fastdiff.data.load import load_data
 from fastdiff.data.source import Pictures, Source
 from fastdiff.data.sources import SOURCES
@@ -166,6 +166,40 @@ def test_npy_pair(tmp_path):
     assert named.class_names == tuple("abcde")
 
 
+@pytest.mark.parametrize(
+    "sizes, holdout, held",
+    [
+        ([10] * 100, 0.05, 50),
+        ([10] * 100, 0.06, 60),
+        ([50], 0.4, 20),
+        ([50], 0.3, 15),
+        ([1000, 3], 0.05, 50),
+        ([40], 0.5, 20),
+    ],
+)
+def test_the_share_that_is_held_out(sizes, holdout, held):
+    """Also of many classes that are each too small for it."""
+    labels = torch.eye(len(sizes))[torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))]
+    images = torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8)
+    found = split("x", images, labels, tuple(map(str, range(len(sizes)))), holdout)
+    assert len(found.val_images) == held and len(found) == len(labels) - held
+
+
+def test_a_split_stays_as_it_was():
+    """Runs go on with it: of 1,000 pictures the last 50, of 45 the 40th and so on."""
+    sizes = (1000, 45, 2100)
+    labels = torch.eye(3)[torch.arange(3).repeat_interleave(torch.tensor(sizes))]
+    found = split("x", torch.zeros(3145, 1, 2, 2, dtype=torch.uint8), labels, ("a", "b", "c"), 0.05)
+    held = sorted(set(range(3145)) - set(found.rows.tolist()))
+    assert held == [*range(950, 1000), 1000 + 38, 1000 + 39, *range(1995, 2045), *range(2995, 3045)]
+
+
+def test_pictures_without_a_class_are_said(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((30, 4, 4), np.uint8))
+    np.save(tmp_path / "y.npy", np.float32(np.eye(3)[np.arange(30) % 3] * (np.arange(30) > 9)[:, None]))
+    assert "10 of them without a class" in load_data(tmp_path / "x.npy", tmp_path / "y.npy").summary()
+
+
 def test_the_holdout_is_whole_blocks_of_neighbours(tmp_path):
     x = np.zeros((2000, 1, 4), np.uint8)
     x[:, 0, :2] = np.stack([np.arange(2000) // 256, np.arange(2000) % 256], axis=1)
@@ -204,7 +238,7 @@ def test_bad_data_is_named(tmp_path):
         (dict(source="x.npy", labels="several.npy"), ["no single array"]),
         (dict(source="o.npy"), [".npy"]),
         (dict(source="x.npy", labels="x.npy"), ["(4, 4, 4)", "(4, K)"]),
-        (dict(source="x.npy", class_names=("a",)), ["1 class names", "0 different"]),
+        (dict(source="x.npy", class_names=("a",)), ["class names ['a']", "which has no classes"]),
         (dict(source="nowhere"), ["no data at", "nowhere", "fashion-mnist", "a folder of CIFAR-10"]),
         (dict(source="mixed", labels="x.npy"), ["x.npy", "cannot be read as a CSV"]),
         (dict(source="x.npy", size=8), ["size = 8", "only with a .zip of pictures or a folder of pictures"]),
@@ -345,7 +379,7 @@ def test_the_channels_of_an_array_may_be_first_or_last(shape, expected, tmp_path
 def test_data_shows_itself_in_a_few_lines():
     images = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
     found = ImageData(
-        "<tiles>", images, torch.zeros(40, 30), tuple(f"c{k}" for k in range(30)), images[:5], torch.zeros(5, 30)
+        "<tiles>", images, torch.ones(40, 30), tuple(f"c{k}" for k in range(30)), images[:5], torch.ones(5, 30)
     )
     assert repr(found).splitlines() == [
         "ImageData of <tiles>: 40 pictures 3x16x16, 5 held out",

@@ -342,3 +342,30 @@ def test_ten_thousand_photographs_are_trained_on_in_two_gigabytes(tmp_path):
     assert process.returncode == 0, text
     assert "9,500 pictures 3x32x32, 500 held out" in text
     assert used.ru_maxrss < 2 * 2**20  # kB
+
+
+def test_pictures_that_are_not_read_are_said(tmp_path):
+    """A phone's, say; other files are not."""
+    for k in range(5):
+        Image.new("L", (8, 8), 10 * k).save(tmp_path / f"{k}.jfif", "jpeg")
+    for name in ("a.HEIC", "b.heic", "c.avif", "notes.txt", ".d.heic"):
+        (tmp_path / name).write_bytes(b"x")
+    found = load_data(tmp_path)
+    assert len(found) + len(found.val_images) == 5
+    assert found.summary().endswith("; not read: 2 of .heic; not read: 1 of .avif")
+
+
+def test_the_folder_one_works_in_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for k in range(3):
+        Image.new("L", (8, 8)).save(f"{k}.png")
+    assert load_data(".").name == tmp_path.name
+
+
+def test_a_csv_with_an_empty_class(tmp_path):
+    (tmp_path / "p").mkdir()
+    for k in range(3):
+        Image.new("L", (8, 8)).save(tmp_path / "p" / f"{k}.png")
+    (tmp_path / "y.csv").write_text("0.png,a\n1.png,\n2.png,b\n")
+    with pytest.raises(InputError, match="has no class for: '1.png'"):
+        load_data(tmp_path / "p", tmp_path / "y.csv")

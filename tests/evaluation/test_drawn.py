@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastdiff import ContextUnet, Model, make_schedule
-from fastdiff.evaluation.drawn import Stopped, class_names, classes_of, draw, folder_name, in_turn, unnamed
+from fastdiff.evaluation.drawn import Stopped, class_names, classes_of, contexts, draw, folder_name, in_turn
 from fastdiff.networks.openai import OpenaiUnet
 from fastdiff.shards.manifest import Samples, read_manifest
 
@@ -33,7 +33,7 @@ def test_classes_take_turns(model, randomised):
 
 def test_which_class_is_which(model, data):
     assert classes_of(model, data(names=("dog", "cat"))) == ([("cat", 1), ("dog", 0)], "")
-    assert unnamed(data(names=("class0", "class1"))) and not unnamed(data())
+    assert data(names=("class0", "class1")).unnamed and not data().unnamed
     assert classes_of(model, data(names=("class0", "class1"))) == ([("cat", 0), ("dog", 1)], "")
     assert classes_of(dataclasses.replace(model, class_names=()), data()) == ([("0", 0), ("1", 1)], "")
     for names, why in (
@@ -42,6 +42,15 @@ def test_which_class_is_which(model, data):
         (("bird", "dog"), "the model's classes are cat, dog, the data's bird, dog"),
     ):
         assert classes_of(model, data(names=names)) == ([], why)
+
+
+def test_classes_come_as_often_as_they_are_held_out(model, data):
+    """The data's columns are the other way around: of 40 held-out pictures 10 are dogs."""
+    given = data(names=("dog", "cat"))
+    labels = torch.eye(2)[(torch.arange(40) % 4 > 0).long()]
+    given = dataclasses.replace(given, val_labels=labels)
+    assert contexts(model, given) == ([[1, 0], [1, 0], [0, 1], [1, 0]], [0, 0, 1, 0])
+    assert contexts(model, data()) == ([[1, 0], [0, 1]], [0, 1]) == contexts(model, data(names=()))
 
 
 def test_a_folder_for_each_model_and_way(model):
@@ -55,7 +64,8 @@ def test_a_folder_for_each_model_and_way(model):
             ("a/model.safetensors", model, dataclasses.replace(ASKED, clip=1.0), {}),
         )
     }
-    assert len(names) == 4 and all(name.startswith("a-model-") for name in names)
+    names.add(folder_name("a/model.safetensors", model, ASKED, {}, "npy"))
+    assert len(names) == 5 and all(name.startswith("a-model-") for name in names)
     with torch.no_grad():
         next(model.network.parameters()).add_(1)
     assert folder_name("a/model.safetensors", model, ASKED, {}) not in names
@@ -79,3 +89,16 @@ def test_drawing_goes_on(model, tmp_path, format):
     whole, _ = draw(model, "m", ASKED, tmp_path / "whole", options, format=format)
     assert torch.equal(images, whole) and images.shape == (10, 3, 16, 16)
     assert images.dtype == (torch.uint8 if format == "npz" else torch.float32)
+
+
+def test_fewer_samples_than_there_are(model, tmp_path):
+    """The first ones serve, also of a folder that was begun for more and stopped."""
+    options, few = {"batch_size": 2, "device": "cpu", "threads": 1}, dataclasses.replace(ASKED, n=7)
+    whole, _ = draw(model, "m", ASKED, tmp_path / "whole", options)
+    assert torch.equal(draw(model, "m", few, tmp_path / "whole", {})[0], whole[:7])
+    many, seen = dataclasses.replace(ASKED, n=40), [0]
+    with pytest.raises(Stopped):
+        draw(model, "m", many, tmp_path / "cut", options, progress=seen.append, stop=lambda: max(seen) >= 2)
+    images, _ = draw(model, "m", few, tmp_path / "cut", {}, progress=seen.append)
+    assert torch.equal(images, whole[:7]) and max(seen) == 7
+    assert len(list((tmp_path / "cut").glob("samples-*"))) == 1  # 8 of 40

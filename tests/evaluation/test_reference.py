@@ -1,24 +1,54 @@
 """What samples are compared with: which pictures are chosen, the floor, and the classes."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
+from hypothesis import given as given_any
+from hypothesis import strategies as st
 
+from fastdiff.data.images import kinds
 from fastdiff.errors import InputError
 from fastdiff.evaluation import pixels
 from fastdiff.evaluation.features import Features
 from fastdiff.evaluation.measures import frechet, precision_recall
+from fastdiff.evaluation.proportions import alike, mixed, repeated
 from fastdiff.evaluation.reference import FLOORS, Reference, work
 
 CORNERS = Features("corners", lambda x: x[:, :, ::7, ::7].flatten(1), torch.device("cpu"), {})  # 4 numbers a picture
 
 
-def test_pictures_are_drawn_evenly():
-    labels = torch.eye(3)[torch.tensor([0] * 50 + [1] * 7 + [2] * 30)]
-    rows = pixels.evenly(labels, 15, 0)
-    assert labels[rows].sum(dim=0).tolist() == [5, 5, 5] and len(rows.unique()) == 15
-    assert len(pixels.evenly(labels, 1000, 0)) == 21  # the smallest class has 7
-    assert not torch.equal(rows, pixels.evenly(labels, 15, 1)) and torch.equal(rows, pixels.evenly(labels, 15, 0))
-    assert len(pixels.evenly(torch.zeros(9, 0), 5, 0).unique()) == 5  # without classes
+@given_any(st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any), st.integers(0, 80))
+def test_classes_are_mixed_in_their_proportions(counts, n):
+    """At every length no class is a whole picture short of its share, and what is longer goes on."""
+    order = mixed(counts, n)
+    for length in range(1, n + 1):
+        for k, count in enumerate(counts):
+            assert abs(order[:length].count(k) - count / sum(counts) * length) < len(counts)
+    assert mixed(counts, n // 2) == order[: n // 2]
+    again = repeated(counts)
+    assert [again.count(k) for k in range(len(counts))] == [count // math.gcd(*counts) for count in counts]
+    assert mixed([3, 3, 3], 7) == [0, 1, 2, 0, 1, 2, 0] and repeated([3, 3, 3]) == [0, 1, 2]
+
+
+def test_the_floor_has_the_held_out_pictures_classes(data):
+    """One class is rare everywhere, another has too few training pictures: others take its place."""
+    labels = torch.eye(3)[torch.tensor([0] * 50 + [1] * 7 + [2] * 3)]
+    held = torch.eye(3)[torch.tensor([0] * 20 + [1] * 4 + [2] * 16)]
+    given = data(names=("a", "b", "c"))
+    given = dataclasses.replace(given, labels=labels, val_labels=held)
+    rows = alike(given, 20, 0)
+    a, b, c = labels[rows].sum(dim=0).tolist()  # of 20 held out 10, 2 and 8
+    assert c == 3 and b >= 2 and a >= 10
+    assert len(rows.unique()) == 20 and not torch.equal(rows, alike(given, 20, 1))
+    assert torch.equal(rows, alike(given, 20, 0)) and len(alike(given, 1000, 0).unique()) == 60
+    assert len(alike(data(names=()), 5, 0).unique()) == 5
+
+
+def test_pictures_without_a_class_are_of_none():
+    labels = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.2, 0.8]])
+    assert kinds(labels).tolist() == [-1, 0, 1] and kinds(torch.zeros(2, 0)).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("names", [("even", "odd"), ()])
@@ -48,7 +78,7 @@ def test_classes_by_themselves(data):
     given = type(given)("tiny", given.images, given.labels, given.class_names, given.val_images, few)
     reference = Reference.of(CORNERS, given, 20)
     made = torch.randn(20, 4).double()
-    odd, even = reference.by_class(made, [("odd", 1), ("even", 0)])
+    odd, even = reference.by_class(made, [("odd", 1), ("even", 0)], [0, 1])
     assert (odd["class"], odd["images"], odd["real"]) == ("odd", 10, 4) and (even["images"], even["real"]) == (10, 36)
     assert "distance" not in odd and "distance" not in odd["floor"]
     assert even["distance"] == pytest.approx(frechet(made[1::2], reference.real[4:]), rel=1e-9)
