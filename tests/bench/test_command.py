@@ -98,7 +98,7 @@ def test_list_prints_the_cases_and_measures_nothing(run, tmp_path, monkeypatch):
     lines = run("--quick", "--list").output.splitlines()
     assert lines == [f"{case.label}: {case.rounds} rounds" for case in plan("quick", "cpu")]
     assert run("--list", "--only", "training b@16", "--threads", 2, "--device", "cpu").output == (
-        "training step B@16 batch 16 2 threads: 9 rounds\n"
+        "training step B@16 batch 16 2 threads: 9 rounds\ntraining step B@16 batch 128 2 threads: 9 rounds\n"
     )
     assert list(tmp_path.iterdir()) == []
 

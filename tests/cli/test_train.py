@@ -41,7 +41,7 @@ def rows(folder):
 def test_train_leaves_a_folder_to_sample_from(run, sprites, tmp_path):
     pytest.importorskip("matplotlib")
     out = run("train", *sprites, *TINY, "--ema", 0.9, "--class-names", "a,b,c,d,e", "-o", "r")
-    assert "39 pictures 3x16x16" in out and "sample from it: fastdiff sample r" in out
+    assert "38 pictures 3x16x16" in out and "sample from it: fastdiff sample r" in out
     for name in (
         "checkpoint.safetensors",
         "model.safetensors",
@@ -57,7 +57,7 @@ def test_train_leaves_a_folder_to_sample_from(run, sprites, tmp_path):
     logged = rows("r")
     assert [row["step"] for row in logged] == ["4", "8"] and float(logged[1]["val_loss"]) > 0
     card = (tmp_path / "r" / "README.md").read_text()
-    for word in ("# r", "39 pictures", "fastdiff 0.", "8 in 0 minutes", "| batch_size | `10` |", "![loss]"):
+    for word in ("# r", "38 pictures", "fastdiff 0.", "8 in 0 minutes", "| batch_size | `10` |", "![loss]"):
         assert word.replace("fastdiff 0.", "| fastdiff | 0.") in card
     assert "classes          a, b, c, d, e" in run("info", "r")
     assert "8 steps done" in run("info", "r/checkpoint.safetensors")
@@ -106,7 +106,7 @@ def test_an_interrupted_run_is_resumed_exactly(run, sprites, tmp_path, refused):
     first, epoch = process.stdout.readline(), process.stdout.readline()  # as they are printed, into a pipe too
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert "39 pictures 3x16x16" in first
+    assert "38 pictures 3x16x16" in first
     assert re.fullmatch(r"epoch 1/5: loss \d\.\d{4}, held out \d\.\d{4}, [\d,]+ images/s, \d\d:\d\d left\n", epoch)
     assert process.returncode == 130 and "fastdiff train --resume cut" in errors and "Traceback" not in errors
     assert "step/s" not in errors  # the bar is for terminals
