@@ -113,7 +113,8 @@ def floor_text(report: Report) -> str:
         f"The floor, what samples as good as real pictures would reach: {floor['pictures']:,} training pictures, "
         f"classes as often as they are held out, have a distance of {floor['distance']:.3g} to the held-out ones (mean "
         f"of {floor['draws']} draws, {floor['lowest']:.3g} to {floor['highest']:.3g}), precision "
-        f"{floor['precision']:.3f} and recall {floor['recall']:.3f}. *To training*: {report['training']:,} training pictures."
+        f"{floor['precision']:.3f} and recall {floor['recall']:.3f}. "
+        f"*To training*: {report['training']:,} training pictures."
     )
 
 
