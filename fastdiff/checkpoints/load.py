@@ -15,7 +15,7 @@ from fastdiff.checkpoints.foreign import load_foreign
 from fastdiff.checkpoints.others import refuse_no_checkpoint
 from fastdiff.checkpoints.said import Said
 from fastdiff.checkpoints.shipped import locate
-from fastdiff.checkpoints.tensors import load_weights, looks_like_safetensors, read_tensors
+from fastdiff.checkpoints.tensors import load_weights, looks_like_safetensors, read_config, read_tensors
 from fastdiff.errors import InputError
 from fastdiff.model import Model
 from fastdiff.samplers.schedule import Schedule
@@ -84,7 +84,7 @@ def load(
 def states_itself(name_or_path: str | Path) -> bool:
     """Whether a file is of fastdiff's own format, which says all of its model; raises InputError if there is none."""
     path = locate(name_or_path)
-    return not path.is_dir() and looks_like_safetensors(path) and read_tensors(path)[1] is not None
+    return not path.is_dir() and looks_like_safetensors(path) and read_config(path) is not None
 
 
 def stored_info(name_or_path: str | Path) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def stored_info(name_or_path: str | Path) -> dict[str, Any]:
     path = locate(name_or_path)
     if path.is_dir():
         return {"file": "a folder of diffusers"}
-    config = read_tensors(path)[1] if looks_like_safetensors(path) else None
+    config = read_config(path) if looks_like_safetensors(path) else None
     if config is None:
         return {"file": "foreign state dict"}
     if "training" in config:

@@ -40,8 +40,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """A safetensors file's tensors, and its fastdiff configuration or None; raises InputError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get("fastdiff")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} is not a whole safetensors file ({error})") from error
+    return tensors, read_config(path)
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The fastdiff configuration of a safetensors file alone, or None; raises InputError if its header is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get("fastdiff")
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} is not a whole safetensors file ({error})") from error
     try:
@@ -50,7 +59,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
             raise ValueError(f"it is {metadata!r}")
     except ValueError as error:
         raise InputError(f"{str(path)!r} has a damaged configuration ({error})") from error
-    return tensors, config
+    return config
 
 
 def looks_like_safetensors(path: Path) -> bool:

@@ -2,59 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fastdiff.cli.options import as_one
 from fastdiff.data import fashion
 from fastdiff.errors import InputError
 
 DATA = ("labels", "class_names", "size", "value_range", "alpha", "skip_corrupt", "holdout")
 
 
-def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How --data is read; data_source reads them."""
-    for option in (
-        click.option(
-            "--holdout",
-            type=float,
-            default=0.05,
-            show_default=True,
-            help="Share of each class that is kept for validation, where the data has no test set.",
-        ),
-        click.option(
-            "--skip-corrupt", is_flag=True, help="Leave out picture files that cannot be read, and say which."
-        ),
-        click.option(
-            "--alpha", is_flag=True, help="Keep the transparency of picture files, as a fourth channel, not on white."
-        ),
-        click.option(
-            "--range",
-            "value_range",
-            metavar="LOW,HIGH",
-            help="The values that become -1 and 1 in training, such as 0,4095 for scans of 12 bits; samples are "
-            "written back in them.  [default: 0,255 for 8 bits; 0,1 or -1,1 for floats that lie there; else the least "
-            "and greatest value]",
-        ),
-        click.option(
-            "--size",
-            metavar="N|WxH",
-            help="Cut the middle out of picture files and resize it, to 32 or 48x32 pixels, say. They may then be of "
-            "any size; one is opened at a time.",
-        ),
-        click.option("--class-names", help="Names of the K classes, with commas between them.  [default: the data's]"),
-        click.option(
-            "--labels",
-            metavar="FILE",
-            help="Which class each picture is. Beside an .npy: an .npy of (N,) class numbers, or (N, K) weights of K "
-            "classes. Beside a folder or .zip: a .csv of file name and class; without it the subfolders are the "
-            "classes.",
-        ),
-    ):
-        command = option(command)
-    return command
+# How --data is read; data_source reads them.
+data_options = as_one(
+    click.option(
+        "--labels",
+        metavar="FILE",
+        help="Which class each picture is. Beside an .npy: an .npy of (N,) class numbers, or (N, K) weights of K "
+        "classes. Beside a folder or .zip: a .csv of file name and class; without it the subfolders are the "
+        "classes.",
+    ),
+    click.option("--class-names", help="Names of the K classes, with commas between them.  [default: the data's]"),
+    click.option(
+        "--size",
+        metavar="N|WxH",
+        help="Cut the middle out of picture files and resize it, to 32 or 48x32 pixels, say. They may then be of "
+        "any size; one is opened at a time.",
+    ),
+    click.option(
+        "--range",
+        "value_range",
+        metavar="LOW,HIGH",
+        help="The values that become -1 and 1 in training, such as 0,4095 for scans of 12 bits; samples are "
+        "written back in them.  [default: 0,255 for 8 bits; 0,1 or -1,1 for floats that lie there; else the least "
+        "and greatest value]",
+    ),
+    click.option(
+        "--alpha", is_flag=True, help="Keep the transparency of picture files, as a fourth channel, not on white."
+    ),
+    click.option("--skip-corrupt", is_flag=True, help="Leave out picture files that cannot be read, and say which."),
+    click.option(
+        "--holdout",
+        type=float,
+        default=0.05,
+        show_default=True,
+        help="Share of each class that is kept for validation, where the data has no test set.",
+    ),
+)
 
 
 def data_source(data: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -6,21 +6,16 @@ from typing import Any
 
 import click
 
-from fastdiff.cli.completion import complete, complete_model
+from fastdiff.cli.completion import complete_model
 from fastdiff.cli.data import data_options
 from fastdiff.cli.options import (
-    device_option,
-    eta_help,
-    listed,
+    engine_options,
     node_options,
     sampler_list,
-    steps_help,
-    threads_option,
+    sampler_options,
     unsaid_options,
 )
 from fastdiff.data.sources import accepted
-from fastdiff.engine.placement import DTYPES
-from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
 
 
 @click.command("eval", short_help="How good a model is, against held-out pictures.", epilog=sampler_list())
@@ -36,13 +31,7 @@ from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
     show_default=True,
     help="Samples of each model, at least 4; the distance falls as they grow, so compare like with like.",
 )
-@click.option(
-    "--sampler",
-    help=f"{listed(SAMPLERS)}.  [default: {DEFAULT}, or the scheduler that the model brings]",
-    shell_complete=complete(SAMPLERS),
-)
-@click.option("--steps", type=int, help=steps_help())
-@click.option("--eta", type=float, default=0.0, show_default=True, help=eta_help())
+@sampler_options
 @node_options
 @click.option("--clip", metavar="CLIP", help="As `fastdiff sample` takes it.  [default: the model's own]")
 @click.option(
@@ -69,14 +58,7 @@ from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
     help="The report; its text (.md) and pictures (.png) lie beside it.",
 )
 @click.option("--batch-size", type=int, help="Images computed together, at least 1.  [default: 64]")
-@click.option(
-    "--dtype",
-    help=f"What the network computes in: {listed(DTYPES)}.  [default: float32]",
-    shell_complete=complete(DTYPES),
-)
-@click.option("--form", help="How the network runs, such as eager.  [default: the fastest for the device]")
-@device_option
-@threads_option
+@engine_options
 @unsaid_options
 def evaluate(**options: Any) -> None:
     """How near the samples of each MODEL are to pictures that it was not trained on, and whether it copies.

@@ -11,7 +11,7 @@ from fastdiff.cli.completion import complete
 from fastdiff.engine.placement import DTYPES, choose_device
 from fastdiff.errors import InputError, unknown_name, warn_caller
 from fastdiff.samplers.prediction import PREDICTION_TYPES
-from fastdiff.samplers.samplers import SAMPLERS, STEPS
+from fastdiff.samplers.samplers import DEFAULT, SAMPLERS, STEPS
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
 from fastdiff.samplers.sigmas import SIGMAS
 from fastdiff.samplers.spacing import SPACING, SPACINGS
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from fastdiff.model import Model
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 ONNX = ".onnx"
 GIF_FRAMES, MAX_GIF_FRAMES = 40, 1_000_000
@@ -31,6 +33,17 @@ device_option = click.option(
     shell_complete=complete(("cpu", "cuda")),
 )
 threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: as many as cores]")
+
+
+def as_one(*options: Decorator) -> Decorator:
+    """Several options as one, in the order in which the help shows them."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def listed(names: Iterable[str], last: str = " or ") -> str:
@@ -58,28 +71,50 @@ def steps_help() -> str:
     return f"The sampler's steps, 1 to the model's timesteps T.  [default: {defaults}]"
 
 
-def node_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Which timesteps a run visits; parse_timesteps reads the last."""
-    for option in (
-        click.option(
-            "--at-timesteps",
-            "at_timesteps",
-            metavar="T,T,...",
-            help="The timesteps themselves, in place of --steps, --spacing and --sigmas: 999,749,499,249.",
-        ),
-        click.option(
-            "--sigmas",
-            help=f"Spread the noise levels anew: {listed(SIGMAS)}.  [default: those of the timesteps]",
-            shell_complete=complete(SIGMAS),
-        ),
-        click.option(
-            "--spacing",
-            help=f"Which timesteps are taken: {listed(SPACINGS)}.  [default: {SPACING}, or the scheduler's own]",
-            shell_complete=complete(SPACINGS),
-        ),
-    ):
-        command = option(command)
-    return command
+# Which timesteps a run visits; parse_timesteps reads the last.
+node_options = as_one(
+    click.option(
+        "--spacing",
+        help=f"Which timesteps are taken: {listed(SPACINGS)}.  [default: {SPACING}, or the scheduler's own]",
+        shell_complete=complete(SPACINGS),
+    ),
+    click.option(
+        "--sigmas",
+        help=f"Spread the noise levels anew: {listed(SIGMAS)}.  [default: those of the timesteps]",
+        shell_complete=complete(SIGMAS),
+    ),
+    click.option(
+        "--at-timesteps",
+        "at_timesteps",
+        metavar="T,T,...",
+        help="The timesteps themselves, in place of --steps, --spacing and --sigmas: 999,749,499,249.",
+    ),
+)
+
+
+# The sampler, its steps and its eta.
+sampler_options = as_one(
+    click.option(
+        "--sampler",
+        help=f"{listed(SAMPLERS)}.  [default: {DEFAULT}, or the scheduler that the model brings]",
+        shell_complete=complete(SAMPLERS),
+    ),
+    click.option("--steps", type=int, help=steps_help()),
+    click.option("--eta", type=float, default=0.0, show_default=True, help=eta_help()),
+)
+
+
+# Where and how the network runs.
+engine_options = as_one(
+    click.option(
+        "--dtype",
+        help=f"What the network computes in: {listed(DTYPES)}.  [default: float32]",
+        shell_complete=complete(DTYPES),
+    ),
+    click.option("--form", help="How the network runs, such as eager.  [default: the fastest for the device]"),
+    device_option,
+    threads_option,
+)
 
 
 NODES = ("spacing", "sigmas", "at_timesteps")
@@ -101,44 +136,38 @@ def parse_timesteps(text: str | None) -> list[float] | None:
         raise InputError(f"--at-timesteps {text!r}; accepted: numbers such as 999,749,499,249") from None
 
 
-def foreign_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What a state dict from elsewhere does not say about itself; load_model takes them."""
-    names = click.option(
+# Those of foreign_options without which it cannot be sampled from.
+unsaid_options = as_one(
+    click.option(
+        "--schedule",
+        help=f"Training schedule, for a file that does not say: {listed(SCHEDULES)}.  "
+        "[default: the tutorial's or the course's]",
+        shell_complete=complete(SCHEDULES),
+    ),
+    click.option(
+        "--timesteps",
+        type=int,
+        help="Training timesteps T of --schedule, at least 1.  [default: the tutorial's 200, the course's 500]",
+    ),
+    click.option(
+        "--image-size",
+        type=click.IntRange(1),
+        help="Side of the images in pixels, for a file that does not say.  [default: the Annotated tutorial's 28]",
+    ),
+    click.option(
+        "--prediction-type",
+        help=f"What the network predicts, for a file that does not say: {listed(PREDICTION_TYPES)}.  "
+        "[default: the tutorial's and the course's epsilon]",
+        shell_complete=complete(PREDICTION_TYPES),
+    ),
+)
+# What a state dict from elsewhere does not say about itself; load_model takes them.
+foreign_options = as_one(
+    unsaid_options,
+    click.option(
         "--class-names", metavar="NAME,NAME,...", help="Names of the model's classes, for a file without them."
-    )
-    return unsaid_options(names(command))
-
-
-def unsaid_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Those of foreign_options without which it cannot be sampled from."""
-    for option in (
-        click.option(
-            "--prediction-type",
-            help=f"What the network predicts, for a file that does not say: {listed(PREDICTION_TYPES)}.  "
-            "[default: the tutorial's and the course's epsilon]",
-            shell_complete=complete(PREDICTION_TYPES),
-        ),
-        click.option(
-            "--image-size",
-            type=click.IntRange(1),
-            help="Side of the images in pixels, for a file that does not say.  [default: the Annotated tutorial's 28]",
-        ),
-        click.option(
-            "--timesteps",
-            type=int,
-            help="Training timesteps T of --schedule, at least 1.  [default: the tutorial's 200, the course's 500]",
-        ),
-        click.option(
-            "--schedule",
-            help=f"Training schedule, for a file that does not say: {listed(SCHEDULES)}.  "
-            "[default: the tutorial's or the course's]",
-            shell_complete=complete(SCHEDULES),
-        ),
-    ):
-        command = option(command)
-    return command
-
-
+    ),
+)
 FOREIGN = ("schedule", "timesteps", "image_size", "prediction_type", "class_names")
 
 

@@ -10,19 +10,15 @@ import click
 from fastdiff.cli.completion import complete, complete_model
 from fastdiff.cli.options import (
     ONNX,
-    device_option,
-    eta_help,
+    engine_options,
     foreign_options,
     listed,
     node_options,
     sampler_list,
-    steps_help,
-    threads_option,
+    sampler_options,
 )
-from fastdiff.engine.placement import DTYPES
 from fastdiff.errors import InputError
 from fastdiff.samplers.prediction import FRAMES
-from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
 from fastdiff.samplers.spacing import STRENGTH
 from fastdiff.shards.formats import DEFAULT as DEFAULT_FORMAT
 from fastdiff.shards.formats import FORMATS
@@ -51,13 +47,7 @@ from fastdiff.shards.formats import FORMATS
     help="Also write the images as float32 (n, C, H, W) in [-1, 1], or in the values "
     "that the model was trained on, if they were not of 8 bits.",
 )
-@click.option(
-    "--sampler",
-    help=f"{listed(SAMPLERS)}.  [default: {DEFAULT}, or the scheduler that the model brings]",
-    shell_complete=complete(SAMPLERS),
-)
-@click.option("--steps", type=int, help=steps_help())
-@click.option("--eta", type=float, default=0.0, show_default=True, help=eta_help())
+@sampler_options
 @node_options
 @click.option(
     "--clip",
@@ -113,14 +103,7 @@ from fastdiff.shards.formats import FORMATS
     shell_complete=complete(FORMATS),
 )
 @click.option("--shard-size", type=int, help="Images in a shard.  [default: a multiple of the batch size near 1000]")
-@click.option(
-    "--dtype",
-    help=f"What the network computes in: {listed(DTYPES)}.  [default: float32]",
-    shell_complete=complete(DTYPES),
-)
-@click.option("--form", help="How the network runs, such as eager.  [default: the fastest for the device]")
-@device_option
-@threads_option
+@engine_options
 @foreign_options
 def sample(model: str, output: str, **options: Any) -> None:
     """Sample images from MODEL: a shipped model's name, or a checkpoint of your own.

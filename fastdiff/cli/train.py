@@ -169,7 +169,8 @@ def train(resume: str | None, device: str | None, threads: int | None, **options
     try:
         from fastdiff.cli.training import new_run, resumed_run, to_the_end
         from fastdiff.engine.placement import has_bf16
-        from fastdiff.training.group import AnotherFailed, Group
+        from fastdiff.shards.processes import AnotherFailed
+        from fastdiff.training.group import Group
 
         set_threads(threads)
         wishes = {name: options.pop(name) for name in WISHES}

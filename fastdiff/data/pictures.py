@@ -53,24 +53,21 @@ def _files(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
             yield entry.path
 
 
-def _pictures(source: str) -> Iterator[tuple[str, str]]:
-    """(name relative to the folder, path) of each picture."""
-    for path in _files(source):
-        name = Path(path).relative_to(source).as_posix()
-        if is_picture(name):
-            yield name, path
+def _named(source: str) -> Iterator[tuple[str, str]]:
+    """(name relative to the folder, path) of each file."""
+    return ((Path(path).relative_to(source).as_posix(), path) for path in _files(source))
 
 
 def read(source: str, **options: Any) -> Pictures:
     """All pictures below the folder; options: see read_files."""
-    found = sorted(_pictures(source), key=lambda pair: Path(pair[0]))
-    read = read_files(Path(source).resolve().name, {name: partial(str, path) for name, path in found}, **options)
-    return told_of(read, (Path(path).relative_to(source).as_posix() for path in _files(source)))
+    paths = dict(sorted(_named(source), key=lambda pair: Path(pair[0])))
+    files = {name: partial(str, path) for name, path in paths.items() if is_picture(name)}
+    return told_of(read_files(Path(source).resolve().name, files, **options), paths)
 
 
 SOURCE = Source(
     "a folder of pictures (a class for each subfolder, or by a CSV)",
-    lambda source: Path(source).is_dir() and next(_pictures(source), None) is not None,
+    lambda source: Path(source).is_dir() and any(is_picture(name) for name, _ in _named(source)),
     read,
     options=OPTIONS,
 )

@@ -128,16 +128,10 @@ def draw(
         given.update(dict.fromkeys(OF_THE_FOLDER))
         asked = replace(asked, n=max(wanted, there["samples"]["n"]))
     with ShardRun(model, name, asked, folder, given, Processes(given["device"])) as run:
-        shards = [shard for shard in run.plan if shard.begin < wanted]
-
-        def enough() -> bool:
-            return all(run.folder.is_whole(shard) for shard in shards)
-
         progress(min(wanted, run.images_done))
-        run.run(lambda made: progress(min(wanted, run.images_done + made)), lambda: stop() or enough())
-        if not enough():
+        if not run.run(lambda made: progress(min(wanted, run.images_done + made)), stop, end=wanted):
             raise Stopped
-        parts = [_read(run.folder.file(shard), format) for shard in shards]
+        parts = [_read(run.folder.file(shard), format) for shard in run.plan if shard.begin < wanted]
         if format == "npy" and model.value_range is not None:  # in which they were written
             parts = [to_unit(part, model.value_range) for part in parts]
         used, made_by = run.manifest["configuration"], run.manifest["fastdiff"]

@@ -50,7 +50,7 @@ class Reference:
     def of(cls, features: Features, data: ImageData, n: int, tick: Tick = silent) -> Reference:
         """Computes them; raises InputError for fewer than FEWEST held-out pictures."""
         check_held_out(data)
-        known, draws = chosen(data, n)
+        known, draws = pixels.some(len(data), TRAINING), [alike(data, n, seed) for seed in range(FLOORS)]
         real = features.of(pixels.held_out(data), pixels.everything(len(data.val_labels)), tick)
         training = features.of(pixels.training(data), known, tick)
         drawn = [features.of(pixels.training(data), rows, tick) for rows in draws]
@@ -134,15 +134,9 @@ def check_held_out(data: ImageData) -> None:
         )
 
 
-def chosen(data: ImageData, n: int) -> tuple[Tensor, list[Tensor]]:
-    """The rows of training pictures of the second distance, and those of each draw of the floor."""
-    return pixels.some(len(data), TRAINING), [alike(data, n, seed) for seed in range(FLOORS)]
-
-
 def work(data: ImageData, n: int) -> int:
     """How many pictures `Reference.of` takes features of."""
-    known, draws = chosen(data, n)
-    return len(data.val_labels) + len(known) + sum(map(len, draws))
+    return len(data.val_labels) + min(TRAINING, len(data)) + FLOORS * min(n, len(data))
 
 
 def _within(made: Tensor, real: Tensor) -> dict[str, float]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -218,12 +218,13 @@ class ShardRun:
         """This process's share of the missing shards: number rank, rank + world, ..."""
         return islice(self._left(), self.processes.rank, None, self.processes.world)
 
-    def run(self, progress: Callable[[int], object], stop: Callable[[], bool]) -> bool:
+    def run(self, progress: Callable[[int], object], stop: Callable[[], bool], end: int | None = None) -> bool:
         """Make the missing shards.
 
         Args:
             progress: called with the number of images made by all processes.
             stop: asked before every batch.
+            end: only shards that begin before this sample; all of them unless given.
 
         Returns:
             False if stopped early.
@@ -232,7 +233,7 @@ class ShardRun:
         def count(m: int) -> None:
             progress(self.processes.count(m))
 
-        for shard in self._mine():
+        for shard in takewhile(lambda shard: end is None or shard.begin < end, self._mine()):
             assert self.engine is not None
             images = None if stop() else self._draw(self.engine, shard, count, stop)
             if images is None:

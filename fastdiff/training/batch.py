@@ -62,13 +62,13 @@ class Draws:
 class Labels:
     """The labels of data as the contexts of a model's network.
 
-    Attributes:
-        given: the width of the data's labels.
-
     Args:
         model: whose network is trained.
         data: whose labels they are; where its classes have the model's names in another order, they are put in order.
         dropout: whether contexts are to be dropped.
+
+    Attributes:
+        given: the width of the data's labels.
 
     Raises:
         InputError: for a network that cannot be trained with such labels.
@@ -131,13 +131,8 @@ class Predictor:
     def __init__(
         self, model: Model, network: nn.Module, contexts: tuple[Tensor, ...], conditioned: bool, bf16: bool
     ) -> None:
-        self.model, self.network, self.contexts, self.conditioned, self.bf16 = (
-            model,
-            network,
-            contexts,
-            conditioned,
-            bf16,
-        )
+        self.model, self.network, self.contexts = model, network, contexts
+        self.conditioned, self.bf16 = conditioned, bf16
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)

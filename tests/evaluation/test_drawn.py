@@ -91,6 +91,14 @@ def test_drawing_goes_on(model, tmp_path, format):
     assert images.dtype == (torch.uint8 if format == "npz" else torch.float32)
 
 
+def test_a_damaged_shard_is_made_again(model, tmp_path):
+    options = {"batch_size": 2, "device": "cpu", "threads": 1}
+    whole, _ = draw(model, "m", ASKED, tmp_path / "s", options)
+    shard = min((tmp_path / "s").glob("samples-*"))
+    shard.write_bytes(shard.read_bytes()[:100])
+    assert torch.equal(draw(model, "m", ASKED, tmp_path / "s", {})[0], whole)
+
+
 def test_fewer_samples_than_there_are(model, tmp_path):
     """The first ones serve, also of a folder that was begun for more and stopped."""
     options, few = {"batch_size": 2, "device": "cpu", "threads": 1}, dataclasses.replace(ASKED, n=7)
