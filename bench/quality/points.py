@@ -7,7 +7,7 @@ fastdiff bench quality --do times                 only times, for the report tha
 For each point (a sampler, a number of steps) images 0 to n - 1 of seed 0 are sampled into SAMPLES/MODEL/SAMPLER-STEPS,
 where an interrupted run goes on and a finished folder is taken as it is, and compared with the pictures that the model
 was not trained on: the Fréchet distance between features of the project's own classifier. The floor is the distance of
-as many training pictures. Beside it stand the distances of the images with even and with odd numbers, which tell how
+as many training pictures. Beside it stand the distances of the first and the last half of the images, which tell how
 firm it is, and the distance to training pictures. The times are those of engine.sample(64), the points taking turns.
 Exits with 1 where a point could not be measured.
 """
@@ -36,7 +36,7 @@ from fastdiff.engine.request import DEFAULT_BATCH, Asked
 from fastdiff.errors import InputError, check_int, unknown_name
 from fastdiff.evaluation import pixels
 from fastdiff.evaluation.classifier import NAMES
-from fastdiff.evaluation.drawn import SEED, class_names, contexts, draw, in_turn
+from fastdiff.evaluation.drawn import SEED, Classes, class_names, draw, in_turn
 from fastdiff.evaluation.features import own
 from fastdiff.evaluation.reference import Reference
 from fastdiff.files import check_writable
@@ -99,12 +99,14 @@ def quality(
     """The model's part of the report: a row for each point; one that fails is a row with a reason."""
     model = fastdiff.load(name)
     features = own(name, device)
-    reference = Reference.of(features, data, n)
+    classes = Classes.of(model, data)
+    reference = Reference.of(features, data, n, [classes.alike])
     entry: dict[str, Any] = {
         "model": name,
         "seed": SEED,
         **features.facts,
         **reference.facts(),
+        "floor": reference.floors[classes.alike],
         "in_turn": class_names(model),
         "rows": [],
     }
@@ -112,7 +114,7 @@ def quality(
         row: dict[str, Any] = {**point._asdict(), "evaluations": point.evaluations}
         entry["rows"].append(row)
         try:
-            ask = point.request(model, n, contexts(model, data)[0])
+            ask = point.request(model, n, classes.contexts)
             options = {"device": device.type, "threads": threads}
             images, row["made_by"] = draw(model, name, ask, samples / name / str(point), options)
             row.update(reference.compare(features.of(pixels.samples(images), pixels.everything(n))))

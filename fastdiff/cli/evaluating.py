@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from fastdiff.data.load import load_data
 from fastdiff.errors import InputError, check_int
 from fastdiff.evaluation import page, pixels, reference
 from fastdiff.evaluation.copies import Copies
-from fastdiff.evaluation.drawn import SEED, Stopped, contexts, draw, folder_name, in_turn
+from fastdiff.evaluation.drawn import SEED, Classes, Stopped, draw, folder_name, in_turn
 from fastdiff.evaluation.evaluate import evaluate
 from fastdiff.evaluation.features import Features, choose
 from fastdiff.evaluation.measures import frechet_metric
@@ -44,6 +44,7 @@ class Candidate:
 
     name: str
     model: Model
+    classes: Classes
     asked: Samples
     folder: Path
     format: str  # of the samples' files, as fine as the data
@@ -61,8 +62,9 @@ def evaluate_models(models: Sequence[str], **options: Any) -> None:
     set_threads(options["threads"])
     data = load_data(**data_source(options.pop("data"), options), progress=True)
     reference.check_held_out(data)
-    candidates = [_candidate(name, data, folder, n, options) for name in dict.fromkeys(models)]
-    data = _named_by(candidates, data)
+    loaded = {name: _fitting(name, data, options) for name in dict.fromkeys(models)}
+    data = _named_by(loaded.values(), data)
+    candidates = [_candidate(name, model, data, folder, n, options) for name, model in loaded.items()]
     features = choose(options["features"], data.image_shape, device)
     size = features.of(pixels.held_out(data), pixels.everything(FEWEST)).shape[1]
     computing = {name: options[name] for name in COMPUTING}
@@ -86,20 +88,21 @@ def _report(
     output: Path,
 ) -> dict[str, Any]:
     """What samples are compared with, then each model's samples and its row."""
-    with _bar("features of real pictures", reference.work(data, n)) as tick:
-        real = Reference.of(features, data, n, tick)
+    floors = {one.classes.alike for one in candidates}
+    with _bar("features of real pictures", reference.work(data, n, len(floors))) as tick:
+        real = Reference.of(features, data, n, floors, tick)
     with _bar("held-out pictures among training pictures", len(data.labels)) as tick:
         copies = Copies.of(data, features.device, tick)
     rows, notes = [], [_note(n, len(real.real), size), *(_other_split(one.name, data) for one in candidates)]
     for one in candidates:
         images, made_by = _draw(one, computing)
         with _bar(f"samples of {one.name} among training pictures", len(data.labels)) as tick:
-            row, picture = evaluate(one.model, images, real, copies, tick)
+            row, picture = evaluate(images, one.classes, real, copies, tick)
         nearest = output.with_name(f"{output.stem}-nearest-{one.folder.name}.png")
         save_picture(picture, nearest)
         about = {"model": one.name, "drawn": one.drawn, "images": n, "made_by": made_by, "nearest": nearest.name}
         rows.append({**about, **row})
-        click.echo(_line(rows[-1], real.floor["distance"]))
+        click.echo(_line(rows[-1]))
     return {
         **origin(machine(features.device), PACKAGES),
         "data": data.summary(),
@@ -112,18 +115,20 @@ def _report(
     }
 
 
-def _line(row: dict[str, Any], floor: float) -> str:
+def _line(row: dict[str, Any]) -> str:
     return (
-        f"{row['model']}: distance {row['distance']:.3g} (floor {floor:.3g}), precision {row['precision']:.3f}, recall "
-        f"{row['recall']:.3f}, nearer to training pictures than held-out ones are in {row['copies']['nearer']:.0%} of "
-        "cases"
+        f"{row['model']}: distance {row['distance']:.3g} (floor {row['floor']['distance']:.3g}), precision "
+        f"{row['precision']:.3f}, recall {row['recall']:.3f}, nearer to training pictures than held-out ones are in "
+        f"{row['copies']['nearer']:.0%} of cases"
     )
 
 
 def _note(n: int, held_out: int, size: int) -> str:
     """What makes the distances doubtful, if anything does."""
-    if min(n, held_out) > size:
+    if n // 2 > size < held_out:
         return ""
+    if min(n, held_out) > size:
+        return f"Half of {n:,} samples are no more than {size:,} features: the distances of halves are much too large."
     return (
         f"With {n:,} samples and {held_out:,} held-out pictures for {size:,} features, covariances are short of their "
         "full rank: distances are much too large, and compare only with those of the same numbers."
@@ -182,8 +187,8 @@ def _report_path(output: str) -> Path:
     return path
 
 
-def _candidate(name: str, data: ImageData, folder: Path, n: int, options: dict[str, Any]) -> Candidate:
-    """The model of that name with its samples, checked; raises InputError."""
+def _fitting(name: str, data: ImageData, options: dict[str, Any]) -> Model:
+    """The model of that name; raises InputError where it makes other pictures than the data holds."""
     model = load_model(name, dict(options))
     if model.image_shape != data.image_shape:
         shapes = ["x".join(map(str, shape)) for shape in (model.image_shape, data.image_shape)]
@@ -199,20 +204,27 @@ def _candidate(name: str, data: ImageData, folder: Path, n: int, options: dict[s
             f"model {name!r} needs {model.needs_context}, and has no classes to take in turn; accepted: a model "
             "without contexts, or one of classes"
         )
+    return model
+
+
+def _candidate(name: str, model: Model, data: ImageData, folder: Path, n: int, options: dict[str, Any]) -> Candidate:
+    """The model with its samples, checked; raises InputError."""
     if options["dtype"] is not None:
         parse_dtype(options["dtype"])
-    asked = _samples(model, data, n, {key: options[key] for key in SAMPLING})
+    classes = Classes.of(model, data)
+    asked = _samples(model, classes, n, {key: options[key] for key in SAMPLING})
     table = asked.request(model).table
     assert table is not None
     drawn = f"{table.sampler}, {count_steps(asked.count, len(table))}"
     if asked.guidance_scale is not None:
         drawn += f", guidance {asked.guidance_scale:g}"
     format = "npz" if data.own_range is None else "npy"
-    return Candidate(name, model, asked, folder / folder_name(name, model, asked, options, format), format, drawn)
+    there = folder / folder_name(name, model, asked, options, format)
+    return Candidate(name, model, classes, asked, there, format, drawn)
 
 
-def _samples(model: Model, data: ImageData, n: int, options: dict[str, Any]) -> Samples:
-    """Samples 0 to n - 1, as `fastdiff sample` makes them; classes as often as they are held out."""
+def _samples(model: Model, classes: Classes, n: int, options: dict[str, Any]) -> Samples:
+    """Samples 0 to n - 1, as `fastdiff sample` makes them."""
     return Samples(
         **chosen_steps(options, model),
         eta=options["eta"],
@@ -220,13 +232,13 @@ def _samples(model: Model, data: ImageData, n: int, options: dict[str, Any]) -> 
         seed=SEED,
         first=0,
         n=n,
-        contexts=contexts(model, data)[0],
+        contexts=classes.contexts,
         guidance_scale=options["guidance_scale"],
     )
 
 
-def _named_by(candidates: Sequence[Candidate], data: ImageData) -> ImageData:
+def _named_by(models: Iterable[Model], data: ImageData) -> ImageData:
     """The data, its classes named as the first model does where they have no names."""
-    names = next((one.model.class_names for one in candidates if one.model.class_names), ())
+    names = next((one.class_names for one in models if one.class_names), ())
     fits = data.unnamed and len(names) == data.labels.shape[1] > 0
     return data.named(tuple(names)) if fits else data

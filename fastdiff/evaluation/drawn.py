@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +47,34 @@ def class_names(model: Model) -> list[str]:
     return [model.class_names[k] if model.class_names else str(k) for k in numbers]
 
 
-def contexts(model: Model, data: ImageData) -> tuple[list[Any], list[int]]:
-    """The contexts that samples have, one after another and again, and each one's place in `in_turn`.
+@dataclass(frozen=True)
+class Classes:
+    """The classes that a model's samples have, and which of the data's they are.
 
-    Classes come as often as among the held-out pictures; in turn where it is not known which of them are which.
+    Attributes:
+        contexts: what the samples are given, one after another and again; none where the model takes no classes.
+        order: of each of these, its place in `in_turn`.
+        known: of each in `in_turn`, its name, and its column in the data's labels; none where that is not known.
+        why: it is not known, or "".
+        alike: whether the classes come as often as among the held-out pictures; else they come in turn, if at all.
     """
-    turns, (classes, _) = in_turn(model), classes_of(model, data)
-    order = list(range(len(turns)))
-    if classes:
+
+    contexts: list[Any]
+    order: list[int]
+    known: list[tuple[str, int]]
+    why: str
+    alike: bool
+
+    @classmethod
+    def of(cls, model: Model, data: ImageData) -> Classes:
+        turns, (known, why) = in_turn(model), _known(model, data)
         counts = held_out(data)
-        own = [counts[column] for _, column in classes]
-        order = repeated(own) if sum(own) else order
-    return [turns[k] for k in order], order
+        own = [counts[column] for _, column in known]
+        order = repeated(own) if sum(own) else list(range(len(turns)))
+        return cls([turns[k] for k in order], order, known, why, sum(own) > 0)
 
 
-def classes_of(model: Model, data: ImageData) -> tuple[list[tuple[str, int]], str]:
+def _known(model: Model, data: ImageData) -> tuple[list[tuple[str, int]], str]:
     """Which class of the data each of the model's is.
 
     Returns:

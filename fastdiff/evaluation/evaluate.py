@@ -9,21 +9,20 @@ from torch import Tensor
 
 from fastdiff.evaluation import pixels
 from fastdiff.evaluation.copies import Copies
-from fastdiff.evaluation.drawn import classes_of, contexts
+from fastdiff.evaluation.drawn import Classes
 from fastdiff.evaluation.features import Tick, silent
 from fastdiff.evaluation.reference import Reference
-from fastdiff.model import Model
 
 
 def evaluate(
-    model: Model, images: Tensor, reference: Reference, copies: Copies, tick: Tick = silent
+    images: Tensor, classes: Classes, reference: Reference, copies: Copies, tick: Tick = silent
 ) -> tuple[dict[str, Any], Image.Image]:
     """All measures of a model's samples.
 
     Args:
-        model: what they were drawn from.
-        images: (n, C, H, W), uint8 or float32 in [-1, 1]; of drawn.contexts, if it takes classes.
-        reference: of the same n.
+        images: (n, C, H, W), uint8 or float32 in [-1, 1].
+        classes: which they were drawn of.
+        reference: of the same n, with the floor of such samples.
         copies: of the same data.
         tick: called with the number of training pictures that were looked through.
 
@@ -35,10 +34,10 @@ def evaluate(
     """
     made = reference.features.of(pixels.samples(images), pixels.everything(len(images)))
     row = reference.compare(made)
-    if reference.floor["distance"] > 0:
-        row["times_floor"] = row["distance"] / reference.floor["distance"]
-    classes, row["no_classes"] = classes_of(model, reference.data)
-    order = contexts(model, reference.data)[1]
-    row["classes"] = reference.by_class(made, classes, order) if classes else []
+    row["floor"] = reference.floors[classes.alike]
+    if row["floor"]["distance"] > 0:
+        row["times_floor"] = row["distance"] / row["floor"]["distance"]
+    row["no_classes"] = classes.why
+    row["classes"] = reference.by_class(made, classes.known, classes.order) if classes.known else []
     row["copies"], picture = copies.compare(images, tick)
     return row, picture

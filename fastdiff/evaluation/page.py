@@ -15,6 +15,7 @@ from fastdiff.provenance import heading
 Report = dict[str, Any]
 Row = dict[str, Any]
 
+CLASSES = "classes as often as they are held out, "
 CURVE = 3  # models from which on a curve is drawn
 
 
@@ -55,7 +56,7 @@ def markdown(report: Report, curve: str | None = None) -> str:
 
 EXPLAINED = (
     "*Distance*: the Fréchet distance of the samples' features to the held-out pictures', lower is better; *halves*: "
-    "of the samples with even and with odd numbers, which tell how firm it is; *to training*: the same to training "
+    "of the first and of the last half of the samples, which tell how firm it is; *to training*: the same to training "
     "pictures. Distances of other features, or of another number of samples, do not compare with these. *Precision*: "
     "the share of samples that lie among the held-out pictures; *recall*: of held-out pictures that lie among the "
     "samples (Kynkäänniemi et al. 2019, k = 3, as many on either side); higher is better."
@@ -95,26 +96,35 @@ def described(report: Report) -> str:
         known = (
             f", which names {features['accuracy']:.2%} of {features['accuracy_pictures']:,} held-out pictures rightly"
         )
+    how = CLASSES if True in _floors(report) else ""
     counts = set(each.values())
     classes = ", ".join(f"{count:,} {name}" for name, count in each.items())
     if len(counts) == 1:
         classes = f"{counts.pop():,} of each class"
     return (
-        f"Samples 0 to {report['images'] - 1:,} of seed {report['seed']}, classes as often as they are held out, "
+        f"Samples 0 to {report['images'] - 1:,} of seed {report['seed']}, {how}"
         f"against {report['real']:,} held-out pictures{f' ({classes})' if each else ''} of {report['data']}. Features: "
         f"`{features['name']}`{known}, {features['size']} numbers a picture."
         + (f" **{report['note']}**" if report["note"] else "")
     )
 
 
+def _floors(report: Report) -> dict[bool, dict[str, Any]]:
+    """Those that the rows have, by whether their classes are as often as they are held out."""
+    return {row["floor"]["alike"]: row["floor"] for row in report["rows"]}
+
+
 def floor_text(report: Report) -> str:
-    floor = report["floor"]
+    floors = "; ".join(
+        f"{floor['pictures']:,} training pictures, {CLASSES if floor['alike'] else 'drawn at random, '}have a distance "
+        f"of {floor['distance']:.3g} to the held-out ones (mean of {floor['draws']} draws, {floor['lowest']:.3g} to "
+        f"{floor['highest']:.3g}), precision {floor['precision']:.3f} and recall {floor['recall']:.3f}"
+        for floor in _floors(report).values()
+    )
+    both = " (the first for models of such classes)" if len(_floors(report)) > 1 else ""
     return (
-        f"The floor, what samples as good as real pictures would reach: {floor['pictures']:,} training pictures, "
-        f"classes as often as they are held out, have a distance of {floor['distance']:.3g} to the held-out ones (mean "
-        f"of {floor['draws']} draws, {floor['lowest']:.3g} to {floor['highest']:.3g}), precision "
-        f"{floor['precision']:.3f} and recall {floor['recall']:.3f}. "
-        f"*To training*: {report['training']:,} training pictures."
+        f"The floor, what samples as good as real pictures would reach: {floors}{both}. *To training*: "
+        f"{report['training']:,} training pictures."
     )
 
 
@@ -161,17 +171,18 @@ def _draw(report: Report, path: Path) -> None:
     """The distances in the order of the models, above precision and recall."""
     from matplotlib.figure import Figure
 
-    rows, floor = report["rows"], report["floor"]
+    rows = report["rows"]
+    floors = [row["floor"] for row in rows]
     at = range(len(rows))
     figure = Figure(figsize=(max(6.0, 0.4 * len(rows)), 6), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True)
     upper.plot(at, [row["distance"] for row in rows], marker="o", label="to held-out pictures")
     upper.plot(at, [row["to_training"] for row in rows], marker="o", label="to training pictures")
-    upper.axhline(floor["distance"], linestyle="--", color="gray", label="floor: training pictures")
+    upper.plot(at, [floor["distance"] for floor in floors], "--", color="gray", label="floor: training pictures")
     upper.set(ylabel="Fréchet distance, lower is better", ylim=(0, None))
     for name, colour in (("precision", "tab:green"), ("recall", "tab:red")):
         lower.plot(at, [row[name] for row in rows], marker="o", color=colour, label=name)
-        lower.axhline(floor[name], linestyle="--", color=colour, alpha=0.5)
+        lower.plot(at, [floor[name] for floor in floors], "--", color=colour, alpha=0.5)
     lower.set(ylabel="share, higher is better; dashed: floor", ylim=(0, 1))
     lower.set_xticks(list(at), short([row["model"] for row in rows]), rotation=30, ha="right", fontsize=8)
     for axes in (upper, lower):

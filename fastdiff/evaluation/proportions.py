@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdiff.data.images import ImageData, kinds
 
-LONGEST = 1000  # of a sequence that repeats
+LONGEST = 10_000  # of a sequence that repeats; a class that is rarer than one in as many has no place in it
 
 
 def held_out(data: ImageData) -> list[int]:
@@ -36,18 +36,17 @@ def repeated(counts: Sequence[int]) -> list[int]:
     return mixed(counts, min(LONGEST, sum(counts) // shared))
 
 
-def alike(data: ImageData, n: int, seed: int) -> Tensor:
-    """Up to n training pictures at random, (n,) int64, of the held-out pictures' classes in their proportions.
+def drawn(data: ImageData, n: int, seed: int, wanted: Sequence[int] = ()) -> Tensor:
+    """Up to n training pictures at random, (n,) int64.
 
-    Where a class has too few, and where there are no classes, any others.
+    Args:
+        data: whose they are.
+        n: how many, at most all.
+        seed: of the draw.
+        wanted: how many of class k are among them, at least, or all there are of it.
     """
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(data), generator=generator)
-    counts = held_out(data)
-    if not sum(counts):
-        return shuffled[:n]
-    found, wanted = kinds(data.labels)[shuffled], torch.tensor(mixed(counts, min(n, len(data)))).bincount()
-    first = torch.zeros(len(shuffled), dtype=torch.bool)
-    for k, count in enumerate(wanted.tolist()):
+    shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    found, first = kinds(data.labels)[shuffled], torch.zeros(len(shuffled), dtype=torch.bool)
+    for k, count in enumerate(wanted):
         first[(found == k).nonzero()[:count, 0]] = True
-    return torch.cat([shuffled[first], shuffled[~first]])[: min(n, len(data))]
+    return torch.cat([shuffled[first], shuffled[~first]])[:n]

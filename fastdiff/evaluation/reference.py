@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from fastdiff.errors import InputError
 from fastdiff.evaluation import pixels
 from fastdiff.evaluation.features import Features, Tick, silent
 from fastdiff.evaluation.measures import NEIGHBOURS, frechet, precision_recall
-from fastdiff.evaluation.proportions import alike, held_out
+from fastdiff.evaluation.proportions import drawn, held_out, mixed
 
 FLOORS = 5  # draws of training pictures
 TRAINING = 10_000  # training pictures at most for the second distance
@@ -34,8 +35,8 @@ class Reference:
         real: (m, D) float64 of all held-out pictures.
         training: (up to TRAINING, D), at random.
         training_kinds: (the same,) the class of each, -1 of none.
-        floor: the measures of FLOORS draws of n training pictures, of the held-out pictures' classes in their
-            proportions: what perfect samples reach.
+        floors: by whether samples have the held-out pictures' classes in their proportions, the measures of FLOORS
+            draws of n training pictures, which have them then too and are any else: what perfect samples reach.
     """
 
     features: Features
@@ -44,27 +45,17 @@ class Reference:
     real: Tensor
     training: Tensor
     training_kinds: Tensor
-    floor: dict[str, Any]
+    floors: dict[bool, dict[str, Any]]
 
     @classmethod
-    def of(cls, features: Features, data: ImageData, n: int, tick: Tick = silent) -> Reference:
-        """Computes them; raises InputError for fewer than FEWEST held-out pictures."""
+    def of(cls, features: Features, data: ImageData, n: int, floors: Iterable[bool], tick: Tick = silent) -> Reference:
+        """Computes them, and those floors; raises InputError for fewer than FEWEST held-out pictures."""
         check_held_out(data)
-        known, draws = pixels.some(len(data), TRAINING), [alike(data, n, seed) for seed in range(FLOORS)]
+        known = pixels.some(len(data), TRAINING)
         real = features.of(pixels.held_out(data), pixels.everything(len(data.val_labels)), tick)
         training = features.of(pixels.training(data), known, tick)
-        drawn = [features.of(pixels.training(data), rows, tick) for rows in draws]
-        distances = [frechet(one, real) for one in drawn]
-        shares = [_shares(one, real) for one in drawn]
-        floor = {
-            "pictures": len(draws[0]),
-            "draws": FLOORS,
-            "distance": statistics.mean(distances),
-            "lowest": min(distances),
-            "highest": max(distances),
-            **{name: statistics.mean(one[name] for one in shares) for name in shares[0]},
-        }
-        return cls(features, data, n, real, training, kinds(data.labels[known]), floor)
+        found = {alike: _floor(features, data, n, alike, real, tick) for alike in floors}
+        return cls(features, data, n, real, training, kinds(data.labels[known]), found)
 
     def facts(self) -> dict[str, Any]:
         """For reports."""
@@ -76,7 +67,6 @@ class Reference:
             "training": len(self.training),
             "training_drawn": "at random",
             "compared": min(self.n, len(self.real)),
-            "floor": self.floor,
         }
 
     def compare(self, made: Tensor) -> dict[str, Any]:
@@ -86,8 +76,8 @@ class Reference:
             made: (n, D) their features, in the order of the samples.
 
         Returns:
-            distance and to_training: Fréchet distances to held-out and to training pictures; halves: of the samples
-            with even and with odd numbers, to held-out ones; precision and recall.
+            distance and to_training: Fréchet distances to held-out and to training pictures; halves: of the first
+            and of the last half of the samples, to held-out ones; precision and recall.
 
         Raises:
             InputError: if the distance is not finite.
@@ -95,7 +85,7 @@ class Reference:
         distance = frechet(made, self.real)
         if not math.isfinite(distance):
             raise InputError(f"the Fréchet distance is {distance}; accepted: features that have one")
-        halves = [frechet(made[k::2], self.real) for k in (0, 1)]
+        halves = [frechet(half, self.real) for half in made.tensor_split(2)]
         return {
             "distance": distance,
             "halves": halves,
@@ -134,9 +124,26 @@ def check_held_out(data: ImageData) -> None:
         )
 
 
-def work(data: ImageData, n: int) -> int:
-    """How many pictures `Reference.of` takes features of."""
-    return len(data.val_labels) + min(TRAINING, len(data)) + FLOORS * min(n, len(data))
+def work(data: ImageData, n: int, floors: int) -> int:
+    """How many pictures `Reference.of` takes features of, for so many floors."""
+    return len(data.val_labels) + min(TRAINING, len(data)) + floors * FLOORS * min(n, len(data))
+
+
+def _floor(features: Features, data: ImageData, n: int, alike: bool, real: Tensor, tick: Tick) -> dict[str, Any]:
+    wanted: Counter[int] = Counter(mixed(held_out(data), min(n, len(data)))) if alike else Counter()
+    draws = [drawn(data, n, seed, [wanted[k] for k in range(data.labels.shape[1])]) for seed in range(FLOORS)]
+    made = [features.of(pixels.training(data), rows, tick) for rows in draws]
+    distances = [frechet(one, real) for one in made]
+    shares = [_shares(one, real) for one in made]
+    return {
+        "pictures": len(draws[0]),
+        "alike": alike,
+        "draws": FLOORS,
+        "distance": statistics.mean(distances),
+        "lowest": min(distances),
+        "highest": max(distances),
+        **{name: statistics.mean(one[name] for one in shares) for name in shares[0]},
+    }
 
 
 def _within(made: Tensor, real: Tensor) -> dict[str, float]:

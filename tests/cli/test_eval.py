@@ -1,5 +1,6 @@
 """fastdiff eval: what it writes and prints, that it goes on, and what it refuses before anything is drawn."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiff import ContextUnet, Model, from_diffusers, load, make_schedule, sample, save
+from fastdiff import AnnotatedUnet, ContextUnet, Model, from_diffusers, load, make_schedule, sample, save
 from fastdiff.cli import evaluating
 from fastdiff.data.load import load_data
 from fastdiff.evaluation import page
@@ -65,7 +66,7 @@ def test_the_report(run):
     assert row["classes"][1]["distance"] == pytest.approx(
         frechet(made[1::2], real[data.val_labels[:, 1] == 1]), rel=1e-4
     )
-    assert row["times_floor"] == row["distance"] / found["floor"]["distance"]
+    assert row["times_floor"] == row["distance"] / row["floor"]["distance"]
     assert found["features"] == {"name": f"{FEATURES}:corners", "size": 4} and found["note"] == ""
     assert {"torch", "torchmetrics"} <= found["versions"].keys() and found["machine"] and found["command"]
     assert found["data"].startswith("x: 60 pictures 3x8x8") and found["real_of_each_class"] == {"cat": 10, "dog": 10}
@@ -92,6 +93,25 @@ def test_several_models_are_a_curve(run):
     assert Path("r/curve.png").read_bytes().startswith(b"\x89PNG") and "(curve.png)" in Path("r/curve.md").read_text()
     assert page.short(models) == ["epoch-0", "epoch-1", "epoch-2"]
     assert page.short(["sprites", "runs/a"]) == ["sprites", "runs/a"]
+
+
+def test_models_with_classes_in_another_order_and_without(run, randomised):
+    """The first model names the data's classes, and the second one's samples go by these names."""
+    save(dataclasses.replace(load("a.safetensors"), class_names=("dog", "cat")), "other.safetensors")
+    plain = Model(randomised(AnnotatedUnet(8, dim_mults=(1, 2), channels=3)), make_schedule("linear", 30), image_shape=(3, 8, 8))
+    save(plain, "plain.safetensors")
+    np.save("y.npy", np.eye(2, dtype=np.uint8)[(np.arange(80) % 4 == 0).astype(int)])  # a quarter is of the second
+    run("eval", "a.safetensors", "other.safetensors", "plain.safetensors", *WORDS)
+    first, second, third = report()["rows"]
+    counts = {one["class"]: (one["images"], one["real"]) for one in first["classes"]}
+    assert counts == {"cat": (9, 15), "dog": (3, 5)}
+    assert {one["class"]: (one["images"], one["real"]) for one in second["classes"]} == counts
+    assert first["floor"] == second["floor"] != third["floor"] and third["no_classes"] == "the model takes no classes"
+    text = Path("eval/report.md").read_text()
+    assert "12 training pictures, classes as often as they are held out, have" in text
+    assert "12 training pictures, drawn at random, have" in text and "(the first for models of such classes)" in text
+    run("eval", "plain.safetensors", *WORDS)
+    assert "classes as often" not in Path("eval/report.md").read_text()
 
 
 def test_another_split_than_in_training_is_said(run):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastdiff import ContextUnet, Model, make_schedule
-from fastdiff.evaluation.drawn import Stopped, class_names, classes_of, contexts, draw, folder_name, in_turn
+from fastdiff.evaluation.drawn import Classes, Stopped, class_names, draw, folder_name, in_turn
 from fastdiff.networks.openai import OpenaiUnet
 from fastdiff.shards.manifest import Samples, read_manifest
 
@@ -32,16 +32,17 @@ def test_classes_take_turns(model, randomised):
 
 
 def test_which_class_is_which(model, data):
-    assert classes_of(model, data(names=("dog", "cat"))) == ([("cat", 1), ("dog", 0)], "")
+    assert Classes.of(model, data(names=("dog", "cat"))).known == [("cat", 1), ("dog", 0)]
     assert data(names=("class0", "class1")).unnamed and not data().unnamed
-    assert classes_of(model, data(names=("class0", "class1"))) == ([("cat", 0), ("dog", 1)], "")
-    assert classes_of(dataclasses.replace(model, class_names=()), data()) == ([("0", 0), ("1", 1)], "")
+    assert Classes.of(model, data(names=("class0", "class1"))).known == [("cat", 0), ("dog", 1)]
+    assert Classes.of(dataclasses.replace(model, class_names=()), data()).known == [("0", 0), ("1", 1)]
     for names, why in (
         ((), "the data has no labels"),
         (("a", "b", "c"), "the model has 2 classes, the data 3"),
         (("bird", "dog"), "the model's classes are cat, dog, the data's bird, dog"),
     ):
-        assert classes_of(model, data(names=names)) == ([], why)
+        found = Classes.of(model, data(names=names))
+        assert (found.known, found.why, found.alike) == ([], why, False) and found.contexts == [[1, 0], [0, 1]]
 
 
 def test_classes_come_as_often_as_they_are_held_out(model, data):
@@ -49,8 +50,11 @@ def test_classes_come_as_often_as_they_are_held_out(model, data):
     given = data(names=("dog", "cat"))
     labels = torch.eye(2)[(torch.arange(40) % 4 > 0).long()]
     given = dataclasses.replace(given, val_labels=labels)
-    assert contexts(model, given) == ([[1, 0], [1, 0], [0, 1], [1, 0]], [0, 0, 1, 0])
-    assert contexts(model, data()) == ([[1, 0], [0, 1]], [0, 1]) == contexts(model, data(names=()))
+    found = Classes.of(model, given)
+    assert (found.contexts, found.order) == ([[1, 0], [1, 0], [0, 1], [1, 0]], [0, 0, 1, 0]) and found.alike
+    for others in (data(names=("cat", "dog")), data(), data(names=())):
+        found = Classes.of(model, others)
+        assert (found.contexts, found.order) == ([[1, 0], [0, 1]], [0, 1])
 
 
 def test_a_folder_for_each_model_and_way(model):
