@@ -31,7 +31,7 @@ from fastdiff.files import check_folder, check_writable
 from fastdiff.images import save_picture
 from fastdiff.model import Model
 from fastdiff.provenance import machine, origin
-from fastdiff.shards.manifest import Samples
+from fastdiff.shards.manifest import Samples, read_manifest
 
 PACKAGES = ("torch", "numpy", "torchmetrics")  # whose versions a report names
 SAMPLING = ("sampler", "steps", "eta", "clip", "guidance_scale", *NODES)
@@ -220,6 +220,7 @@ def _candidate(name: str, model: Model, data: ImageData, folder: Path, n: int, o
         drawn += f", guidance {asked.guidance_scale:g}"
     format = "npz" if data.own_range is None else "npy"
     there = folder / folder_name(name, model, asked, options, format)
+    read_manifest(there)
     return Candidate(name, model, classes, asked, there, format, drawn)
 
 

@@ -13,27 +13,16 @@ from fastdiff.data.source import Pictures, Source
 from fastdiff.errors import InputError
 
 
-def _common_folder(names: list[str]) -> str:
-    """The folder that all of the names lie in, with its slash; empty if there is none."""
-    common = ""
-    while len(tops := {name.removeprefix(common).partition("/")[:2] for name in names}) == 1:
-        top, slash = tops.pop()
-        if not slash:
-            break
-        common += top + slash
-    return common
-
-
 def read(source: str, **options: Any) -> Pictures:
-    """All pictures of the archive; one folder that holds them all is no class. options: see read_files."""
+    """All pictures of the archive; options: see read_files."""
     try:
         with zipfile.ZipFile(source) as file:
-            members = sorted((name for name in file.namelist() if is_picture(name)), key=PurePosixPath)
+            names = {name.replace("\\", "/"): name for name in file.namelist()}  # some of Windows' have backslashes
+            members = sorted(filter(is_picture, names), key=PurePosixPath)
             if not members:
                 raise InputError(f"{source!r} holds no pictures; accepted: a zip archive of pictures")
-            common = _common_folder(members)
-            files = {name.removeprefix(common): partial(file.open, name) for name in members}
-            return told_of(read_files(Path(source).stem, files, **options), file.namelist())
+            files = {name: partial(file.open, names[name]) for name in members}
+            return told_of(read_files(Path(source).stem, files, **options), names)
     except zipfile.BadZipFile as error:
         raise InputError(f"{source!r} cannot be read as a zip archive ({error})") from error
 

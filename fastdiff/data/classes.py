@@ -11,26 +11,55 @@ import numpy as np
 from fastdiff.errors import InputError
 
 NAMED = 3  # examples in an error
+PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}  # of a data set, as folders
 
 
 def folder_classes(names: Sequence[str]) -> list[str]:
-    """The first folder of each name, empty for a file outside of all folders."""
-    return [name.partition("/")[0] if "/" in name else "" for name in names]
+    """The first folder of each name below those that hold all of them, empty for a file outside of all folders.
+
+    Raises:
+        InputError: if the folders are parts of a data set, such as train and test, in the place of classes.
+    """
+    common = _common_folder(names)
+    classes = [name.removeprefix(common).rpartition("/")[0].partition("/")[0] for name in names]
+    found = sorted({name.lower() for name in classes})
+    if len(found) > 1 and PARTS.issuperset(found):
+        raise InputError(
+            f"the folders {' and '.join(found)} are parts of a data set, no classes; accepted: one of them, such as "
+            f".../{found[-1]}, or a CSV of the classes (--labels)"
+        )
+    return classes
 
 
-def csv_classes(names: Sequence[str], path: str) -> list[str]:
+def _common_folder(names: Sequence[str]) -> str:
+    """The folder that all of the names lie in, with its slash; empty if there is none."""
+    common = ""
+    while len(tops := {name.removeprefix(common).partition("/")[:2] for name in names}) == 1:
+        top, slash = tops.pop()
+        if not slash:
+            break
+        common += top + slash
+    return common
+
+
+def csv_classes(names: Sequence[str], path: str, folder: str) -> list[str]:
     """The class of each name, out of a CSV file.
 
     Args:
         names: of the picture files, relative to their folder, with slashes.
         path: a CSV of two columns, file name and class, with or without a header; commas, semicolons or tabs between
-            them. The names may lack their endings.
+            them. The names may begin with the folder, lack those that hold all files, and lack their endings.
+        folder: the name of that folder, or of the archive.
 
     Raises:
         InputError: if it cannot be read, or names a file that is not there, twice, or one of `names` not at all.
     """
     rows = _rows(path)
-    known = {str(PurePosixPath(name).with_suffix("")): name for name in names} | {name: name for name in names}
+    known: dict[str, str] = {}
+    common = _common_folder(names)
+    for before, above in ((f"{folder}/", ""), (f"{folder}/", common), ("", common), ("", "")):  # the last one counts
+        spelled = {before + name.removeprefix(above): name for name in names}
+        known |= {str(PurePosixPath(one).with_suffix("")): name for one, name in spelled.items()} | spelled
     found: dict[str, str] = {}
     missing, empty = [], []
     for line, (text, label) in enumerate(rows):

@@ -41,6 +41,7 @@ class Arrays:
     def __init__(self, path: str) -> None:
         self.path = path
         self.shapes: dict[str, tuple[int, ...]] = {}
+        others: dict[str, np.dtype] = {}
         with self._open() as file:
             for name in file.namelist():
                 if name.endswith(".npy"):
@@ -48,8 +49,10 @@ class Arrays:
                         shape, _, dtype = _header(member)
                     if dtype.kind in "uifb":
                         self.shapes[name.removesuffix(".npy")] = shape
-                    elif name.removesuffix(".npy") in LABELS:
-                        raise InputError(f"{path!r} holds {name} of {dtype}; accepted: numbers of classes")
+                    else:
+                        others[name.removesuffix(".npy")] = dtype
+        for name in LABELS & others.keys():
+            raise InputError(f"{path!r} holds {name} of {others[name]}; accepted: numbers of classes")
 
     def __getitem__(self, name: str) -> np.ndarray:
         with self._open() as file, file.open(f"{name}.npy") as member:

@@ -52,7 +52,7 @@ def read_files(
     Args:
         name: of the data.
         files: each one's name, relative to the folder or archive, with slashes → what opens it.
-        labels: a CSV of their classes; without it the first folder of a name is its class.
+        labels: a CSV of their classes; without it their folders are, see folder_classes.
         size: see parse_size; None leaves them as they are.
         alpha: whether transparency is a fourth channel.
         skip_corrupt: whether files that cannot be read are left out.
@@ -62,7 +62,7 @@ def read_files(
         InputError: for files that cannot be read, or pictures of several sizes or kinds.
     """
     names = list(files)
-    classes = folder_classes(names) if labels is None else csv_classes(names, labels)
+    classes = folder_classes(names) if labels is None else csv_classes(names, labels, name)
     sides = None if size is None else parse_size(size)
     reader = _Reader(files, alpha, skip_corrupt, progress)
     mode = reader.common_mode()

@@ -57,7 +57,8 @@ def choose_range(name: str, arrays: Sequence[np.ndarray], given: Range | None) -
         InputError: if a value is NaN, infinite or outside of the given range, or all values are one.
     """
     if given is None and all(array.dtype == np.uint8 for array in arrays):
-        return EIGHT_BITS, ""
+        dark = all(int(array[block].max()) <= 1 for array in arrays for block in blocks(array))
+        return EIGHT_BITS, "all values are 0 or 1, nearly black; --range 0,1 takes 1 as white" if dark else ""
     low, high = _extremes(name, arrays)
     if given is not None:
         if low < np.float32(given[0]) or high > np.float32(given[1]):

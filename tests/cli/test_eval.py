@@ -98,7 +98,9 @@ def test_several_models_are_a_curve(run):
 def test_models_with_classes_in_another_order_and_without(run, randomised):
     """The first model names the data's classes, and the second one's samples go by these names."""
     save(dataclasses.replace(load("a.safetensors"), class_names=("dog", "cat")), "other.safetensors")
-    plain = Model(randomised(AnnotatedUnet(8, dim_mults=(1, 2), channels=3)), make_schedule("linear", 30), image_shape=(3, 8, 8))
+    plain = Model(
+        randomised(AnnotatedUnet(8, dim_mults=(1, 2), channels=3)), make_schedule("linear", 30), image_shape=(3, 8, 8)
+    )
     save(plain, "plain.safetensors")
     np.save("y.npy", np.eye(2, dtype=np.uint8)[(np.arange(80) % 4 == 0).astype(int)])  # a quarter is of the second
     run("eval", "a.safetensors", "other.safetensors", "plain.safetensors", *WORDS)

@@ -159,6 +159,10 @@ def test_bad_archives_of_arrays(tmp_path):
             ["(4, 1, 8, 8)", "(4, 1, 8, 9)", "one size"],
         ),
         (lambda: np.savez(path), ["holds no arrays of numbers"]),
+        (
+            lambda: np.savez(path, train_images=four, train_labels=np.array(["cat"] * 4)),
+            [".npz' holds train_labels of <U3; accepted: numbers of classes"],
+        ),
     ]
     for write, words in cases:
         write()

@@ -82,6 +82,38 @@ def test_an_archive_is_as_its_folder(pets, tmp_path):
         assert found.class_names == folder.class_names and found.name == "pets"
 
 
+def test_a_folder_around_all_classes_is_no_class(pets, tmp_path):
+    outer = tmp_path / "outer"
+    pets.rename(outer.mkdir() or outer / "images")
+    assert load_data(outer).class_names == ("cat", "dog")
+    assert load_data(outer / "images" / "cat").class_names == ()
+
+
+def test_parts_of_a_data_set_are_no_classes(pets, tmp_path):
+    for part in ("cat", "dog"):
+        (pets / part).rename(pets / {"cat": "Train", "dog": "val"}[part])
+    for source in (pets, zipped(pets, tmp_path / "pets.zip")):
+        with pytest.raises(InputError, match="the folders train and val are parts of a data set, no classes"):
+            load_data(source)
+    assert len(load_data(pets / "Train").images) == 3
+    rows = [f"{part}/{k}.png,{'ab'[k % 2]}" for part in ("Train", "val") for k in range(4)]
+    (tmp_path / "l.csv").write_text("\n".join(rows))
+    assert load_data(pets, tmp_path / "l.csv").class_names == ("a", "b")
+    (pets / "plane").mkdir()
+    save(pets / "plane" / "0.png")
+    assert load_data(pets).class_names == ("Train", "plane", "val")
+
+
+def test_names_of_windows_in_an_archive(pets, tmp_path):
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as file:
+        for one in sorted(pets.rglob("*.png")):
+            info = zipfile.ZipInfo("x")
+            info.filename = f"pets\\{one.parent.name}\\{one.name}"  # ZipInfo() would put slashes on Windows
+            file.writestr(info, one.read_bytes())
+    found = load_data(tmp_path / "p.zip")
+    assert found.class_names == ("cat", "dog") and sorted(grays(found)) == [0, 1, 2, 3, 100, 101, 102, 103]
+
+
 @pytest.mark.parametrize("content, words", [(b"PK no zip", ["z.zip", "zip archive"]), (None, ["no pictures"])])
 def test_bad_archives(content, words, tmp_path):
     if content is None:
@@ -256,6 +288,7 @@ def test_another_size_is_no_corrupt_file(pets):
         "name;label\n./cat/{k}.png;{kind}",
         "id\tlabel\ncat\\{k}.png\t{kind}",
         "image,breed\ncat/{k},{kind}",
+        "image,breed\npets/cat/{k}.png,{kind}",
         '\ufefffile,"the class"\n"cat/{k}.png"," {kind}"',
     ],
 )
@@ -263,7 +296,7 @@ def test_a_csv_names_the_classes(text, pets, tmp_path):
     *header, row = text.split("\n")
     rows = [row.format(k=k, kind=["10", "9"][k % 2]).replace("cat", kind) for kind in ("cat", "dog") for k in range(4)]
     (tmp_path / "labels.csv").write_text("\n".join([*header, *rows, ""]), encoding="utf-8")
-    for source in (pets, zipped(pets, tmp_path / "p.zip", "inner/")):
+    for source in (pets, zipped(pets, tmp_path / "pets.zip", "inner/")):
         found = load_data(source, tmp_path / "labels.csv")
         assert found.class_names == ("9", "10")  # numbers in their order
         kinds = torch.cat([found.labels, found.val_labels]).argmax(1).tolist()

@@ -59,6 +59,15 @@ def test_eight_bits_are_as_they_ever_were(loaded):
     assert torch.equal(found.unit(every), every.float() / 127.5 - 1)
 
 
+def test_masks_of_zeros_and_ones_are_told_of(loaded):
+    mask = (np.arange(256, dtype=np.uint8) % 2).reshape(4, 8, 8)
+    found = loaded(mask)
+    assert found.value_range == (0, 255) and "--range 0,1 takes 1 as white" in found.summary()
+    white = loaded(mask, value_range=(0, 1))
+    assert "takes 1" not in white.summary() and white.unit(white.images).unique().tolist() == [-1, 1]
+    assert "takes 1" not in loaded(mask * 2).summary()
+
+
 def test_a_given_range(loaded):
     masks = (np.arange(256) % 2).astype(np.uint8).reshape(4, 8, 8)
     found = loaded(masks, value_range=[0, 1])
