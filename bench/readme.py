@@ -20,7 +20,7 @@ from fastdiff.bench.quality import page
 from fastdiff.bench.tables import ratio_text, seconds_text
 from fastdiff.files import write_atomically
 from fastdiff.markdown import table
-from fastdiff.samplers.samplers import DEFAULT
+from fastdiff.samplers.samplers import DEFAULT, STEPS
 from fastdiff.samplers.samplers import SAMPLERS as SAMPLER_ENTRIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,6 +168,16 @@ def advised(path: Path) -> str:
     return "\n".join([*lines, f"[The table]({_link(path.with_suffix('.md'), SAMPLERS)})."])
 
 
+def worth(path: Path) -> str:
+    """What samples of the shipped models are worth, by the default sampler: a line for each model."""
+    made, lines = page.read(path), []
+    for entry in made["models"]:
+        (row,) = (row for row in entry["rows"] if (row["sampler"], row["steps"]) == (DEFAULT, STEPS))
+        cells = [f"{row[name]:.3g} ({entry['floor'][name]:.3g})" for name in ("distance", "precision", "recall")]
+        lines.append([f"`{entry['model']}`", *cells])
+    return "\n".join(table(["", "Fréchet distance", "precision", "recall"], lines))
+
+
 def costs_of_a_step() -> tuple[tuple[float, float], tuple[float, float]]:
     """A step's time over its network's in ONNX Runtime, (lowest, highest): of exported loops and of the engine."""
     rows = report.read(RESULTS / "onnx-cpu")["rows"]
@@ -196,7 +206,10 @@ def _models() -> dict[str, str]:
 def sections() -> dict[Path, dict[str, str]]:
     """What stands between the markers of each page."""
     return {
-        README: {"speed": "\n\n".join(in_short(folder, made) for folder, made in reports().items())},
+        README: {
+            "worth": worth(RESULTS / "quality-cpu.json"),
+            "speed": "\n\n".join(in_short(folder, made) for folder, made in reports().items()),
+        },
         SPEED: {
             "measured": "\n\n".join(measured(folder, made) for folder, made in reports().items()),
             "networks": against_own_loops(),
@@ -228,8 +241,8 @@ def command(check: bool) -> None:
 
     bench/results/MACHINE/report.json, of `fastdiff bench`, gives the tables of README.md and docs/speed.md, of `make
     networks` that of other networks, of `make trainings` that of training; bench/results/quality-*.json, of `fastdiff
-    bench quality`, what docs/samplers.md says about samplers; bench/results/models.json, of `fastdiff bench models`,
-    docs/models.md.
+    bench quality`, what README.md says of the shipped models and docs/samplers.md of samplers;
+    bench/results/models.json, of `fastdiff bench models`, docs/models.md.
     """
     if not check:
         for folder, made in reports().items():

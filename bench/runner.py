@@ -21,10 +21,10 @@ from fastdiff.bench.case import Case, Kind
 from fastdiff.bench.contender import Contender, Role, Status
 from fastdiff.bench.contenders.by_kind import CONTENDERS
 from fastdiff.bench.peers import predictors
-from fastdiff.bench.tables import first_line
 from fastdiff.bench.timing import Turns, ratio
 from fastdiff.engine import graphs
 from fastdiff.engine.numerics import fixed_numerics
+from fastdiff.errors import first_line
 
 Row = dict[str, Any]
 

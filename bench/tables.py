@@ -19,15 +19,6 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
-def failure(problem: Exception) -> str:
-    """An exception as a cell of a table."""
-    return f"{type(problem).__name__}: {first_line(problem)}"
-
-
-def first_line(problem: Exception) -> str:
-    return (str(problem).splitlines() or [""])[0][:120]
-
-
 def why(row: dict[str, Any]) -> str:
     """Why a row has no figure."""
     before = {Status.REFUSED: "refused", Status.NO_REFERENCE: "not timed"}.get(row["status"], row.get("error"))

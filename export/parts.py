@@ -16,7 +16,7 @@ from fastdiff.capture.split import Split
 from fastdiff.engine.context import ContextKind
 from fastdiff.engine.evaluation import Given, Network
 from fastdiff.engine.placement import out_of_memory
-from fastdiff.errors import InputError, check_int, first_line, unknown_name, warn_caller
+from fastdiff.errors import InputError, check_int, unknown_name, warn_caller, with_type
 from fastdiff.export.metadata import DTYPES
 from fastdiff.model import Model, context_argument
 
@@ -107,7 +107,7 @@ def capture(
             raise
         raise InputError(
             f"the network cannot be exported: recording it at batches {' and '.join(map(str, BATCHES))} raised "
-            f"{type(problem).__name__}: {first_line(problem)}"
+            f"{with_type(problem)}"
         ) from problem
     if prepared:
         for graph in (graphs.context, graphs.step):

@@ -70,6 +70,12 @@ def first_line(problem: BaseException) -> str:
     return shown if len(line) <= 200 else f"{shown} ..."
 
 
+def with_type(problem: BaseException) -> str:
+    """An error's type and its first line, for errors of other code than fastdiff's."""
+    kind, line = type(problem).__name__, first_line(problem)
+    return kind if line == kind else f"{kind}: {line}"
+
+
 def warn_caller(message: str) -> None:
     """A UserWarning that points at the line outside fastdiff from which it was called, however deep it arises."""
     frame: FrameType | None = sys._getframe(1)

@@ -15,7 +15,8 @@ from fastdiff.bench.contender import Role, Status
 from fastdiff.bench.families import azula, classifier_free, diffusers, edm, lucidrains, mnist, openai, signals
 from fastdiff.bench.families.family import Family, Loop
 from fastdiff.bench.report import heading, origin
-from fastdiff.bench.tables import failure, ratio_text
+from fastdiff.bench.tables import ratio_text
+from fastdiff.errors import with_type
 from fastdiff.files import save_json
 from fastdiff.markdown import table
 from fastdiff.provenance import machine
@@ -42,7 +43,7 @@ def compared(loop: Loop) -> Row:
         theirs, ours = loop.theirs(), loop.ours()
         row["distance"] = float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
     except Exception as problem:
-        row["reason"] = failure(problem)
+        row["reason"] = with_type(problem)
     return row
 
 

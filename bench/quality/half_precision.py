@@ -12,9 +12,9 @@ import torch
 import fastdiff
 from fastdiff.bench.contenders.evaluations import ddim
 from fastdiff.bench.report import heading, origin
-from fastdiff.bench.tables import failure
 from fastdiff.engine.engine import Engine
 from fastdiff.engine.placement import DTYPES, choose_device
+from fastdiff.errors import with_type
 from fastdiff.files import save_json, save_text
 from fastdiff.markdown import table
 from fastdiff.provenance import machine
@@ -41,7 +41,7 @@ def distances(model: fastdiff.Model, n: int, batch: int, device: torch.device, s
             row.update(mean_rms=float(rms.mean()), percentile_99=float(rms.quantile(0.99)))
             row.update(full_run_largest=float(full.abs().max()))
         except Exception as problem:
-            row["reason"] = failure(problem)
+            row["reason"] = with_type(problem)
     return rows
 
 

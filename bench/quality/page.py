@@ -88,6 +88,8 @@ def _cells(row: dict[str, Any], floor: float) -> dict[str, object]:
         "times the floor": f"{row['distance'] / floor:.3g}" if measured else "",
         "of its halves": " and ".join(f"{half:.3g}" for half in row["halves"]) if measured else "",
         "to training pictures": f"{row['to_training']:.3g}" if measured else "",
+        "precision": f"{row['precision']:.3f}" if measured else "",
+        "recall": f"{row['recall']:.3f}" if measured else "",
         "": row.get("reason", untimed),
     }
 
@@ -118,6 +120,7 @@ def markdown(report: dict[str, Any]) -> str:
 def _described(entry: dict[str, Any]) -> str:
     """What the distances of a model are between."""
     floor, counts = entry["floor"], entry["real_of_each_class"]
+    drawn = "in the same proportions" if floor["alike"] else "drawn at random"
     each = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     if len(set(counts.values())) == 1:
         each = f"{next(iter(counts.values())):,} of each class"
@@ -127,9 +130,9 @@ def _described(entry: dict[str, Any]) -> str:
         f"Distance of {entry['images']:,} images a point (0 to {entry['images'] - 1:,} of seed {entry['seed']}{turn}) "
         f"to {entry['real']:,} held-out pictures ({each}), by features of the project's classifier "
         f"({entry['accuracy']:.2%} right on {entry['accuracy_pictures']:,} held-out pictures). Floor: "
-        f"{floor['pictures']:,} training pictures, in the same proportions, have {floor['distance']:.3g} (mean of "
-        f"{floor['draws']} draws, {floor['lowest']:.3g} to {floor['highest']:.3g}). The last distance is to "
-        f"{entry['training']:,} training pictures, {entry.get('training_drawn', 'as many of each class')}."
+        f"{floor['pictures']:,} training pictures, {drawn}, have {floor['distance']:.3g} (mean of {floor['draws']} "
+        f"draws, {floor['lowest']:.3g} to {floor['highest']:.3g}), precision {floor['precision']:.3f} and recall "
+        f"{floor['recall']:.3f}. The last distance is to {entry['training']:,} training pictures."
         + (f" Images by {'; '.join(by)}." if by else "")
     )
 

@@ -27,13 +27,12 @@ from fastdiff.bench.contender import Ready
 from fastdiff.bench.quality import page
 from fastdiff.bench.quality.data import read_data
 from fastdiff.bench.report import origin
-from fastdiff.bench.tables import failure
 from fastdiff.bench.timing import Turns
 from fastdiff.data.images import ImageData
 from fastdiff.engine.engine import Engine
 from fastdiff.engine.placement import choose_device
 from fastdiff.engine.request import DEFAULT_BATCH, Asked
-from fastdiff.errors import InputError, check_int, unknown_name
+from fastdiff.errors import InputError, check_int, unknown_name, with_type
 from fastdiff.evaluation import pixels
 from fastdiff.evaluation.classifier import NAMES
 from fastdiff.evaluation.drawn import SEED, Classes, class_names, draw, in_turn
@@ -119,7 +118,7 @@ def quality(
             images, row["made_by"] = draw(model, name, ask, samples / name / str(point), options)
             row.update(reference.compare(features.of(pixels.samples(images), pixels.everything(n))))
         except Exception as problem:
-            row["reason"] = str(problem) if isinstance(problem, InputError) else failure(problem)
+            row["reason"] = str(problem) if isinstance(problem, InputError) else with_type(problem)
         click.echo(f"{name} {point}: {row.get('distance', row.get('reason'))}")
     return entry
 
@@ -141,10 +140,10 @@ def measure(entry: dict[str, Any], device: torch.device, rounds: int) -> None:
             call()
             turns.add(name, Ready(call))
         except Exception as problem:
-            row["untimed"] = failure(problem)
+            row["untimed"] = with_type(problem)
     for turn in range(rounds):
         for name, failed in turns.round(turn):
-            rows[name]["untimed"] = failure(failed)
+            rows[name]["untimed"] = with_type(failed)
         click.echo(f"{entry['model']}, round {turn + 1} of {rounds}")
     for name, taken in turns.seconds.items():
         each = [seconds * 1e3 / DEFAULT_BATCH for seconds in taken]

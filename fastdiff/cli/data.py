@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastdiff.cli.options import as_one
+from fastdiff.cli.options import as_one, class_names
 from fastdiff.data import fashion
 from fastdiff.errors import InputError
 
@@ -65,7 +65,7 @@ def data_source(data: str, options: dict[str, Any]) -> dict[str, Any]:
         **given,
         "source": data if data == fashion.NAME else str(Path(data).resolve()),
         "labels": None if labels is None else str(Path(labels).resolve()),
-        "class_names": [name.strip() for name in names.split(",")] if names else [],
+        "class_names": class_names(names),
         "value_range": None if values is None else _range(values),
     }
 

@@ -186,8 +186,13 @@ def load_model(name: str, options: dict[str, Any]) -> Model:
         schedule=None if schedule is None else make_schedule(schedule, timesteps),
         image_size=size,
         prediction_type=kind,
-        class_names=() if names is None else [part.strip() for part in names.split(",")],
+        class_names=class_names(names),
     )
+
+
+def class_names(text: str | None) -> list[str]:
+    """Of --class-names, "cat, dog"; none of an option that was not given."""
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 def parse_dtype(name: str, accepted: Iterable[str] = DTYPES) -> torch.dtype:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdiff.errors import InputError, first_line
+from fastdiff.errors import InputError, with_type
 from fastdiff.evaluation import classifier
 from fastdiff.evaluation.pixels import Pictures
 
@@ -62,9 +62,7 @@ class Features:
         except InputError:
             raise
         except Exception as error:  # of the user's own code
-            raise InputError(
-                f"features {self.name!r} fail on pictures {tuple(x.shape)}: {type(error).__name__}: {first_line(error)}"
-            ) from error
+            raise InputError(f"features {self.name!r} fail on pictures {tuple(x.shape)}: {with_type(error)}") from error
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(x):
             what = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
             raise InputError(
@@ -134,7 +132,7 @@ def imported(path: str, device: torch.device) -> Callable[[Tensor], Tensor]:
             if inspect.isclass(found):
                 found = found()
     except Exception as error:  # whatever that module's code raises
-        raise InputError(f"cannot import --features {path!r}: {type(error).__name__}: {first_line(error)}") from error
+        raise InputError(f"cannot import --features {path!r}: {with_type(error)}") from error
     if not callable(found):
         raise InputError(f"--features {path!r} is a {type(found).__name__}; accepted: a callable, or an nn.Module")
     return found.eval().to(device) if isinstance(found, nn.Module) else found

@@ -65,7 +65,6 @@ class Reference:
             "real": len(self.real),
             "real_of_each_class": dict(zip(names, counts, strict=True)) if names else {},
             "training": len(self.training),
-            "training_drawn": "at random",
             "compared": min(self.n, len(self.real)),
         }
 

@@ -185,7 +185,6 @@ def test_what_is_missing_says_how_to_install_it(stubbed, monkeypatch):
         OTHERS[0]: "ImportError: diffusers is not installed; pip install diffusers",
         OTHERS[1]: f"ImportError: {others.LUCIDRAINS}",
     }
-    install["ONNX Runtime"] = install["ONNX Runtime"][:132]  # as reporting.failure cuts it
     rows = measured(case(Kind.EVALUATION))
     assert notes(rows) == {name: text for name, text in install.items() if name != DIFFUSERS}
     assert notes(measured(case(Kind.SAMPLING, what="ddim 5"))) == install
