@@ -47,11 +47,13 @@ def test_the_committed_reports_are_whole(folder):
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("quality-*.json")), ids=lambda path: path.name)
 def test_the_default_sampler_is_what_was_measured(path):
-    """No point of at most as many evaluations is nearer to the data."""
+    """No other sampler is nearer with as many evaluations or fewer, nor is it itself with fewer, by over 10%."""
     for entry in quality_page.read(path)["models"]:
         points = [row for row in entry["rows"] if "distance" in row and row["guidance_scale"] is None]
         (own,) = (row for row in points if (row["sampler"], row["steps"]) == (DEFAULT, STEPS))
-        assert own["distance"] <= min(row["distance"] for row in points if row["evaluations"] <= own["evaluations"])
+        points = [row for row in points if row["evaluations"] <= own["evaluations"]]
+        assert own["distance"] <= min(row["distance"] for row in points if row["sampler"] != DEFAULT)
+        assert own["distance"] <= quality_page.NEAR * min(row["distance"] for row in points)
 
 
 def test_the_loops_cost_comes_from_the_committed_report(pages):
