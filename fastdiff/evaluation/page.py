@@ -110,8 +110,9 @@ def described(report: Report) -> str:
 
 
 def _floors(report: Report) -> dict[bool, dict[str, Any]]:
-    """Those that the rows have, by whether their classes are as often as they are held out."""
-    return {row["floor"]["alike"]: row["floor"] for row in report["rows"]}
+    """Those that the rows have, by whether their classes are as often as they are held out, such first."""
+    found = {row["floor"]["alike"]: row["floor"] for row in report["rows"]}
+    return {alike: found[alike] for alike in (True, False) if alike in found}
 
 
 def floor_text(report: Report) -> str:

@@ -114,6 +114,8 @@ def test_models_with_classes_in_another_order_and_without(run, randomised):
     assert "12 training pictures, drawn at random, have" in text and "(the first for models of such classes)" in text
     run("eval", "plain.safetensors", *WORDS)
     assert "classes as often" not in Path("eval/report.md").read_text()
+    run("eval", "plain.safetensors", "a.safetensors", *WORDS)
+    assert Path("eval/report.md").read_text().split("would reach: ")[1].startswith("12 training pictures, classes as")
 
 
 def test_another_split_than_in_training_is_said(run):
@@ -151,6 +153,14 @@ def test_an_interrupted_evaluation_goes_on(run, monkeypatch):
     assert report()["images"] == 8 and not batches
     run("eval", "a.safetensors", *WORDS, "-n", 14)
     assert report()["images"] == 14
+
+
+def test_a_folder_of_samples_without_a_manifest_is_refused_at_once(run):
+    run("eval", "a.safetensors", *WORDS)
+    (manifest,) = Path("eval/samples").glob("*/manifest.json")
+    manifest.write_text("{}")
+    out = run("eval", "a.safetensors", *WORDS, code=2)
+    assert "is not a manifest that this version reads" in out and "features of real pictures" not in out
 
 
 def test_ctrl_c_while_comparing(run, monkeypatch):
