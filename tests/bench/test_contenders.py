@@ -180,7 +180,7 @@ def test_what_is_missing_says_how_to_install_it(stubbed, monkeypatch):
     monkeypatch.setattr(predictors, "onnxruntime", ONNXRUNTIME)
     install = {
         "ONNX Runtime": "InputError: ONNX Runtime is not installed (import of onnxruntime halted; None in sys.modules)"
-        "; pip install '.[onnx]' in the clone of fastdiff, or [onnx-gpu]",
+        "; pip install '.[onnx]' in the clone of fastdiff, or [onnx-gpu] for a GPU",
         DIFFUSERS: "ImportError: diffusers is not installed; pip install diffusers",
         OTHERS[0]: "ImportError: diffusers is not installed; pip install diffusers",
         OTHERS[1]: f"ImportError: {others.LUCIDRAINS}",
