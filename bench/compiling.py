@@ -16,7 +16,7 @@ import triton
 
 import fastdiff
 from fastdiff.bench.peers import reference
-from fastdiff.files import write_atomically
+from fastdiff.files import save_text
 from fastdiff.kernels.cpu.compiled import cache_folder
 from fastdiff.provenance import device_name
 
@@ -59,7 +59,7 @@ def marker(key: tuple[Any, ...], mode: str | None) -> Path:
 
 def mark(key: tuple[Any, ...], mode: str | None) -> None:
     """What has that key is compiled now."""
-    write_atomically(marker(key, mode), lambda path: path.write_text(""))
+    save_text("", marker(key, mode))
 
 
 def compiled(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import click
@@ -14,7 +13,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from fastdiff.errors import InputError
-from fastdiff.files import write_atomically
+from fastdiff.files import save_text
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PICTURES = ("cat.png",)  # what they open beside themselves
@@ -90,5 +89,5 @@ def command(names: tuple[str, ...]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             made = executed(read(found[name]), Path(folder))
         text = nbformat.writes(made) + "\n"
-        write_atomically(found[name], partial(Path.write_text, data=text))
+        save_text(text, found[name])
         click.echo(f"wrote {found[name]}, {found[name].stat().st_size / 1e6:.1f} MB")

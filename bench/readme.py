@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from fastdiff.bench.families import compare
 from fastdiff.bench.networks import SHIPPED
 from fastdiff.bench.quality import page
 from fastdiff.bench.tables import ratio_text, seconds_text
-from fastdiff.files import write_atomically
+from fastdiff.files import save_text
 from fastdiff.markdown import table
 from fastdiff.samplers.samplers import DEFAULT, STEPS
 from fastdiff.samplers.samplers import SAMPLERS as SAMPLER_ENTRIES
@@ -257,7 +256,7 @@ def command(check: bool) -> None:
         if text != before:
             differing.append(place.name)
             if not check:
-                write_atomically(place, partial(Path.write_text, data=text))
+                save_text(text, place)
     if check and differing:
         raise click.ClickException(f"{', '.join(differing)}: not what the results say; run fastdiff bench readme")
     click.echo("README.md and docs/ tell what the results do")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +16,11 @@ from onnx import ModelProto
 from fastdiff.engine.request import check_table
 from fastdiff.errors import InputError
 from fastdiff.export import metadata
-from fastdiff.files import TEMPORARY, check_folder
+from fastdiff.files import check_folder, reason, write_folder
 from fastdiff.model import Model
 from fastdiff.samplers.samplers import DEFAULT, SAMPLERS
 from fastdiff.samplers.table import StepTable
+from fastdiff.temporary import is_temporary
 
 PAGE = Path(__file__).parent / "page"
 # onnxruntime-web 1.30.0 from npm: its ort.wasm.bundle.min.mjs (named .js, which every server knows the type of) and
@@ -41,6 +40,8 @@ FILES = (
     "onnxruntime-ThirdPartyNotices.txt",
     *RUNTIME,
 )
+MADE = ("model.onnx", "model.json")  # for each model
+LAST = "index.html"  # a folder gets it when it has all others
 STEPS = (5, 10, 15, 25, 50, 100)
 
 
@@ -84,9 +85,7 @@ def write_page(folder: str | Path, about: dict[str, Any], model: Model, sampler:
         model: what the page samples from.
         sampler: made from a stepwise Face without a table.
     """
-    folder = check_page_folder(folder)
-    made = Path(tempfile.mkdtemp(dir=next(p for p in folder.parents if p.exists()), prefix=TEMPORARY))
-    try:
+    with write_folder(check_page_folder(folder), LAST) as made:
         for file in FILES:
             shutil.copyfile(PAGE / file, made / file)
         for file, digest in RUNTIME.items():
@@ -100,23 +99,21 @@ def write_page(folder: str | Path, about: dict[str, Any], model: Model, sampler:
         page = {**description, **about, "model_bytes": size, "samplers": choices(model), "start": start, "hints": hints}
         (made / "model.json").write_text(json.dumps(page))
         yield made / "model.onnx"
-        if folder.exists():  # it may be the user's working folder: it stays, and is filled, what is opened first last
-            for path in sorted(made.iterdir(), key=lambda path: path.name == "index.html"):
-                shutil.move(path, folder / path.name)
-            made.rmdir()
-        else:
-            made.chmod(0o755)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(made, folder)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
 
 
 def check_page_folder(folder: str | Path) -> Path:
-    """A folder that is not there or empty, before any long work. Raises InputError."""
-    folder = Path(folder).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """A folder that is not there or empty, before any long work, or holds a page that was not finished.
+
+    Raises:
+        InputError: for another, or one that cannot be written to.
+    """
+    try:
+        folder = Path(folder).resolve()
+        there = folder.exists()
+        names = {one.name for one in folder.iterdir()} if there else set()
+    except (OSError, RuntimeError) as error:  # RuntimeError for links in a circle
+        raise InputError(f"cannot write the page to {str(folder)!r}: {reason(error)}") from error
+    names = {name for name in names if not is_temporary(name)}
+    if LAST in names or not names <= {*FILES, *MADE}:
         raise InputError(f"cannot write the page to {str(folder)!r}: it exists; accepted: a new or empty folder")
-    check_folder(folder.parent)
-    return folder
+    return check_folder(folder)

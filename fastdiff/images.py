@@ -134,10 +134,15 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
     check_picture_name(path)
     if not isinstance(picture, Image.Image):
         raise wrong_type("picture", picture, "a picture, such as fastdiff.grid(images)")
-    try:
-        write_atomically(path, picture.save)
-    except (OSError, ValueError) as error:  # a format's own limits
-        raise InputError(f"cannot write {str(path)!r}, {picture.width}x{picture.height}: {error}") from error
+
+    def write(made: Path) -> None:
+        try:
+            picture.save(made)
+        except ValueError as error:  # a format's own limits
+            size = f"{picture.width}x{picture.height}"
+            raise InputError(f"cannot write {str(path)!r}, {size}: {first_line(error)}") from error
+
+    write_atomically(path, write)
 
 
 class Animation:

@@ -17,7 +17,7 @@ FOLDERS = {
 }
 # The rooms of the house, floor by floor: a module imports from its own floor and from those below it.
 FLOORS = [
-    {"_version", "errors", "files", "images", "markdown", "provenance", "kernels", "data"},
+    {"_version", "errors", "files", "images", "markdown", "provenance", "temporary", "kernels", "data"},
     {"samplers", "networks", "capture", "model", "diffusers", "edm"},
     {"checkpoints", "engine", "sampling", "inversion", "training", "shards", "evaluation", "export"},
     {"cli", "bench", "__main__"},

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, first_line
 from fastdiff.files import write_atomically
 
 
@@ -33,7 +33,14 @@ def read_off(path: Path, network: str) -> Iterator[None]:
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Write a safetensors file, whole or not at all, with config as JSON in the metadata entry "fastdiff"."""
     metadata = {"fastdiff": json.dumps(config)}
-    write_atomically(path, lambda temporary: save_file(dict(tensors), temporary, metadata=metadata))
+
+    def write(made: Path) -> None:
+        try:
+            save_file(dict(tensors), made, metadata=metadata)
+        except SafetensorError as error:  # what the system refused, as on a full disk
+            raise InputError(f"cannot write {str(path)!r}: {first_line(error)}") from error
+
+    write_atomically(path, write)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:

@@ -52,12 +52,11 @@ def invert(model: str, pictures: tuple[str, ...], output: str, **options: Any) -
     The second command draws what is near to the picture: the distance halves where the steps double. Pictures are cut
     and resized to the model's images.
     """
-    from fastdiff.files import check_writable, write_atomically
+    from fastdiff.files import check_writable, save_npy
 
     if check_writable(output).suffix != ".npy":
         raise InputError(f"output {output!r}; accepted: a name that ends in .npy")
 
-    import numpy as np
     import torch
 
     from fastdiff.cli.drawn import parse_contexts
@@ -80,7 +79,7 @@ def invert(model: str, pictures: tuple[str, ...], output: str, **options: Any) -
         dtype=parse_dtype(options["dtype"] or "float32"),
         progress=sys.stderr.isatty(),
     )
-    write_atomically(output, lambda path: np.save(path, noise.numpy()))
+    save_npy(noise.numpy(), output)
     steps, seconds = options["steps"], time.perf_counter() - began
     click.echo(f"{len(images)} picture{'s' * (len(images) > 1)}, {steps} steps of ddim backwards, in {seconds:.2f} s")
     click.echo(f"wrote {Path(output).resolve()}")

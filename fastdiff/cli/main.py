@@ -24,6 +24,7 @@ from fastdiff.cli.sample import sample
 from fastdiff.cli.stop import INTERRUPTED
 from fastdiff.cli.train import train
 from fastdiff.errors import InputError
+from fastdiff.temporary import say_command
 
 
 class Refused(click.ClickException):
@@ -60,7 +61,8 @@ class Commands(Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="fastdiff")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Sample pixel-space diffusion models, fast and reproducibly.
 
     \b
@@ -77,6 +79,7 @@ def main() -> None:
 
     `fastdiff COMMAND --help` says more.
     """
+    say_command(str(context.invoked_subcommand))
 
 
 for command in (sample, train, evaluate, export, bench, invert, noise, info, completion):

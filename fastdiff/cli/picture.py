@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
 
 from fastdiff.cli.drawn import Drawn, count_steps, frame_interval, given_pictures, parse_contexts, where
@@ -30,7 +29,7 @@ from fastdiff.engine.forms import choose_form
 from fastdiff.engine.noise import LIMIT
 from fastdiff.engine.pictures import check_resample, choose_strength
 from fastdiff.errors import InputError, check_int
-from fastdiff.files import check_writable, write_atomically
+from fastdiff.files import check_writable, save_npy
 from fastdiff.images import SHOWN_CHANNELS, animation, cell_size, check_picture_name, grid, grid_layout, save_picture
 from fastdiff.samplers.prediction import FRAMES
 from fastdiff.samplers.spacing import first_row
@@ -85,7 +84,7 @@ def sample_to_picture(
         animation(drawn.frames, columns, scale=scale).save(gif)
         written.append(gif)
     if npy:
-        write_atomically(npy, lambda path: np.save(path, drawn.values.numpy()))
+        save_npy(drawn.values.numpy(), npy)
         written.append(npy)
     click.echo(
         f"{n} images, {drawn.sampler}, {drawn.steps}, in {drawn.seconds:.2f} s: "

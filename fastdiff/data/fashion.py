@@ -37,10 +37,15 @@ def _is_fashion(folder: Path) -> bool:
 
 def find_fashion(download: bool) -> Path:
     """The folder of Fashion-MNIST: Debian's, the cache, or the cache after a download."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastdiff" / NAME
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "fastdiff" / NAME
     for folder in (DEBIAN_FASHION, cache):
-        if all(idx.holds(folder, name) for name in FASHION_SHA256):
+        if folder.is_absolute() and all(idx.holds(folder, name) for name in FASHION_SHA256):
             return folder
+    if not cache.is_absolute():
+        raise InputError(
+            f"no Fashion-MNIST in {str(DEBIAN_FASHION)!r}, and no home folder to download it to; the variable "
+            "XDG_CACHE_HOME names a folder"
+        )
     if not download:
         raise InputError(f"no Fashion-MNIST in {str(DEBIAN_FASHION)!r} or {str(cache)!r}")
     for name, digest in FASHION_SHA256.items():

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from fastdiff.errors import InputError
-from fastdiff.files import TEMPORARY
 
 LARGE = 2**30  # bytes from which on an array is mapped, not held
 BLOCK = 2**24  # bytes that are looked at together
@@ -34,7 +33,7 @@ def room(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
     if size <= LARGE:
         return np.empty(shape, dtype)
     try:
-        with tempfile.TemporaryFile(prefix=TEMPORARY) as file:  # the mapping keeps what it holds
+        with tempfile.TemporaryFile() as file:  # the mapping keeps what it holds
             if hasattr(os, "posix_fallocate"):  # a full disk is said here, and does not kill the process later
                 os.posix_fallocate(file.fileno(), 0, size)
             return np.memmap(file, dtype, "w+", shape=shape)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +16,11 @@ from torch import Tensor
 
 from fastdiff.engine.noise import LIMIT
 from fastdiff.errors import InputError, check_int
-from fastdiff.files import TEMPORARY, write_atomically
+from fastdiff.files import save_npy, save_text, write_atomically, write_folder
 from fastdiff.images import from_unit, sixteen_bits, to_picture, to_uint8
 from fastdiff.shards.formats import FORMATS
 from fastdiff.shards.manifest import Manifest
+from fastdiff.temporary import remove, tidy
 
 SHARD_NAME = re.compile(rf"samples-(\d+)-(\d+)({'|'.join(re.escape(one.ending) for one in FORMATS.values())})")
 SHORT_NAMES = 10**8
@@ -102,30 +100,19 @@ class ShardFolder:
     def write(self, shard: Shard, images: Tensor) -> None:
         """Write the shard, whole or not at all; raises InputError if it cannot be written."""
         path = self.file(shard)
-        try:
-            if self.format == "png":
-                self._write_pictures(path, shard.begin, images)
-            elif self.format == "npy":
-                write_atomically(path, lambda temporary: np.save(temporary, images.numpy()))
-            else:
-                array = images.permute(0, 2, 3, 1).contiguous().numpy()
-                write_atomically(path, lambda temporary: save_npz(temporary, array))
-        except OSError as error:
-            raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        if self.format == "png":
+            remove(path)  # one that is there is not whole
+            with write_folder(path) as made:
+                for index, image in enumerate(images, shard.begin):
+                    to_picture(image).save(made / self._picture(index))
+        elif self.format == "npy":
+            save_npy(images.numpy(), path)
+        else:
+            array = images.permute(0, 2, 3, 1).contiguous().numpy()
+            write_atomically(path, lambda made: save_npz(made, array))
 
-    def _write_pictures(self, path: Path, begin: int, images: Tensor) -> None:
-        temporary = Path(tempfile.mkdtemp(dir=self.path, prefix=TEMPORARY))
-        try:
-            for index, image in enumerate(images, begin):
-                to_picture(image).save(temporary / f"{index:0{self.digits}}.png")
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o777 & ~umask)
-            shutil.rmtree(path, ignore_errors=True)  # one that is there is not whole
-            os.rename(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    def _picture(self, index: int) -> str:
+        return f"{index:0{self.digits}}.png"
 
     def is_whole(self, shard: Shard) -> bool:
         """Whether the shard holds all its images, judged by their number and shape alone."""
@@ -133,7 +120,9 @@ class ShardFolder:
         channels, height, width = self.image_shape
         try:
             if self.format == "png":
-                return sum(1 for _ in os.scandir(path)) == m
+                names = {self._picture(index) for index in range(*shard)}
+                with os.scandir(path) as entries:  # a loss of power can leave files without content
+                    return names == {one.name for one in entries if one.is_file() and one.stat().st_size}
             if self.format == "npy":
                 array = np.load(path, mmap_mode="r")
                 return array.shape == (m, channels, height, width) and array.dtype == np.float32
@@ -164,21 +153,19 @@ class ShardFolder:
             The stems of those shards.
         """
         partial = []
-        for entry in list(os.scandir(self.path)):
-            if entry.name.startswith(TEMPORARY):
-                shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+        tidy(self.path)
         for name, begin, end in list(self.names()):
             if plan.first <= begin < plan.first + plan.n and plan.shard(begin).begin == begin:
                 path = self.path / name
                 if end < plan.shard(begin).end and path == self.file(Shard(begin, end)):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    remove(path)
                     partial.append(self.stem(Shard(begin, end)))
         return partial
 
     def note(self, shard: Shard, batch_size: int, notes: list[str]) -> None:
         """Record the smaller batch and the notes in a file beside the shard; take_notes moves them to the manifest."""
         text = json.dumps({"batch_size": batch_size, "notes": notes})
-        write_atomically(self.path / f"{self.stem(shard)}.note.json", lambda path: path.write_text(text))
+        save_text(text, self.path / f"{self.stem(shard)}.note.json")
 
     def take_notes(self, manifest: Manifest) -> list[Path]:
         """Add the shards' notes to the manifest; returns their files, to be removed once it is written."""
@@ -196,28 +183,6 @@ def save_npz(path: Path, array: np.ndarray) -> None:
     """np.savez(path, array) without timestamps, so that the same array gives the same bytes."""
     with zipfile.ZipFile(path, "w") as file, file.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as entry:
         np.lib.format.write_array(entry, array, version=(1, 0), allow_pickle=False)
-
-
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Lock the folder; raises InputError if another run has. However the process ends, its lock ends with it."""
-    try:
-        import fcntl
-    except ImportError:  # a system without these locks
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise InputError(f"another run writes to {str(folder)!r}; wait for it, or name another folder") from None
-    except OSError:  # a file system without them
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def check_shard_size(size: int | None, batch_size: int) -> int:

@@ -17,7 +17,7 @@ from fastdiff.engine.context import in_turn
 from fastdiff.engine.pictures import check_resample, choose_strength
 from fastdiff.engine.request import Request
 from fastdiff.errors import InputError
-from fastdiff.files import write_atomically
+from fastdiff.files import save_text
 from fastdiff.model import Model
 from fastdiff.samplers.prediction import choose_clip
 from fastdiff.samplers.spacing import first_row
@@ -166,7 +166,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_atomically(folder / NAME, lambda path: path.write_text(json.dumps(manifest, indent=2) + "\n"))
+    save_text(json.dumps(manifest, indent=2) + "\n", folder / NAME)
 
 
 def check_same(folder: Path, old: Manifest, model: dict[str, Any], samples: dict[str, Any]) -> None:

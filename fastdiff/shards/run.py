@@ -17,7 +17,7 @@ from fastdiff.engine.engine import Engine
 from fastdiff.engine.placement import choose_device
 from fastdiff.engine.request import Request, check_batch_size
 from fastdiff.errors import InputError, unknown_name, warn_caller
-from fastdiff.files import check_folder
+from fastdiff.files import check_folder, only_writer
 from fastdiff.model import Model
 from fastdiff.provenance import source_version
 from fastdiff.shards.folder import (
@@ -28,7 +28,6 @@ from fastdiff.shards.folder import (
     check_channels,
     check_shard_size,
     digits,
-    only_writer,
 )
 from fastdiff.shards.formats import DEFAULT, FORMATS
 from fastdiff.shards.manifest import (

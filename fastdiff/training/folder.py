@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
 
 from fastdiff.errors import InputError
-from fastdiff.files import check_folder, write_atomically
+from fastdiff.files import as_refusal, check_folder, only_writer, save_text, write_atomically
 from fastdiff.images import save_picture
 from fastdiff.training.checkpoint import FILE
 
@@ -36,19 +37,41 @@ class RunFolder:
         self.board = self.path / "tensorboard"
         self.rows: list[dict[str, str]] = []
         self.plots = find_spec("matplotlib") is not None
+        self._goes_on = False
 
     def check(self, resume: bool = False) -> None:
-        """Raises InputError if the folder holds what a new run would overwrite, or cannot be written to."""
-        if not resume and self.checkpoint.exists():
+        """Raises InputError if a run could not write to the folder, or would overwrite what it holds."""
+        self._goes_on = resume
+        self._check_names()
+        check_folder(self.path)
+        if self.path.is_dir():
+            with only_writer(self.path):
+                pass
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the context no other process trains into the folder, which is made; raises InputError as `check`."""
+        with as_refusal(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with only_writer(self.path):
+            self._check_names()  # another run may have ended since it was checked
+            self._goes_on = True
+            yield
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
+
+    def _check_names(self) -> None:
+        if self._goes_on:
+            return
+        if self.checkpoint.exists():
             raise InputError(
                 f"{str(self.path)!r} holds a run already; continue it with --resume, or name another folder"
             )
-        taken = [] if resume else [name for name in WRITTEN if (self.path / name).exists()]
+        taken = [name for name in WRITTEN if (self.path / name).exists()]
         if taken:
             raise InputError(
                 f"{str(self.path)!r} holds {', '.join(taken)}, which a run would overwrite; name another folder"
             )
-        check_folder(self.path)
 
     def epoch(self, number: int) -> Path:
         """The file of the weights that are kept of an epoch."""
@@ -71,7 +94,7 @@ class RunFolder:
 
     def write_log(self) -> None:
         def write(path: Path) -> None:
-            with open(path, "w", newline="") as file:
+            with open(path, "w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, COLUMNS)
                 writer.writeheader()
                 writer.writerows(self.rows)
@@ -139,7 +162,7 @@ Trained with
 | --- | --- |
 {_rows({name: f"`{value}`" for name, value in recipe.items() if value is not None})}
 """
-        write_atomically(self.path / "README.md", lambda path: path.write_text(text))
+        save_text(text, self.path / "README.md")
 
     def _pictures(self) -> str:
         """Those that there are, for the card."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -168,10 +169,12 @@ class Run:
                 on CUDA devices agree on it every LOG_EVERY steps.
 
         Raises:
-            InputError: if the loss becomes NaN or infinite, or another process of the group is gone.
+            InputError: if the loss becomes NaN or infinite, another process of the group is gone, or another run
+                writes to the folder.
         """
         try:
-            yield from self._steps(stop)
+            with self.folder.held() if self.writes else nullcontext():
+                yield from self._steps(stop)
         finally:
             if self._board is not None:
                 self._board.close()

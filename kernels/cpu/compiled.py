@@ -1,7 +1,7 @@
 """Compiles the C sources with the system's compiler, for the processor at hand, and loads the library.
 
 That takes about a second, on first use. The library is kept on disk under a hash of sources, compiler, flags and
-processor: in the folder FASTDIFF_CACHE, else in fastdiff's folder of the user's cache.
+processor: in the folder FASTDIFF_CACHE, else in fastdiff's folder of the user's cache, else of the temporary files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,10 @@ MOST_UNITS = 3
 SLOW = {"product.c": 3}  # as slow to compile as a source so many times its size, since its blocks are unrolled
 
 
+ANSWER_SECONDS, COMPILE_SECONDS = 20.0, 300.0  # until a compiler counts as one that hangs
+PARTS = "compiling-"  # begins the names of folders in which a library is being made
+
+
 class Unavailable(RuntimeError):
     """The C kernels cannot run here; the message says why."""
 
@@ -40,19 +46,27 @@ def cache_folder() -> Path:
     given = os.environ.get("FASTDIFF_CACHE")
     if given:
         return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~")) / ".cache"
-    return Path(base) / "fastdiff"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return base / "fastdiff" if base.is_absolute() else _temporary_cache()  # a user without a home
+
+
+def _temporary_cache() -> Path:
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    return Path(tempfile.gettempdir()) / f"fastdiff-{user}"
 
 
 def _usable(folder: Path) -> bool:
     """Whether the folder exists or can be made, and only this user can put a library into it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        about = folder.stat()
+        others = bool(folder.stat().st_mode & 0o022)
     except OSError:
         return False
-    others = hasattr(os, "getuid") and (about.st_uid != os.getuid() or bool(about.st_mode & 0o022))
-    return os.access(folder, os.W_OK) and not others
+    return os.access(folder, os.W_OK) and not others and _is_own(folder)
+
+
+def _is_own(path: Path) -> bool:
+    return not hasattr(os, "getuid") or path.stat().st_uid == os.getuid()
 
 
 def switched_off() -> bool:
@@ -93,8 +107,8 @@ def _load() -> ctypes.CDLL | str:
     machine = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     try:
         # The compiler's version is in it; and machines that share a home folder may differ in what "native" means.
-        native = _run([*words, machine, "-dM", "-E", "-x", "c", os.devnull])
-    except (OSError, subprocess.CalledProcessError) as error:
+        native = _run([*words, machine, "-dM", "-E", "-x", "c", os.devnull], ANSWER_SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
         return f"the C compiler {compiler!r} does not run: {error}"
     command = [*words, *FLAGS, machine]
     parts = [_sources_digest(), native, shlex.join(command)]
@@ -105,6 +119,8 @@ def _load() -> ctypes.CDLL | str:
         problem = str(error)
     except subprocess.CalledProcessError as error:
         problem = (error.stderr.strip().splitlines() or ["no message"])[-1]
+    except subprocess.TimeoutExpired as error:
+        problem = str(error)
     return f"the CPU kernels could not be compiled by {compiler!r}: {problem}"
 
 
@@ -119,13 +135,45 @@ def _opened(command: list[str], key: str) -> ctypes.CDLL:
 
     A file's name ends in the digest of its bytes, because loading a truncated library would crash the process.
     """
-    folder = cache_folder()
-    place = folder if _usable(folder) else None  # without a folder the library serves this process only
-    for path in sorted(folder.glob(f"{key}-*.so")) if place else ():
-        if path.stem.endswith(_digest(path)):
+    place = next((folder for folder in (cache_folder(), _temporary_cache()) if _usable(folder)), None)
+    if place is None:  # the library serves this process only
+        return _compiled(command, key, None)
+    kept = _kept(place, key)
+    if kept is None:
+        with _alone(place):
+            kept = _kept(place, key) or _compiled(command, key, place)  # another process may have made it meanwhile
+    return kept
+
+
+def _kept(folder: Path, key: str) -> ctypes.CDLL | None:
+    for path in sorted(folder.glob(f"{key}-*.so")):
+        if _is_own(path) and path.stem.endswith(_digest(path)):
             return _declared(ctypes.CDLL(str(path)))
         path.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=place, prefix="compiling-") as temporary:
+    return None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Within the context only this process compiles into the folder; what a killed one left there is removed first."""
+    try:
+        import fcntl
+    except ImportError:  # a system without these locks
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without them
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            for left in folder.glob(f"{PARTS}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _compiled(command: list[str], key: str, place: Path | None) -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory(dir=place, prefix=PARTS) as temporary:
         made = Path(temporary) / "kernels.so"
         compile_unit = functools.partial(_compile_unit, command, Path(temporary))
         with ThreadPoolExecutor() as pool:  # each thread waits for a compiler
@@ -161,8 +209,18 @@ def _compile_unit(command: list[str], folder: Path, names: list[str]) -> str:
     return made
 
 
-def _run(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def _run(command: list[str], seconds: float | None = None) -> str:
+    """What a command prints; raises subprocess.SubprocessError if it fails or takes too long."""
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, **pipes, stdin=subprocess.DEVNULL) as process:
+        try:
+            out, told = process.communicate(timeout=COMPILE_SECONDS if seconds is None else seconds)
+        except BaseException:  # subprocess.run would wait for the pipes, which what it started may hold on to
+            process.kill()
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, out, told)
+    return out
 
 
 def _digest(path: Path) -> str:

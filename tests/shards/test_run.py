@@ -17,11 +17,13 @@ from PIL import Image
 
 from fastdiff import ContextUnet, Engine, InputError, Model, load, make_schedule, make_table, sample, save
 from fastdiff.cli.main import main
+from fastdiff.files import only_writer
 from fastdiff.images import to_uint8
-from fastdiff.shards.folder import Plan, Shard, ShardFolder, check_channels, check_shard_size, only_writer, save_npz
+from fastdiff.shards.folder import Plan, Shard, ShardFolder, check_channels, check_shard_size, save_npz
 from fastdiff.shards.manifest import RESTORED, Samples
 from fastdiff.shards.processes import Processes, default_threads
 from fastdiff.shards.run import ShardRun
+from fastdiff.temporary import temporary
 
 CLASSES = ("monster", "player", "item", "spell", "dungeon")
 WORDS = ["sample", "b.safetensors", "-n", 21, "--first", 3, "--steps", 2, "--batch-size", 4, "--shard-size", 8]
@@ -503,6 +505,26 @@ def test_one_run_at_a_time(run):
     with only_writer(Path("out")):
         refused(run(*WORDS, "-o", "out/", code=2), "another run writes to 'out'")
     run(*WORDS, "-o", "out/")
+
+
+def test_nobody_elses_files_are_removed(run):
+    """Commands write their temporary files to the folder too, and users call theirs as they like."""
+    os.makedirs("out/.fastdiff-mine")
+    os.symlink("nowhere", "out/.fastdiff-link")
+    run(*WORDS, "-o", "out/")
+    with temporary(Path("out"), ".onnx") as exported:
+        run(*WORDS, "-o", "out/")
+        assert exported.exists() and os.path.isdir("out/.fastdiff-mine") and os.path.islink("out/.fastdiff-link")
+
+
+def test_a_picture_without_content_is_made_again(run):
+    """As a loss of power can leave one, where a folder's names reached the disk before the files' content."""
+    words = [*WORDS, "--format", "png", "-o", "out/"]
+    run(*words)
+    before = content("out")
+    Path("out/samples-00000008-00000016/00000009.png").write_bytes(b"")
+    assert "8 images, dpmpp_2m_sde" in run(*words)
+    assert content("out") == before
 
 
 def test_pictures_need_channels_that_show():

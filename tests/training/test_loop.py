@@ -184,3 +184,17 @@ def test_a_stop_saves_what_was_done(trainer, tmp_path):
     assert [row["step"] for row in run.folder.rows] == ["2"]
     left, kept = trainer.model.network.state_dict(), load(tmp_path / "r").network.state_dict()
     assert all(torch.equal(left[k], kept[k]) for k in left)
+
+
+def test_one_run_at_a_time(trainer, tmp_path):
+    steps = begin(trainer, tmp_path / "r").steps()
+    next(steps)
+    again = RunFolder(tmp_path / "r")
+    for resume in (False, True):
+        with pytest.raises(InputError, match="another run writes to '.*r'"):
+            again.check(resume)
+    with pytest.raises(InputError, match="another run writes to '.*r'"):
+        next(begin(trainer, tmp_path / "r").steps())
+    list(steps)
+    with pytest.raises(InputError, match="holds a run already"):  # it was checked before the other one began
+        next(begin(trainer, tmp_path / "r").steps())

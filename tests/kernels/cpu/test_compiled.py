@@ -4,6 +4,9 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -173,3 +176,68 @@ def test_narrower_vectors(without, width):
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "CC": f"cc {without}"}
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@with_compiler
+def test_what_a_killed_compilation_left_is_removed_by_the_next(load, tmp_path):
+    left = tmp_path / "cache" / "compiling-x"
+    left.mkdir(mode=0o700, parents=True)
+    (tmp_path / "cache").chmod(0o700)
+    (left / "half.o").write_text("half")
+    load()
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".so"]
+
+
+@with_compiler
+def test_two_processes_compile_once(load, tmp_path, monkeypatch):
+    """The second waits for the first, and finds its library."""
+    made, compile_it = [], compiled._compiled
+    monkeypatch.setattr(compiled, "_compiled", lambda *words: (made.append(words), compile_it(*words))[1])
+    assert compiled._usable(compiled.cache_folder())
+    with ThreadPoolExecutor(2) as pool:
+        with compiled._alone(compiled.cache_folder()):
+            waiting = [pool.submit(load) for _ in range(2)]
+            time.sleep(0.3)
+            assert not any(one.done() for one in waiting) and not made
+        assert all(one.result().vector_width() == 3 for one in waiting) and len(made) == 1
+
+
+@with_compiler
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root may give files away")
+def test_a_library_of_another_user_is_made_anew(load, tmp_path):
+    load()
+    (kept,) = (tmp_path / "cache").iterdir()
+    os.chown(kept, 12345, -1)
+    assert load().vector_width() == 3
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert kept.stat().st_uid == os.getuid()
+
+
+@pytest.mark.parametrize("where", ["in its version", "in a source"])
+def test_a_compiler_that_hangs_is_given_up(where, load, tmp_path, monkeypatch):
+    """Although what it has started holds on to its pipes."""
+    script = tmp_path / "slow"
+    answer = "sleep 30" if where == "in its version" else "exit 0"
+    script.write_text(f'#!/bin/sh\ncase "$*" in *-E*) {answer};; *) sleep 30;; esac\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(compiled, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(compiled, "COMPILE_SECONDS", 0.2)
+    began = time.monotonic()
+    assert "timed out after 0.2 seconds" in load(str(script))
+    assert time.monotonic() - began < 5
+
+
+def test_a_compiler_may_print_what_is_no_text(load, tmp_path):
+    script = tmp_path / "odd"
+    script.write_text("#!/bin/sh\nprintf '\\377\\376'\nprintf 'caf\\351\\n' >&2\nexit 1\n")
+    script.chmod(0o755)
+    assert "does not run" in load(str(script))
+
+
+def test_without_a_home_libraries_are_kept_with_temporary_files(tmp_path, monkeypatch):
+    """A user number without an entry in the system's list, as in containers: ~ then stands for nothing."""
+    for name in ("FASTDIFF_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert compiled.cache_folder() == tmp_path / f"fastdiff-{os.getuid()}"
