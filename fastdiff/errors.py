@@ -39,6 +39,12 @@ def wrong_type(name: str, value: object, accepted: str) -> InputError:
     return InputError(f"{name} = {text}; accepted: {accepted}")
 
 
+def shown(value: object) -> str:
+    """A value in a message: its repr, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def check_int(name: str, value: Any, low: int, high: int) -> int:
     """`value` as an int with low <= value <= high, NumPy's integers too, else an InputError that names it."""
     try:

@@ -16,7 +16,7 @@ from fastdiff.checkpoints.config import model_config
 from fastdiff.engine.context import in_turn
 from fastdiff.engine.pictures import check_resample, choose_strength
 from fastdiff.engine.request import Request
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, shown
 from fastdiff.files import save_text
 from fastdiff.model import Model
 from fastdiff.samplers.prediction import choose_clip
@@ -171,17 +171,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def check_same(folder: Path, old: Manifest, model: dict[str, Any], samples: dict[str, Any]) -> None:
     """Raise InputError for the first value that would make other samples; only n may grow."""
-    for name, value in plain(model).items():
-        if name != "name" and value != old["model"].get(name):
-            raise _differs(
-                folder,
-                "the model's weights (sha256)" if name == "sha256" else f"the model's {name}",
-                value,
-                old["model"].get(name),
-            )
-    given = plain(samples)
-    for name in dict.fromkeys([*given, *old["samples"]]):
-        value, before = given.get(name), old["samples"].get(name)
+    given, had = plain(asked_for(model, samples)), asked_for(old["model"], old["samples"])
+    for name in dict.fromkeys([*given, *had]):
+        value, before = given.get(name), had.get(name)
         if name == "n" and value < before:
             raise InputError(
                 f"n = {value}; the run in {str(folder)!r} has {before}: give as many, more to extend it, "
@@ -189,6 +181,13 @@ def check_same(folder: Path, old: Manifest, model: dict[str, Any], samples: dict
             )
         if name != "n" and value != before:
             raise _differs(folder, name, value, before)
+
+
+def asked_for(model: Mapping[str, Any], samples: Mapping[str, Any]) -> dict[str, Any]:
+    """model_facts and Samples.values in one, under the names that messages have; a model may have several names."""
+    called = {"sha256": "weights (sha256)"}
+    of_model = {f"the model's {called.get(name, name)}": one for name, one in model.items() if name != "name"}
+    return {**of_model, **samples}
 
 
 def check_given(folder: Path, old: dict[str, Any], given: dict[str, Any]) -> None:
@@ -200,13 +199,8 @@ def check_given(folder: Path, old: dict[str, Any], given: dict[str, Any]) -> Non
 
 def _differs(folder: Path, name: str, value: Any, before: Any) -> InputError:
     return InputError(
-        f"{name} = {_short(value)}; the run in {str(folder)!r} has {_short(before)}: give the same, or another folder"
+        f"{name} = {shown(value)}; the run in {str(folder)!r} has {shown(before)}: give the same, or another folder"
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def changes(manifest: Manifest, facts: list[dict[str, Any] | None]) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from fastdiff.engine.placement import choose_device
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, shown
 
 T = TypeVar("T")
 POLL_SECONDS = 0.1
@@ -33,6 +33,29 @@ def world_size() -> int:
     if int(text) > 1 and missing:
         raise InputError(f"WORLD_SIZE = {text} without {', '.join(missing)}; start the processes by torchrun")
     return int(text)
+
+
+def check_alike(asked: Sequence[Mapping[str, Any]], rank: int) -> None:
+    """Compare what each of several processes was asked for: together they make one result.
+
+    Args:
+        asked: by each process in turn.
+        rank: of this process.
+
+    Raises:
+        InputError: in the first process, for the first value that another one has otherwise.
+        AnotherFailed: in the others then.
+    """
+    for other, values in enumerate(asked):
+        for name in {**asked[0], **values}:
+            value, first = values.get(name), asked[0].get(name)
+            if value != first:
+                if rank:
+                    raise AnotherFailed
+                raise InputError(
+                    f"{name} = {shown(value)} in process {other} of {len(asked)}, and {shown(first)} in the first; "
+                    "accepted: the same in all"
+                )
 
 
 class Processes:
@@ -97,6 +120,10 @@ class Processes:
             values = [None] * self.world
             dist.all_gather_object(values, value)
         return values
+
+    def agree(self, what: Mapping[str, Any]) -> None:
+        """Compare what each process was asked for, by name; see `check_alike`."""
+        check_alike(self.gather(what), self.rank)
 
     def count(self, n: int) -> int:
         """Count n more images; returns the number made by all processes. Raises AnotherFailed."""

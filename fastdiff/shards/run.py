@@ -34,6 +34,7 @@ from fastdiff.shards.manifest import (
     RESTORED,
     Manifest,
     Samples,
+    asked_for,
     changes,
     check_given,
     check_same,
@@ -104,8 +105,7 @@ class ShardRun:
         processes = self.processes
         facts = model_facts(self.model, self.name)
         self.manifest, self.done = processes.on_rank_zero(lambda: self._settle(facts))
-        if facts["sha256"] != self.manifest["model"]["sha256"]:
-            raise InputError(f"model {self.name!r} has other weights here than in the first process")
+        processes.agree({**asked_for(facts, self.samples.values(self.model)), **self.given})
         self.plan = Plan(self.request.first, self.request.n, self.manifest["files"]["shard_size"])
         self.folder = self._folder(self.manifest)
         self.images_done = sum(self.plan.shard(at).end - at for at in self.done)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastdiff.engine.placement import choose_device, out_of_memory
 from fastdiff.errors import InputError, install
-from fastdiff.shards.processes import AnotherFailed, world_size
+from fastdiff.shards.processes import AnotherFailed, check_alike, world_size
 
 PATIENCE = timedelta(hours=6)  # for the first process, which may download or cut pictures before the others
 
@@ -89,6 +90,15 @@ class Group:
             if not done:
                 raise AnotherFailed
             yield
+
+    def agree(self, what: Mapping[str, Any]) -> None:
+        """Compare what each process was asked for, by name; see `check_alike`."""
+        if self.world > 1:
+            from accelerate.utils import gather_object
+
+            with self.together():
+                asked = gather_object([dict(what)])
+            check_alike(asked, self.rank)
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network, whose gradients become the mean over all processes; SyncBatchNorm on CUDA."""

@@ -152,6 +152,9 @@ class Run:
     ) -> None:
         self.trainer, self.folder, self.source, self.command = trainer, folder, source, command
         model_config(trainer.model)  # raises InputError for a network that cannot be saved, before it is trained
+        asked = {**trainer.recipe.to_dict(), "data": dict(source), "accumulate": trainer.accumulate, **asdict(wishes)}
+        start = {"steps done": trainer.steps_done, "the data's fingerprint": trainer.fingerprint, "folder": folder.path}
+        trainer.group.agree({**asked, **start})
         self.wishes, self.writes = wishes, trainer.group.is_first
         self._board = None
         if self.writes and "tensorboard" in wishes.log:

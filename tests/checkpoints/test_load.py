@@ -103,7 +103,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("fastdiff.checkpoints.tensors.save_file", half)
-    with pytest.raises(OSError):
+    with pytest.raises(InputError, match="cannot write '.*m.safetensors': disk full"):
         save(model, path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["m.safetensors"]
 

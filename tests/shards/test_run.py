@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from fastdiff.files import only_writer
 from fastdiff.images import to_uint8
 from fastdiff.shards.folder import Plan, Shard, ShardFolder, check_channels, check_shard_size, save_npz
 from fastdiff.shards.manifest import RESTORED, Samples
-from fastdiff.shards.processes import Processes, default_threads
+from fastdiff.shards.processes import AnotherFailed, Processes, check_alike, default_threads
 from fastdiff.shards.run import ShardRun
 from fastdiff.temporary import temporary
 
@@ -563,9 +564,9 @@ def test_threads_are_those_of_a_process_alone(monkeypatch):
 # --- several processes ---
 
 
-def torchrun(*words, processes=2):
+def torchrun(*words, processes=2, start=("-m", "fastdiff")):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, "-m", "fastdiff", *map(str, words)]
+    command = [*launcher, *start, *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -580,6 +581,31 @@ def test_two_processes_write_the_files_of_one(run):
     os.unlink("one/samples-00000016-00000024.npz")
     done = torchrun(*words, "-o", "one/")  # begun by one, continued by two
     assert done.returncode == 0 and "13 images" in done.stdout and content("one") == content("two")
+
+
+def test_processes_that_were_asked_for_different_samples_begin_none(run):
+    Path("odd.py").write_text(
+        "import os, sys; from fastdiff.cli.main import main\n"
+        "main([*sys.argv[1:], *(['--seed', '1'] if os.environ['RANK'] == '1' else [])])\n"
+    )
+    done = torchrun(*WORDS, "-o", "out/", start=["odd.py"])
+    assert done.returncode != 0 and done.stderr.count("Error: seed = 1 in process 1 of 2, and 0 in the first") == 1
+    assert not os.path.exists("out")
+
+
+@pytest.mark.parametrize(
+    "name, value", [("seed", 1), ("n", 20), ("sampler", "ddim"), ("clip", 1.0), ("the model's weights (sha256)", "x")]
+)
+def test_what_differs_between_processes_is_named_by_the_first(name, value):
+    one = {"seed": 0, "n": 21, "sampler": None, "clip": None, "the model's weights (sha256)": "y"}
+    check_alike([one, one], 0)
+    with pytest.raises(InputError, match=re.escape(f"{name} = {value!r} in process 2 of 3, and {one[name]!r} in the")):
+        check_alike([one, one, {**one, name: value}], 0)
+    for rank in (1, 2):
+        with pytest.raises(AnotherFailed):
+            check_alike([one, one, {**one, name: value}], rank)
+    with pytest.raises(InputError, match="strength = 0.5 in process 1 of 2, and None in the first"):
+        check_alike([one, {**one, "strength": 0.5}], 0)
 
 
 def test_a_process_that_fails_ends_all(run):

@@ -134,3 +134,13 @@ def test_several_processes_need_a_device_each(monkeypatch):
         monkeypatch.setenv(name, "0")
     with pytest.raises(ValueError, match="device = 'cuda:1' with 2 processes; accepted: cpu, or cuda"):
         Group("cuda:1")
+
+
+def test_processes_of_different_recipes_begin_nothing(folder):
+    (folder / "odd.py").write_text(
+        "import os, sys; from fastdiff.cli.main import main\n"
+        "main([*sys.argv[1:], *(['--lr', '0.5'] if os.environ['RANK'] == '1' else [])])\n"
+    )
+    said = processes(folder, *TRAIN, "--epochs", "1", "-o", "odd", start=("odd.py",), code=None)
+    assert said.count("Error: lr = 0.5 in process 1 of 2, and 0.0001 in the first") == 1
+    assert not (folder / "odd").exists()
