@@ -13,7 +13,7 @@ import torch
 
 from fastdiff.engine.noise import Noise, PhiloxNoise, draw
 from fastdiff.engine.request import Asked, Request, check_batch_size
-from fastdiff.errors import InputError, check_int, first_line, install, unknown_name, warn_caller
+from fastdiff.errors import InputError, NotFinite, check_int, first_line, install, unknown_name, warn_caller
 from fastdiff.export import metadata
 from fastdiff.samplers.samplers import DEFAULT, make_table
 from fastdiff.samplers.schedule import from_config
@@ -221,11 +221,12 @@ class OnnxSampler:
         asked = Asked(seed=seed, first=first, context=context, guidance_scale=guidance_scale, noise=noise)
         request = Request.of(self, n, table=table, frames=frames, **asked)
         size, steps = check_batch_size(batch_size, request.n), self._check(request)
-        batches = []
+        batches, broken = [], False
         for at in range(request.first, request.end, size):
             count = min(size, request.end - at)
             kept: list[np.ndarray] = []
             for row, x in self._rows(request, at, count, steps):
+                broken = broken or self._say_broken(x, at, row)
                 if on_step is not None:
                     on_step(count * (1 if self.stepwise else steps))
                 if request.keeps(row, steps):
@@ -325,6 +326,15 @@ class OnnxSampler:
                 feed["noise"] = drawn(row + 1)[None]
             state = self._run(feed)
             yield row, state[0]
+
+    def _say_broken(self, x: np.ndarray, at: int, row: int) -> bool:
+        """Tell if x of samples from `at` on, after that row, holds NaN or infinity."""
+        if np.isfinite(x).all():
+            return False
+        first = at + int(np.argmin(np.isfinite(x).reshape(len(x), -1).all(1)))
+        where = f": first in step {row + 1}" if self.stepwise else ""
+        warn_caller(f"images from sample {first} on hold NaN or infinity, by {self.path!r}{where}", NotFinite)
+        return True
 
     def _run(self, feed: dict[str, Any]) -> list[np.ndarray]:
         try:

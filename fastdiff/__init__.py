@@ -27,6 +27,7 @@ _NAMES = {
     "InputError": "errors",
     "Interpolation": "engine.noise",
     "Model": "model",
+    "NotFinite": "errors",
     "PhiloxNoise": "engine.noise",
     "Recipe": "training.recipe",
     "Schedule": "samplers.schedule",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from fastdiff.engine.noise import Interpolation as Interpolation
     from fastdiff.engine.noise import PhiloxNoise as PhiloxNoise
     from fastdiff.errors import InputError as InputError
+    from fastdiff.errors import NotFinite as NotFinite
     from fastdiff.images import animation as animation
     from fastdiff.images import grid as grid
     from fastdiff.images import read_picture as read_picture

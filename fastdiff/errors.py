@@ -19,6 +19,10 @@ class InputError(ValueError):
     """
 
 
+class NotFinite(UserWarning):  # noqa: N818, it is a warning
+    """Images hold NaN or infinity. `warnings.simplefilter("error", fastdiff.NotFinite)` makes it an error."""
+
+
 def install(extra: str) -> str:
     """The command that brings an extra's packages, for error messages; the package is not on PyPI yet."""
     return f"pip install '.[{extra}]' in the clone of fastdiff"
@@ -82,10 +86,10 @@ def with_type(problem: BaseException) -> str:
     return kind if line == kind else f"{kind}: {line}"
 
 
-def warn_caller(message: str) -> None:
-    """A UserWarning that points at the line outside fastdiff from which it was called, however deep it arises."""
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning that points at the line outside fastdiff from which it was called, however deep it arises."""
     frame: FrameType | None = sys._getframe(1)
     level = 2  # warnings.warn counts its own caller, this function, as 1
     while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == __package__:
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)

@@ -40,7 +40,8 @@ CALLABLES = {
     name: getattr(module, name)
     for module in (fastdiff, fastdiff.export)
     for name in module.__all__
-    if callable(getattr(module, name)) and name not in ("InputError", "AnnotatedUnet", "ContextUnet")  # as published
+    if callable(getattr(module, name))
+    and name not in ("InputError", "NotFinite", "AnnotatedUnet", "ContextUnet")  # as published
 }
 METHODS = {
     f"{cls.__name__}.{name}": method

@@ -1,6 +1,8 @@
 """sample(): against the published loops, and what it promises about seeds, batches, frames, contexts."""
 
 import copy
+import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from fastdiff import (
     Engine,
     InputError,
     Model,
+    NotFinite,
     PhiloxNoise,
     make_schedule,
     make_table,
@@ -419,5 +422,27 @@ def test_nan_is_said_once(randomised):
     with pytest.warns(UserWarning) as warned:
         images = sample(model, 4, steps=2, batch_size=2, device="cpu", form="eager")
     assert not images.isfinite().any()
-    assert [str(one.message) for one in warned] == ["images from sample 0 on hold NaN or infinity, computed in float32"]
-    assert warned[0].filename == __file__
+    said = "images from sample 0 on hold NaN or infinity, computed in float32: first in "
+    assert [str(one.message) for one in warned] == [f"{said}layer 'final_conv.1' (Conv2d) in step 1 of 2"]
+    assert warned[0].filename == __file__ and warned[0].category is NotFinite
+
+
+@pytest.mark.parametrize("form", ["eager", None])
+def test_where_nan_begins_is_named(form, randomised):
+    """In the network, or in the sampler's update, and in which step; for a sample that need not be the first."""
+    model = annotated(randomised, 30)
+    noise = torch.zeros(6, 1, 8, 8)
+    noise[4] = 3e38  # in a later batch
+    with pytest.warns(NotFinite, match="from sample 4 on .*: first in layer 'init_conv' .Conv2d. in step 1 of 3"):
+        sample(model, 6, "ddim", steps=3, batch_size=2, noise=noise, clip=None, device="cpu", form=form)
+    table = dataclasses.replace(model.table("ddim", 4), b=np.array([0, 0, 3e38, 0]), preserves_mean=False)
+    with pytest.warns(NotFinite, match="from sample 0 on .*: first in the sampler's update in step 3 of 4"):
+        sample(model, 2, table, clip=None, device="cpu", form=form)
+
+
+def test_nan_can_be_an_error(randomised):
+    model = annotated(randomised, 30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NotFinite)
+        with pytest.raises(NotFinite, match="hold NaN or infinity"):
+            sample(model, 1, steps=2, noise=torch.full((1, 8, 8), 3e38), clip=None, device="cpu")

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from fastdiff.checkpoints.load import stored_info
 from fastdiff.cli.data import data_source
 from fastdiff.cli.drawn import chosen_steps, count_steps
-from fastdiff.cli.options import NODES, load_model, parse_clip, parse_device, parse_dtype, set_threads
+from fastdiff.cli.options import NODES, load_model, parse_clip, parse_device, parse_dtype, refusing_nan, set_threads
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
 from fastdiff.data.images import ImageData
 from fastdiff.data.load import load_data
@@ -69,7 +69,8 @@ def evaluate_models(models: Sequence[str], **options: Any) -> None:
     size = features.of(pixels.held_out(data), pixels.everything(FEWEST)).shape[1]
     computing = {name: options[name] for name in COMPUTING}
     try:
-        report = _report(candidates, data, features, size, n, computing, output)
+        with refusing_nan():
+            report = _report(candidates, data, features, size, n, computing, output)
         written = page.save(report, output)
     except KeyboardInterrupt:
         click.echo(f"stopped; the same command goes on with the samples in {folder}", err=True)

@@ -60,7 +60,7 @@ def invert(model: str, pictures: tuple[str, ...], output: str, **options: Any) -
     import torch
 
     from fastdiff.cli.drawn import parse_contexts
-    from fastdiff.cli.options import load_model, parse_device, parse_dtype, set_threads
+    from fastdiff.cli.options import load_model, parse_device, parse_dtype, refusing_nan, set_threads
     from fastdiff.engine.context import in_turn
     from fastdiff.images import fit_picture
     from fastdiff.inversion import invert as inverted
@@ -69,16 +69,17 @@ def invert(model: str, pictures: tuple[str, ...], output: str, **options: Any) -
     loaded = load_model(model, options)
     images = torch.stack([fit_picture(path, loaded.image_shape, loaded.value_range) for path in pictures])
     began = time.perf_counter()
-    noise = inverted(
-        loaded,
-        images,
-        steps=options["steps"],
-        spacing=options["spacing"],
-        context=in_turn(parse_contexts(options["contexts"], loaded)),
-        device=parse_device(options["device"]),
-        dtype=parse_dtype(options["dtype"] or "float32"),
-        progress=sys.stderr.isatty(),
-    )
+    with refusing_nan():
+        noise = inverted(
+            loaded,
+            images,
+            steps=options["steps"],
+            spacing=options["spacing"],
+            context=in_turn(parse_contexts(options["contexts"], loaded)),
+            device=parse_device(options["device"]),
+            dtype=parse_dtype(options["dtype"] or "float32"),
+            progress=sys.stderr.isatty(),
+        )
     save_npy(noise.numpy(), output)
     steps, seconds = options["steps"], time.perf_counter() - began
     click.echo(f"{len(images)} picture{'s' * (len(images) > 1)}, {steps} steps of ddim backwards, in {seconds:.2f} s")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastdiff.cli.completion import complete
 from fastdiff.engine.placement import DTYPES, choose_device
-from fastdiff.errors import InputError, unknown_name, warn_caller
+from fastdiff.errors import InputError, NotFinite, unknown_name, warn_caller
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.samplers import DEFAULT, SAMPLERS, STEPS
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
@@ -243,6 +245,19 @@ def given_flags(context: click.Context) -> dict[str, str]:
         for option in context.command.params
         if context.get_parameter_source(str(option.name)) == typed
     }
+
+
+@contextmanager
+def refusing_nan(more: str = "") -> Iterator[None]:
+    """Within the context images that hold NaN or infinity are an error, not a note; more: what else may be done."""
+    warnings.simplefilter("error", NotFinite)
+    try:
+        yield
+    except NotFinite as error:
+        raise InputError(
+            f"{error}. They are not written: float32 or bfloat16 (--dtype) may hold what float16 does not, and --clip "
+            f"1 keeps images from growing{more}"
+        ) from error
 
 
 def set_threads(threads: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from fastdiff.cli.options import (
     foreign_options,
     listed,
     node_options,
+    refusing_nan,
     sampler_list,
     sampler_options,
 )
@@ -103,6 +105,7 @@ from fastdiff.shards.formats import FORMATS
     shell_complete=complete(FORMATS),
 )
 @click.option("--shard-size", type=int, help="Images in a shard.  [default: a multiple of the batch size near 1000]")
+@click.option("--allow-nan", is_flag=True, help="Write images that hold NaN or infinity too; NaN is black there.")
 @engine_options
 @foreign_options
 def sample(model: str, output: str, **options: Any) -> None:
@@ -144,6 +147,11 @@ def sample(model: str, output: str, **options: Any) -> None:
     torchrun splits a run over processes and machines that share the folder: one process for each GPU. On CPUs each
     process takes as many threads as a single one would, for the same bytes, unless --threads is given.
     """
+    with nullcontext() if options.pop("allow_nan") else refusing_nan("; --allow-nan writes them all the same"):
+        _sample(model, output, options)
+
+
+def _sample(model: str, output: str, options: dict[str, Any]) -> None:
     if output.endswith(("/", os.sep)) or (output and os.path.isdir(output)):
         if model.lower().endswith(ONNX):
             raise InputError(f"the folder {output!r} for {model!r}; accepted for an .onnx file: a picture")

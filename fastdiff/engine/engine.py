@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -20,11 +21,12 @@ from fastdiff.engine.forms import Form, choose_form
 from fastdiff.engine.graphs import CapturedStep
 from fastdiff.engine.noise import Noise, NoiseSource, draw
 from fastdiff.engine.numerics import CUDNN_ALGORITHMS, fixed_numerics
-from fastdiff.engine.placement import choose_device, choose_dtype, out_of_memory
+from fastdiff.engine.overflow import Search
+from fastdiff.engine.placement import choose_device, choose_dtype, out_of_memory, ready_for_forks
 from fastdiff.engine.prediction import Prediction
 from fastdiff.engine.request import Asked, Request, check_batch_size, check_table
 from fastdiff.engine.step import State, advance
-from fastdiff.errors import InputError, check_int, warn_caller
+from fastdiff.errors import InputError, NotFinite, check_int, warn_caller
 from fastdiff.kernels import philox
 from fastdiff.kernels.dispatch import triton_for
 from fastdiff.model import Model, check_model
@@ -62,8 +64,9 @@ class Engine:
     With one configuration (`engine.configuration()`) a sample's pixels are always the same bits: sample i takes place
     i % batch_size of its batch, and batches are always run in full.
 
-    One engine serves one thread at a time. Several may run in threads of their own, those of a CUDA device all on one
-    stream (as they do unless the threads choose others); while any runs, torch's TF32 is off in the whole process.
+    Threads may share an engine: it runs one batch after another, whoever asks. Several engines run at once, those of a
+    CUDA device all on one stream (as they do unless the threads choose others); while any runs, torch's TF32 is off in
+    the whole process. A forked process may go on with an engine on a CPU, by one thread.
 
     Args:
         model: what to sample from.
@@ -95,8 +98,10 @@ class Engine:
         self.device, self.dtype = choose_device(device), choose_dtype(dtype)
         self.clip = choose_clip(clip, model.clip)
         self.form: Form = choose_form(form, self.device, self.dtype)
+        ready_for_forks()
         self.notes: list[str] = []  # events for a manifest, such as a smaller batch
         self._overflowed = False
+        self._lock, self._busy = threading.RLock(), False
         with self._settings():
             self._network = self.form.network(model.network, self.device, self.dtype)
             # The copy in the model's place, so that an engine does not keep the user's own network alive. Other engines
@@ -269,20 +274,21 @@ class Engine:
     def _batches(self, request: Request, origin: int, on_steps: Callable[[int], None] | None) -> Iterator[list[Tensor]]:
         at = request.first
         while at < request.end:
-            start = at - (at - origin) % self.batch_size
-            upto = min(request.end, start + self.batch_size)
             kept = None
-            try:
-                with self._settings():
-                    kept = self._batch(start, at, upto, request, on_steps)
-            except Exception as problem:
-                if not out_of_memory(problem) or self.batch_size == 1:
-                    raise
-            if kept is None:  # outside the except block, since the exception keeps the batch's memory alive
-                self._halve(at)
-                continue
-            yield kept
-            at = upto
+            with self._alone():
+                start = at - (at - origin) % self.batch_size
+                upto = min(request.end, start + self.batch_size)
+                try:
+                    with self._settings():
+                        kept = self._batch(start, at, upto, request, on_steps)
+                except Exception as problem:
+                    if not out_of_memory(problem) or self.batch_size == 1:
+                        raise
+                if kept is None:  # outside the except block, since the exception keeps the batch's memory alive
+                    self._halve(at)
+            if kept is not None:
+                yield kept
+                at = upto
 
     def _batch(
         self, start: int, at: int, upto: int, request: Request, on_steps: Callable[[int], None] | None
@@ -310,7 +316,7 @@ class Engine:
             if row > keeps[len(kept)]:
                 of_x = request.frames_of == "x" or row == len(table)
                 kept.append(self.current() if of_x else self._predicted(row - 1, depth))
-        self._check_finite(kept[-1], at)
+        self._check_finite(kept[-1], at, request)
         return kept
 
     def _between(self, at: int, upto: int, request: Request, table: StepTable) -> Callable[[int], None] | None:
@@ -347,15 +353,31 @@ class Engine:
 
         return after
 
-    def _check_finite(self, images: Tensor, at: int) -> None:
-        """Say once that images hold NaN or infinity."""
+    def _check_finite(self, images: Tensor, at: int, request: Request) -> None:
+        """Say once that images hold NaN or infinity, and where that began."""
         if self._overflowed or bool(torch.isfinite(images).all()):
             return
         self._overflowed = True
         dtype = str(self.dtype).removeprefix("torch.")
-        note = f"images from sample {at} on hold NaN or infinity, computed in {dtype}"
+        first = at + int((~torch.isfinite(images)).flatten(1).any(1).nonzero()[0])
+        note = f"images from sample {first} on hold NaN or infinity, computed in {dtype}"
+        where = self._where_it_began(first, request)
+        note = note if where is None else f"{note}: {where}"
         self.notes.append(note)
-        warn_caller(note)
+        warn_caller(note, NotFinite)
+
+    def _where_it_began(self, sample: int, request: Request) -> str | None:
+        """Found by that sample once more, alone, by the network as it is."""
+        try:
+            same: Any = dict(device=self.device, dtype=self.dtype, clip=self.clip)
+            again = Engine(self._model, self.table, batch_size=1, **same, form="eager")
+        except (InputError, RuntimeError):  # no memory left for it
+            return None
+        again._overflowed = True  # it is said already
+        rows = len(self.table if request.table is None else request.table)
+        search = Search(again._network.module, rows, again.current)
+        one = dataclasses.replace(request.part(sample, sample + 1), frames=1, frames_of="x")  # so that rows run singly
+        return search.run(lambda: list(again.batches(one, origin=sample, on_steps=search.after_rows)))
 
     def _begin(self, start: int, at: int, upto: int, request: Request, table: StepTable) -> tuple[Step, int]:
         """Put what the batch begins with into the buffers; returns what runs a step, and how many rows it remembers."""
@@ -457,7 +479,7 @@ class Engine:
         For callers who fill `x` and `index` themselves; without a context, by the engine's own table. The first call
         may capture the step, and then overwrites both. Does not wait for the device.
         """
-        with self._settings():
+        with self._alone(), self._settings():
             kind = self._kind(self.table)
             new = kind not in self.steps
             prediction, run = self._step(kind, self.table)
@@ -504,6 +526,21 @@ class Engine:
             self._allocate()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within the context no other thread runs this engine's batches: they share its buffers."""
+        with self._lock:
+            if self._busy:  # in this very thread
+                raise InputError(
+                    "an engine was asked for images by what it calls itself, on_steps or a source of noise; accepted: "
+                    "another engine"
+                )
+            self._busy = True
+            try:
+                yield
+            finally:
+                self._busy = False
 
     @contextmanager
     def _settings(self) -> Iterator[None]:

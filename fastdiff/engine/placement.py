@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from typing import TYPE_CHECKING
 
 from fastdiff.errors import InputError
@@ -44,6 +46,15 @@ def choose_dtype(dtype: torch.dtype | None) -> torch.dtype:
     if dtype not in accepted:
         raise InputError(f"dtype = {dtype!r}; accepted: {', '.join(map(str, accepted))}")
     return dtype
+
+
+@cache
+def ready_for_forks() -> None:
+    """A process that is forked lacks the threads of torch's own operations, which would wait for them: it has one."""
+    import torch
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def has_bf16(device: torch.device) -> bool:

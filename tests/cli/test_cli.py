@@ -167,8 +167,14 @@ def test_an_overflow_is_no_black_picture(run, models):
     save(model, "large.safetensors")
     before = sorted(os.listdir())
     words = ["sample", "large.safetensors", "-n", 2, "--steps", 3, "--npy", "x.npy", "--dtype", "float16"]
-    refused(run(*words, code=2), "100% of the images' values are NaN or infinity, so nothing is written")
-    assert sorted(os.listdir()) == before
+    said = (
+        "images from sample 0 on hold NaN or infinity, computed in float16: first in layer 'final_conv.1' (Conv2d) in"
+    )
+    refused(run(*words, code=2), f"{said} step 1 of 3", "--allow-nan")
+    refused(run(*words[:-4], "--dtype", "float16", "-o", "out/", code=2), said)
+    assert sorted(os.listdir()) == [*before, "out"] and os.listdir("out") == ["manifest.json"]
+    assert f"note: {said}" in run(*words, "--allow-nan")
+    assert np.isnan(np.load("x.npy")).any()
 
 
 BAD_SAMPLES = [

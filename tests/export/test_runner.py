@@ -141,3 +141,17 @@ def test_without_onnx_the_extra_is_named():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "needs the package 'onnx'" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_nan_is_said_once(stepwise, models, make):
+    model = models["A"]
+    broken = dataclasses.replace(model, network=copy.deepcopy(model.network))
+    with torch.no_grad():
+        broken.network.final_conv[1].bias.fill_(float("inf"))
+    sampler = make(capture(broken), Face(model.table("ddim", 3), stepwise=stepwise))
+    with pytest.warns(NotFinite) as warned:
+        images = sampler.sample(4, batch_size=2)
+    where = ": first in step 1" if stepwise else ""
+    said = f"images from sample 0 on hold NaN or infinity, by {sampler.path!r}{where}"
+    assert [str(one.message) for one in warned] == [said] and not np.isfinite(images).all()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -56,8 +55,6 @@ class PlannedStep:
 
     def __init__(self, lowered: Callable[[int, Packed], Plan], batch: int, halves: int) -> None:
         self.samples, self.halves, self.threads = batch // halves, halves, torch.get_num_threads()
-        if self.threads > 1:
-            _ready_for_forks()
         packed: Packed = {}
         plan = cache(lambda count: lowered(count * halves, packed))
         alone = self.threads > 1 and self.samples >= ALONE * self.threads
@@ -233,13 +230,6 @@ class _Loop:
         done = self.rows(row, row + most) - row
         self.state.index.add_(done)
         return done
-
-
-@cache
-def _ready_for_forks() -> None:
-    """A forked process lacks the threads of torch's own operations, which would wait for them: it has one."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def _laid_out(given: Tensor, images: bool) -> Tensor:
