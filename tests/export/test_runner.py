@@ -1,5 +1,7 @@
 """What runs a sampler's file: ONNX Runtime alone, and OnnxSampler with its requests, files and providers."""
 
+import copy
+import dataclasses
 import json
 import re
 import subprocess
@@ -11,9 +13,10 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff import InputError
+from fastdiff import InputError, NotFinite
 from fastdiff.export import OnnxSampler, verify
 from fastdiff.export.assemble import Face, network_model, sampler_model
+from fastdiff.export.parts import capture
 from fastdiff.images import to_uint8
 
 ALONE = """
