@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fastdiff.errors import InputError, first_line
 from fastdiff.temporary import temporary, tidy
@@ -76,6 +76,22 @@ def check_writable(path: str | Path) -> Path:
         raise InputError(f"cannot write {str(path)!r}: it is a pipe or a device; give a file name")
     check_folder(path.parent)
     return path
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, open to be read: a pipe would be waited for, and a device has no end.
+
+    Raises:
+        InputError: if it is no regular file, or cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InputError(f"cannot read {str(path)!r}: it is not a regular file")
+        return open(path, "rb")
+    except (OSError, ValueError) as error:  # ValueError for a name with a zero byte
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read {str(path)!r}: {reason(error)}") from error
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:

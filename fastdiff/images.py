@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import struct
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -18,18 +15,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fastdiff.errors import InputError, check_int, first_line, wrong_type
-from fastdiff.files import write_atomically
+from fastdiff.files import open_regular, write_atomically
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 200_000_000
 MAX_MILLISECONDS = 60_000
 SHOWN_CHANNELS = (1, 3, 4)  # as gray, RGB and RGBA
 DRAFT = 3  # a JPEG is decoded at no less than so many times the size that it is cut to
-# What Pillow's decoders and archives raise for damaged files.
-UNREADABLE = (
-    *(OSError, SyntaxError, ValueError, TypeError, IndexError, OverflowError, EOFError, RuntimeError),
-    *(Image.DecompressionBombError, struct.error, zlib.error, zipfile.BadZipFile),
-)
 
 
 def to_unit(pixels: Tensor, value_range: tuple[float, float]) -> Tensor:
@@ -286,7 +278,7 @@ def open_picture(
         InputError: if it cannot be read.
     """
     try:
-        with Image.open(source) as picture:
+        with Image.open(open_regular(source) if isinstance(source, (str, Path)) else source) as picture:
             mode = picture_mode(picture, alpha)
             if least is not None:
                 times = DRAFT * least / min(picture.size)
@@ -301,7 +293,7 @@ def open_picture(
             if not alpha:
                 colored = Image.alpha_composite(Image.new("RGBA", colored.size, "white"), colored)
             return colored.convert(mode)
-    except UNREADABLE as error:
+    except Exception as error:  # of Pillow's decoders and of archives, for files of any kind
         raise InputError(f"cannot read {name or str(source)!r} as a picture: {first_line(error)}") from error
 
 

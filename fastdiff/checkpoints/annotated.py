@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastdiff.checkpoints.resnet_unet import check_usual_heads, multiples, unet_options
 from fastdiff.checkpoints.said import Said
-from fastdiff.checkpoints.tensors import read_off
+from fastdiff.checkpoints.tensors import made_for, read_off
 from fastdiff.model import Model
 from fastdiff.networks.annotated import AnnotatedUnet
 from fastdiff.networks.resnet_unet import AnnotatedResnetUnet
@@ -53,12 +53,12 @@ def annotated_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def annotated_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model:
     """The Model of a state dict; by default with the tutorial's schedule, T = 200, and 28x28 images."""
     with read_off(path, "AnnotatedUnet"):
-        network = AnnotatedUnet(**annotated_options(tensors))
+        network = made_for(tensors, path, AnnotatedUnet, **annotated_options(tensors))
     return said.model(path, network, tensors, network.channels, USUAL)
 
 
 def annotated_resnet_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model:
     """The Model of a state dict of AnnotatedResnetUnet; by default with its text's T = 300, and 28x28 images."""
     with read_off(path, "AnnotatedResnetUnet"):
-        network = AnnotatedResnetUnet(**unet_options(tensors))
+        network = made_for(tensors, path, AnnotatedResnetUnet, **unet_options(tensors))
     return said.model(path, network, tensors, network.channels, replace(USUAL, schedule=make_schedule("linear", 300)))

@@ -3,22 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import torch
+from annotated_types import Ge, Le, Len
 from torch import nn
+from typing_extensions import TypedDict
 
 from fastdiff.diffusers import package
 from fastdiff.diffusers.scheduler import Scheduler
 from fastdiff.edm import Denoiser, Preconditioned
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, first_line, shown
 from fastdiff.model import Model
 from fastdiff.networks.registry import NETWORKS, network_class
 from fastdiff.samplers.schedule import from_config
+from fastdiff.schema import Finite
 
 FORMAT = 1
+LEVELS = 100  # of numbers in one option of a network, which has one for each level
+Count = Annotated[int, Ge(1), Le(2**31)]
+
+
+class ModelConfig(TypedDict):
+    """What model_config writes; `info` and `training` of files have readers of their own."""
+
+    format: int
+    network: dict[str, Any]
+    schedule: dict[str, Any]
+    prediction_type: str
+    image_shape: Annotated[list[Count], Len(3, 3)]
+    time: str
+    class_names: NotRequired[list[str]]
+    clip: NotRequired[Finite | list[str | Finite] | None]
+    num_classes: NotRequired[Count | None]
+    null_class: NotRequired[Annotated[int, Ge(0)] | None]
+    learned_variance: NotRequired[bool]
+    self_condition: NotRequired[bool]
+    scheduler: NotRequired[dict[str, Any] | None]
+    value_range: NotRequired[Annotated[list[Finite], Len(2, 2)] | None]
+
+
 DIFFUSERS = "diffusers"  # in place of a network's name
 EDM = "edm"  # another network with EDM's preconditioning
+
+
+class Training(TypedDict):
+    """What training.checkpoint writes besides, as the entry `training`."""
+
+    recipe: dict[str, Any]
+    steps_done: Annotated[int, Ge(0)]
+    fingerprint: int
+    data: NotRequired[dict[str, Any]]
+    command: NotRequired[str]
+    wishes: NotRequired[dict[str, Any]]
+    accumulate: NotRequired[Count]
 
 
 def network_config(network: nn.Module) -> dict[str, Any]:
@@ -51,17 +89,28 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     """The inverse of network_config, with fresh weights; raises InputError if the values make no network."""
     options = dict(config)
     name = options.pop("name", None)
-    if name == EDM:
-        inner = Preconditioned(build_network(options["network"]), float(options["sigma_data"]), float(options["sign"]))
-        return Denoiser(inner, float(options["sigma_min"]), float(options["sigma_max"]), None)
-    if name == DIFFUSERS:
-        made, options = package.network_of(options.get("class")).from_config, {"config": dict(options["options"])}
-    else:
-        made = network_class(name)
+    _check_sizes(options)
     try:
-        return made(**options)
-    except (TypeError, RuntimeError, MemoryError) as error:  # wrong options, or more memory than there is
-        raise InputError(f"network {name!r} cannot be made with {options}: {error}") from error
+        if name == EDM:
+            inner = build_network(options["network"])
+            whole = Preconditioned(inner, float(options["sigma_data"]), float(options["sign"]))
+            return Denoiser(whole, float(options["sigma_min"]), float(options["sigma_max"]), None)
+        if name == DIFFUSERS:
+            return package.network_of(options.get("class")).from_config(dict(options["options"]))
+        return network_class(name)(**options)
+    except InputError:
+        raise
+    except Exception as error:  # of any constructor, for options of any kind
+        raise InputError(f"network {shown(name)} cannot be made with {shown(options)}: {first_line(error)}") from error
+
+
+def _check_sizes(options: Any) -> None:
+    """Raises InputError for numbers and lists that no network has, before something is made so often."""
+    if isinstance(options, int) and abs(options) > 2**31 or isinstance(options, (list, str)) and len(options) > LEVELS:
+        raise InputError(f"a network with the option {shown(options)}; accepted: numbers to 2^31, lists of {LEVELS}")
+    if isinstance(options, (list, dict)):
+        for one in options.values() if isinstance(options, dict) else options:
+            _check_sizes(one)
 
 
 def check_network(config: Mapping[str, Any]) -> None:
@@ -98,7 +147,11 @@ def _rare(model: Model) -> dict[str, Any]:
 
 
 def model_from_config(config: Mapping[str, Any], network: nn.Module | None = None) -> Model:
-    """The inverse of model_config; the network has fresh weights unless one is given."""
+    """The inverse of model_config; the network has fresh weights unless one is given.
+
+    Raises:
+        InputError: for values that make no model.
+    """
     clip, scheduler = config.get("clip"), config.get("scheduler")
     return Model(
         network=build_network(config["network"]) if network is None else network,

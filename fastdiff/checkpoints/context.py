@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fastdiff.checkpoints.said import Said
-from fastdiff.checkpoints.tensors import read_off
+from fastdiff.checkpoints.tensors import made_for, read_off
 from fastdiff.errors import InputError, warn_caller
 from fastdiff.model import Model
 from fastdiff.networks.context import ContextUnet
@@ -27,7 +27,17 @@ def context_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Mode
         shortcut = "init_conv.shortcut.weight" in tensors
         mnist = "down1.model.1.conv1.0.weight" not in tensors
         classes = tensors["contextembed1.model.0.weight"].shape[1]
-        network = ContextUnet(in_channels, n_feat, classes, height, shortcut, "mnist" if mnist else "course")
+        network = made_for(
+            tensors,
+            path,
+            ContextUnet,
+            in_channels=in_channels,
+            n_feat=n_feat,
+            n_cfeat=classes,
+            height=height,
+            shortcut=shortcut,
+            edition="mnist" if mnist else "course",
+        )
     if said.image_size not in (None, height, (height, height)):
         raise InputError(f"image_size = {said.image_size}; the network in {str(path)!r} takes {height}")
     if not (shortcut or mnist) and in_channels != n_feat:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ from torch import Tensor
 
 from fastdiff.checkpoints.diffusers_files import INDEX, NETWORK, PARTS, SCHEDULER
 from fastdiff.checkpoints.said import Said
-from fastdiff.checkpoints.tensors import fill, read_tensors
+from fastdiff.checkpoints.tensors import fill, made_for, read_tensors
 from fastdiff.checkpoints.torch_file import read_torch
 from fastdiff.diffusers.convert import LATENT, default_steps, model_of
 from fastdiff.diffusers.package import diffusers, network_of, scheduler_of
 from fastdiff.diffusers.scheduler import Scheduler
 from fastdiff.errors import InputError, first_line, warn_caller
 from fastdiff.model import Model
+from fastdiff.schema import check, read_json
 
 STEM = "diffusion_pytorch_model"
 
@@ -44,11 +44,13 @@ def load_folder(path: Path, said: Said) -> Model:
     found = next((path / part for part in PARTS if (path / part / NETWORK).is_file()), path)
     config = _read(found / NETWORK)
     made = network_of(config.get("_class_name"))
+    tensors, file = _weights(found)
     try:
-        network = made.from_config(dict(config))
+        network = made_for(tensors, file, made.from_config, config=dict(config))
+    except InputError:
+        raise
     except Exception as error:  # of another package, for options of any kind
         raise InputError(f"{str(found / NETWORK)!r} makes no network: {first_line(error)}") from error
-    tensors, file = _weights(found)
     fill(network, tensors, file)
     scheduler = _scheduler(path, found, index, said)
     if scheduler is not None:
@@ -90,7 +92,7 @@ def _weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
     """The network's weights, whole or in shards, and the file."""
     for suffix in (".safetensors", ".bin"):
         for file in sorted(folder.glob(f"{STEM}*{suffix}.index.json")):
-            shards = sorted(set(_read(file).get("weight_map", {}).values()))
+            shards = sorted(set(check(dict[str, str], _read(file).get("weight_map", {}), repr(str(file))).values()))
             tensors: dict[str, Tensor] = {}
             for shard in shards:
                 if Path(shard).name != shard or not (folder / shard).is_file():
@@ -114,10 +116,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
 def _read(file: Path) -> dict[str, Any]:
     """A JSON file of diffusers; raises InputError unless it is one."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(file)!r} is not a whole JSON file ({first_line(error)})") from error
+    content = read_json(file)
     if not isinstance(content, dict):
         raise InputError(f"{str(file)!r} holds a {type(content).__name__}; accepted: a configuration of diffusers")
     return content

@@ -9,16 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdiff.checkpoints.config import FORMAT, model_from_config
+from fastdiff.checkpoints.config import FORMAT, ModelConfig, Training, build_network, model_from_config
 from fastdiff.checkpoints.diffusers_folder import load_folder
 from fastdiff.checkpoints.foreign import load_foreign
 from fastdiff.checkpoints.others import refuse_no_checkpoint
 from fastdiff.checkpoints.said import Said
 from fastdiff.checkpoints.shipped import locate
-from fastdiff.checkpoints.tensors import load_weights, looks_like_safetensors, read_config, read_tensors
-from fastdiff.errors import InputError
+from fastdiff.checkpoints.tensors import load_weights, looks_like_safetensors, made_for, read_config, read_tensors
+from fastdiff.errors import InputError, shown
 from fastdiff.model import Model
 from fastdiff.samplers.schedule import Schedule
+from fastdiff.schema import check
 
 
 def load(
@@ -96,22 +97,24 @@ def stored_info(name_or_path: str | Path) -> dict[str, Any]:
     if config is None:
         return {"file": "foreign state dict"}
     if "training" in config:
-        return {"file": f"training checkpoint, {config['training']['steps_done']} steps done"}
-    info = config.get("info")
-    return dict(info) if isinstance(info, dict) else {}
+        training = check(Training, config["training"], repr(str(path)))
+        return {"file": f"training checkpoint, {training['steps_done']} steps done"}
+    return check(dict[str, Any], config.get("info", {}), f"the info of {str(path)!r}")
 
 
 def _own(path: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> Model:
     if config.get("format") != FORMAT:
-        raise InputError(f"{str(path)!r} has format {config.get('format')!r}; this version reads {FORMAT}")
+        raise InputError(f"{str(path)!r} has format {shown(config.get('format'))}; this version reads {FORMAT}")
     if "training" in config:  # a training checkpoint holds the raw weights, and the averaged ones with EMA
         part = "ema." if any(name.startswith("ema.") for name in tensors) else "model."
         tensors = {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
     try:
-        model = model_from_config(config)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, MemoryError) as error:
+        check(ModelConfig, config, "it")
+        network = made_for(tensors, path, build_network, config=config["network"])
+        model = model_from_config(config, network)
+    except InputError as error:
         raise InputError(f"{str(path)!r} has a configuration that makes no model: {error}") from error
-    load_weights(model.network, tensors, path)
+    load_weights(network, tensors, path)
     return model
 
 

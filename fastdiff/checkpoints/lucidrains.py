@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdiff.checkpoints.resnet_unet import check_usual_heads, unet_options
 from fastdiff.checkpoints.said import Said
-from fastdiff.checkpoints.tensors import read_off
+from fastdiff.checkpoints.tensors import made_for, read_off
 from fastdiff.errors import InputError, warn_caller
 from fastdiff.model import Model
 from fastdiff.networks.blocks import HEAD_DIM, HEADS
@@ -71,7 +71,7 @@ def lucidrains_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> M
     """The Model of a state dict, which clips to [-1, 1] as the library does; all but the weights must be said."""
     with read_off(path, "LucidrainsUnet"):
         _refuse_other_kinds(path, tensors)
-        network = LucidrainsUnet(**lucidrains_options(tensors))
+        network = made_for(tensors, path, LucidrainsUnet, **lucidrains_options(tensors))
     return _clipped(path, network, tensors, said)
 
 
@@ -90,7 +90,8 @@ def class_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model:
             raise ValueError("twice as many channels as it predicts")
         check_usual_heads(len(bare["mid_attn.to_qkv.weight"]))
         classes = len(bare["classes_emb.weight"])
-        network = LucidrainsClassUnet(**options, num_classes=classes + 1, learned_sinusoids=_learned(bare))
+        options |= {"num_classes": classes + 1, "learned_sinusoids": _learned(bare)}
+        network = made_for(bare, path, LucidrainsClassUnet, **options)
     return _clipped(path, network, bare, said, num_classes=classes + 1, null_class=classes)
 
 
@@ -116,7 +117,8 @@ def layernorm_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Mo
         _refuse_other_kinds(path, tensors)
         options = unet_options(tensors)
         check_usual_heads(len(tensors["mid_attn.fn.fn.to_qkv.weight"]))
-        network = LucidrainsLayerNormUnet(**options, groups=GROUPS, learned_sinusoids=_learned(tensors))
+        options |= {"groups": GROUPS, "learned_sinusoids": _learned(tensors)}
+        network = made_for(tensors, path, LucidrainsLayerNormUnet, **options)
     return _clipped(path, network, tensors, said)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, first_line
 
 _TYPES = {
     "Float32": torch.float32,
@@ -64,6 +64,16 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         at += size
 
 
+def _bytes(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise ValueError(f"the number {value} where bytes belong")
+    return value
+
+
+def _text(value: int | memoryview) -> str:
+    return bytes(_bytes(value)).decode()
+
+
 def _dims(value: int | memoryview) -> list[int]:
     if isinstance(value, int):
         return [value]
@@ -82,9 +92,9 @@ def _slice(data: memoryview) -> tuple[list[int], str, memoryview]:
         if number == 1:
             dims += _dims(value)
         elif number == 2:
-            dtype = bytes(value).decode()  # type: ignore[arg-type]
+            dtype = _text(value)
         elif number == 3:
-            content = value  # type: ignore[assignment]
+            content = _bytes(value)
     return dims, dtype, content
 
 
@@ -107,15 +117,15 @@ def read_mindspore(path: Path) -> dict[str, Tensor]:
             if number != 1 or isinstance(value, int):
                 continue
             parts = dict(_fields(value))
-            name = bytes(parts[1]).decode()  # type: ignore[arg-type]
+            name = _text(parts[1])
             if name in _TRAINING_NAMES or name.startswith(_TRAINING):
                 continue
             stem, _, last = name.rpartition(".")
             last = {"gamma": "weight", "beta": "bias"}.get(last, last)
-            slices.setdefault(f"{stem}.{last}" if stem else last, []).append(_slice(parts[2]))  # type: ignore[arg-type]
+            slices.setdefault(f"{stem}.{last}" if stem else last, []).append(_slice(_bytes(parts[2])))
         tensors = {name: _tensor(parts) for name, parts in slices.items()}
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError, RuntimeError) as error:
-        raise InputError(f"{str(path)!r} is not a whole MindSpore checkpoint ({error})") from error
+    except (ValueError, IndexError, KeyError, RuntimeError, TypeError, OverflowError) as error:
+        raise InputError(f"{str(path)!r} is not a whole MindSpore checkpoint ({first_line(error)})") from error
     if not tensors:
         raise InputError(f"{str(path)!r} holds no tensors")
     return tensors

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fastdiff.checkpoints.said import Said
-from fastdiff.checkpoints.tensors import read_off
+from fastdiff.checkpoints.tensors import made_for, read_off
 from fastdiff.errors import InputError, warn_caller
 from fastdiff.model import Model
 from fastdiff.networks.openai import OpenaiUnet
@@ -101,7 +101,7 @@ def openai_model(path: Path, tensors: Mapping[str, Tensor], said: Said) -> Model
         _refuse_other_kinds(path, tensors)
         options = openai_options(tensors)
         assumed = _assumed(options, schedule.num_timesteps)
-        network = OpenaiUnet(**options, **assumed)
+        network = made_for(tensors, path, OpenaiUnet, **options, **assumed)
     said.before(USUAL).required(path)
     warn_caller(
         f"{path.name} does not say how its network divides attention and scales t; assumed: "

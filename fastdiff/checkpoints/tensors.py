@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fastdiff.errors import InputError, first_line
-from fastdiff.files import write_atomically
+from fastdiff.files import open_regular, write_atomically
+from fastdiff.schema import check, parse_json
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @contextmanager
@@ -26,8 +29,10 @@ def read_off(path: Path, network: str) -> Iterator[None]:
         raise
     except KeyError as error:
         raise InputError(f"{str(path)!r} does not match {network}: it has no {error.args[0]}") from error
-    except (IndexError, ValueError, ZeroDivisionError, RuntimeError, MemoryError) as error:
-        raise InputError(f"{str(path)!r} does not match {network}: its tensors have odd shapes ({error})") from error
+    except (ArithmeticError, AttributeError, IndexError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{str(path)!r} does not match {network}: its tensors have odd shapes ({first_line(error)})"
+        ) from error
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -49,7 +54,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} is not a whole safetensors file ({error})") from error
+        raise InputError(f"{str(path)!r} is not a whole safetensors file ({first_line(error)})") from error
     return tensors, read_config(path)
 
 
@@ -59,23 +64,17 @@ def read_config(path: Path) -> dict[str, Any] | None:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("fastdiff")
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} is not a whole safetensors file ({error})") from error
-    try:
-        config = json.loads(metadata) if metadata else None
-        if config is not None and not isinstance(config, dict):
-            raise ValueError(f"it is {metadata!r}")
-    except ValueError as error:
-        raise InputError(f"{str(path)!r} has a damaged configuration ({error})") from error
-    return config
+        raise InputError(f"{str(path)!r} is not a whole safetensors file ({first_line(error)})") from error
+    if not metadata:
+        return None
+    where = f"the configuration of {str(path)!r}"
+    return check(dict[str, Any], parse_json(metadata, where), where)
 
 
 def looks_like_safetensors(path: Path) -> bool:
     """Whether the file's name, or its ninth byte, where the JSON header begins, is a safetensors file's."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(9)
-    except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    with open_regular(path) as file:
+        head = file.read(9)
     return path.suffix == ".safetensors" or (len(head) == 9 and head[8:9] == b"{")
 
 
@@ -90,6 +89,46 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | 
     Raises:
         InputError: for keys or shapes that do not match, which it names, or values that are not finite.
     """
+    check_weights(network, tensors, path)
+    broken = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if broken:
+        raise InputError(f"{str(path)!r} holds NaN or infinity in {len(broken)} tensors ({broken[0]}, ...)")
+    network.load_state_dict(dict(tensors), strict=True)
+    network.eval()
+
+
+def made_for(tensors: Mapping[str, Tensor], path: str | Path, make: Callable[..., Network], **options: Any) -> Network:
+    """A network that these tensors fit: it is made without memory before it is made, so that a small file which claims
+    a large one takes none.
+
+    Args:
+        tensors: a tensor for each key of its state dict.
+        path: the tensors' file, for errors.
+        make: its class, or what makes it otherwise.
+        options: of `make`.
+
+    Raises:
+        InputError: for keys or shapes that do not match, and what `make` raises.
+    """
+    with torch.device("meta"):
+        check_weights(make(**options), tensors, path)
+    with torch.device("cpu"), default_dtype(torch.float32):
+        return make(**options)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """torch's default for new tensors within the context, in the whole process."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raises InputError for keys or shapes that are not those of the network's state dict, which it names."""
     own = network.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     wrong = [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
@@ -97,11 +136,6 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: str | 
         faults = (("missing", missing), ("unexpected", unexpected), ("wrong shape", sorted(wrong)))
         what = "; ".join(f"{len(keys)} {fault} ({keys[0]}, ...)" for fault, keys in faults if keys)
         raise InputError(f"{str(path)!r} does not match {type(network).__name__}: {what}")
-    broken = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if broken:
-        raise InputError(f"{str(path)!r} holds NaN or infinity in {len(broken)} tensors ({broken[0]}, ...)")
-    network.load_state_dict(dict(tensors), strict=True)
-    network.eval()
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -8,11 +8,13 @@ import pickle
 import pickletools
 import warnings
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastdiff.errors import InputError, first_line
 
@@ -21,6 +23,7 @@ SHOWN = 3  # objects that a refusal names
 _PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"  # which runs source code out of the pickle
 # Modules of options and callbacks, which Lightning keeps beside the weights.
 _OPTIONS = ("argparse.", "omegaconf.", "pytorch_lightning.", "lightning.", "pathlib.")
+SHARED = 4  # times that values may be shared, by tied weights and by copies under other names
 PICKLES = 5  # in torch.save's format without a zip, before the tensors
 
 
@@ -33,15 +36,15 @@ for _maker, _name in ((np.float64(0).__reduce__()[0], "scalar"), (np.zeros(0).__
 
 def read_torch(path: Path) -> Any:
     """What a torch.save file holds: tensors, and plain values and NumPy's around them; no code from it is run."""
-    if _is_torch_script(path):
-        raise InputError(
-            f"{str(path)!r} is a TorchScript archive, which is code; save its weights: "
-            'torch.save(torch.jit.load(path).state_dict(), "weights.pt")'
-        )
+    _check_archive(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY):
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_storages(content, path)
+        return content
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         names = _objects_in(path)
         if not names:
@@ -60,17 +63,57 @@ def read_torch(path: Path) -> Any:
             f"{str(path)!r} is refused: it holds pickled code or objects ({', '.join(names[:SHOWN])}{more}), and only "
             f"tensors and plain values are loaded; save the state dict alone: {_saved(names)}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except Exception as error:  # of torch, for files of any kind
         raise InputError(f"{str(path)!r} is not a whole checkpoint ({first_line(error)}); {ACCEPTED}") from error
 
 
-def _is_torch_script(path: Path) -> bool:
-    """Whether the file is a program of torch.jit.save."""
+def _check_archive(path: Path) -> None:
+    """Raises InputError for a program of torch.jit.save, and for a zip whose entries are larger than it is."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return False
+            entries = archive.infolist()
+    except Exception:  # of zipfile, for files of any kind: older ones of torch.save are none, and damaged ones
+        return
+    if any(one.filename.endswith("/constants.pkl") for one in entries):
+        raise InputError(
+            f"{str(path)!r} is a TorchScript archive, which is code; save its weights: "
+            'torch.save(torch.jit.load(path).state_dict(), "weights.pt")'
+        )
+    unpacked, size = sum(one.file_size for one in entries), path.stat().st_size
+    if unpacked > size or any(one.compress_type != zipfile.ZIP_STORED for one in entries):
+        raise InputError(
+            f"{str(path)!r} is compressed, {unpacked:,} bytes in {size:,}; accepted: what torch.save wrote, as it is"
+        )
+
+
+def _check_storages(content: Any, path: Path) -> None:
+    """Raises InputError for tensors that repeat what the file holds: a small file would become a large network."""
+    claimed, stored = 0, {}
+    for tensor in _tensors(content):
+        storage = tensor.untyped_storage()
+        size = tensor.numel() * tensor.element_size()
+        if size > storage.nbytes():
+            raise InputError(
+                f"{str(path)!r} holds a tensor of shape {tuple(tensor.shape)} in {storage.nbytes():,} bytes; accepted: "
+                f"{size:,} bytes, a value for each element"
+            )
+        claimed += size
+        stored[storage.data_ptr()] = storage.nbytes()
+    if claimed > SHARED * sum(stored.values()):
+        raise InputError(f"{str(path)!r} holds the same values more than {SHARED} times; accepted: a state dict")
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """All tensors in nested mappings, lists and tuples, each of these looked into once."""
+    seen, left = set(), [content]
+    while left:
+        one = left.pop()
+        if isinstance(one, Tensor):
+            if one.layout == torch.strided and one.device.type != "meta":
+                yield one
+        elif isinstance(one, (Mapping, list, tuple)) and id(one) not in seen:
+            seen.add(id(one))
+            left += one.values() if isinstance(one, Mapping) else one
 
 
 def _saved(names: list[str]) -> str:
@@ -85,7 +128,7 @@ def _objects_in(path: Path) -> list[str]:
     try:
         with torch.serialization.safe_globals(_NUMPY):
             names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError):  # not in the zip format of torch.save
+    except Exception:  # not in the zip format of torch.save, or damaged
         # torch allows its own rebuild functions, but has no public list of them.
         names = {
             name
@@ -116,6 +159,6 @@ def _named_by_pickle(data: bytes) -> set[str]:
                     last = memo[argument]
                 if isinstance(last, str):
                     strings.append(last)
-    except ValueError:  # damaged from here on
+    except Exception:  # of pickletools, for a file that is damaged from here on
         pass
     return names

@@ -14,7 +14,7 @@ from fastdiff.errors import InputError, warn_caller
 # Entries under which trainers keep weights, where there are several.
 NAMES = ("model", "state_dict", "model_state_dict", "network", "net", "unet", "net_model")
 AVERAGED = {"ema", "shadow", "averaged", "average", "swa"}  # words in the name of an entry or a prefix
-DEEPEST = 5
+DEEPEST, MOST = 5, 10_000  # of nested lists and mappings
 _NO_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -34,7 +34,9 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     """
     dicts: list[tuple[list[str], dict[str, Tensor]]] = []
     lists: list[list[Tensor]] = []
-    for names, value in _nested(content, []):
+    for count, (names, value) in enumerate(_nested(content, [])):
+        if count > MOST:
+            raise InputError(f"{str(path)!r} holds more than {MOST:,} lists and mappings; accepted: a state dict")
         if isinstance(value, Mapping):
             tensors = {str(name): one for name, one in value.items() if isinstance(one, Tensor)}
             if any(name.endswith("weight") for name in tensors):

@@ -10,7 +10,7 @@ from typing import Any
 from fastdiff.data.pictures import OPTIONS, is_picture, told_of
 from fastdiff.data.reading import read_files
 from fastdiff.data.source import Pictures, Source
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, first_line
 
 
 def read(source: str, **options: Any) -> Pictures:
@@ -23,8 +23,10 @@ def read(source: str, **options: Any) -> Pictures:
                 raise InputError(f"{source!r} holds no pictures; accepted: a zip archive of pictures")
             files = {name: partial(file.open, names[name]) for name in members}
             return told_of(read_files(Path(source).stem, files, **options), names)
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{source!r} cannot be read as a zip archive ({error})") from error
+    except InputError:
+        raise
+    except Exception as error:  # of zipfile, for files of any kind
+        raise InputError(f"{source!r} cannot be read as a zip archive ({first_line(error)})") from error
 
 
 SOURCE = Source(

@@ -2,44 +2,60 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastdiff.data.source import Pictures, Source
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, first_line
+from fastdiff.files import open_regular
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 Batch = tuple[np.ndarray, np.ndarray]  # (N, 3, 32, 32) uint8, (N,) int64
 
 
-class ArraysOnly(pickle.Unpickler):
-    """CIFAR-10's Python version is pickled; this unpickler makes nothing but NumPy arrays."""
+def _empty_array(*args: Any) -> np.ndarray:
+    """In place of NumPy's own: the array gets its shape with its bytes, whose number NumPy checks."""
+    return np.ndarray((0,), "b")
+
+
+def _latin(text: str, encoding: str) -> bytes:
+    """Bytes, as Python 3 pickles them for Python 2."""
+    return text.encode("latin1")
+
+
+class ArraysOnly(pickle._Unpickler):  # type: ignore[name-defined]
+    """CIFAR-10's Python version is pickled; this unpickler makes nothing but NumPy arrays.
+
+    It is the one in Python: that in C makes room for as many objects as a file says to come.
+    """
 
     ALLOWED = {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"): object(),  # named by arrays, and never called
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): _latin,
+        ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+        ("numpy._core.multiarray", "_reconstruct"): _empty_array,
     }
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a data file")
-        return super().find_class(module, name)
+        return self.ALLOWED[module, name]
 
 
 def _python(path: Path) -> Batch:
-    batch = ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+    with open_regular(path) as file:
+        batch = ArraysOnly(file, encoding="bytes").load()
     return np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32), np.asarray(batch[b"labels"], np.int64)
 
 
 def _binary(path: Path) -> Batch:
-    rows = np.frombuffer(path.read_bytes(), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+    with open_regular(path) as file:
+        rows = np.frombuffer(file.read(), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
     return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].astype(np.int64)
 
 
@@ -61,8 +77,8 @@ def read(source: str) -> Pictures:
     def joined(files: list[Path]) -> Batch:
         try:
             images, labels = zip(*map(read_batch, files), strict=True)
-        except (OSError, ValueError, KeyError, EOFError, TypeError, IndexError, pickle.UnpicklingError) as error:
-            raise InputError(f"{str(folder)!r} holds no whole CIFAR-10 ({error})") from error
+        except Exception as error:  # of the unpickler and NumPy, for files of any kind
+            raise InputError(f"{str(folder)!r} holds no whole CIFAR-10 ({first_line(error)})") from error
         return np.concatenate(images), np.concatenate(labels)
 
     images, labels = joined(sorted(folder.glob(f"data_batch_[0-9]{ending}")))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, shown
+from fastdiff.schema import read_text
 
 NAMED = 3  # examples in an error
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}  # of a data set, as folders
@@ -82,16 +83,15 @@ def csv_classes(names: Sequence[str], path: str, folder: str) -> list[str]:
 
 def _rows(path: str) -> list[list[str]]:
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            file.seek(0)
-            between = max(",;\t", key=first.count)
-            rows = [row for row in csv.reader(file, delimiter=between) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        lines = read_text(Path(path)).removeprefix("\ufeff").splitlines(keepends=True)
+        between = max(",;\t", key=lines[0].count) if lines else ","
+        rows = [row for row in csv.reader(lines, delimiter=between) if row]
+    except (InputError, csv.Error) as error:
         raise InputError(f"{path!r} cannot be read as a CSV of labels ({error})") from error
     for row in rows:
         if len(row) != 2:
-            raise InputError(f"{path!r} has a row of {len(row)} columns, {row}; accepted: two, file name and class")
+            many = f"{len(row)} columns, {shown(row)}"
+            raise InputError(f"{path!r} has a row of {many}; accepted: two, file name and class")
     return rows
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from fastdiff.data.source import Pictures, Source
-from fastdiff.errors import InputError
+from fastdiff.data.space import most_memory
+from fastdiff.errors import InputError, first_line
+from fastdiff.files import open_regular
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -44,11 +46,18 @@ def name_of(folder: Path) -> str:
 
 def unpacked(folder: Path, name: str) -> bytes:
     path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
-    try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{str(path)!r} cannot be read as an IDX file ({error})") from error
+    with open_regular(path) as raw:
+        if path.suffix != ".gz":
+            return raw.read()
+        most = most_memory(path)
+        try:
+            with gzip.GzipFile(fileobj=raw) as file:
+                data = file.read(most + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{str(path)!r} cannot be read as an IDX file ({first_line(error)})") from error
+    if len(data) > most:
+        raise InputError(f"{str(path)!r} unpacks to more than {most:,} bytes; accepted: unpacked by gunzip")
+    return data
 
 
 def _array(folder: Path, name: str, ndim: int) -> np.ndarray:

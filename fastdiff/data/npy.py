@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from fastdiff.data import space
 from fastdiff.data.source import Pictures, Source
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, first_line
+from fastdiff.files import open_regular
 
 USUAL_CHANNELS = (1, 3, 4)
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def numbers(path: str, mapped: bool = False) -> np.ndarray:
     """What an .npy file holds; a large one is mapped if asked for, and writing to it does not reach the file."""
     try:
-        large = mapped and os.path.getsize(path) > space.LARGE
+        with open_regular(path) as file:
+            shape, _, dtype = header(file)
+            begin, size = file.tell(), os.fstat(file.fileno()).st_size
+        if begin + math.prod(shape) * dtype.itemsize > size:  # before room is made for them
+            raise EOFError(f"{size:,} bytes for {dtype} of shape {shape}")
+        large = mapped and size > space.LARGE
         return np.load(path, mmap_mode="c" if large else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path!r} cannot be read as an .npy file ({error})") from error
+    except Exception as error:  # of NumPy, for files of any kind
+        raise InputError(f"{path!r} cannot be read as an .npy file ({first_line(error)})") from error
+
+
+def header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it lies column by column, and dtype of an array's file, which is read up to its numbers."""
+    try:
+        version = np.lib.format.read_magic(file)
+    except ValueError as error:
+        raise ValueError(f"it is no single array: {first_line(error)}") from error
+    if version not in HEADERS:
+        raise ValueError(f"an array of format {version}")
+    shape, by_columns, dtype = HEADERS[version](file)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"an array of shape {shape}")
+    return shape, by_columns, dtype
 
 
 def channels_first(images: np.ndarray) -> np.ndarray:

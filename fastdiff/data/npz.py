@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
-from fastdiff.data.npy import check_labels, check_pictures
+from fastdiff.data.npy import check_labels, check_pictures, header
 from fastdiff.data.source import Pictures, Source
-from fastdiff.data.space import BLOCK, room
-from fastdiff.errors import InputError
+from fastdiff.data.space import BLOCK, most_memory, room
+from fastdiff.errors import InputError, first_line
 
 # Names of pictures and labels: those to train on, and those to hold out, of which the first that are there are taken.
 TRAIN = (("train_images", "train_labels"), ("x_train", "y_train"))
 HELD_OUT = (("val_images", "val_labels"), ("test_images", "test_labels"), ("x_val", "y_val"), ("x_test", "y_test"))
 LABELS = {labels for _, labels in (*TRAIN, *HELD_OUT)}
-HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-DAMAGES = (OSError, ValueError, EOFError, KeyError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
 class Arrays:
@@ -46,7 +42,7 @@ class Arrays:
             for name in file.namelist():
                 if name.endswith(".npy"):
                     with file.open(name) as member:
-                        shape, _, dtype = _header(member)
+                        shape, _, dtype = header(member)
                     if dtype.kind in "uifb":
                         self.shapes[name.removesuffix(".npy")] = shape
                     else:
@@ -56,10 +52,10 @@ class Arrays:
 
     def __getitem__(self, name: str) -> np.ndarray:
         with self._open() as file, file.open(f"{name}.npy") as member:
-            shape, by_columns, dtype = _header(member)
+            shape, by_columns, dtype = header(member)
             if math.prod(shape) * dtype.itemsize > file.getinfo(f"{name}.npy").file_size:
                 raise EOFError(f"{name} ends too early")
-            array = room(shape[::-1] if by_columns else shape, dtype)
+            array = room(shape[::-1] if by_columns else shape, dtype, most_memory(self.path))
             left = memoryview(array.reshape(-1).view(np.uint8).data) if array.size else memoryview(b"")
             while left:
                 part = member.read(min(len(left), BLOCK))
@@ -74,16 +70,10 @@ class Arrays:
         try:
             with zipfile.ZipFile(self.path) as file:
                 yield file
-        except DAMAGES as error:
-            raise InputError(f"{self.path!r} cannot be read as an .npz file ({error})") from error
-
-
-def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether it lies column by column, and dtype of an array's file, which is read up to its numbers."""
-    version = np.lib.format.read_magic(member)
-    if version not in HEADERS:
-        raise ValueError(f"an array of format {version}")
-    return HEADERS[version](member)
+        except InputError:
+            raise
+        except Exception as error:  # of zipfile and NumPy, for files of any kind
+            raise InputError(f"{self.path!r} cannot be read as an .npz file ({first_line(error)})") from error
 
 
 def _plain(shapes: dict[str, tuple[int, ...]], source: str) -> tuple[str, str]:

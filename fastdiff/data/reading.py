@@ -126,12 +126,12 @@ class _Reader:
     def _mode(self, name: str) -> str:
         from PIL import Image
 
-        from fastdiff.images import UNREADABLE, picture_mode
+        from fastdiff.images import picture_mode
 
         try:
             with Image.open(self.files[name]()) as picture:
                 return picture_mode(picture, self.alpha)
-        except UNREADABLE as error:
+        except Exception as error:  # of Pillow's decoders and of archives, for files of any kind
             raise InputError(f"cannot read {name!r} as a picture: {first_line(error)}") from error
 
     def _picture(self, name: str, mode: str, sides: tuple[int, int] | None) -> Image.Image:

@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -13,14 +14,16 @@ from fastdiff.errors import InputError
 
 LARGE = 2**30  # bytes from which on an array is mapped, not held
 BLOCK = 2**24  # bytes that are looked at together
+MOST_TIMES, MOST_MORE = 10, 2**26  # memory that a compressed file may take: so many times its bytes, and so many more
 
 
-def room(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+def room(shape: tuple[int, ...], dtype: np.dtype | type, large: int = LARGE) -> np.ndarray:
     """An array to be filled; a large one lies in a temporary file, which ends with the process.
 
     Args:
         shape: of any number of sizes.
         dtype: of the elements.
+        large: the bytes from which on it is large.
 
     Returns:
         The array, writable, in C order; what it holds is not said.
@@ -30,7 +33,7 @@ def room(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
     """
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
-    if size <= LARGE:
+    if size <= min(large, LARGE):
         return np.empty(shape, dtype)
     try:
         with tempfile.TemporaryFile() as file:  # the mapping keeps what it holds
@@ -42,6 +45,11 @@ def room(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
             f"no room for an array of {size / 2**30:,.1f} GiB in {tempfile.gettempdir()!r} ({error.strerror}); the "
             "variable TMPDIR names another folder"
         ) from error
+
+
+def most_memory(path: str | Path) -> int:
+    """The bytes of memory that a compressed file's content may take."""
+    return MOST_TIMES * os.path.getsize(path) + MOST_MORE
 
 
 def blocks(array: np.ndarray) -> Iterator[slice]:

@@ -14,7 +14,7 @@ from torch import nn
 from fastdiff.diffusers.package import plain, scheduler_of
 from fastdiff.diffusers.unit_vectors import NotLinearError, Plan, preconditions, table_of
 from fastdiff.edm import Denoiser, Preconditioned
-from fastdiff.errors import InputError, check_float, check_int, first_line
+from fastdiff.errors import InputError, check_float, check_int, first_line, shown
 from fastdiff.samplers.path import check_timesteps
 from fastdiff.samplers.prediction import Clip
 from fastdiff.samplers.schedule import MAX_TIMESTEPS, Schedule, make_schedule
@@ -54,9 +54,13 @@ class Scheduler:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Scheduler:
         """The inverse of `config`; raises InputError for values that make no scheduler."""
-        return cls(
-            scheduler_of(config["name"]), dict(config["options"]), check_int("steps", config["steps"], 1, MAX_TIMESTEPS)
-        )
+        try:
+            steps = check_int("steps", config["steps"], 1, MAX_TIMESTEPS)
+            return cls(scheduler_of(config["name"]), dict(config["options"]), steps)
+        except InputError:
+            raise
+        except Exception as error:  # of another package, for options of any kind
+            raise InputError(f"scheduler {shown(dict(config))} cannot be made: {first_line(error)}") from error
 
     def config(self) -> dict[str, Any]:
         """Plain values (JSON); raises InputError for a class that is not one of diffusers' own."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastdiff.errors import InputError, check_float, check_int, unknown_name
+from fastdiff.errors import InputError, check_float, check_int, shown, unknown_name
 
 if TYPE_CHECKING:  # the command line reads names and numbers without torch
     from torch import Tensor
@@ -212,5 +212,9 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
     options = dict(config)
     name = options.pop("name", None)
     if name == "custom":
-        return Schedule(np.asarray(options["betas"]), first=int(options.get("first", 0)))
+        try:
+            betas = np.asarray(options["betas"], dtype=np.float64)
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"betas = {shown(options.get('betas'))}; accepted: a list of numbers") from None
+        return Schedule(betas, first=options.get("first", 0))
     return make_schedule(str(name), options.pop("timesteps", 0), **options)

@@ -9,15 +9,18 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from fastdiff.engine.noise import LIMIT
-from fastdiff.errors import InputError, check_int
+from fastdiff.errors import InputError, check_int, warn_caller
 from fastdiff.files import save_npy, save_text, write_atomically, write_folder
 from fastdiff.images import from_unit, sixteen_bits, to_picture, to_uint8
+from fastdiff.schema import check, read_json
 from fastdiff.shards.formats import FORMATS
 from fastdiff.shards.manifest import Manifest
 from fastdiff.temporary import remove, tidy
@@ -171,12 +174,23 @@ class ShardFolder:
         """Add the shards' notes to the manifest; returns their files, to be removed once it is written."""
         files = sorted(self.path.glob("samples-*.note.json"))
         for file in files:
-            found = json.loads(file.read_text())
+            try:
+                found = check(_Note, read_json(file), repr(str(file)))
+            except InputError as error:  # the samples are whole without it
+                warn_caller(f"a note on some of the samples is lost: {error}")
+                continue
             if found["batch_size"] < manifest["configuration"]["batch_size"]:
                 manifest["smaller_batches"][file.name.removesuffix(".note.json")] = found["batch_size"]
             manifest["notes"] += [note for note in found["notes"] if note not in manifest["notes"]]
         manifest["smaller_batches"] = dict(sorted(manifest["smaller_batches"].items()))
         return files
+
+
+class _Note(TypedDict):
+    """What ShardFolder.note writes."""
+
+    batch_size: Annotated[int, Ge(1)]
+    notes: list[str]
 
 
 def save_npz(path: Path, array: np.ndarray) -> None:

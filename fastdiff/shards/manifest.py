@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from fastdiff.checkpoints.config import model_config
 from fastdiff.engine.context import in_turn
@@ -21,12 +24,48 @@ from fastdiff.files import save_text
 from fastdiff.model import Model
 from fastdiff.samplers.prediction import choose_clip
 from fastdiff.samplers.spacing import first_row
+from fastdiff.schema import check, read_json
 
 NAME = "manifest.json"
 FORMAT = 1
 RESTORED = ("batch_size", "threads", "dtype", "form", "device")  # of the engine's configuration, when a run goes on
 
 Manifest = dict[str, Any]
+
+
+class _Files(TypedDict):
+    format: Literal["npz", "npy", "png"]
+    shard_size: Annotated[int, Ge(1)]
+
+
+class _Samples(TypedDict):
+    n: Annotated[int, Ge(1)]
+    first: Annotated[int, Ge(0)]
+
+
+class _Configuration(TypedDict):
+    batch_size: Annotated[int, Ge(1)]
+    threads: NotRequired[Annotated[int, Ge(1)] | None]
+    dtype: NotRequired[str | None]
+    form: NotRequired[str | None]
+    device: NotRequired[str | None]
+
+
+class _Model(TypedDict):
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    """What is read of a manifest; all else is only compared."""
+
+    format: Literal[1]
+    fastdiff: str
+    model: _Model
+    samples: _Samples
+    files: _Files
+    configuration: _Configuration
+    smaller_batches: dict[str, Annotated[int, Ge(1)]]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -151,18 +190,14 @@ def plain(value: Any) -> Any:
 def read_manifest(folder: Path) -> Manifest | None:
     """The folder's manifest, or None; raises InputError if the file is not a manifest that this version reads."""
     path = folder / NAME
+    if not os.path.lexists(path):
+        return None
     try:
-        if not path.exists():
-            return None
-        manifest = json.loads(path.read_text())
-        ours = manifest["format"] == FORMAT and {"samples", "files", "configuration", "notes"} <= manifest.keys()
-    except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
-        raise InputError(f"{str(path)!r} is not a manifest that this version reads; accepted: another folder")
-    return manifest
+        return check(_Manifest, read_json(path), repr(str(path)))
+    except InputError as error:
+        raise InputError(
+            f"{str(path)!r} is not a manifest that this version reads ({error}); accepted: another folder"
+        ) from error
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

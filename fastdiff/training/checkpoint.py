@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from fastdiff.checkpoints.config import model_config
+from fastdiff.checkpoints.config import ModelConfig, Training, model_config
 from fastdiff.checkpoints.tensors import load_weights, read_tensors, write_tensors
 from fastdiff.errors import InputError
 from fastdiff.model import Model
+from fastdiff.schema import check
 from fastdiff.training.recipe import Recipe
 
 FILE = "checkpoint.safetensors"
@@ -64,6 +65,13 @@ class TrainingCheckpoint:
         """The tensors whose names begin with the prefix, named without it."""
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
+    def scalar(self, name: str) -> Tensor:
+        """The tensor of one number of that name; raises InputError if there is none."""
+        value = self.tensors.get(name)
+        if value is None or value.ndim:
+            raise InputError(f"{str(self.path)!r} lacks the number {name!r}")
+        return value
+
 
 def read_checkpoint(path: str | Path) -> TrainingCheckpoint:
     """Read the checkpoint of a training run.
@@ -76,9 +84,10 @@ def read_checkpoint(path: str | Path) -> TrainingCheckpoint:
     """
     file = _checkpoint_file(path)
     tensors, config = read_tensors(file)
-    kept = config.get("training") if config else None
-    if config is None or not isinstance(kept, dict) or not kept.keys() >= KEPT or not isinstance(kept["recipe"], dict):
+    if config is None or "training" not in config:
         raise InputError(f"{str(file)!r} is no training checkpoint; accepted: the {FILE} of a run")
+    check(ModelConfig, config, repr(str(file)))
+    kept = check(Training, config["training"], repr(str(file)))
     try:
         recipe = Recipe.from_dict(kept["recipe"])
     except InputError as error:
@@ -101,16 +110,18 @@ def write_checkpoint(path: str | Path, trainer: Resumable, extra: Mapping[str, A
 
 
 def restore(trainer: Resumable, checkpoint: TrainingCheckpoint) -> None:
-    """Load the state into a trainer of the same recipe and data."""
+    """Load the state into a trainer of the same recipe and data; raises InputError for one of another network."""
     load_weights(trainer.network, checkpoint.part("model."), checkpoint.path)
     if trainer.averaged is not None:
         load_weights(trainer.averaged.module, checkpoint.part("ema."), checkpoint.path)
-        trainer.averaged.n_averaged.copy_(checkpoint.tensors["averaged"])
+        trainer.averaged.n_averaged.copy_(checkpoint.scalar("averaged"))
     state: dict[int, dict[str, Tensor]] = {}
     parameters = list(trainer.network.parameters())
     for name, value in checkpoint.part("optimizer.").items():
-        index, key = name.split(".", 1)
-        like = parameters[int(index)]
+        index, _, key = name.partition(".")
+        like = parameters[int(index)] if index.isdecimal() and int(index) < len(parameters) else None
+        if like is None or value.shape not in (like.shape, ()):
+            raise InputError(f"{str(checkpoint.path)!r} is of another optimizer: its optimizer.{name} fits no weight")
         if value.shape == like.shape:  # a fused optimizer takes it that both lie in memory in one order
             value = torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
         state.setdefault(int(index), {})[key] = value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,9 +12,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, first_line, warn_caller
 from fastdiff.files import as_refusal, check_folder, only_writer, save_text, write_atomically
 from fastdiff.images import save_picture
+from fastdiff.schema import read_text
 from fastdiff.training.checkpoint import FILE
 
 WRITTEN = ("model.safetensors", "log.csv", "loss.png", "samples.png", "samples", "epochs", "README.md")
@@ -80,9 +83,22 @@ class RunFolder:
     def read_log(self, steps_done: int) -> None:
         """Read the log of an interrupted run, up to the step of its checkpoint."""
         log = self.path / "log.csv"
-        if log.is_file():
-            with open(log, newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= steps_done]
+        if not log.is_file():
+            return
+        try:
+            rows = list(csv.DictReader(read_text(log).splitlines(keepends=True)))
+            for row in rows:
+                if set(row) != set(COLUMNS):
+                    raise ValueError(f"its columns are {', '.join(map(str, row))}")
+                for name, value in row.items():
+                    if value and not math.isfinite(float(value)):
+                        raise ValueError(f"{name} = {value}")
+            self.rows = [row for row in rows if int(row["step"]) <= steps_done]
+        except (InputError, ValueError, TypeError, csv.Error) as error:  # the run itself is whole without it
+            kept = log.with_name("log-damaged.csv")
+            os.replace(log, kept)
+            why = first_line(error)
+            warn_caller(f"{str(log)!r} is damaged ({why}): it is kept as {kept.name}, and a new one begins")
 
     def add(self, **values: object) -> None:
         """Add a row to the log; columns that are not given stay empty."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from functools import cache
+from typing import Any, get_type_hints
+
+from typing_extensions import TypedDict
 
 from fastdiff.data import fashion
 from fastdiff.errors import InputError, check_float, check_int, unknown_name
 from fastdiff.networks.registry import NETWORKS
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.schedule import Schedule, make_schedule
+from fastdiff.schema import check
 from fastdiff.training.losses import LOSSES
 
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW"}  # name → class of torch.optim
@@ -151,7 +155,7 @@ class Recipe:
         odd = values.keys() - {field_.name for field_ in fields(cls)}
         if odd:
             raise InputError(f"a recipe that this version does not know, with {', '.join(sorted(odd))}")
-        return cls(**values)
+        return cls(**check(_types(), dict(values), "a recipe"))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as plain values."""
@@ -254,3 +258,9 @@ PRESETS = {
         ),
     ),
 }
+
+
+@cache
+def _types() -> Any:
+    """The types of a recipe's fields, for values out of files."""
+    return TypedDict("Fields", get_type_hints(Recipe), total=False)  # type: ignore[operator]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fastdiff.checkpoints.config import build_network, model_from_config
+from fastdiff.checkpoints.tensors import check_weights
 from fastdiff.data.images import ImageData
 from fastdiff.errors import InputError, check_int, wrong_type
 from fastdiff.model import Model, check_model, context_width
@@ -285,6 +286,9 @@ class Trainer:
         kept = checkpoint if isinstance(checkpoint, TrainingCheckpoint) else read_checkpoint(checkpoint)
         init = model_from_config(kept.config) if kept.recipe.network is None else None
         recipe = kept.recipe if epochs is None else replace(kept.recipe, epochs=epochs)
+        if init is None:
+            with torch.device("meta"):
+                check_weights(build_network(network_for(recipe, data)), kept.part("model."), kept.path)
         trainer = cls(recipe, data, device=device, init=init, accumulate=accumulate)
         if trainer.fingerprint != kept.fingerprint:
             raise InputError(f"data {data.name!r} has changed since the run began; a resumed run needs the same")

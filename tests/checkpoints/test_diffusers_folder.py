@@ -96,7 +96,7 @@ def changed(file, **values):
         (lambda d: changed(d / "unet/config.json", block_out_channels=[8]), "makes no network"),
         (lambda d: changed(d / "unet/config.json", layers_per_block=2), "does not match UNet2DModel"),
         (lambda d: changed(d / "scheduler/scheduler_config.json", _class_name="system"), "scheduler 'system'"),
-        (lambda d: (d / "unet/config.json").write_text("{"), "config.json' is not a whole JSON file"),
+        (lambda d: (d / "unet/config.json").write_text("{"), "config.json' is not whole JSON"),
         (lambda d: (d / "unet/config.json").write_text("[]"), "holds a list"),
         (lambda d: (d / f"unet/{WEIGHTS}.safetensors").unlink(), "holds no weights; looked for"),
         (lambda d: (d / f"unet/{WEIGHTS}.safetensors").write_bytes(b"abc"), "is not a whole safetensors file"),

@@ -77,7 +77,7 @@ def test_a_learned_variance_is_kept(tmp_path):
     del config["learned_variance"]  # as files of before have it
     assert model_from_config(config).learned_variance is False
     write_tensors(tmp_path / "m.safetensors", model.network.state_dict(), {**config, "learned_variance": "yes"})
-    with pytest.raises(InputError, match="learned_variance = 'yes'; accepted: True or False"):
+    with pytest.raises(InputError, match="learned_variance = 'yes'; accepted: a valid boolean"):
         load(tmp_path / "m.safetensors")
 
 
@@ -432,7 +432,7 @@ def write(name):
 
     def a_list_for_configuration(path):
         save_file({"a": torch.zeros(1)}, path, metadata={"fastdiff": "[1]"})
-        return ["damaged configuration"]
+        return ["accepted: a valid dictionary"]
 
     def wrong_configuration(path):
         config = {"format": 1, "network": "x", "schedule": {}, "prediction_type": "epsilon", "image_shape": [1, 8, 8]}
