@@ -4,30 +4,56 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
-from fastdiff.errors import InputError
+from annotated_types import Ge, Le, Len
+from typing_extensions import TypedDict
+
+from fastdiff.errors import InputError, shown
+from fastdiff.schema import Finite, check, parse_json
 
 FORMAT = 2  # 1 had a table of six columns, and x0_prev for history
 KEY = "fastdiff"
-KINDS = ("network", "sampler")
 DTYPES = ("float32", "float16")  # of the arithmetic, and of stored weights
 NOISES = {"philox": "made in the file from a seed", "input": "given by the caller"}
-REQUIRED = {
-    "kind",
-    "image_shape",
-    "prediction_type",
-    "time",
-    "schedule",
-    "class_names",
-    "context_width",
-    "num_classes",
-    "null_class",
-    "learned_variance",
-    "self_condition",
-    "dtype",
-}
-REQUIRED_OF_SAMPLERS = {"sampler", "clip", "stepwise", "noise", "random", "pictures"}
+
+
+class _Sampler(TypedDict):
+    """The loop of a sampler that brings its table."""
+
+    name: str
+    steps: Annotated[int, Ge(1)]
+    init_noise_sigma: Finite
+
+
+class _About(TypedDict):
+    """What is read of a file's description."""
+
+    kind: Literal["network", "sampler"]
+    made_by: str
+    image_shape: Annotated[list[Annotated[int, Ge(1), Le(2**31)]], Len(3, 3)]
+    value_range: NotRequired[Annotated[list[Finite], Len(2, 2)] | None]
+    prediction_type: str
+    time: Literal["index", "fraction"]
+    timesteps: Annotated[int, Ge(1)]
+    schedule: dict[str, Any]
+    class_names: list[str]
+    context_width: Annotated[int, Ge(0)] | None
+    num_classes: Annotated[int, Ge(1)] | None
+    null_class: Annotated[int, Ge(0)] | None
+    learned_variance: bool
+    self_condition: bool
+    dtype: str
+    weights: str
+
+
+class _AboutSampler(_About):
+    sampler: _Sampler | None
+    clip: Any
+    stepwise: bool
+    noise: Literal["philox", "input"]
+    random: bool
+    pictures: bool
 
 
 def describe(parts: Any, **more: Any) -> dict[str, Any]:
@@ -35,7 +61,7 @@ def describe(parts: Any, **more: Any) -> dict[str, Any]:
 
     Args:
         parts: a parts.Parts.
-        more: the file's kind, one of KINDS, and what else that kind has to say.
+        more: the file's kind and what else that kind has to say.
     """
     import torch
 
@@ -74,17 +100,9 @@ def from_properties(properties: Mapping[str, str], path: str) -> dict[str, Any]:
     """The description in a file's metadata; raises InputError that says what is missing."""
     if KEY not in properties:
         raise InputError(f"{path!r} lacks the metadata entry {KEY!r}; accepted: a file made by `fastdiff export`")
-    try:
-        description = json.loads(properties[KEY])
-        missing = REQUIRED - description.keys()
-        if description.get("kind") == "sampler":
-            missing |= REQUIRED_OF_SAMPLERS - description.keys()
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path!r} has damaged metadata ({error})") from error
+    where = f"the metadata of {path!r}"
+    description = check(dict[str, Any], parse_json(properties[KEY], where), where)
     if description.get("format") != FORMAT:
-        raise InputError(
-            f"{path!r} has format {description.get('format')!r}; this version reads {FORMAT}: export the model again"
-        )
-    if missing:
-        raise InputError(f"{path!r} lacks {', '.join(sorted(missing))} in its metadata")
-    return description
+        found = shown(description.get("format"))
+        raise InputError(f"{path!r} has format {found}; this version reads {FORMAT}: export the model again")
+    return check(_AboutSampler if description.get("kind") == "sampler" else _About, description, where)

@@ -19,6 +19,11 @@ from fastdiff.samplers.samplers import DEFAULT, make_table
 from fastdiff.samplers.schedule import from_config
 from fastdiff.samplers.table import StepTable
 
+# All that the files of samplers take.
+INPUTS = {
+    *("seed", "first", "n", "context", "guidance_scale", "rows", "times", "init_noise_sigma"),
+    *("x", "history", "start", "stop", "noise"),
+}
 # Short names; ONNX Runtime's own are accepted too.
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -137,6 +142,7 @@ class OnnxSampler:
                 "accepted: a file of `fastdiff export MODEL --sampler ...`"
             )
         self.inputs = {given.name: given.shape for given in self.session.get_inputs()}
+        self._check_inputs()
         self.image_shape: tuple[int, int, int] = tuple(self.description["image_shape"])
         self.schedule = from_config(self.description["schedule"])
         self.prediction_type: str = self.description["prediction_type"]
@@ -154,6 +160,15 @@ class OnnxSampler:
                 f"{self.provider} has no kernels for the noise's integers, so each step makes them on the CPU; "
                 "a file made with --noise input takes the noise from outside"
             )
+
+    def _check_inputs(self) -> None:
+        """Raises InputError for inputs that no sampler of fastdiff has."""
+        fixed = {"context": self.inputs.get("context", [1])[1:], "history": self.inputs.get("history", [1])[:1]}
+        for name, sizes in fixed.items():
+            if name in self.inputs and not (sizes or name == "context") or not all(isinstance(n, int) for n in sizes):
+                raise InputError(f"{self.path!r} has the input {name} of shape {self.inputs[name]}; export it again")
+        if unknown := self.inputs.keys() - INPUTS:
+            raise InputError(f"{self.path!r} has the input {min(unknown)!r}; accepted: {', '.join(sorted(INPUTS))}")
 
     def table(
         self,
@@ -314,7 +329,7 @@ class OnnxSampler:
             if outside:
                 draws = 1 + steps if self.description["random"] else 1
                 feed["noise"] = np.stack([drawn(number) for number in range(draws)])
-            yield steps - 1, self._run(feed)[0]
+            yield steps - 1, self._run(feed, shape)[0]
             return
         state = [np.float32(self._scale(request.table)) * drawn(0) if outside else np.zeros(shape, np.float32)]
         if "history" in self.inputs:
@@ -324,7 +339,7 @@ class OnnxSampler:
             feed |= {"start": np.array(row), "stop": np.array(row + 1)}
             if outside and random:
                 feed["noise"] = drawn(row + 1)[None]
-            state = self._run(feed)
+            state = self._run(feed, shape)
             yield row, state[0]
 
     def _say_broken(self, x: np.ndarray, at: int, row: int) -> bool:
@@ -336,8 +351,19 @@ class OnnxSampler:
         warn_caller(f"images from sample {first} on hold NaN or infinity, by {self.path!r}{where}", NotFinite)
         return True
 
-    def _run(self, feed: dict[str, Any]) -> list[np.ndarray]:
+    def _run(self, feed: dict[str, Any], shape: tuple[int, ...]) -> list[np.ndarray]:
+        """The outputs, the first of which are images of that shape."""
         try:
-            return self.session.run(None, {name: feed[name] for name in self.inputs})
+            made = self.session.run(None, {name: feed[name] for name in self.inputs})
         except Exception as error:
             raise InputError(f"{self.path!r} failed in ONNX Runtime: {first_line(error)}") from error
+        count, channels, height, width = shape
+        expected = [np.dtype(np.float32), shape]
+        if self.description["pictures"] and not self.stepwise:
+            expected = [np.dtype(np.uint8), (count, height, width, channels)]
+        found = [made[0].dtype, made[0].shape] if isinstance(made[0], np.ndarray) else [type(made[0]).__name__, ()]
+        if found != expected:
+            raise InputError(
+                f"{self.path!r} gives {found[0]} of shape {found[1]}; expected: {expected[0]} of shape {expected[1]}"
+            )
+        return made

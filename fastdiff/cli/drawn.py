@@ -79,9 +79,10 @@ def parse_contexts(texts: Sequence[str], model: Sampled) -> list[Any]:
 def _numbers(path: str) -> Tensor:
     """A context out of a file."""
     found = numbers(path)
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu" or found.ndim not in (1, 2):
-        kind = f"{found.dtype} of shape {found.shape}" if isinstance(found, np.ndarray) else "several arrays"
-        raise InputError(f"--context {path!r} holds {kind}; accepted: numbers, (L, D) or (K,)")
+    if found.dtype.kind not in "fiu" or found.ndim not in (1, 2):
+        raise InputError(
+            f"--context {path!r} holds {found.dtype} of shape {found.shape}; accepted: numbers, (L, D) or (K,)"
+        )
     return torch.from_numpy(found.astype(np.float32))
 
 

@@ -61,10 +61,10 @@ def channels_first(images: np.ndarray) -> np.ndarray:
 
 def check_pictures(images: np.ndarray, name: str) -> np.ndarray:
     """The pictures of an array as (N, C, H, W); raises InputError if it holds none."""
-    if not isinstance(images, np.ndarray) or images.dtype.kind not in "uifb" or images.ndim not in (3, 4):
-        kind = f"{images.dtype} of shape {images.shape}" if isinstance(images, np.ndarray) else "no single array"
+    if images.dtype.kind not in "uifb" or images.ndim not in (3, 4):
         raise InputError(
-            f"{name} is {kind}; accepted: whole numbers or floats, (N, H, W), (N, H, W, C) or (N, C, H, W)"
+            f"{name} is {images.dtype} of shape {images.shape}; accepted: whole numbers or floats, (N, H, W), "
+            "(N, H, W, C) or (N, C, H, W)"
         )
     return channels_first(images)
 
@@ -79,12 +79,9 @@ def check_labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
     Raises:
         InputError: for arrays of other shapes, and for a row of numbers that are not whole.
     """
-    column = isinstance(labels, np.ndarray) and labels.ndim == 2 and labels.shape[1] == 1
+    column = labels.ndim == 2 and labels.shape[1] == 1
     accepted = f"accepted: ({count},) class numbers, or ({count}, K) numbers, the weights of K classes"
-    if not isinstance(labels, np.ndarray) or labels.ndim not in (1, 2) or len(labels) != count:
-        kind = f"{labels.dtype} of shape {labels.shape}" if isinstance(labels, np.ndarray) else "no single array"
-        raise InputError(f"{name} is {kind}; {accepted}")
-    if labels.dtype.kind not in "uifb":
+    if labels.ndim not in (1, 2) or len(labels) != count or labels.dtype.kind not in "uifb":
         raise InputError(f"{name} is {labels.dtype} of shape {labels.shape}; {accepted}")
     whole = labels.dtype.kind != "f" or bool((np.isfinite(labels) & (labels == np.floor(labels))).all())
     if labels.ndim == 1 and not whole:

@@ -117,7 +117,7 @@ def test_the_command_takes_tokens_from_files(model, tokens, tmp_path, monkeypatc
     assert np.array_equal(np.load("swapped.npy"), np.load("plain.npy"))
     with open("3.npy", "wb") as file:
         np.savez(file, a=np.zeros(2))
-    assert "holds several arrays" in run("sample", "model.safetensors", "--context", "3.npy", code=2)
+    assert "it is no single array" in run("sample", "model.safetensors", "--context", "3.npy", code=2)
     said = run("sample", "model.safetensors", "-n", "1", code=2)
     assert "no context for a network that takes 'encoder_hidden_states'; give one, such as tokens (n, L, D)" in said
     assert "encoder_hidden_states, needed for each sample" in run("info", "model.safetensors")
