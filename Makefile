@@ -23,7 +23,7 @@ SOURCES := $(shell find $(addprefix $(ROOT)/,fastdiff kernels export) -type f -n
 QUICK := tests/samplers tests/checkpoints tests/data tests/test_layers.py tests/test_images.py tests/engine/test_noise.py \
 	tests/engine/test_graphs.py tests/engine/test_numerics.py tests/kernels/test_dispatch.py tests/networks
 
-.PHONY: help sample test quick slow sanitize lint bench quality readme notebooks suites models kernels traffic onnx networks trainings gpu gpu-install $(GPU_SLICES) clean
+.PHONY: help sample test quick slow forged sanitize lint bench quality readme notebooks suites models kernels traffic onnx networks trainings gpu gpu-install $(GPU_SLICES) clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9 -]+:.*## ' $(ROOT)/Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,10 @@ quick: $(VENV)/.test ## a minute's worth of tests
 
 slow: $(VENV)/.test ## run the longer tests
 	cd $(ROOT) && $(BIN)/python -m pytest -m slow
+
+FORGED ?= 100000
+forged: $(VENV)/.test ## 100,000 forged files for every reader (half an hour); updates bench/results/forged
+	cd $(ROOT) && FORGED=$(FORGED) FORGED_REPORT=bench/results/forged $(BIN)/python -m pytest -n 0 --timeout 3600 tests/forged
 
 # The C library that is loaded into Python finds the sanitizers' only if they are there first; gcc's own has no leaks to tell.
 sanitize: $(VENV)/.test ## run the tests of the C kernels and of plans under gcc's address and undefined-behaviour sanitizers

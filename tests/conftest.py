@@ -72,22 +72,27 @@ def randomised():
     return randomise
 
 
-@pytest.fixture(scope="session")
-def standin():
-    """The module tests/standin.py: with --import-mode=importlib tests cannot import a neighbour by its name."""
-    spec = importlib.util.spec_from_file_location("standin", Path(__file__).with_name("standin.py"))
-    module = importlib.util.module_from_spec(spec)
+def neighbour(path: str):
+    """A module of these tests; with --import-mode=importlib they cannot import one by its name."""
+    spec = importlib.util.spec_from_file_location(f"tests_{Path(path).stem}", Path(__file__).parent / path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def standin():
+    return neighbour("standin.py")
 
 
 @pytest.fixture(scope="session")
 def networks():
-    """The module tests/capture/networks.py."""
-    spec = importlib.util.spec_from_file_location("capture_networks", Path(__file__).parent / "capture" / "networks.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return neighbour("capture/networks.py")
+
+
+@pytest.fixture(scope="session")
+def mindspore_file():
+    return neighbour("mindspore.py").mindspore_file
 
 
 @pytest.fixture

@@ -69,7 +69,12 @@ def _scheduler(path: Path, found: Path, index: Mapping[str, Any], said: Said) ->
     name = options.pop("_class_name", None)
     pipeline = getattr(diffusers(str(name)), str(index.get("_class_name")), None)
     steps = default_steps(pipeline) if inspect.isclass(pipeline) else None
-    return Scheduler.of(scheduler_of(name).from_config(options), steps)
+    try:
+        return Scheduler.of(scheduler_of(name).from_config(options), steps)
+    except InputError:
+        raise
+    except Exception as error:  # of another package, for options of any kind
+        raise InputError(f"{str(file)!r} holds a scheduler that cannot be made: {first_line(error)}") from error
 
 
 def _unsaid(network: Any, path: Path, said: Said) -> Model:

@@ -30,7 +30,8 @@ def _latin(text: str, encoding: str) -> bytes:
 class ArraysOnly(pickle._Unpickler):  # type: ignore[name-defined]
     """CIFAR-10's Python version is pickled; this unpickler makes nothing but NumPy arrays.
 
-    It is the one in Python: that in C makes room for as many objects as a file says to come.
+    It is the one in Python: that in C makes room for as many objects as a file says to come. So does the opcode of a
+    bytearray, which is left out.
     """
 
     ALLOWED = {
@@ -40,6 +41,8 @@ class ArraysOnly(pickle._Unpickler):  # type: ignore[name-defined]
         ("numpy.core.multiarray", "_reconstruct"): _empty_array,
         ("numpy._core.multiarray", "_reconstruct"): _empty_array,
     }
+
+    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}  # type: ignore[attr-defined]
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:

@@ -88,11 +88,11 @@ class RunFolder:
         try:
             rows = list(csv.DictReader(read_text(log).splitlines(keepends=True)))
             for row in rows:
-                if set(row) != set(COLUMNS):
+                if set(row) != set(COLUMNS) or None in row.values():
                     raise ValueError(f"its columns are {', '.join(map(str, row))}")
                 for name, value in row.items():
-                    if value and not math.isfinite(float(value)):
-                        raise ValueError(f"{name} = {value}")
+                    if value == "" and name in ("step", "seconds") or value and not math.isfinite(float(value)):
+                        raise ValueError(f"{name} = {value!r}")
             self.rows = [row for row in rows if int(row["step"]) <= steps_done]
         except (InputError, ValueError, TypeError, csv.Error) as error:  # the run itself is whole without it
             kept = log.with_name("log-damaged.csv")
