@@ -1,9 +1,11 @@
 """Settings and helpers of all tests."""
 
 import dataclasses
+import gc
 import importlib.util
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -91,8 +93,33 @@ def networks():
 
 
 @pytest.fixture(scope="session")
-def mindspore_file():
-    return neighbour("mindspore.py").mindspore_file
+def mindspore():
+    return neighbour("mindspore.py")
+
+
+@pytest.fixture(scope="session")
+def mindspore_file(mindspore):
+    return mindspore.mindspore_file
+
+
+@pytest.fixture(scope="session")
+def taken():
+    """A context, which gives a function: the most memory taken since it began, beyond what was there, in bytes."""
+
+    def most() -> int:
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+    @contextmanager
+    def watched():
+        gc.collect(0)
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        except OSError:
+            pytest.skip("the system does not say how much memory was taken")
+        before = most()
+        yield lambda: most() - before
+
+    return watched
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from fastdiff.errors import InputError, check_float, check_int, shown, unknown_n
 if TYPE_CHECKING:  # the command line reads names and numbers without torch
     from torch import Tensor
 
-MAX_TIMESTEPS = 1_000_000
+MAX_TIMESTEPS = 100_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -182,7 +182,7 @@ def make_schedule(name: str, timesteps: int, *, rescale_zero_snr: bool = False, 
     Args:
         name: linear, cosine, squaredcos_cap_v2, quadratic, scaled_linear (the same), sigmoid, or course (How Diffusion
             Models Work: T + 1 linear points, of which timesteps 1 .. T are used).
-        timesteps: T, 1 to 1,000,000.
+        timesteps: T, 1 to 100,000.
         rescale_zero_snr: Whether abar is shifted and scaled to end in 0 (Lin et al. 2024, algorithm 1), from 2
             timesteps on.
         params: beta_start, beta_end (defaults 1e-4 and 0.02); of cosine s, min_beta and max_beta (0.008, 1e-4, 0.9999);

@@ -1,6 +1,5 @@
 """Forged files: every reader refuses them by an InputError, soon, in little memory, and executes nothing of them."""
 
-import gc
 import io
 import json
 import math
@@ -257,22 +256,6 @@ def _audit(event: str, args: tuple) -> None:
 sys.addaudithook(_audit)
 
 
-def peak() -> int | None:
-    """The process' most memory since `forget_peak`, in bytes; None where the system does not say."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
-def forget_peak() -> None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pytest.skip("the system does not say how much memory was taken")
-
-
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory, readers):
     """reader → its folder with a whole file, and the file's path within."""
@@ -302,7 +285,7 @@ def test_a_whole_file_is_read(name, readers, whole, tmp_path, monkeypatch):
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", NAMES)
-def test_forged_files_are_refused(name, readers, whole, counts, tmp_path, monkeypatch):
+def test_forged_files_are_refused(name, readers, whole, counts, taken, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder, file = whole[name]
@@ -327,15 +310,13 @@ def test_forged_files_are_refused(name, readers, whole, counts, tmp_path, monkey
     def refuse(drawn):
         content = forged(path, data, drawn.draw)
         path.write_bytes(content)
-        gc.collect(0)
-        forget_peak()
-        before, began = peak(), time.perf_counter()
         watched.add(threading.get_ident())
         count["files"] += 1
         count["otherwise"] += 1  # until it has ended well
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), taken() as memory:
                 warnings.simplefilter("ignore")
+                began = time.perf_counter()
                 reader.read(path)
             refused = False
         except InputError as error:
@@ -344,12 +325,12 @@ def test_forged_files_are_refused(name, readers, whole, counts, tmp_path, monkey
             refused = True
         finally:
             watched.discard(threading.get_ident())
-        seconds, taken = time.perf_counter() - began, peak() - before
+        seconds, most = time.perf_counter() - began, memory()
         count["seconds"] = max(count["seconds"], seconds)
-        count["mebibytes"] = max(count["mebibytes"], taken / 2**20)
+        count["mebibytes"] = max(count["mebibytes"], most / 2**20)
         assert not executed and not os.path.exists("executed") and not (tmp_path / "executed").exists()
         assert seconds < SECONDS, f"{seconds:.1f} s"
-        assert taken <= TIMES * max(len(content), sum(one.stat().st_size for one in folder.rglob("*"))) + MORE
+        assert most <= TIMES * max(len(content), sum(one.stat().st_size for one in folder.rglob("*"))) + MORE
         count["otherwise"] -= 1
         count["refused" if refused else "read"] += 1
 
