@@ -104,7 +104,9 @@ def grid(images: Tensor, columns: int | None = None, *, scale: int | None = None
         pixels = pixels.permute(0, 2, 1, 3).flatten(2)[:, None]  # (n, 1, H, C W)
     n, channels, height, width = pixels.shape
     columns, rows, scale = grid_layout(n, height, width, columns=columns, scale=scale, gap=gap)
-    sheet = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
+    sheet = torch.full(
+        (channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8, device="cpu"
+    )
     for index in range(n):
         top = gap + index // columns * (height + gap)
         left = gap + index % columns * (width + gap)

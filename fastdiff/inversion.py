@@ -52,7 +52,7 @@ def invert(
         InputError: for values outside these.
     """
     model = load(model) if isinstance(model, (str, Path)) else check_model(model)
-    given = torch.as_tensor(images)
+    given = torch.as_tensor(images, device="cpu")
     n = len(given) if given.ndim == 4 else 1
     resolve_pictures("images", given, (model.image_shape,), check_int("the number of images", n, 1, 2**31), 0)
     table = inversion_table(
@@ -65,7 +65,7 @@ def invert(
         clip=None,
         context=context,
         init=given,
-        noise=torch.zeros(n, *model.image_shape),
+        noise=torch.zeros(n, *model.image_shape, device="cpu", dtype=torch.float32),
         batch_size=batch_size,
         device=device,
         dtype=dtype,

@@ -63,7 +63,7 @@ def noise(picture: str, output: str, schedule: str, timesteps: int, at: str | No
     grid_layout(len(nodes), size, size, columns=len(nodes), scale=1, gap=2)
     x0 = read_picture(picture, size)
     z = PhiloxNoise(seed)(0, 0, (1, *x0.shape))
-    rows = [chosen.q_sample(x0[None], torch.tensor([t]), z) for t in nodes]
+    rows = [chosen.q_sample(x0[None], torch.tensor([t], device="cpu"), z) for t in nodes]
     save_picture(grid(torch.cat(rows), len(nodes), scale=1, gap=2), output)
     click.echo(f"t = {', '.join(map(str, nodes))} of {chosen.name}, T = {timesteps}")
     click.echo(f"wrote {Path(output).resolve()}")

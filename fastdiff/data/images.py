@@ -55,7 +55,7 @@ class ImageData:
 
     def __post_init__(self) -> None:
         if self.rows is ALL:
-            object.__setattr__(self, "rows", torch.arange(len(self.pixels)))
+            object.__setattr__(self, "rows", torch.arange(len(self.pixels), device="cpu"))
         for images, count, labels in (
             (self.pixels, len(self.rows), self.labels),
             (self.val_images, len(self.val_images), self.val_labels),
@@ -110,7 +110,7 @@ class ImageData:
     def fingerprint(self) -> int:
         """CRC-32 of the training pictures, their labels and their range, by which a resumed run knows its data."""
         crc = 0
-        for rows in torch.arange(len(self)).split(READ):
+        for rows in torch.arange(len(self), device="cpu").split(READ):
             crc = zlib.crc32(self.take(rows)[0].numpy().tobytes(), crc)
         crc = zlib.crc32(self.labels.numpy().tobytes(), crc)
         return crc if self.own_range is None else zlib.crc32(repr(self.own_range).encode(), crc)
@@ -153,7 +153,7 @@ class ImageData:
         """For notebooks: the repr, and a grid of the first pictures of about 640x320 pixels."""
         height, width = cell_size(self.image_shape)
         columns, rows = (max(1, min(most, room // side)) for most, room, side in ((8, 640, width), (4, 320, height)))
-        pixels, _ = self.take(torch.arange(min(len(self), rows * columns)))
+        pixels, _ = self.take(torch.arange(min(len(self), rows * columns), device="cpu"))
         file = io.BytesIO()
         grid(self.unit(pixels), columns).save(file, "png")
         picture = base64.b64encode(file.getvalue()).decode()
@@ -176,7 +176,7 @@ def one_hot(index: Tensor, classes: int, name: str) -> Tensor:
 def kinds(labels: Tensor) -> Tensor:
     """(N, K) weights of classes → (N,) the heaviest class of each, -1 of rows of zeros; without classes all are 0."""
     if not labels.shape[1]:
-        return torch.zeros(len(labels), dtype=torch.int64)
+        return torch.zeros(len(labels), dtype=torch.int64, device="cpu")
     return torch.where((labels > 0).any(dim=1), labels.argmax(dim=1), -1)
 
 
@@ -186,7 +186,7 @@ def _whole(number: float) -> int:
 
 def _spread(members: Tensor, share: float, block: int) -> Tensor:
     """That share of the members, in blocks of neighbours that lie evenly among them, each at the end of its part."""
-    place, part = torch.arange(len(members), dtype=torch.float64), block / share
+    place, part = torch.arange(len(members), dtype=torch.float64, device="cpu"), block / share
     within = place - part * (place / part + 1e-9).floor()  # remainder() takes 50 for no multiple of 1 / 0.06
     return members[within >= part - block - 1e-6]
 
@@ -206,7 +206,7 @@ def split(
     if len(images) < 2:
         raise InputError(f"data {name!r} holds {len(images)} pictures; accepted: at least 2")
     classes = kinds(labels)
-    held, small = torch.zeros(len(images), dtype=torch.bool), []
+    held, small = torch.zeros(len(images), dtype=torch.bool, device="cpu"), []
     for value in classes.unique():
         members = (classes == value).nonzero()[:, 0]
         share = _whole(len(members) * holdout)

@@ -109,7 +109,7 @@ def _image_data(found: Pictures, holdout: float, given: Range | None) -> ImageDa
 def _weights(labels: np.ndarray | None, count: int, classes: int, name: str) -> Tensor:
     """(N,) class numbers or (N, K) weights → (N, K) float32; K is 0 without labels, classes: 0 if not known."""
     if labels is None:
-        return torch.zeros(count, 0)
+        return torch.zeros(count, 0, device="cpu", dtype=torch.float32)
     if labels.ndim == 2:
         return torch.from_numpy(labels.astype(np.float32))
     index = torch.from_numpy(labels.astype(np.int64))

@@ -17,7 +17,7 @@ def by_name(weights: Mapping[str, float], class_names: Sequence[str]) -> Tensor:
     """{"monster": 1, "spell": 0.6} → (K,) float32, zeros elsewhere."""
     if not class_names:
         raise InputError(f"context {dict(weights)} names classes, but the model has no class names; give numbers")
-    context = torch.zeros(len(class_names))
+    context = torch.zeros(len(class_names), device="cpu", dtype=torch.float32)
     for name, weight in weights.items():
         if name not in class_names:
             raise unknown_name("class", name, class_names)
@@ -31,7 +31,7 @@ def parse_context(text: str, class_names: Sequence[str]) -> Tensor:
     named = any("=" in part or part in class_names for part in parts)
     try:
         if not named:
-            return torch.tensor([float(part) for part in parts])
+            return torch.tensor([float(part) for part in parts], device="cpu", dtype=torch.float32)
     except ValueError:
         pass
     weights: dict[str, float] = {}
@@ -62,7 +62,7 @@ def in_turn(contexts: Sequence[Any]) -> Any:
     """Contexts of one shape, nested lists or class numbers, as Request.of takes them: sample i has the next in turn."""
     if not contexts:
         return None
-    rows = torch.tensor(contexts)
+    rows = torch.tensor(contexts, device="cpu")
     if len(contexts) == 1:
         return rows
     return lambda first, count: rows[[(first + r) % len(rows) for r in range(count)]]

@@ -107,7 +107,8 @@ class Begun:
 
 def draw(source: NoiseSource, number: int, first: int, shape: tuple[int, ...]) -> Tensor:
     """What a source gives for draw `number`, as float32; raises InputError unless it has the shape."""
-    normals = torch.as_tensor(source(number, first, shape))
+    made = source(number, first, shape)
+    normals = made if isinstance(made, Tensor) else torch.as_tensor(made, device="cpu")
     if tuple(normals.shape) != shape:
         raise InputError(f"the noise source returned shape {tuple(normals.shape)}; it was asked for {shape}")
     return normals.to(dtype=torch.float32)

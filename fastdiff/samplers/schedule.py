@@ -104,7 +104,7 @@ class Schedule:
         """sqrt(abar_t) and sqrt(1 - abar_t), (B, 1, ...) or (1, 1, ...), in the dtype and on the device of `like`."""
         import torch
 
-        t = torch.as_tensor(t).cpu().reshape(-1)
+        t = torch.as_tensor(t, device="cpu").reshape(-1)
         last = len(self.alphas_cumprod) - 1
         if (
             t.dtype == torch.bool

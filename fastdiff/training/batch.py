@@ -47,11 +47,14 @@ class Draws:
     ) -> Draws:
         """A batch's, on the CPU: flips with probability 1/2 if at all, context_dropout is a share of 0 to 1."""
         schedule = model.schedule
-        t = torch.randint(schedule.first, schedule.first + schedule.num_timesteps, (count,), generator=random)
-        noise = torch.randn(count, *model.image_shape, generator=random)
-        flipped = torch.rand(count, generator=random) < 0.5
-        dropped = torch.rand(count, generator=random) < context_dropout
-        conditioned = model.self_condition and bool(torch.rand((), generator=random) < 0.5)
+        # Said, because the caller may have other defaults.
+        whole: dict[str, Any] = dict(generator=random, device="cpu")
+        plain = dict(**whole, dtype=torch.float32)
+        t = torch.randint(schedule.first, schedule.first + schedule.num_timesteps, (count,), **whole)
+        noise = torch.randn(count, *model.image_shape, **plain)
+        flipped = torch.rand(count, **plain) < 0.5
+        dropped = torch.rand(count, **plain) < context_dropout
+        conditioned = model.self_condition and bool(torch.rand((), **plain) < 0.5)
         return cls(t, noise, flipped & flip, dropped, conditioned)
 
     def part(self, rows: slice) -> Draws:
@@ -109,7 +112,7 @@ class Labels:
         """(B, width) labels, and which rows lose theirs → the network's further arguments: one or none."""
         labels = labels if self._order is None else labels[:, self._order]
         if self.classes is not None:
-            numbers = labels.argmax(1) if labels.shape[1] else torch.zeros(len(labels), dtype=torch.int64)
+            numbers = labels.argmax(1) if labels.shape[1] else labels.new_zeros(len(labels), dtype=torch.int64)
             drop = drop if labels.shape[1] else torch.ones_like(drop)
             return (numbers if self.null is None else torch.where(drop, self.null, numbers),)
         if not self.width:
@@ -146,7 +149,7 @@ class Predictor:
         return self._evaluated(x, t, **{SELF_CONDITION: x0})
 
     def _evaluated(self, x: Tensor, t: Tensor, **named: Any) -> Tensor:
-        time = t / self.model.schedule.num_timesteps if self.model.time == "fraction" else t
+        time = t.float() / self.model.schedule.num_timesteps if self.model.time == "fraction" else t
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             out = self.network(x, time.to(x.device), *self.contexts, **named)
         return first_output(out, x.shape[1]).float()

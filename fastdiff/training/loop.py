@@ -298,9 +298,9 @@ class Run:
 
 def _every_class(model: Model) -> Any:
     """A context for each image of the grid: one row for each class, in turn; None without classes."""
-    rows = torch.arange(GRID) // 8
+    rows = torch.arange(GRID, device="cpu") // 8
     if model.num_classes is not None:
         return rows % (model.num_classes - (model.null_class is not None))
     if model.class_names:
-        return torch.eye(len(model.class_names))[rows % len(model.class_names)]
+        return torch.eye(len(model.class_names), device="cpu", dtype=torch.float32)[rows % len(model.class_names)]
     return None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fastdiff.checkpoints.config import build_network, model_from_config
-from fastdiff.checkpoints.tensors import check_weights
+from fastdiff.checkpoints.tensors import check_weights, default_dtype
 from fastdiff.data.images import ImageData
 from fastdiff.errors import InputError, check_int, wrong_type
 from fastdiff.model import Model, check_model, context_width
@@ -105,7 +105,7 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(data) / recipe.batch_size)
         self.total_steps = self.steps_per_epoch * recipe.epochs
         self.steps_done = 0
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0, device="cpu"))
         self._check_picture_size()
         self._shared = self.group.wrap(self.network)
 
@@ -116,10 +116,12 @@ class Trainer:
 
     def _check_picture_size(self) -> None:
         """Evaluate once, so that a size that the network cannot take is refused before the run."""
-        labels, kept = torch.zeros(1, self._labels.given), torch.zeros(1, dtype=torch.bool)
-        x = torch.zeros(1, *self.data.image_shape, device=self.device)
+        labels = torch.zeros(1, self._labels.given, device="cpu", dtype=torch.float32)
+        kept = torch.zeros(1, dtype=torch.bool, device="cpu")
+        x = torch.zeros(1, *self.data.image_shape, device=self.device, dtype=torch.float32)
+        t = torch.ones(1, dtype=torch.int64, device="cpu")
         with torch.inference_mode():
-            self._predictor(self.network.eval(), labels, kept, conditioned=False)(x, torch.ones(1, dtype=torch.int64))
+            self._predictor(self.network.eval(), labels, kept, conditioned=False)(x, t)
         self.network.train()
 
     @property
@@ -178,7 +180,7 @@ class Trainer:
             flip=recipe.flip,
             context_dropout=recipe.context_dropout,
         )
-        found = torch.zeros((), device=self.device)
+        found = torch.zeros((), device=self.device, dtype=torch.float32)
         parts = self.group.share(len(rows), self.accumulate)
         for part in parts or [slice(0, 1)]:  # with more processes than rows, a row that counts nothing
             share = (part.stop - part.start) / len(rows) if parts else 0.0
@@ -198,7 +200,7 @@ class Trainer:
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             random = generator(self.recipe.seed, "epoch", epoch)
-            self._order = (epoch, torch.randperm(len(self.data), generator=random))
+            self._order = (epoch, torch.randperm(len(self.data), generator=random, device="cpu"))
         size = self.recipe.batch_size
         return self._order[1][within * size : (within + 1) * size]
 
@@ -227,7 +229,7 @@ class Trainer:
     def validate(self) -> float:
         """The averaged network's mean loss on up to 2,000 held-out pictures, with the same noise every time."""
         network = self.model.network
-        training, total = network.training, torch.zeros((), dtype=torch.float64)
+        training, total = network.training, torch.zeros((), dtype=torch.float64, device="cpu")
         images, labels = self.data.val_images[:VAL_IMAGES], self.data.val_labels[:VAL_IMAGES]
         network.eval()
         with torch.inference_mode(), self.group.together():
@@ -301,7 +303,8 @@ class Trainer:
 
 def new_model(recipe: Recipe, data: ImageData) -> Model:
     """The recipe's network with fresh weights, which the seed decides, as a model of such pictures."""
-    with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
+    # The caller's generator stays as it was, and its defaults do not count.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), default_dtype(torch.float32):
         torch.manual_seed(generator(recipe.seed, "init", 0).initial_seed())
         network = build_network(network_for(recipe, data))
     schedule, prediction_type = recipe.make_schedule(), recipe.prediction_type
