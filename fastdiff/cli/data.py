@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import click
@@ -63,8 +63,8 @@ def data_source(data: str, options: dict[str, Any]) -> dict[str, Any]:
     names, labels, values = given["class_names"], given["labels"], given["value_range"]
     return {
         **given,
-        "source": data if data == fashion.NAME else str(Path(data).resolve()),
-        "labels": None if labels is None else str(Path(labels).resolve()),
+        "source": data if data == fashion.NAME else os.path.realpath(data),
+        "labels": None if labels is None else os.path.realpath(labels),
         "class_names": class_names(names),
         "value_range": None if values is None else _range(values),
     }
