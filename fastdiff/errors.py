@@ -33,7 +33,7 @@ def unknown_name(kind: str, value: object, accepted: Iterable[str]) -> InputErro
     names = list(accepted)
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return InputError(f"unknown {kind} {value!r}; accepted: {', '.join(names)}{hint}")
+    return InputError(f"unknown {kind} {shown(value)}; accepted: {', '.join(names)}{hint}")
 
 
 def wrong_type(name: str, value: object, accepted: str) -> InputError:

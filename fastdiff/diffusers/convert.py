@@ -10,7 +10,7 @@ from torch import nn
 
 from fastdiff.diffusers.package import NETWORKS
 from fastdiff.diffusers.scheduler import Scheduler
-from fastdiff.errors import InputError, wrong_type
+from fastdiff.errors import InputError, shown, wrong_type
 from fastdiff.model import Model
 
 LATENT = ("vae", "vqvae", "vqgan", "movq")
@@ -75,7 +75,10 @@ def model_of(
         )
     if out != channels and scheduler.denoiser is not None:
         raise InputError(f"a {type(network).__name__} to {out} channels with {scheduler.name}; accepted: {channels}")
-    height, width = (size, size) if isinstance(size, int) else size
+    try:
+        height, width = (size, size) if isinstance(size, int) else size
+    except (TypeError, ValueError):
+        raise InputError(f"image_size = {shown(size)}; accepted: a side, or (height, width)") from None
     labels = config.get("class_embed_type") is None and not config.get("encoder_hid_dim_type")
     return Model(
         scheduler.around(network),

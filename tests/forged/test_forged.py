@@ -143,7 +143,7 @@ def pickle_forged(content, draw):
     if kind == "value":
         state[name] = draw(VALUES)
     else:
-        sizes = draw(st.lists(st.sampled_from([0, 1, 2, 3, 40, 1000, 2**20]), max_size=5))
+        sizes = draw(st.lists(st.sampled_from([0, 1, 2, 3, 40, 1000, 2**20]), max_size=3))
         state[name] = torch.zeros((), dtype=draw(st.sampled_from([torch.float32, torch.int8, torch.complex64])))
         state[name] = state[name].expand(sizes) if draw(st.booleans()) else torch.zeros([min(n, 3) for n in sizes])
     return {**content, "model": state} if draw(st.booleans()) else state
