@@ -10,8 +10,7 @@ from tqdm.auto import tqdm
 from fastdiff.bench.case import Case, case_text
 from fastdiff.bench.runner import Row, Watcher
 from fastdiff.bench.tables import cells
-
-say = tqdm.write  # a line, above the bar where there is one
+from fastdiff.terminal import say
 
 
 class Live(Watcher):

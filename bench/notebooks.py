@@ -14,6 +14,7 @@ from nbformat import NotebookNode
 
 from fastdiff.errors import InputError
 from fastdiff.files import save_text
+from fastdiff.terminal import say
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PICTURES = ("cat.png",)  # what they open beside themselves
@@ -90,4 +91,4 @@ def command(names: tuple[str, ...]) -> None:
             made = executed(read(found[name]), Path(folder))
         text = nbformat.writes(made) + "\n"
         save_text(text, found[name])
-        click.echo(f"wrote {found[name]}, {found[name].stat().st_size / 1e6:.1f} MB")
+        say(f"wrote {found[name]}, {found[name].stat().st_size / 1e6:.1f} MB")

@@ -21,6 +21,7 @@ from fastdiff.files import save_text
 from fastdiff.markdown import table
 from fastdiff.samplers.samplers import DEFAULT, STEPS
 from fastdiff.samplers.samplers import SAMPLERS as SAMPLER_ENTRIES
+from fastdiff.terminal import say
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -259,4 +260,4 @@ def command(check: bool) -> None:
                 save_text(text, place)
     if check and differing:
         raise click.ClickException(f"{', '.join(differing)}: not what the results say; run fastdiff bench readme")
-    click.echo("README.md and docs/ tell what the results do")
+    say("README.md and docs/ tell what the results do")

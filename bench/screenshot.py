@@ -16,6 +16,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 import fastdiff
 from fastdiff.export import export_page
 from fastdiff.files import write_atomically
+from fastdiff.terminal import say
 
 OUTPUT = Path(__file__).resolve().parent.parent / "bench" / "pictures" / "page.png"
 LINK = "#n=16&seed=6&context=0,0,1,0,0&guidance=2"
@@ -71,4 +72,4 @@ def command(output: Path) -> None:
         export_page(fastdiff.load("sprites"), page, "sprites")
         picture = photograph(page, Path(folder) / "profile")
     write_atomically(output, lambda path: path.write_bytes(picture))
-    click.echo(f"wrote {output}")
+    say(f"wrote {output}")

@@ -11,10 +11,11 @@ from typing import Any
 from fastdiff.bench import against, compiling, plots, report, runner
 from fastdiff.bench.case import Case, Key
 from fastdiff.bench.contender import Role, Status
-from fastdiff.bench.live import Live, say
+from fastdiff.bench.live import Live
 from fastdiff.bench.tables import name_of, why
 from fastdiff.files import check_folder
 from fastdiff.provenance import hardware
+from fastdiff.terminal import say
 
 
 def run(

@@ -73,11 +73,18 @@ def check_float(name: str, value: Any, low: float = -math.inf, high: float = mat
     return number
 
 
+def printable(text: str) -> str:
+    """The text on one line, with all that is obeyed rather than shown escaped: a file or a user may say anything.
+
+    Those are control characters, line breaks, marks that turn the direction of writing (U+202E), spaces that are none.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def first_line(problem: BaseException) -> str:
-    """An error's first line, up to 200 printable characters, or its type's name where it says nothing."""
+    """An error's first line, up to 200 of its characters, printable, or its type's name where it says nothing."""
     line = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-    shown = "".join(one if one.isprintable() else "?" for one in line[:200])
-    return shown if len(line) <= 200 else f"{shown} ..."
+    return printable(line if len(line) <= 200 else f"{line[:200]} ...")
 
 
 def with_type(problem: BaseException) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fastdiff._version import __version__
+from fastdiff.markdown import code
 
 SOURCES = (":/fastdiff", ":/kernels", ":/export", ":/bench", ":(exclude,top)bench/results")
 
@@ -103,5 +104,5 @@ def origin(machine: str, packages: Iterable[str]) -> dict[str, Any]:
 def heading(report: dict[str, Any]) -> str:
     """A report's origin in words."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    made_by = f"fastdiff {report['fastdiff']}; `{report['command']}`"
+    made_by = f"fastdiff {report['fastdiff']}; {code(report['command'])}"
     return f"{report['machine']}; Python {report['python']}, {versions}; {made_by}"

@@ -17,7 +17,19 @@ FOLDERS = {
 }
 # The rooms of the house, floor by floor: a module imports from its own floor and from those below it.
 FLOORS = [
-    {"_version", "errors", "files", "images", "markdown", "provenance", "schema", "temporary", "kernels", "data"},
+    {
+        "_version",
+        "errors",
+        "files",
+        "images",
+        "markdown",
+        "provenance",
+        "schema",
+        "temporary",
+        "terminal",
+        "kernels",
+        "data",
+    },
     {"samplers", "networks", "capture", "model", "diffusers", "edm"},
     {"checkpoints", "engine", "sampling", "inversion", "training", "shards", "evaluation", "export"},
     {"cli", "bench", "__main__"},

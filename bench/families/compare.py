@@ -20,6 +20,7 @@ from fastdiff.errors import with_type
 from fastdiff.files import save_json
 from fastdiff.markdown import table
 from fastdiff.provenance import machine
+from fastdiff.terminal import say
 
 FAMILIES: tuple[Family, ...] = (
     *diffusers.FAMILIES,
@@ -133,9 +134,9 @@ def command(output: Path) -> None:
     far = [one for row in made["rows"] for one in row["loops"] if not within(one)]
     for row in made["rows"]:
         count = len(row["loops"])
-        click.echo(f"{row['family']}: {row.get('reason') or f'{count} configurations'}")
+        say(f"{row['family']}: {row.get('reason') or f'{count} configurations'}")
     for one in far:
-        click.echo(f"too far: {one['configuration']}: {one.get('distance', one.get('reason'))}", err=True)
-    click.echo(f"wrote {output.resolve()}")
+        say(f"too far: {one['configuration']}: {one.get('distance', one.get('reason'))}", err=True)
+    say(f"wrote {output.resolve()}")
     if far:
         raise SystemExit(1)

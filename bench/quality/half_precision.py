@@ -18,6 +18,7 @@ from fastdiff.errors import with_type
 from fastdiff.files import save_json, save_text
 from fastdiff.markdown import table
 from fastdiff.provenance import machine
+from fastdiff.terminal import show
 
 MODEL = "fashion-mnist"
 Row = dict[str, Any]
@@ -87,6 +88,6 @@ def command(device: str | None, n: int, batch: int, whole: int, steps: int, outp
     save_json(report, output)
     text = markdown(report)
     save_text(text + "\n", output.with_suffix(".md"))
-    click.echo(text)
+    show(text)
     if any("reason" in row for row in rows):
         raise SystemExit(1)

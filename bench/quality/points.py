@@ -41,6 +41,7 @@ from fastdiff.evaluation.reference import Reference
 from fastdiff.files import check_writable
 from fastdiff.provenance import machine
 from fastdiff.shards.manifest import Samples
+from fastdiff.terminal import say, show
 
 OUTPUT = Path(__file__).resolve().parent.parent.parent / "bench" / "results" / "quality-cpu.json"
 POINTS = {
@@ -119,7 +120,7 @@ def quality(
             row.update(reference.compare(features.of(pixels.samples(images), pixels.everything(n))))
         except Exception as problem:
             row["reason"] = str(problem) if isinstance(problem, InputError) else with_type(problem)
-        click.echo(f"{name} {point}: {row.get('distance', row.get('reason'))}")
+        say(f"{name} {point}: {row.get('distance', row.get('reason'))}")
     return entry
 
 
@@ -144,7 +145,7 @@ def measure(entry: dict[str, Any], device: torch.device, rounds: int) -> None:
     for turn in range(rounds):
         for name, failed in turns.round(turn):
             rows[name]["untimed"] = with_type(failed)
-        click.echo(f"{entry['model']}, round {turn + 1} of {rounds}")
+        say(f"{entry['model']}, round {turn + 1} of {rounds}")
     for name, taken in turns.seconds.items():
         each = [seconds * 1e3 / DEFAULT_BATCH for seconds in taken]
         rows[name].update(milliseconds=statistics.median(each), lowest=min(each), highest=max(each))
@@ -239,6 +240,6 @@ def command(
             measure(entry, where, rounds)
         report["times"] = {**origin(machine(where)), "rounds": rounds, "batch": DEFAULT_BATCH}
         page.save(report, output)
-    click.echo(page.markdown(report), nl=False)
+    show(page.markdown(report), newline=False)
     if any("reason" in row or "untimed" in row for entry in report["models"] for row in entry["rows"]):
         raise SystemExit(1)

@@ -22,6 +22,7 @@ from fastdiff.files import save_text
 from fastdiff.markdown import table
 from fastdiff.provenance import command as command_line
 from fastdiff.provenance import machine, source_version, versions
+from fastdiff.terminal import say, show
 
 EPOCHS = {"fashion-mnist": 8, "sprites": 40}
 BATCH = 128
@@ -48,7 +49,7 @@ def train(data: ImageData, epochs: int, seed: int = 0) -> Classifier:
                 optimiser.step()
                 rate.step()
             share = recognised(network, data).mean()
-            print(f"epoch {epoch + 1}: loss {loss.item():.4f}, accuracy {share:.2%}", flush=True)
+            say(f"epoch {epoch + 1}: loss {loss.item():.4f}, accuracy {share:.2%}")
     return network.eval().requires_grad_(False)
 
 
@@ -137,4 +138,4 @@ def command(
     write_tensors(path, {k: v.contiguous() for k, v in stored.items()}, config)
     text = card(name, pictures, network, right, epochs, minutes)
     save_text(text, path.with_suffix(".md"))
-    click.echo(text, nl=False)
+    show(text, newline=False)

@@ -34,6 +34,7 @@ from fastdiff.files import save_text
 from fastdiff.kernels.dispatch import interpreted, recording
 from fastdiff.markdown import table
 from fastdiff.provenance import source_version
+from fastdiff.terminal import show
 
 # The most shared memory that one program may have, bytes (CUDA C++ programming guide, compute capabilities).
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -225,7 +226,7 @@ def command(arch: tuple[int, ...], size: str, workers: int | None, output: Path 
         f"{len(dirty)} with spills, a stack, or too much shared memory.{noise_cost(rows)}\n\n{launches_table()}\n\n"
     )
     text += "\n".join(table(list(rows[0]), lines)) + "\n"
-    click.echo(text, nl=False)
+    show(text, newline=False)
     if output is not None:
         save_text(text, output)
     if dirty:

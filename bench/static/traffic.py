@@ -30,6 +30,7 @@ from fastdiff.engine.placement import DTYPES
 from fastdiff.files import save_text
 from fastdiff.kernels.dispatch import recording, using
 from fastdiff.markdown import table
+from fastdiff.terminal import show
 
 BATCH = 1024  # weights then hardly count
 INTRODUCTION = (
@@ -214,6 +215,6 @@ def report(dtype: torch.dtype) -> str:
 )
 def command(dtype: str, output: Path | None) -> None:
     text = report(getattr(torch, dtype))
-    click.echo(text)
+    show(text)
     if output is not None:
         save_text(text, output)

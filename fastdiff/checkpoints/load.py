@@ -88,18 +88,22 @@ def states_itself(name_or_path: str | Path) -> bool:
     return not path.is_dir() and looks_like_safetensors(path) and read_config(path) is not None
 
 
+FILE = "file"
+
+
 def stored_info(name_or_path: str | Path) -> dict[str, Any]:
-    """What a file records about its making: the info given to `save`, or a training run's progress."""
+    """What a file records about its making: the info given to `save`, or as "file" what else it is."""
     path = locate(name_or_path)
     if path.is_dir():
-        return {"file": "a folder of diffusers"}
+        return {FILE: "a folder of diffusers"}
     config = read_config(path) if looks_like_safetensors(path) else None
     if config is None:
-        return {"file": "foreign state dict"}
+        return {FILE: "foreign state dict"}
     if "training" in config:
         training = check(Training, config["training"], repr(str(path)))
-        return {"file": f"training checkpoint, {training['steps_done']} steps done"}
-    return check(dict[str, Any], config.get("info", {}), f"the info of {str(path)!r}")
+        return {FILE: f"training checkpoint, {training['steps_done']} steps done"}
+    info = check(dict[str, Any], config.get("info", {}), f"the info of {str(path)!r}")
+    return {name: value for name, value in info.items() if name != FILE}
 
 
 def _own(path: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> Model:

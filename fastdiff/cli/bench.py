@@ -11,6 +11,7 @@ from fastdiff.cli.group import Group
 from fastdiff.cli.options import device_option, parse_device
 from fastdiff.engine.placement import DTYPES
 from fastdiff.errors import InputError
+from fastdiff.terminal import say
 
 # name → (the module that has it as `command`, what it does)
 COMMANDS = {
@@ -139,13 +140,13 @@ def bench(
     cases = make_plan(plan, where.type, threads, network, batch, dtype, only, rounds)
     if list_:
         for case in cases:
-            click.echo(f"{case.label}: {case.rounds} rounds")
+            say(f"{case.label}: {case.rounds} rounds")
         return
     if not output:
         raise InputError("-o ''; accepted: a folder")
     made = session.run(cases, plan, Path(output), against, update, compile=not no_compile)
     refused = session.refused(made)
     for text in refused:
-        click.echo(f"refused: {text}", err=True)
+        say(f"refused: {text}", err=True)
     if refused or made.get("worse"):
         raise SystemExit(1)

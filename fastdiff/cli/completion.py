@@ -9,6 +9,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from fastdiff.checkpoints.shipped import shipped_models
 from fastdiff.errors import unknown_name
+from fastdiff.terminal import show
 
 SHELLS = ("bash", "zsh", "fish")
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -48,4 +49,4 @@ def completion(shell: str) -> None:
     if made is None:
         raise unknown_name("shell", shell, SHELLS)
     root = click.get_current_context().find_root().command
-    click.echo(made(root, {}, "fastdiff", "_FASTDIFF_COMPLETE").source())
+    show(made(root, {}, "fastdiff", "_FASTDIFF_COMPLETE").source())

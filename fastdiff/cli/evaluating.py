@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from tqdm.auto import tqdm
 
@@ -19,7 +18,7 @@ from fastdiff.cli.options import NODES, load_model, parse_clip, parse_device, pa
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
 from fastdiff.data.images import ImageData
 from fastdiff.data.load import load_data
-from fastdiff.errors import InputError, check_int
+from fastdiff.errors import InputError, check_int, printable
 from fastdiff.evaluation import page, pixels, reference
 from fastdiff.evaluation.copies import Copies
 from fastdiff.evaluation.drawn import SEED, Classes, Stopped, draw, folder_name, in_turn
@@ -32,6 +31,7 @@ from fastdiff.images import save_picture
 from fastdiff.model import Model
 from fastdiff.provenance import machine, origin
 from fastdiff.shards.manifest import Samples, read_manifest
+from fastdiff.terminal import note, say
 
 PACKAGES = ("torch", "numpy", "torchmetrics")  # whose versions a report names
 SAMPLING = ("sampler", "steps", "eta", "clip", "guidance_scale", *NODES)
@@ -73,10 +73,10 @@ def evaluate_models(models: Sequence[str], **options: Any) -> None:
             report = _report(candidates, data, features, size, n, computing, output)
         written = page.save(report, output)
     except KeyboardInterrupt:
-        click.echo(f"stopped; the same command goes on with the samples in {folder}", err=True)
+        say(f"stopped; the same command goes on with the samples in {folder}", err=True)
         raise SystemExit(INTERRUPTED) from None
     for path in written:
-        click.echo(f"wrote {path.resolve()}")
+        say(f"wrote {path.resolve()}")
 
 
 def _report(
@@ -103,7 +103,7 @@ def _report(
         save_picture(picture, nearest)
         about = {"model": one.name, "drawn": one.drawn, "images": n, "made_by": made_by, "nearest": nearest.name}
         rows.append({**about, **row})
-        click.echo(_line(rows[-1]))
+        say(_line(rows[-1]))
     return {
         **origin(machine(features.device), PACKAGES),
         "data": data.summary(),
@@ -143,7 +143,7 @@ def _other_split(name: str, data: ImageData) -> str:
     if not isinstance(trained, str) or not trained or counts in trained:
         return ""
     said = f"{name} was trained on {trained}; the data is read as {counts}: what is held out may be what it has seen."
-    click.echo(f"note: {said}", err=True)
+    note(said)
     return said
 
 
@@ -175,10 +175,10 @@ def _draw(one: Candidate, computing: dict[str, Any]) -> tuple[torch.Tensor, str]
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
     """A bar on a terminal, else a line when it is done."""
-    with tqdm(total=total, desc=what, unit="img", disable=None, leave=False) as bar:
+    with tqdm(total=total, desc=printable(what), unit="img", disable=None, leave=False) as bar:
         yield bar.update
         if bar.disable:
-            click.echo(f"{what}: {total:,}", err=True)
+            say(f"{what}: {total:,}", err=True)
 
 
 def _report_path(output: str) -> Path:

@@ -30,6 +30,7 @@ from fastdiff.cli.options import (
 from fastdiff.errors import InputError, unknown_name
 from fastdiff.export.metadata import DTYPES, NOISES
 from fastdiff.samplers.samplers import SAMPLERS
+from fastdiff.terminal import say
 
 ANY, OWN = "any", "own"
 CONTEXT_SHAPE = "context_shape"
@@ -145,20 +146,20 @@ def export(
             clip = parse_clip(given.get("clip"))
             checks = onnx.export_sampler(loaded, str(output), table, clip=clip, dtype=dtype, **common, **chosen)
     for check in checks:
-        click.echo(f"checked against torch: {check}")
+        say(f"checked against torch: {check}")
     path = Path(web or str(output)).resolve()
     files = list(path.iterdir()) if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files) / 1e6
-    click.echo(f"wrote {path}: {size:.1f} MB, in {time.perf_counter() - began:.0f} s")
+    say(f"wrote {path}: {size:.1f} MB, in {time.perf_counter() - began:.0f} s")
     if web is not None:
-        click.echo(f"look at it: python3 -m http.server -d {web}, then http://localhost:8000")
+        say(f"look at it: python3 -m http.server -d {web}, then http://localhost:8000")
 
 
 @contextmanager
 def _stages_shown(began: float) -> Iterator[None]:
     """Each stage of the export on the terminal as it begins, with the seconds until then; nothing elsewhere."""
     logger, handler = logging.getLogger("fastdiff.export"), logging.Handler()
-    handler.emit = lambda record: click.echo(  # type: ignore[method-assign]
+    handler.emit = lambda record: say(  # type: ignore[method-assign]
         f"{time.perf_counter() - began:6.1f} s  {record.getMessage()} ...", err=True
     )
     if sys.stderr.isatty():

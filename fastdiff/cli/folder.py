@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 from tqdm.auto import tqdm
 
 from fastdiff.cli.drawn import chosen_steps, count_steps, given_pictures, parse_contexts, where
@@ -19,6 +18,7 @@ from fastdiff.model import Model
 from fastdiff.shards.manifest import Samples
 from fastdiff.shards.processes import AnotherFailed, Processes
 from fastdiff.shards.run import ShardRun
+from fastdiff.terminal import note, say
 
 LAST_WORDS_SECONDS = 1.0  # for the process that failed to say why, before torchrun ends all
 
@@ -45,7 +45,7 @@ def sample_to_folder(
     except AnotherFailed:
         time.sleep(LAST_WORDS_SECONDS)
         if processes.is_rank_zero:
-            click.echo(f"stopped, for another process has; the same command goes on in {output}", err=True)
+            say(f"stopped, for another process has; the same command goes on in {output}", err=True)
         raise SystemExit(1) from None
     except InputError as error:
         processes.fail()
@@ -98,21 +98,21 @@ def _to_the_end(run: ShardRun) -> None:
     if not finished:
         if is_rank_zero:
             kept = sum(run.plan.shard(at).end - at for at in run.folder.done(run.plan))
-            click.echo(f"stopped: {kept:,} of {samples.n:,} images are in {folder}; the same command goes on", err=True)
+            say(f"stopped: {kept:,} of {samples.n:,} images are in {folder}; the same command goes on", err=True)
         raise SystemExit(INTERRUPTED)
     if not is_rank_zero:
         return
     if run.images_done == samples.n or run.engine is None:
-        click.echo(f"nothing left to do: all {samples.n:,} images are in {folder}")
+        say(f"nothing left to do: all {samples.n:,} images are in {folder}")
         return
     engine, several = run.engine, f"{run.processes.world} processes, each " if run.processes.world > 1 else ""
     how = where(engine.device, engine.form.name, str(engine.dtype).removeprefix("torch."))
     steps = count_steps(samples.count, run.rows)
-    click.echo(
+    say(
         f"{made:,} images, {run.sampler}, {steps}, in {seconds:.2f} s: {made / seconds:.1f} images/s "
         f"({several}{how}, batches of {engine.batch_size})"
     )
-    click.echo(f"wrote {folder}: {samples.n:,} images as {run.folder.format}, {run.folder.path.name}/manifest.json")
+    say(f"wrote {folder}: {samples.n:,} images as {run.folder.format}, {run.folder.path.name}/manifest.json")
 
 
 def _warn_of_crowding(run: ShardRun) -> None:
@@ -121,4 +121,4 @@ def _warn_of_crowding(run: ShardRun) -> None:
     cores = os.cpu_count() or 1
     if run.processes.is_rank_zero and here > 1 and threads and here * threads > cores:
         several = f"{here} processes of {threads} threads on {cores} cores"
-        click.echo(f"note: {several}; a new run with --threads {max(1, cores // here)} would be faster", err=True)
+        note(f"{several}; a new run with --threads {max(1, cores // here)} would be faster")

@@ -11,7 +11,11 @@ from typing import Any
 import click
 
 from fastdiff.cli.completion import complete_model
-from fastdiff.cli.options import ONNX, foreign_options, load_model, printable
+from fastdiff.cli.options import ONNX, foreign_options, load_model
+from fastdiff.errors import printable
+from fastdiff.terminal import say, show
+
+SOME = ("context", "self_condition", "values", "sampled by")  # facts that not every model has
 
 
 @click.command(short_help="What a checkpoint is.")
@@ -33,21 +37,28 @@ def info(model: str | None, as_json: bool, **foreign: Any) -> None:
 
     if model is None:
         for name, path in shipped_models().items():
-            click.echo(f"{name:16} {path.stat().st_size / 1e6:.1f} MB")
+            say(f"{name:16} {path.stat().st_size / 1e6:.1f} MB")
         return
-    facts = describe_onnx(model) if model.lower().endswith(ONNX) else describe(model, **foreign)
+    facts, said = (describe_onnx(model), {}) if model.lower().endswith(ONNX) else describe(model, **foreign)
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        show(json.dumps({**facts, **said}, indent=2).replace("\x7f", r"\u007f"))
         return
-    width = max(map(len, facts))
+    _list(facts)
+    if said:
+        say("The file says:")
+        _list(said, indent="  ")
+
+
+def _list(facts: Mapping[str, Any], indent: str = "") -> None:
+    width = max(map(len, map(printable, facts)))
     for name, value in facts.items():
-        click.echo(printable(f"{name:{width}}  {value}"))
+        say(f"{indent}{printable(name):{width}}  {value}")
 
 
-def describe(name: str, **foreign: Any) -> dict[str, Any]:
-    """What a checkpoint holds, and what it says about its making."""
+def describe(name: str, **foreign: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint holds, and what it says about its making, under no name of the former."""
     from fastdiff.checkpoints.config import model_config
-    from fastdiff.checkpoints.load import stored_info
+    from fastdiff.checkpoints.load import FILE, stored_info
 
     model = load_model(name, foreign)
     config = model_config(model)
@@ -74,8 +85,10 @@ def describe(name: str, **foreign: Any) -> dict[str, Any]:
     if model.scheduler is not None:
         scheduler = model.scheduler
         facts["sampled by"] = f"{scheduler.name} of diffusers, {scheduler.steps} steps; or a --sampler"
-    # A file may say anything of its making; what it is stands.
-    return {**facts, **{key: value for key, value in stored_info(name).items() if key not in facts}}
+    said = stored_info(name)
+    if FILE in said:
+        facts[FILE] = said.pop(FILE)
+    return facts, {key: value for key, value in said.items() if key not in (*facts, *SOME)}
 
 
 def _described(config: Mapping[str, Any], network: Any) -> str:

@@ -15,6 +15,7 @@ from fastdiff.cli.completion import complete, complete_file, complete_model
 from fastdiff.cli.options import DTYPES, device_option, foreign_options, listed, threads_option
 from fastdiff.errors import InputError
 from fastdiff.samplers.spacing import SPACINGS
+from fastdiff.terminal import say
 
 
 @click.command(short_help="The noise from which a model makes pictures.")
@@ -82,8 +83,8 @@ def invert(model: str, pictures: tuple[str, ...], output: str, **options: Any) -
         )
     save_npy(noise.numpy(), output)
     steps, seconds = options["steps"], time.perf_counter() - began
-    click.echo(f"{len(images)} picture{'s' * (len(images) > 1)}, {steps} steps of ddim backwards, in {seconds:.2f} s")
-    click.echo(f"wrote {Path(output).resolve()}")
+    say(f"{len(images)} picture{'s' * (len(images) > 1)}, {steps} steps of ddim backwards, in {seconds:.2f} s")
+    say(f"wrote {Path(output).resolve()}")
     words = f"-n {len(images)} --sampler ddim --steps {steps} --clip off --noise {os.path.relpath(output)}"
     words += "".join(f" --context {shlex.quote(text)}" for text in options["contexts"])
-    click.echo(f"back again: fastdiff sample {shlex.quote(model)} {words}")
+    say(f"back again: fastdiff sample {shlex.quote(model)} {words}")

@@ -6,6 +6,8 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -19,16 +21,29 @@ from fastdiff.cli.group import Group
 from fastdiff.cli.info import info
 from fastdiff.cli.invert import invert
 from fastdiff.cli.noise import noise
-from fastdiff.cli.options import printable
 from fastdiff.cli.sample import sample
 from fastdiff.cli.stop import INTERRUPTED
 from fastdiff.cli.train import train
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, printable
 from fastdiff.temporary import say_command
+from fastdiff.terminal import note, say
 
 
 class Refused(click.ClickException):
     exit_code = 2
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Bad input in click's own form, in a sentence that is printable."""
+    try:
+        yield
+    except InputError as error:
+        raise Refused(printable(str(error))) from error
+    except getattr(click.exceptions, "NoArgsIsHelpError", ()):  # the help, of many lines
+        raise
+    except click.UsageError as error:
+        raise click.UsageError(printable(error.format_message()), error.ctx) from error
 
 
 class Commands(Group):
@@ -44,18 +59,20 @@ class Commands(Group):
                 raise
             # What is still in stdout's buffer would fail once more when the process ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            click.echo(f"Error: cannot write to standard output: {error.strerror}", err=True)
+            say(f"Error: cannot write to standard output: {error.strerror}", err=True)
             raise SystemExit(1) from None
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with refusals():
+            return super().make_context(*args, **options)
+
     def invoke(self, context: click.Context) -> Any:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: click.echo(f"note: {printable(str(message))}", err=True)
+        with refusals(), warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: note(str(message))
             try:
                 return super().invoke(context)
-            except InputError as error:
-                raise Refused(printable(str(error))) from error
             except KeyboardInterrupt:
-                click.echo("stopped", err=True)
+                say("stopped", err=True)
                 raise SystemExit(INTERRUPTED) from None
 
 

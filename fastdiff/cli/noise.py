@@ -10,6 +10,7 @@ from fastdiff.cli.completion import complete, complete_file
 from fastdiff.cli.options import listed
 from fastdiff.errors import InputError
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
+from fastdiff.terminal import say
 
 
 @click.command(short_help="The forward process on a picture, as a strip.")
@@ -65,5 +66,5 @@ def noise(picture: str, output: str, schedule: str, timesteps: int, at: str | No
     z = PhiloxNoise(seed)(0, 0, (1, *x0.shape))
     rows = [chosen.q_sample(x0[None], torch.tensor([t], device="cpu"), z) for t in nodes]
     save_picture(grid(torch.cat(rows), len(nodes), scale=1, gap=2), output)
-    click.echo(f"t = {', '.join(map(str, nodes))} of {chosen.name}, T = {timesteps}")
-    click.echo(f"wrote {Path(output).resolve()}")
+    say(f"t = {', '.join(map(str, nodes))} of {chosen.name}, T = {timesteps}")
+    say(f"wrote {Path(output).resolve()}")

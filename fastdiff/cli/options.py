@@ -270,8 +270,3 @@ def set_threads(threads: int | None) -> None:
 def parse_device(text: str | None) -> torch.device:
     """Checked; raises InputError for one that is not here."""
     return choose_device(text)
-
-
-def printable(text: str) -> str:
-    """The text on one line, with what a terminal would obey rather than show (a file may hold anything) escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
-
 from fastdiff.cli.drawn import Drawn, count_steps, frame_interval, given_pictures, parse_contexts, where
 from fastdiff.cli.options import (
     ONNX,
@@ -33,6 +31,7 @@ from fastdiff.images import SHOWN_CHANNELS, animation, cell_size, check_picture_
 from fastdiff.samplers.prediction import FRAMES
 from fastdiff.samplers.spacing import first_row
 from fastdiff.sampling import sample
+from fastdiff.terminal import note, say
 
 
 def sample_to_picture(
@@ -69,7 +68,7 @@ def sample_to_picture(
     drawn = draw(model, n, every, check_grid, **options)
     channels = drawn.images.shape[1]
     if channels not in SHOWN_CHANNELS:
-        click.echo(f"note: the {channels} channels of an image are shown side by side, in gray", err=True)
+        note(f"the {channels} channels of an image are shown side by side, in gray")
     save_picture(grid(drawn.images, columns, scale=scale), output)
     written = [output]
     if gif and drawn.frames is not None:
@@ -78,12 +77,12 @@ def sample_to_picture(
     if npy:
         save_npy(drawn.values.numpy(), npy)
         written.append(npy)
-    click.echo(
+    say(
         f"{n} images, {drawn.sampler}, {drawn.steps}, in {drawn.seconds:.2f} s: "
         f"{n / drawn.seconds:.1f} images/s ({drawn.where})"
     )
     for path in written:
-        click.echo(f"wrote {Path(path).resolve()}")
+        say(f"wrote {Path(path).resolve()}")
 
 
 def _draw(

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import click
 from tqdm.auto import tqdm
 
 from fastdiff.checkpoints.config import check_network, network_config
@@ -25,6 +24,7 @@ from fastdiff.model import Model
 from fastdiff.networks.registry import COMMON_OPTIONS, network_class
 from fastdiff.provenance import machine
 from fastdiff.samplers.schedule import Schedule, make_schedule
+from fastdiff.terminal import note, say
 from fastdiff.training.checkpoint import read_checkpoint
 from fastdiff.training.folder import RunFolder
 from fastdiff.training.group import Apart, Group
@@ -95,7 +95,7 @@ def resumed_run(
     if epochs is not None and epochs != checkpoint.recipe.epochs:
         command = f"{command}  # from step {trainer.steps_done} on with --epochs {epochs}"
         if group.is_first:
-            click.echo(_new_course(trainer, checkpoint.recipe))
+            say(_new_course(trainer, checkpoint.recipe))
     return Run(trainer, folder, checkpoint.extra["data"], command, kept)
 
 
@@ -122,14 +122,14 @@ def to_the_end(run: Run, flags: str = "") -> None:
     if not len(trainer):
         if group.is_first:
             epochs = trainer.recipe.epochs
-            click.echo(f"all {epochs} epochs are done; to go on: {again} --epochs {2 * epochs}")
+            say(f"all {epochs} epochs are done; to go on: {again} --epochs {2 * epochs}")
         return
     if group.is_first:
-        click.echo(_beginning(trainer))
+        say(_beginning(trainer))
         if group.world == 1 and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
-            click.echo("note: one process trains alone; several on a CPU are started by torchrun", err=True)
+            note("one process trains alone; several on a CPU are started by torchrun")
         if not folder.plots:
-            click.echo(f"no loss curve without matplotlib: {install('train')}", err=True)
+            say(f"no loss curve without matplotlib: {install('train')}", err=True)
     try:
         _show(run)
     except Apart as error:
@@ -139,12 +139,12 @@ def to_the_end(run: Run, flags: str = "") -> None:
     stopped = trainer.steps_done < trainer.total_steps
     if stopped and group.is_first:
         done = f"stopped after {trainer.steps_done} of {trainer.total_steps} steps"
-        click.echo(f"{done}; continue with: {again}", err=True)
+        say(f"{done}; continue with: {again}", err=True)
     if stopped:
         raise SystemExit(INTERRUPTED)
     if group.is_first:
-        click.echo(f"wrote {folder.model.resolve()}")
-        click.echo(f"sample from it: fastdiff sample {folder.path}")
+        say(f"wrote {folder.model.resolve()}")
+        say(f"sample from it: fastdiff sample {folder.path}")
 
 
 def _show(run: Run) -> None:
@@ -177,14 +177,10 @@ def _beginning(trainer: Trainer) -> str:
 
 def _tell(step: Step, epochs: int) -> None:
     """A line where there is something to say."""
-    lines = []
     if step.foretold is not None:
-        lines.append(f"about {tqdm.format_interval(step.foretold)} of training to come, by the first steps")
+        say(f"about {tqdm.format_interval(step.foretold)} of training to come, by the first steps")
     if step.epoch is not None:
-        lines.append(_epoch_line(step.epoch, epochs))
-    if lines:
-        with tqdm.external_write_mode():
-            click.echo("\n".join(lines))
+        say(_epoch_line(step.epoch, epochs))
 
 
 def _epoch_line(epoch: Epoch, epochs: int) -> str:
@@ -257,10 +253,10 @@ def _check_options(given: Mapping[str, Any], own: Mapping[str, Any], init: str) 
 
 def _say_start(trainer: Trainer, init: str | None, start: Model) -> None:
     """Tell what training starts from, and of classes that get other names."""
-    click.echo(f"starts from {init}: {' '.join(repr(start).split())}")
+    say(f"starts from {init}: {' '.join(repr(start).split())}")
     before, names = start.class_names, trainer.model.class_names
     if before and names and tuple(before) != tuple(names):
-        click.echo(f"note: its classes {', '.join(before)} are now {', '.join(names)}, in this order", err=True)
+        note(f"its classes {', '.join(before)} are now {', '.join(names)}, in this order")
 
 
 def _widths(text: str) -> list[int]:
@@ -281,10 +277,10 @@ def _say_unused(trainer: Trainer, given: Mapping[str, Any]) -> None:
         takers = listed(name for name, network in networks.items() if "n_cfeat" in _options(network))
         why = f"{type(trainer.network).__name__} takes no classes"
         said = f"the classes ({data.class_list()}) are not used, for {why}; --preset {takers} does"
-        click.echo(f"note: {said}", err=True)
+        note(said)
     for flag, value in given.items():
         if value:
-            click.echo(f"note: --{flag} {value} has no effect, for {why}", err=True)
+            note(f"--{flag} {value} has no effect, for {why}")
 
 
 def _options(network: str) -> Mapping[str, inspect.Parameter]:

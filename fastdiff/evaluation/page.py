@@ -9,7 +9,7 @@ from typing import Any
 
 from fastdiff.evaluation.copies import LOW, NEIGHBOURS, TYPICAL
 from fastdiff.files import save_json, save_text, write_atomically
-from fastdiff.markdown import table
+from fastdiff.markdown import code, plain, table
 from fastdiff.provenance import heading
 
 Report = dict[str, Any]
@@ -35,16 +35,18 @@ def markdown(report: Report, curve: str | None = None) -> str:
     """The report as a page; curve: the name of its picture."""
     head = ["model", "drawn with", *MEASURES, "samples"]
     lines = ["# fastdiff eval", "", f"{heading(report)}", "", described(report), ""]
-    lines += table(head, [[row["model"], row["drawn"], *cells(row), f"{row['images']:,}"] for row in report["rows"]])
+    lines += table(
+        head, [[plain(row["model"]), row["drawn"], *cells(row), f"{row['images']:,}"] for row in report["rows"]]
+    )
     lines += ["", floor_text(report), "", EXPLAINED]
     if curve:
         lines += ["", f"![Fréchet distance by model]({curve})"]
     for row in report["rows"]:
         lines += [
             "",
-            f"## {row['model']}",
+            f"## {plain(row['model'])}",
             "",
-            f"Drawn by {row['made_by']}.",
+            f"Drawn by {plain(row['made_by'])}.",
             "",
             *by_class(row),
             "",
@@ -98,14 +100,14 @@ def described(report: Report) -> str:
         )
     how = CLASSES if True in _floors(report) else ""
     counts = set(each.values())
-    classes = ", ".join(f"{count:,} {name}" for name, count in each.items())
+    classes = ", ".join(f"{count:,} {plain(name)}" for name, count in each.items())
     if len(counts) == 1:
         classes = f"{counts.pop():,} of each class"
     return (
         f"Samples 0 to {report['images'] - 1:,} of seed {report['seed']}, {how}"
-        f"against {report['real']:,} held-out pictures{f' ({classes})' if each else ''} of {report['data']}. Features: "
-        f"`{features['name']}`{known}, {features['size']} numbers a picture."
-        + (f" **{report['note']}**" if report["note"] else "")
+        f"against {report['real']:,} held-out pictures{f' ({classes})' if each else ''} of {plain(report['data'])}. "
+        f"Features: {code(features['name'])}{known}, {features['size']} numbers a picture."
+        + (f" **{plain(report['note'])}**" if report["note"] else "")
     )
 
 
@@ -148,7 +150,7 @@ def by_class(row: Row) -> list[str]:
         return [f"By class: {row['no_classes']}."]
     columns = ("distance", "precision", "recall")
     lines = [
-        [one["class"], *(_of_class(one, name) for name in columns), f"{one['images']:,}", f"{one['real']:,}"]
+        [plain(one["class"]), *(_of_class(one, name) for name in columns), f"{one['images']:,}", f"{one['real']:,}"]
         for one in row["classes"]
     ]
     made = ["By class, in brackets what as many of its training pictures reach:", ""]

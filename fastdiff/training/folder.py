@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
 
+from fastdiff import markdown
 from fastdiff.errors import InputError, first_line, warn_caller
 from fastdiff.files import as_refusal, check_folder, only_writer, save_text, write_atomically
 from fastdiff.images import save_picture
@@ -162,21 +163,18 @@ class RunFolder:
             "loss at the end, training": f"{sum(recent) / max(1, len(recent)):.4f}",
             "loss at the end, held-out pictures": f"{held_out[-1]:.4f}" if held_out else "not measured",
         }
-        text = f"""# {self.path.resolve().name}
+        chosen = [(name, markdown.code(value)) for name, value in recipe.items() if value is not None]
+        text = f"""# {markdown.plain(self.path.resolve().name)}
 
 Trained with
 
-    {command}
+{markdown.block(command)}
 
-| | |
-| --- | --- |
-{_rows(facts)}
+{_rows((name, markdown.plain(value)) for name, value in facts.items())}
 
 {self._pictures()}## Recipe
 
-| | |
-| --- | --- |
-{_rows({name: f"`{value}`" for name, value in recipe.items() if value is not None})}
+{_rows(chosen)}
 """
         save_text(text, self.path / "README.md")
 
@@ -186,5 +184,5 @@ Trained with
         return "".join(f"{text}\n\n" for name, text in shown.items() if (self.path / name).exists())
 
 
-def _rows(values: Mapping[str, str]) -> str:
-    return "\n".join(f"| {name} | {value} |" for name, value in values.items())
+def _rows(values: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(markdown.table(("", ""), values))

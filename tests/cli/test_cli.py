@@ -271,13 +271,19 @@ def test_what_a_file_says_cannot_take_the_terminal_or_the_place_of_facts(run, mo
         time="fraction",
         class_names=names,
     )
-    save(model, "odd.safetensors", info={"network": "forged", "\x1b[1mkey": "\x1b[8mhidden"})
+    said = {"network": "forged", "sampled by": "forged", "\x1b[1mkey": "\x1b[8mhidden", "clip ": "a\nclip  forgery"}
+    save(model, "odd.safetensors", info=said)
     out = run("info", "odd.safetensors")
+    own, _, others = out.partition("The file says:\n")
+    assert "key" not in own and all(line.startswith("  ") for line in others.splitlines())
+    assert "forged" not in run("info", "odd.safetensors", "--json")
     assert "forged" not in out and not any(c in out for c in "\x1b\u202e")
     assert r"\x1b[2Ja, new\nline, \u202eb, c, d" in out and r"\x1b[8mhidden" in out
     out = run("sample", "odd.safetensors", "--context", "e=1", code=2)
     refused(out, "unknown class 'e'", r"\x1b[2Ja")
     assert "\x1b" not in out
+    assert "\x1b" not in run("sample", "a.safetensors", "--\x1b[2Jno", code=2)
+    assert "\x1b" not in run("\x1b[2J", code=2)
 
 
 def test_info_lists_the_shipped_models_without_torch():

@@ -13,7 +13,6 @@ from click.testing import CliRunner
 
 from fastdiff import AnnotatedUnet, Model, make_schedule, save
 from fastdiff.cli.main import main
-from fastdiff.cli.options import printable
 
 FASTDIFF = [sys.executable, "-m", "fastdiff"]
 
@@ -111,7 +110,3 @@ def test_an_error_of_the_disk_elsewhere_is_not_hidden(monkeypatch):
     monkeypatch.setattr(main.commands["info"], "callback", full)
     result = CliRunner().invoke(main, ["info"])
     assert isinstance(result.exception, OSError)
-
-
-def test_what_a_terminal_would_obey_is_shown_instead():
-    assert printable("red \x1b[31m\x07\n\u202e é") == r"red \x1b[31m\x07\n\u202e é"

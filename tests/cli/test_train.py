@@ -67,6 +67,19 @@ def test_train_leaves_a_folder_to_sample_from(run, sprites, tmp_path):
     )  # both hold the averaged weights
 
 
+def test_names_cannot_break_out_of_the_card(run, sprites, monkeypatch):
+    names, folder = "<b>a\n\n<script>alert(1)</script>,[x](y),`</code>,d|d,\u202ee", "r<img src=y onerror=alert(2)>"
+    words = ["train", *sprites, *TINY, "--epochs", "1", "--sample-every", "0", "--class-names", names, "-o", folder]
+    monkeypatch.setattr(sys, "argv", ["fastdiff", *words])
+    assert all(line.isprintable() for line in run(*words).splitlines())
+    with open(f"{folder}/README.md") as file:
+        lines = file.read().splitlines()
+    assert lines[0] == "# r&lt;img src=y onerror=alert(2)&gt;" and all(map(str.isprintable, lines))
+    assert lines[4].startswith("    fastdiff train") and r"\n\n<script>" in lines[4] and r"\u202e" in lines[4]
+    assert not any("<" in line for line in lines if line != lines[4])
+    assert not any("](y)" in line.replace(r"\](", "") for line in lines if line != lines[4])
+
+
 def test_options_change_the_recipe(run, tmp_path):
     (tmp_path / "p").mkdir()
     for k in range(12):
