@@ -10,14 +10,16 @@ from typing import Any
 from fastdiff.bench.case import Case, Key, Kind
 from fastdiff.bench.networks import FOREIGN, NETWORKS, SHIPPED
 from fastdiff.bench.operators.catalogue import catalogue, find
-from fastdiff.engine.placement import DTYPES
-from fastdiff.errors import InputError
+from fastdiff.engine.placement import DTYPES, check_threads
+from fastdiff.engine.request import check_batch_size
+from fastdiff.errors import InputError, check_int
 
 # Where not all dtypes mean something: x is float32 in a sampler's update, and these files and processes compute in it.
 COMPUTED_IN = {
     **dict.fromkeys((Kind.STEP, Kind.EXPORT, Kind.COLD, Kind.LOOP, Kind.EAGER, Kind.THREADS), ("float32",)),
     Kind.TRAINING: ("float32", "bfloat16"),
 }
+MOST_ROUNDS = 1_000_000
 # Measured only where --only names their kind.
 ON_REQUEST = (Kind.OPERATOR, Kind.PROFILE, Kind.LOOP, Kind.EAGER, Kind.THREADS)
 
@@ -105,10 +107,12 @@ def plan(
         for value in values:
             if value not in accepted:
                 raise InputError(f"{what} {value!r}; accepted: {', '.join(accepted)}")
-    for what, numbers in (("batch", batches), ("threads", threads), ("rounds", () if rounds is None else (rounds,))):
-        for number in numbers:
-            if number < 1:
-                raise InputError(f"{what} = {number}; accepted: 1 or more")
+    for batch in batches:
+        check_batch_size(batch)
+    for count in threads:
+        check_threads(count)
+    if rounds is not None:
+        check_int("rounds", rounds, 1, MOST_ROUNDS)
     cuda = device == "cuda"
     measured = [name for name in networks or SHIPPED if name not in FOREIGN]
     cases = list(quick(measured) if name == "quick" else standard(measured, cuda))
@@ -141,6 +145,6 @@ def plan(
 def _meant(words: str, case: Case) -> bool:
     """Whether each word begins one of the label's, and each number is one of them; kinds on request come first."""
     there, asked = f"{case.label} {case.dtype}".lower().split(), words.lower().split()
-    if case.kind in ON_REQUEST and not case.kind.startswith(asked[0]):
+    if asked and case.kind in ON_REQUEST and not case.kind.startswith(asked[0]):
         return False
     return all(word in there if word.isdigit() else any(one.startswith(word) for one in there) for word in asked)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from fastdiff.engine.noise import Noise, PhiloxNoise, draw
+from fastdiff.engine.placement import check_threads
 from fastdiff.engine.request import Asked, Request, check_batch_size
-from fastdiff.errors import InputError, NotFinite, check_int, first_line, install, unknown_name, warn_caller
+from fastdiff.errors import InputError, NotFinite, first_line, install, unknown_name, warn_caller
 from fastdiff.export import metadata
 from fastdiff.samplers.samplers import DEFAULT, make_table
 from fastdiff.samplers.schedule import from_config
@@ -83,7 +84,7 @@ def open_file(
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors: its warnings are about its own inner workings
     if threads is not None:
-        options.intra_op_num_threads = check_int("threads", threads, 1, 4096)
+        options.intra_op_num_threads = check_threads(threads)
     if not Path(path).is_file():
         raise InputError(f"cannot read {str(path)!r}: no such file")
     try:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+
 
 class InputError(ValueError):
     """Bad input: one sentence that names the offending value and what is accepted.
@@ -59,6 +61,11 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
         limit = high if high < 2**53 else f"2^63 - {2**63 - high}"
         raise InputError(f"{name} = {value!r}; accepted: a whole number from {low} to {limit}")
     return number
+
+
+def whole_number(text: str) -> int | None:
+    """The number that a text of digits says, below 10^18; else None."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
 
 
 def check_float(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:

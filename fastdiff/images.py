@@ -318,7 +318,7 @@ def read_picture(path: str | Path, size: int | None = None) -> Tensor:
 
     Args:
         path: the file.
-        size: cut its middle square and resize it to size x size; None keeps it as it is.
+        size: cut its middle square and resize it to size x size, up to 14,142; None keeps it as it is.
 
     Returns:
         (3, H, W) float32 in [-1, 1].
@@ -326,6 +326,8 @@ def read_picture(path: str | Path, size: int | None = None) -> Tensor:
     Raises:
         InputError: if the file cannot be read as a picture.
     """
+    if size is not None:
+        check_int("size", size, 1, math.isqrt(MAX_PIXELS))
     picture = open_picture(path)
     if size is not None:
         picture = cut_picture(picture, (size, size))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdiff.checkpoints.load import load
 from fastdiff.engine.pictures import resolve_pictures
-from fastdiff.errors import check_int
+from fastdiff.errors import check_int, wrong_type
 from fastdiff.model import check_model
 from fastdiff.samplers.inversion import inversion_table
 from fastdiff.sampling import Source, sample
@@ -52,7 +52,10 @@ def invert(
         InputError: for values outside these.
     """
     model = load(model) if isinstance(model, (str, Path)) else check_model(model)
-    given = torch.as_tensor(images, device="cpu")
+    try:
+        given = torch.as_tensor(images, device="cpu")
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise wrong_type("images", images, "numbers (n, C, H, W) or (C, H, W)") from None
     n = len(given) if given.ndim == 4 else 1
     resolve_pictures("images", given, (model.image_shape,), check_int("the number of images", n, 1, 2**31), 0)
     table = inversion_table(

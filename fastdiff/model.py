@@ -19,6 +19,7 @@ from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import TIMES, StepTable
 
 UNSAID: Any = None
+LARGEST_SIDE = 2**20
 
 
 class Scheduler(Protocol):
@@ -97,9 +98,10 @@ class Model:
             raise unknown_name("prediction type", self.prediction_type, PREDICTION_TYPES)
         if self.time not in TIMES:
             raise unknown_name("time convention", self.time, TIMES)
-        shape = tuple(self.image_shape)
-        if len(shape) != 3 or any(not isinstance(size, int) or size < 1 for size in shape):
-            raise InputError(f"image_shape = {shape}; accepted: (channels, height, width), each at least 1")
+        shape = tuple(self.image_shape) if isinstance(self.image_shape, Sequence) else ()
+        if len(shape) != 3 or any(not isinstance(size, int) or not 1 <= size <= LARGEST_SIDE for size in shape):
+            accepted = f"(channels, height, width), each from 1 to {LARGEST_SIDE}"
+            raise InputError(f"image_shape = {self.image_shape!r}; accepted: {accepted}")
         width = context_width(self.network)
         if self.class_names and width is not None and len(self.class_names) != width:
             raise InputError(f"{len(self.class_names)} class names {list(self.class_names)}; the network takes {width}")

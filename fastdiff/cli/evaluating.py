@@ -14,10 +14,11 @@ from tqdm.auto import tqdm
 from fastdiff.checkpoints.load import stored_info
 from fastdiff.cli.data import data_source
 from fastdiff.cli.drawn import chosen_steps, count_steps
-from fastdiff.cli.options import NODES, load_model, parse_clip, parse_device, parse_dtype, refusing_nan, set_threads
+from fastdiff.cli.options import NODES, load_model, parse_clip, parse_device, parse_dtype, refusing_nan
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
 from fastdiff.data.images import ImageData
 from fastdiff.data.load import load_data
+from fastdiff.engine.placement import set_threads
 from fastdiff.errors import InputError, check_int, printable
 from fastdiff.evaluation import page, pixels, reference
 from fastdiff.evaluation.copies import Copies

@@ -27,13 +27,13 @@ from fastdiff.cli.options import (
     sampler_list,
     steps_help,
 )
-from fastdiff.errors import InputError, unknown_name
+from fastdiff.errors import InputError, unknown_name, whole_number
 from fastdiff.export.metadata import DTYPES, NOISES
 from fastdiff.samplers.samplers import SAMPLERS
 from fastdiff.terminal import say
 
 ANY, OWN = "any", "own"
-CONTEXT_SHAPE = "context_shape"
+CONTEXT_SHAPE, LARGEST_CONTEXT = "context_shape", 2**20
 OF_SAMPLERS = ("steps", "eta", *NODES, "clip", "stepwise", "noise", "pictures")
 NOT_OF_PAGES = ("sampler", *OF_SAMPLERS, "dtype", CONTEXT_SHAPE)
 
@@ -187,10 +187,13 @@ def _refuse(given: dict[str, Any], web: str | None) -> None:
 
 def _sizes(text: str) -> list[int]:
     """77x768 as numbers."""
-    parts = text.lower().split("x")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise InputError(f"--context-shape {text!r}; accepted: sizes with x between them, such as 77x768")
-    return [int(part) for part in parts]
+    sizes = [whole_number(part.strip()) for part in text.lower().split("x")]
+    known = [size for size in sizes if size is not None and 1 <= size <= LARGEST_CONTEXT]
+    if len(known) < len(sizes):
+        raise InputError(
+            f"--context-shape {text!r}; accepted: sizes up to {LARGEST_CONTEXT} with x between them, such as 77x768"
+        )
+    return known
 
 
 def _table(model: Any, given: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from fastdiff.cli.options import load_model, parse_clip, parse_dtype
 from fastdiff.cli.stop import INTERRUPTED, StopSignal
 from fastdiff.errors import InputError
 from fastdiff.model import Model
+from fastdiff.shards.launch import Launch
 from fastdiff.shards.manifest import Samples
 from fastdiff.shards.processes import AnotherFailed, Processes
 from fastdiff.shards.run import ShardRun
@@ -117,7 +118,7 @@ def _to_the_end(run: ShardRun) -> None:
 
 def _warn_of_crowding(run: ShardRun) -> None:
     """Each process has the threads of a run in one process, for the same bytes; together they may be too many."""
-    here, threads = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), run.manifest["configuration"]["threads"]
+    here, threads = Launch.read().local_world, run.manifest["configuration"]["threads"]
     cores = os.cpu_count() or 1
     if run.processes.is_rank_zero and here > 1 and threads and here * threads > cores:
         several = f"{here} processes of {threads} threads on {cores} cores"

@@ -61,8 +61,9 @@ def invert(model: str, pictures: tuple[str, ...], output: str, **options: Any) -
     import torch
 
     from fastdiff.cli.drawn import parse_contexts
-    from fastdiff.cli.options import load_model, parse_device, parse_dtype, refusing_nan, set_threads
+    from fastdiff.cli.options import load_model, parse_device, parse_dtype, refusing_nan
     from fastdiff.engine.context import in_turn
+    from fastdiff.engine.placement import set_threads
     from fastdiff.images import fit_picture
     from fastdiff.inversion import invert as inverted
 

@@ -46,9 +46,11 @@ def noise(picture: str, output: str, schedule: str, timesteps: int, at: str | No
     import torch
 
     from fastdiff.engine.noise import PhiloxNoise
+    from fastdiff.engine.placement import choose_device
     from fastdiff.images import grid, grid_layout, read_picture, save_picture
     from fastdiff.samplers.schedule import make_schedule
 
+    choose_device("cpu")  # where the noise is drawn
     chosen = make_schedule(schedule, timesteps)
     first, last = chosen.first, chosen.first + chosen.num_timesteps - 1
     if at is None:

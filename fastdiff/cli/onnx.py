@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from fastdiff.cli.drawn import Drawn, parse_contexts
 from fastdiff.cli.options import FOREIGN, NODES, chosen_nodes, given_flags
 from fastdiff.engine.context import in_turn
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, whole_number
 from fastdiff.export import OnnxSampler
 from fastdiff.images import from_unit
 from fastdiff.samplers.samplers import DEFAULT
@@ -23,6 +23,7 @@ from fastdiff.samplers.samplers import DEFAULT
 # Options that the file has settled; those of the table are free where it holds none.
 SETTLED = ("clip", "dtype", "form", "gif_of", *FOREIGN)
 OF_PICTURES = ("init", "strength", "noise", "known", "mask", "resample")
+MOST_DEVICES = 1024
 OF_TABLES = ("sampler", "steps", "eta", *NODES)
 
 
@@ -92,9 +93,10 @@ def _provider(device: str) -> Any:
     name, colon, number = device.partition(":")
     if not colon:
         return name
-    if not number.isdigit():
+    index = whole_number(number)
+    if index is None or index > MOST_DEVICES:
         raise InputError(f"device {device!r}; accepted for an .onnx file: cpu, cuda, cuda:1, tensorrt, ...")
-    return name, {"device_id": int(number)}
+    return name, {"device_id": index}
 
 
 def _refuse(model: str, names: tuple[str, ...], why: str) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastdiff.cli.completion import complete
-from fastdiff.engine.placement import DTYPES, choose_device
-from fastdiff.errors import InputError, NotFinite, unknown_name, warn_caller
+from fastdiff.engine.placement import DTYPES, check_threads, choose_device
+from fastdiff.errors import InputError, NotFinite, unknown_name, warn_caller, whole_number
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.samplers import DEFAULT, SAMPLERS, STEPS
 from fastdiff.samplers.schedule import NAMES as SCHEDULES
@@ -34,7 +34,12 @@ device_option = click.option(
     help="cpu, cuda, cuda:1, ...  [default: cuda where there is one]",
     shell_complete=complete(("cpu", "cuda")),
 )
-threads_option = click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: as many as cores]")
+threads_option = click.option(
+    "--threads",
+    type=int,
+    callback=lambda context, option, number: None if number is None else check_threads(number),
+    help="CPU threads.  [default: as many as cores]",
+)
 
 
 def as_one(*options: Decorator) -> Decorator:
@@ -211,9 +216,10 @@ def parse_gif_frames(text: str | None) -> int | None:
         return GIF_FRAMES
     if text == "all":
         return None
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_GIF_FRAMES:
+    number = whole_number(text)
+    if number is None or not 1 <= number <= MAX_GIF_FRAMES:
         raise InputError(f"--gif-frames {text!r}; accepted: a whole number from 1 to {MAX_GIF_FRAMES}, or all")
-    return int(text)
+    return number
 
 
 def parse_clip(text: str | None) -> Any:
@@ -258,13 +264,6 @@ def refusing_nan(more: str = "") -> Iterator[None]:
             f"{error}. They are not written: float32 or bfloat16 (--dtype) may hold what float16 does not, and --clip "
             f"1 keeps images from growing{more}"
         ) from error
-
-
-def set_threads(threads: int | None) -> None:
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
 
 
 def parse_device(text: str | None) -> torch.device:

@@ -18,13 +18,13 @@ from fastdiff.cli.options import (
     parse_dtype,
     parse_gif_frames,
     say_clip,
-    set_threads,
 )
 from fastdiff.data.npy import numbers
 from fastdiff.engine.context import in_turn
 from fastdiff.engine.forms import choose_form
 from fastdiff.engine.noise import LIMIT
 from fastdiff.engine.pictures import check_resample, choose_strength
+from fastdiff.engine.placement import set_threads
 from fastdiff.errors import InputError, check_int
 from fastdiff.files import check_writable, save_npy
 from fastdiff.images import SHOWN_CHANNELS, animation, cell_size, check_picture_name, grid, grid_layout, save_picture

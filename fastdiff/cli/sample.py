@@ -24,6 +24,7 @@ from fastdiff.samplers.prediction import FRAMES
 from fastdiff.samplers.spacing import STRENGTH
 from fastdiff.shards.formats import DEFAULT as DEFAULT_FORMAT
 from fastdiff.shards.formats import FORMATS
+from fastdiff.shards.launch import Launch
 
 
 @click.command(short_help="Images from a model.", epilog=sampler_list())
@@ -160,8 +161,9 @@ def _sample(model: str, output: str, options: dict[str, Any]) -> None:
 
         sample_to_folder(model, output, **options)
     else:
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            if os.environ.get("RANK", "0") != "0":
+        launch = Launch.read()
+        if launch.world > 1:
+            if launch.rank > 0:
                 raise SystemExit(2)  # the first process reports it
             raise InputError(f"output {output!r} with several processes; accepted: a folder, such as -o out/")
         _refuse(options, "the picture", output, "format", "shard_size")

@@ -9,7 +9,7 @@ import click
 
 from fastdiff.cli.completion import complete, complete_folder, complete_model
 from fastdiff.cli.data import data_options
-from fastdiff.cli.options import device_option, given_flags, listed, set_threads, threads_option
+from fastdiff.cli.options import device_option, given_flags, listed, threads_option
 from fastdiff.cli.stop import INTERRUPTED
 from fastdiff.data.sources import accepted
 from fastdiff.errors import InputError
@@ -168,7 +168,7 @@ def train(resume: str | None, device: str | None, threads: int | None, **options
     """
     try:
         from fastdiff.cli.training import new_run, resumed_run, to_the_end
-        from fastdiff.engine.placement import has_bf16
+        from fastdiff.engine.placement import has_bf16, set_threads
         from fastdiff.shards.processes import AnotherFailed
         from fastdiff.training.group import Group
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from fastdiff.errors import InputError, shown
+from fastdiff.errors import InputError, shown, whole_number
 from fastdiff.schema import read_text
 
 NAMED = 3  # examples in an error
@@ -102,9 +102,7 @@ def _some(names: Sequence[str]) -> str:
 
 def weights(classes: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """The classes as (N, K) float32, one-hot, zeros for an empty name; and the K names, numbers in their order."""
-    names = sorted(
-        set(classes) - {""}, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else name)
-    )
+    names = sorted(set(classes) - {""}, key=lambda name: (whole_number(name) is None, whole_number(name) or 0, name))
     place = {name: index for index, name in enumerate(names)}
     made = np.zeros((len(classes), len(names)), np.float32)
     for row, name in enumerate(classes):

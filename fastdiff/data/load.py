@@ -14,7 +14,7 @@ from fastdiff.data.images import ImageData, made_up, one_hot, split
 from fastdiff.data.source import Pictures, Source
 from fastdiff.data.sources import SOURCES, accepted
 from fastdiff.data.values import Range, check_range, choose_range, in_float32
-from fastdiff.errors import InputError
+from fastdiff.errors import InputError, check_float
 
 MAX_CLASSES = 10_000
 
@@ -59,7 +59,7 @@ def load_data(
         InputError: if the source is none of these or is damaged, or an argument does not apply to it.
     """
     source, value_range = str(source), check_range(value_range)
-    if not 0 < holdout <= 0.5:
+    if not 0 < check_float("holdout", holdout) <= 0.5:
         raise InputError(f"holdout = {holdout}; accepted: more than 0, at most 0.5")
     given = {
         "labels": None if labels is None else str(labels),

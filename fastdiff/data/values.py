@@ -20,7 +20,7 @@ def check_range(value_range: Sequence[float] | None) -> Range | None:
         return None
     try:
         low, high = (float(value) for value in value_range)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         low = high = math.nan
     if not (math.isfinite(high - low) and low < high):
         raise InputError(f"value_range = {value_range!r}; accepted: (low, high), two finite numbers, low < high")

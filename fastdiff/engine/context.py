@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.engine.per_sample import Rows, rows_of
-from fastdiff.errors import InputError, check_float, unknown_name
+from fastdiff.errors import InputError, check_float, unknown_name, whole_number
 
 
 def by_name(weights: Mapping[str, float], class_names: Sequence[str]) -> Tensor:
@@ -51,8 +51,9 @@ def parse_class(text: str, class_names: Sequence[str], classes: int) -> int:
     text = text.strip()
     if text in class_names:
         return list(class_names).index(text)
-    if text.isdecimal() and int(text) < classes:
-        return int(text)
+    number = whole_number(text)
+    if number is not None and number < classes:
+        return number
     if class_names:
         raise unknown_name("class", text, class_names)
     raise InputError(f"class {text!r}; accepted: one number, 0 to {classes - 1}")

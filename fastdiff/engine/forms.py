@@ -100,7 +100,7 @@ def choose_form(name: str | None, device: torch.device, dtype: torch.dtype) -> F
         if reason:
             warn_caller(f"the network runs in plain torch, at about half the speed: {reason}")
         return next(form for form in FORMS.values() if form.build_error(device, dtype) is None)
-    if name not in FORMS:
+    if not isinstance(name, str) or name not in FORMS:
         raise unknown_name("form", name, FORMS)
     reason = FORMS[name].build_error(device, dtype)
     if reason:

@@ -47,6 +47,7 @@ class PhiloxNoise:
         object.__setattr__(self, "seed", check_int("seed", self.seed, 0, LIMIT - 1))
 
     def __call__(self, draw: int, first: int, shape: tuple[int, ...]) -> Tensor:
+        first = check_int("first", first, 0, LIMIT - 1)
         return philox.normals(philox.key_of(self.seed, first, self.device), draw, tuple(shape))
 
 

@@ -13,12 +13,12 @@ from fastdiff.engine.context import Contexts, resolve_context
 from fastdiff.engine.noise import LIMIT, Begun, Noise, NoiseSource
 from fastdiff.engine.per_sample import Rows
 from fastdiff.engine.pictures import Known, resolve_known, resolve_pictures
-from fastdiff.errors import InputError, check_float, check_int, unknown_name, wrong_type
+from fastdiff.errors import FLOAT32_MAX, InputError, check_float, check_int, unknown_name, wrong_type
 from fastdiff.samplers.prediction import FRAMES
 from fastdiff.samplers.schedule import Schedule
 from fastdiff.samplers.table import StepTable
 
-DEFAULT_BATCH = 64
+DEFAULT_BATCH, MOST_IN_BATCH = 64, 2**24
 
 
 class Sampled(Protocol):
@@ -143,7 +143,7 @@ class Request:
             )
         contexts = resolve_context(model.context_width, model.class_names, model.num_classes, context, n, first)
         if guidance_scale is not None:
-            guidance_scale = check_float("guidance_scale", guidance_scale, -3e38, 3e38)  # it is a float32 in the end
+            guidance_scale = check_float("guidance_scale", guidance_scale, -FLOAT32_MAX, FLOAT32_MAX)
             if contexts is None:
                 raise InputError(
                     f"guidance_scale = {guidance_scale} without a context; give a context to guide towards"
@@ -187,7 +187,7 @@ class Request:
 
 def check_batch_size(size: int | None, n: int = DEFAULT_BATCH) -> int:
     """The batch size: the one given, else min(n, DEFAULT_BATCH). Raises InputError."""
-    return min(n, DEFAULT_BATCH) if size is None else check_int("batch_size", size, 1, LIMIT - 1)
+    return min(n, DEFAULT_BATCH) if size is None else check_int("batch_size", size, 1, MOST_IN_BATCH)
 
 
 def check_table(model: Sampled, table: StepTable) -> StepTable:

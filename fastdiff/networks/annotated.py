@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdiff.errors import InputError, unknown_name
+from fastdiff.errors import InputError, check_int, unknown_name
 from fastdiff.networks.blocks import (
     EDITIONS,
     Attention,
@@ -22,7 +22,7 @@ from fastdiff.networks.blocks import (
     check_images,
     embedded,
 )
-from fastdiff.networks.registry import BLOCKS
+from fastdiff.networks.registry import BLOCKS, WIDEST
 
 
 class AnnotatedUnet(nn.Module):
@@ -66,6 +66,7 @@ class AnnotatedUnet(nn.Module):
         resnet_groups: int = 8,
     ) -> None:
         super().__init__()
+        check_int("dim", dim, 1, WIDEST)
         init_dim = dim // 3 * 2 if init_dim is None else init_dim
         self.options: dict[str, Any] = dict(
             dim=dim,
@@ -156,15 +157,20 @@ def _check_options(
     resnet_groups: int,
 ) -> None:
     """Raises InputError for options that AnnotatedUnet does not accept."""
+    for width in dim_mults:
+        check_int("dim_mults", width, 1, WIDEST)
+    given = dict(init_dim=init_dim, channels=channels, convnext_mult=convnext_mult, resnet_groups=resnet_groups)
+    for name, number in given.items():
+        check_int(name, number, 1, WIDEST)
+    if out_dim is not None:
+        check_int("out_dim", out_dim, 1, WIDEST)
     if edition not in EDITIONS:
         raise unknown_name("edition", edition, EDITIONS)
     if block not in BLOCKS:
         raise unknown_name("block", block, BLOCKS)
     if dim < 4 or dim % 2:
         raise InputError(f"dim = {dim}; accepted: an even number of at least 4")
-    if not dim_mults or dim_mults[0] != 1 or min(dim_mults) < 1:
+    if not dim_mults or dim_mults[0] != 1:
         raise InputError(f"dim_mults = {tuple(dim_mults)}; accepted: whole numbers, the first being 1")
-    if min(init_dim, channels, convnext_mult, resnet_groups, 1 if out_dim is None else out_dim) < 1:
-        raise InputError("init_dim, channels, out_dim, convnext_mult and resnet_groups must be at least 1")
     if block == "resnet" and any(dim * m % resnet_groups for m in dim_mults):
         raise InputError(f"dim = {dim} with resnet_groups = {resnet_groups}; the groups must divide every width")

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdiff.errors import InputError, unknown_name
+from fastdiff.errors import InputError, check_int, unknown_name
 from fastdiff.networks.blocks import convolved_and_normed, normed
+from fastdiff.networks.registry import WIDEST
 
 EDITIONS = ("course", "mnist")
 
@@ -137,8 +138,8 @@ class ContextUnet(nn.Module):
             raise unknown_name("edition", edition, EDITIONS)
         if shortcut and edition != "course":
             raise InputError(f"shortcut = {shortcut} with edition {edition!r}; accepted: False, for it has its own")
-        if in_channels < 1 or n_cfeat < 1:
-            raise InputError(f"in_channels = {in_channels}, n_cfeat = {n_cfeat}; accepted: at least 1")
+        for name, number in dict(in_channels=in_channels, n_feat=n_feat, n_cfeat=n_cfeat, height=height).items():
+            check_int(name, number, 1, WIDEST)
         if n_feat < 8 or n_feat % 8:
             raise InputError(f"n_feat = {n_feat}; accepted: a positive multiple of 8")
         if height < 4 or height % 4:

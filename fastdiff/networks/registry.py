@@ -21,6 +21,7 @@ NETWORKS = {
     "openai": "openai.OpenaiUnet",
 }
 NETWORK_TITLES = {"annotated": "Annotated U-Net", "context": "ContextUnet"}
+WIDEST = 2**14  # channels, contexts and pixels that a network's option may ask for
 BLOCKS = ("convnext", "resnet")  # of AnnotatedUnet
 COMMON_OPTIONS = ("dim", "dim_mults", "block", "n_feat")  # of either network, which `fastdiff train` takes
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from fastdiff.errors import InputError, unknown_name
+from fastdiff.errors import FLOAT32_MAX, InputError, unknown_name
 
 if TYPE_CHECKING:  # the command line reads names without torch
     from torch import Tensor
@@ -17,6 +16,7 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 # None: off. A float: clamp x0 to [-bound, bound]. ("dynamic", q): see kernels.denoise_step.
 Clip = None | float | tuple[str, float]
 MODEL = "model"
+TINY = float(np.finfo(np.float32).tiny)  # a bound that is less would be 0 as a float32
 FRAMES = ("x", "x0")  # what frames may show
 Levels = TypeVar("Levels", np.ndarray, "Tensor")
 
@@ -56,13 +56,15 @@ def check_clip(clip: object) -> Clip:
     """The clip setting as `Clip` has it; False is off too. Raises InputError for anything else."""
     if clip is None or clip is False:
         return None
-    if isinstance(clip, (int, float, np.number)) and not isinstance(clip, bool) and 0 < clip < math.inf:
+    if isinstance(clip, (int, float, np.number)) and not isinstance(clip, bool) and TINY <= clip <= FLOAT32_MAX:
         return float(clip)
     if isinstance(clip, (tuple, list)) and len(clip) == 2 and clip[0] == "dynamic":
         quantile = clip[1]
         if isinstance(quantile, (int, float)) and 0 < quantile <= 1:
             return ("dynamic", float(quantile))
-    raise InputError(f"clip = {clip!r}; accepted: None, a positive bound, or ('dynamic', quantile in (0, 1])")
+    raise InputError(
+        f"clip = {clip!r}; accepted: None, a positive bound up to {FLOAT32_MAX:.3g}, or ('dynamic', quantile in (0, 1])"
+    )
 
 
 def usual_clip(prediction_type: str, alphas_cumprod: np.ndarray) -> float | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastdiff.errors import InputError, check_float, check_int, shown, unknown_name
+from fastdiff.errors import InputError, check_float, check_int, shown, unknown_name, wrong_type
 
 if TYPE_CHECKING:  # the command line reads names and numbers without torch
     from torch import Tensor
@@ -48,7 +48,10 @@ class Schedule:
     def __post_init__(self) -> None:
         if isinstance(self.betas, str):
             raise InputError(f"betas = {self.betas!r}; accepted: numbers, or fastdiff.make_schedule({self.betas!r})")
-        betas = np.array(self.betas, dtype=np.float64)
+        try:
+            betas = np.array(self.betas, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            raise wrong_type("betas", self.betas, "numbers, one for each timestep") from None
         if self.first not in (0, 1):
             raise InputError(f"first = {self.first!r}; accepted: 0 or 1")
         if betas.ndim != 1 or len(betas) <= self.first:
@@ -104,8 +107,11 @@ class Schedule:
         """sqrt(abar_t) and sqrt(1 - abar_t), (B, 1, ...) or (1, 1, ...), in the dtype and on the device of `like`."""
         import torch
 
-        t = torch.as_tensor(t, device="cpu").reshape(-1)
         last = len(self.alphas_cumprod) - 1
+        try:
+            t = torch.as_tensor(t, device="cpu").reshape(-1)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            raise wrong_type("t", t, f"a whole number from 0 to {last}, or one for each image") from None
         if (
             t.dtype == torch.bool
             or t.is_floating_point()
@@ -194,7 +200,7 @@ def make_schedule(name: str, timesteps: int, *, rescale_zero_snr: bool = False, 
     Raises:
         InputError: for another name, and values outside these.
     """
-    if name not in _BETAS:
+    if not isinstance(name, str) or name not in _BETAS:
         raise unknown_name("schedule", name, _BETAS)
     timesteps = check_int("timesteps", timesteps, 1 + bool(rescale_zero_snr), MAX_TIMESTEPS)
     params = {key: check_float(key, value) for key, value in params.items()}

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from fastdiff.engine.placement import choose_device
 from fastdiff.errors import InputError, shown
+from fastdiff.shards.launch import Launch
 
 T = TypeVar("T")
 POLL_SECONDS = 0.1
@@ -22,17 +23,6 @@ POLL_SECONDS = 0.1
 
 class AnotherFailed(Exception):
     """Another process of the run failed and reported why, or torchrun ended. This process exits silently."""
-
-
-def world_size() -> int:
-    """How many processes run this command together; raises InputError for variables that torchrun does not set so."""
-    text = os.environ.get("WORLD_SIZE", "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"WORLD_SIZE = {text!r}; accepted: a number of processes, as torchrun sets it")
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if int(text) > 1 and missing:
-        raise InputError(f"WORLD_SIZE = {text} without {', '.join(missing)}; start the processes by torchrun")
-    return int(text)
 
 
 def check_alike(asked: Sequence[Mapping[str, Any]], rank: int) -> None:
@@ -72,11 +62,12 @@ class Processes:
     """
 
     def __init__(self, device: str | None = None) -> None:
-        self.rank, self.world, self.device = 0, world_size(), device
+        launch = Launch.whole()
+        self.rank, self.world, self.device = 0, launch.world, device
         if self.world == 1:
             self.counted = 0
             return
-        self.rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+        self.rank, local = launch.rank, launch.local_rank
         if device not in (None, "cpu", "cuda"):
             raise InputError(f"device = {device!r} with {self.world} processes; accepted: cpu, or cuda for one each")
         backend = "gloo"
@@ -165,7 +156,7 @@ def default_threads() -> int:
     A split run must write the same bits as a single process, whose bits depend on the threads; but torchrun sets
     OMP_NUM_THREADS=1. So a child process without that variable is asked.
     """
-    several = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
+    several = Launch.read().local_world > 1 and "TORCHELASTIC_RUN_ID" in os.environ
     if not several or os.environ.get("OMP_NUM_THREADS") != "1":
         return torch.get_num_threads()
     alone = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.engine.engine import Engine
-from fastdiff.engine.placement import choose_device
+from fastdiff.engine.placement import choose_device, set_threads
 from fastdiff.engine.request import Request, check_batch_size
 from fastdiff.errors import InputError, unknown_name, warn_caller
 from fastdiff.files import check_folder, only_writer
@@ -168,7 +168,7 @@ class ShardRun:
         if options["device"] not in (None, device.type, self.processes.device):
             device = choose_device(options["device"])
         if options["threads"] or device.type == "cpu":
-            torch.set_num_threads(options["threads"] or default_threads())
+            set_threads(options["threads"] or default_threads())
         dtype = None if options["dtype"] is None else getattr(torch, options["dtype"])
         return Engine(
             self.model,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fastdiff.engine.placement import choose_device, out_of_memory
 from fastdiff.errors import InputError, install
-from fastdiff.shards.processes import AnotherFailed, check_alike, world_size
+from fastdiff.shards.launch import Launch
+from fastdiff.shards.processes import AnotherFailed, check_alike
 
 PATIENCE = timedelta(hours=6)  # for the first process, which may download or cut pictures before the others
 
@@ -41,7 +42,7 @@ class Group:
     device: torch.device
 
     def __init__(self, device: torch.device | str | None = None) -> None:
-        self.asked, self.rank, self.world = device, 0, world_size()
+        self.asked, self.rank, self.world = device, 0, Launch.whole().world
         if self.world == 1:
             self.device = choose_device(device)
             return
@@ -112,6 +113,7 @@ class Group:
 
     def share(self, count: int, parts: int) -> list[slice]:
         """This process' rows of a batch of `count`, in up to `parts` slices; [] where there are too few rows for it."""
+        parts = min(parts, count)
         start, end = count * self.rank // self.world, count * (self.rank + 1) // self.world
         edges = [start + (end - start) * k // parts for k in range(parts + 1)]
         return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]

@@ -83,10 +83,10 @@ def snr_weight(
         The weights, of alpha's shape.
     """
     snr = (alpha / sigma) ** 2
-    weight = (1 + snr) ** -p2_gamma
+    weight = (1 + snr) ** -float(p2_gamma)
     if min_snr is not None:
         over = {"epsilon": snr, "sample": snr.new_ones(()), "v_prediction": snr + 1}[prediction_type]
-        weight = weight * snr.clamp(max=min_snr) / over
+        weight = weight * snr.clamp(max=float(min_snr)) / over
     return weight
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from typing_extensions import TypedDict
 
 from fastdiff.data import fashion
-from fastdiff.errors import InputError, check_float, check_int, unknown_name
+from fastdiff.errors import FLOAT32_MAX, InputError, check_float, check_int, unknown_name, wrong_type
 from fastdiff.networks.registry import NETWORKS
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.schedule import Schedule, make_schedule
@@ -97,10 +97,13 @@ class Recipe:
             check_int(name, getattr(self, name), low, 2**31)
         check_int("seed", self.seed, 0, 2**63 - 1)
         for name in ("lr", "lr_final", "ema_decay", "context_dropout", "p2_gamma", "weight_decay"):
-            check_float(name, getattr(self, name))
+            check_float(name, getattr(self, name), -FLOAT32_MAX, FLOAT32_MAX)
         for name in ("min_snr", "max_grad_norm"):
             if getattr(self, name) is not None:
-                check_float(name, getattr(self, name))
+                check_float(name, getattr(self, name), -FLOAT32_MAX, FLOAT32_MAX)
+        for name in ("flip", "bf16", "course_perturbation"):
+            if not isinstance(getattr(self, name), bool):
+                raise wrong_type(name, getattr(self, name), "True or False")
         for name, ok, range_ in (
             ("lr", self.lr > 0, "more than 0"),
             ("lr_final", 0 <= self.lr_final <= self.lr, "0 to lr"),

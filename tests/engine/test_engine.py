@@ -286,7 +286,11 @@ def test_memory_does_not_grow_with_the_request():
 
 
 @pytest.mark.parametrize(
-    "problem", [torch.OutOfMemoryError("full"), MemoryError(), RuntimeError("x: can't allocate memory: you tried")]
+    "problem",
+    [
+        *(torch.OutOfMemoryError("full"), MemoryError(), RuntimeError("x: can't allocate memory: you tried")),
+        *(RuntimeError("could not create a primitive"), RuntimeError("Storage size calculation overflowed with sizes")),
+    ],
 )
 def test_a_batch_that_does_not_fit_is_halved(problem):
     largest, sizes = [100], []

@@ -544,6 +544,27 @@ def test_several_processes_need_a_folder(run, monkeypatch):
         Processes()
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *(("LOCAL_WORLD_SIZE", "x"), ("LOCAL_WORLD_SIZE", "0"), ("WORLD_SIZE", "9" * 5000), ("WORLD_SIZE", "٢")),
+        *(("RANK", "x"), ("RANK", "2"), ("LOCAL_RANK", "-1"), ("MASTER_PORT", "99999"), ("MASTER_PORT", "http")),
+    ],
+)
+def test_variables_that_torchrun_does_not_set_so(name, value, run, monkeypatch):
+    for variable, given in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(variable, given)
+    monkeypatch.setenv("MASTER_ADDR", "nowhere")
+    monkeypatch.setenv(name, value)
+    for words in (["-o", "x.png"], ["-o", "out/"]):
+        refused(run(*WORDS, *words, code=2), f"{name} = {value!r}", "a whole number from")
+
+
+def test_a_process_alone_has_no_rank(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    assert Processes().rank == 0
+
+
 def test_threads_are_those_of_a_process_alone(monkeypatch):
     """torchrun gives each of several processes one thread, unless told otherwise; other bits than a run in one."""
     assert default_threads() == torch.get_num_threads()

@@ -144,3 +144,7 @@ def test_processes_of_different_recipes_begin_nothing(folder):
     said = processes(folder, *TRAIN, "--epochs", "1", "-o", "odd", start=("odd.py",), code=None)
     assert said.count("Error: lr = 0.5 in process 1 of 2, and 0.0001 in the first") == 1
     assert not (folder / "odd").exists()
+
+
+def test_a_batch_in_more_parts_than_it_has_pictures():
+    assert Group("cpu").share(3, 10**9) == [slice(0, 1), slice(1, 2), slice(2, 3)]
