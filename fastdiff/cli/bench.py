@@ -21,6 +21,7 @@ COMMANDS = {
     "models": ("fastdiff.bench.families.compare", "How far images are from those of other libraries' own loops."),
     "traffic": ("fastdiff.bench.static.traffic", "Bytes and operations of an evaluation, from the shapes."),
     "kernels": ("fastdiff.bench.static.codegen", "What the compiler makes of every Triton kernel, without a GPU."),
+    "synced": ("fastdiff.bench.synced", "What it costs that files are on the disk before they get their names."),
     "readme": ("fastdiff.bench.readme", "Put the committed results into README.md and docs/."),
     "notebooks": ("fastdiff.bench.notebooks", "Execute the notebooks of docs/, and keep their outputs in them."),
     "screenshot": ("fastdiff.bench.screenshot", "Take docs/browser.md's picture of the browser page."),
