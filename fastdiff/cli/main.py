@@ -22,11 +22,11 @@ from fastdiff.cli.info import info
 from fastdiff.cli.invert import invert
 from fastdiff.cli.noise import noise
 from fastdiff.cli.sample import sample
-from fastdiff.cli.stop import INTERRUPTED
+from fastdiff.cli.stop import INTERRUPTED, Interrupter, handled_by
 from fastdiff.cli.train import train
 from fastdiff.errors import InputError, printable
 from fastdiff.temporary import say_command
-from fastdiff.terminal import note, say
+from fastdiff.terminal import heard, note, open_streams, say, silence
 
 
 class Refused(click.ClickException):
@@ -35,9 +35,12 @@ class Refused(click.ClickException):
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Bad input in click's own form, in a sentence that is printable."""
+    """Bad input in click's own form, in a sentence that is printable; a stop as an exit."""
     try:
         yield
+    except KeyboardInterrupt:
+        say("stopped", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
     except InputError as error:
         raise Refused(printable(str(error))) from error
     except getattr(click.exceptions, "NoArgsIsHelpError", ()):  # the help, of many lines
@@ -48,19 +51,31 @@ def refusals() -> Iterator[None]:
 
 class Commands(Group):
     def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command, and end the process: 0, 2 for bad input, 130 where it was stopped."""
         # Read when torch is loaded. Else the threads of its own operations spin while they wait for one another, and on
         # a busy machine the one that has work waits for the spinning ones to be put to sleep.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        try:
+        if not options.get("standalone_mode", True):
             return super().main(*args, **options)
+        open_streams()
+        try:
+            with handled_by(Interrupter()):
+                code = super().main(*args, **{**options, "standalone_mode": False})
+        except click.ClickException as error:
+            with heard():
+                error.show()
+            code = error.exit_code
+        except (KeyboardInterrupt, click.Abort):  # outside of any command
+            say("stopped", err=True)
+            code = INTERRUPTED
         except OSError as error:
             *_, (frame, _) = traceback.walk_tb(error.__traceback__)
             if frame.f_code is not click.echo.__code__:
                 raise
-            # What is still in stdout's buffer would fail once more when the process ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            silence(sys.stdout)
             say(f"Error: cannot write to standard output: {error.strerror}", err=True)
-            raise SystemExit(1) from None
+            code = 1
+        raise SystemExit(code or 0)
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         with refusals():
@@ -69,11 +84,7 @@ class Commands(Group):
     def invoke(self, context: click.Context) -> Any:
         with refusals(), warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: note(str(message))
-            try:
-                return super().invoke(context)
-            except KeyboardInterrupt:
-                say("stopped", err=True)
-                raise SystemExit(INTERRUPTED) from None
+            return super().invoke(context)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -10,7 +10,6 @@ import click
 from fastdiff.cli.completion import complete, complete_folder, complete_model
 from fastdiff.cli.data import data_options
 from fastdiff.cli.options import device_option, given_flags, listed, threads_option
-from fastdiff.cli.stop import INTERRUPTED
 from fastdiff.data.sources import accepted
 from fastdiff.errors import InputError
 from fastdiff.networks.registry import BLOCKS, COMMON_OPTIONS, NETWORK_TITLES
@@ -166,12 +165,12 @@ def train(resume: str | None, device: str | None, threads: int | None, **options
     curve, a grid of samples for every epoch, and a model card. Ctrl-C saves before it stops; what a crash loses is two
     minutes at most. Processes that torchrun or accelerate starts share each batch: the steps are those of one process.
     """
-    try:
-        from fastdiff.cli.training import new_run, resumed_run, to_the_end
-        from fastdiff.engine.placement import has_bf16, set_threads
-        from fastdiff.shards.processes import AnotherFailed
-        from fastdiff.training.group import Group
+    from fastdiff.cli.training import new_run, resumed_run, to_the_end
+    from fastdiff.engine.placement import has_bf16, set_threads
+    from fastdiff.shards.processes import AnotherFailed
+    from fastdiff.training.group import Group
 
+    try:
         set_threads(threads)
         wishes = {name: options.pop(name) for name in WISHES}
         given = {name: value for name, value in wishes.items() if value not in (None, ())}
@@ -189,8 +188,6 @@ def train(resume: str | None, device: str | None, threads: int | None, **options
             to_the_end(run, "".join(flags))
     except AnotherFailed:  # it has said why
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
 
 
 def _refuse_changes(context: click.Context) -> None:

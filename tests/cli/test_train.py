@@ -254,8 +254,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(run, sprites, refused):
     refused(run("train", *sprites, *TINY, "--lr", 1e30, "-o", "r", code=2), "the loss became", "--lr")
 
 
-@pytest.mark.parametrize("after", [1, 2, 3])
-def test_a_stop_is_saved_wherever_it_falls(after, run, sprites, monkeypatch):
+@pytest.mark.parametrize("after, number", [(1, signal.SIGTERM), (2, signal.SIGHUP), (3, signal.SIGTERM)])
+def test_a_stop_is_saved_wherever_it_falls(after, number, run, sprites, monkeypatch):
     """On the step that has just been logged too."""
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
     step = Trainer.step
@@ -263,7 +263,7 @@ def test_a_stop_is_saved_wherever_it_falls(after, run, sprites, monkeypatch):
     def stopping(self):
         loss = step(self)
         if self.steps_done == after:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return loss
 
     monkeypatch.setattr(Trainer, "step", stopping)

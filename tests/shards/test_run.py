@@ -222,17 +222,26 @@ def test_a_huge_run_begins_at_once(run, monkeypatch):
 # --- cut and continued ---
 
 
-def stop_after(monkeypatch, batches):
-    """Ctrl-C while the batch after so many is made."""
+def stop_after(monkeypatch, batches, number=signal.SIGINT):
+    """Ctrl-C, or another signal, while the batch after so many is made."""
     batch, left = Engine._batch, [batches]
 
     def stopping(self, *arguments):
         left[0] -= 1
         if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return batch(self, *arguments)
 
     monkeypatch.setattr(Engine, "_batch", stopping)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_polite_kill_and_a_terminal_that_closes_save_what_ctrl_c_saves(number, run, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, number)
+        assert "stopped: 5 of 21 images" in run(*WORDS, "-o", "cut/", code=130)
+    assert not [name for name in os.listdir("cut") if name.startswith(".")]
+    assert "16 images, dpmpp_2m_sde" in run(*WORDS, "-o", "cut/")
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3, 6])
