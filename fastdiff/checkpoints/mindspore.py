@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastdiff.checkpoints.tensors import MOST_TENSORS
 from fastdiff.errors import InputError, first_line
 
 _TYPES = {
@@ -120,6 +121,8 @@ def read_mindspore(path: Path) -> dict[str, Tensor]:
             name = _text(parts[1])
             if name in _TRAINING_NAMES or name.startswith(_TRAINING):
                 continue
+            if len(slices) > MOST_TENSORS:
+                raise ValueError(f"more than {MOST_TENSORS:,} tensors")
             stem, _, last = name.rpartition(".")
             last = {"gamma": "weight", "beta": "bias"}.get(last, last)
             slices.setdefault(f"{stem}.{last}" if stem else last, []).append(_slice(_bytes(parts[2])))

@@ -12,11 +12,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fastdiff.errors import InputError, first_line
 from fastdiff.files import open_regular, write_atomically
 from fastdiff.schema import check, parse_json
 
+# Tensors that a network may have where its file has some: enough more that a refusal can name what is missing.
+TIMES, MORE = 4, 2000
+_MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.tensor, torch.arange}
+MOST_TENSORS = 20_000  # in a file: each takes a thousand bytes besides its values
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -52,7 +57,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """A safetensors file's tensors, and its fastdiff configuration or None; raises InputError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            if len(names) > MOST_TENSORS:
+                raise ValueError(f"{len(names):,} tensors; accepted: up to {MOST_TENSORS:,}")
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} is not a whole safetensors file ({first_line(error)})") from error
     return tensors, read_config(path)
@@ -110,10 +118,29 @@ def made_for(tensors: Mapping[str, Tensor], path: str | Path, make: Callable[...
     Raises:
         InputError: for keys or shapes that do not match, and what `make` raises.
     """
-    with torch.device("meta"):
-        check_weights(make(**options), tensors, path)
+    check_fits(tensors, path, make, **options)
     with torch.device("cpu"), default_dtype(torch.float32):
         return make(**options)
+
+
+def check_fits(tensors: Mapping[str, Tensor], path: str | Path, make: Callable[..., nn.Module], **options: Any) -> None:
+    """Raises InputError as `made_for` does, and makes the network without memory alone."""
+    with torch.device("meta"), _Within(len(tensors), path):
+        check_weights(make(**options), tensors, path)
+
+
+class _Within(TorchFunctionMode):
+    """Ends the making of a network that has far more tensors than its file, as one of 10^8 blocks would."""
+
+    def __init__(self, tensors: int, path: str | Path) -> None:
+        super().__init__()
+        self.tensors, self.path, self.left = tensors, path, TIMES * tensors + MORE
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= func in _MAKERS
+        if func in _MAKERS and self.left < 0:  # no other call may fail: one of them gives back gradients
+            raise InputError(f"{str(self.path)!r} is of a network of far more tensors than the {self.tensors} it holds")
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import mmap
 import pickle
 import pickletools
 import warnings
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.errors import InputError, first_line
+from fastdiff.files import open_regular
 
 ACCEPTED = "accepted: .safetensors, state dicts of torch.save, MindSpore's .ckpt"
 SHOWN = 3  # objects that a refusal names
@@ -37,6 +39,7 @@ for _maker, _name in ((np.float64(0).__reduce__()[0], "scalar"), (np.zeros(0).__
 def read_torch(path: Path) -> Any:
     """What a torch.save file holds: tensors, and plain values and NumPy's around them; no code from it is run."""
     _check_archive(path)
+    _check_buffers(path)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_NUMPY):
             warnings.simplefilter("ignore")
@@ -86,10 +89,24 @@ def _check_archive(path: Path) -> None:
         )
 
 
+def _check_buffers(path: Path) -> None:
+    """Raises InputError for a bytearray, which torch.load makes as large as a file says."""
+    with open_regular(path) as file:
+        if path.stat().st_size:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                if data.find(b"bytearray") >= 0:
+                    raise InputError(f"{str(path)!r} holds a bytearray; {ACCEPTED}")
+
+
 def _check_storages(content: Any, path: Path) -> None:
     """Raises InputError for tensors that repeat what the file holds: a small file would become a large network."""
     claimed, stored = 0, {}
     for tensor in _tensors(content):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
+            raise InputError(
+                f"{str(path)!r} holds a tensor of {tensor.dtype}, {tensor.layout}, on {tensor.device.type!r}; "
+                "accepted: one that holds plain real numbers"
+            )
         storage = tensor.untyped_storage()
         size = tensor.numel() * tensor.element_size()
         if size > storage.nbytes():
@@ -99,7 +116,10 @@ def _check_storages(content: Any, path: Path) -> None:
             )
         claimed += size
         stored[storage.data_ptr()] = storage.nbytes()
-    if claimed > SHARED * sum(stored.values()):
+    held, size = sum(stored.values()), path.stat().st_size
+    if held > size:
+        raise InputError(f"{str(path)!r} claims {held:,} bytes of values in {size:,}; accepted: what torch.save wrote")
+    if claimed > SHARED * held:
         raise InputError(f"{str(path)!r} holds the same values more than {SHARED} times; accepted: a state dict")
 
 
@@ -109,8 +129,7 @@ def _tensors(content: Any) -> Iterator[Tensor]:
     while left:
         one = left.pop()
         if isinstance(one, Tensor):
-            if one.layout == torch.strided and one.device.type != "meta":
-                yield one
+            yield one
         elif isinstance(one, (Mapping, list, tuple)) and id(one) not in seen:
             seen.add(id(one))
             left += one.values() if isinstance(one, Mapping) else one

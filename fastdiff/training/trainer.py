@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fastdiff.checkpoints.config import build_network, model_from_config
-from fastdiff.checkpoints.tensors import check_weights, default_dtype
+from fastdiff.checkpoints.tensors import check_fits, default_dtype, made_for
 from fastdiff.data.images import ImageData
 from fastdiff.errors import InputError, check_int, wrong_type
 from fastdiff.model import Model, check_model, context_width
@@ -286,11 +286,13 @@ class Trainer:
                 are done than asked for.
         """
         kept = checkpoint if isinstance(checkpoint, TrainingCheckpoint) else read_checkpoint(checkpoint)
-        init = model_from_config(kept.config) if kept.recipe.network is None else None
+        init = None
+        if kept.recipe.network is None:
+            network = made_for(kept.part("model."), kept.path, build_network, config=kept.config["network"])
+            init = model_from_config(kept.config, network)
         recipe = kept.recipe if epochs is None else replace(kept.recipe, epochs=epochs)
         if init is None:
-            with torch.device("meta"):
-                check_weights(build_network(network_for(recipe, data)), kept.part("model."), kept.path)
+            check_fits(kept.part("model."), kept.path, build_network, config=network_for(recipe, data))
         trainer = cls(recipe, data, device=device, init=init, accumulate=accumulate)
         if trainer.fingerprint != kept.fingerprint:
             raise InputError(f"data {data.name!r} has changed since the run began; a resumed run needs the same")

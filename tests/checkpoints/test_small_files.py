@@ -65,6 +65,49 @@ def test_the_same_values_under_many_names(tmp_path, refused):
     refused(tmp_path / "m.pt", "the same values more than 4 times")
 
 
+def pickled(path: Path, data: bytes) -> Path:
+    """A file of torch.save whose pickle is another."""
+    whole = io.BytesIO()
+    torch.save({}, whole)
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, data if entry.filename.endswith("data.pkl") else old.read(entry))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("maker", "words"),
+    [(b"builtins\nbytearray", "a bytearray"), (b"torch\nTensor", "claims 4,294,967,296 bytes of values in")],
+)
+def test_what_a_pickle_makes_of_a_number(maker, words, tmp_path, refused):
+    """(ten hundred million) of what torch.load lets a pickle call."""
+    number = b"J" + (2**30).to_bytes(4, "little")
+    refused(pickled(tmp_path / "m.pt", b"\x80\x02}X\x01\x00\x00\x00ac" + maker + b"\n" + number + b"\x85Rs."), words)
+
+
+ODD = {
+    "complex": lambda value: value.to(torch.complex64),
+    "sparse": lambda value: value.to_sparse(),
+    "meta": lambda value: value.to("meta"),
+    "quantized": lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.quint8),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_are_no_plain_numbers(kind, states, tmp_path, refused):
+    name = "time_mlp.1.weight"
+    torch.save({**states[0], name: ODD[kind](states[0][name])}, tmp_path / "m.pt")
+    refused(tmp_path / "m.pt", "one that holds plain real numbers")
+
+
+def test_more_tensors_than_any_network_has(tmp_path, refused, mindspore):
+    empty = {f"{k}.weight": torch.zeros(0) for k in range(60_000)}
+    save_file(empty, tmp_path / "m.safetensors")
+    refused(tmp_path / "m.safetensors", "60,000 tensors; accepted: up to 20,000")
+    (tmp_path / "m.ckpt").write_bytes(mindspore.mindspore_file(empty))
+    refused(tmp_path / "m.ckpt", "more than 20,000 tensors")
+
+
 def test_tied_weights_are_loaded(states, tmp_path):
     """Averaged and raw weights may share their values, as those of one that was never trained."""
     torch.save({"model": states[0], "ema": states[0]}, tmp_path / "m.pt")
@@ -87,11 +130,16 @@ NETWORKS = {
     "levels": {"dim_mults": [1] * 3000},
     "a number that overflows": {"dim": 2**62},
     "another network": {"name": "context", "in_channels": 1, "n_feat": 8, "n_cfeat": 300_000_000, "height": 16},
+    "blocks": {"name": "openai", "channel_mult": [1, 2], "attention_levels": [0], "num_res_blocks": 10**8},
+    "diffusers": {"name": "diffusers", "class": "UNet2DModel", "options": {"layers_per_block": 10**8}},
 }
 
 
+@pytest.mark.timeout(20)  # a network of 10^8 blocks takes hours even without memory
 @pytest.mark.parametrize("what", NETWORKS)
 def test_a_configuration_of_a_giant(what, tmp_path, refused):
+    if what == "diffusers":
+        pytest.importorskip("diffusers").UNet2DModel  # noqa: B018, whose import takes memory of its own
     path = tmp_path / "m.safetensors"
     save(Model(AnnotatedUnet(dim=8, dim_mults=(1,)), make_schedule("linear", 20), image_shape=(1, 8, 8)), path)
     with safe_open(path, "pt") as file:
@@ -102,6 +150,7 @@ def test_a_configuration_of_a_giant(what, tmp_path, refused):
         config["network"] = NETWORKS[what]
     save_file(tensors, path, {"fastdiff": json.dumps(config)})
     refused(path, "m.safetensors", "makes no model")
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("content", [(1, 2**31), (2, 2**32)])
