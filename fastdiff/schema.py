@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import math
+import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from annotated_types import Gt, Lt
+from typing_extensions import TypedDict
 
 from fastdiff.errors import InputError, first_line, shown
 from fastdiff.files import open_regular
 
 Finite = Annotated[float, Gt(-math.inf), Lt(math.inf)]
+MOST_NESTED = 2**18  # lists and objects in a JSON text, each of which takes a hundred bytes and more
+ERRORS = 1000  # wrong entries that are looked at one by one
 LARGEST_TEXT = 2**28  # bytes of a text that is read whole; a manifest with long contexts has millions
 
 
@@ -33,6 +39,8 @@ def check(kind: Any, value: Any, where: str) -> Any:
     try:
         _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
+        if error.error_count() > ERRORS:
+            raise InputError(f"{where} has {error.error_count():,} entries of other types than accepted") from None
         wrong = error.errors(include_url=False)[0]
         place = ".".join(map(str, wrong["loc"]))
         if wrong["type"] == "missing":
@@ -40,6 +48,35 @@ def check(kind: Any, value: Any, where: str) -> Any:
         has = f"has {place} =" if place else "is"
         raise InputError(f"{where} {has} {shown(wrong['input'])}; {_accepted(wrong['msg'])}") from error
     return value
+
+
+def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Keyword arguments, if a function or a class takes them by its annotations; raises InputError as `check`.
+
+    Lists become tuples, for which JSON has no word of its own; either is a Sequence.
+    """
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return dict(check(_keywords(function), given, where))
+
+
+@functools.cache
+def _keywords(function: Callable[..., Any]) -> Any:
+    """The type of a function's keyword arguments."""
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    fields = {
+        name: hints[name] if one.default is one.empty else NotRequired[hints[name]]
+        for name, one in inspect.signature(function).parameters.items()
+    }
+    made: Any = TypedDict("Keywords", fields)  # type: ignore[operator]
+    made.__pydantic_config__ = {"extra": "forbid"}
+    return made
+
+
+class First:
+    """In an annotation of a list: that only the first wrong item is told of, since there may be millions."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return {**handler(source), "fail_fast": True}
 
 
 @functools.cache
@@ -56,6 +93,9 @@ def _accepted(message: str) -> str:
 
 def parse_json(text: str | bytes, where: str) -> Any:
     """What a JSON text holds; raises InputError for one that is damaged, too deep, or has too large whole numbers."""
+    nested = sum(text.count(one) for one in ((b"[", b"{") if isinstance(text, bytes) else ("[", "{")))  # type: ignore[arg-type]
+    if nested > MOST_NESTED:
+        raise InputError(f"{where} holds {nested:,} lists and objects; accepted: up to {MOST_NESTED:,}")
     try:
         return json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError) as error:

@@ -17,7 +17,7 @@ from fastdiff.errors import InputError, first_line, shown
 from fastdiff.model import Model
 from fastdiff.networks.registry import NETWORKS, network_class
 from fastdiff.samplers.schedule import from_config
-from fastdiff.schema import Finite
+from fastdiff.schema import Finite, First
 
 FORMAT = 1
 LEVELS = 100  # of numbers in one option of a network, which has one for each level
@@ -33,7 +33,7 @@ class ModelConfig(TypedDict):
     prediction_type: str
     image_shape: Annotated[list[Count], Len(3, 3)]
     time: str
-    class_names: NotRequired[list[str]]
+    class_names: NotRequired[Annotated[list[str], First()]]
     clip: NotRequired[Finite | list[str | Finite] | None]
     num_classes: NotRequired[Count | None]
     null_class: NotRequired[Annotated[int, Ge(0)] | None]

@@ -24,6 +24,7 @@ from fastdiff.model import Model
 from fastdiff.networks.registry import COMMON_OPTIONS, network_class
 from fastdiff.provenance import machine
 from fastdiff.samplers.schedule import Schedule, make_schedule
+from fastdiff.schema import check_arguments
 from fastdiff.terminal import note, say
 from fastdiff.training.checkpoint import read_checkpoint
 from fastdiff.training.folder import RunFolder
@@ -82,13 +83,15 @@ def resumed_run(
         raise InputError(
             f"{str(checkpoint.path)!r} does not say what data it was trained on; accepted: a run of fastdiff train"
         )
-    kept = Wishes(**{**checkpoint.extra.get("wishes", {}), **wishes})
+    where = f"{str(checkpoint.path)!r} (training)"
+    kept = Wishes(**check_arguments(Wishes, {**checkpoint.extra.get("wishes", {}), **wishes}, where))
+    source = check_arguments(load_data, {**checkpoint.extra["data"], "progress": group.is_first}, where)
     folder = RunFolder(checkpoint.path.parent)
     accumulate = accumulate or checkpoint.extra.get("accumulate", 1)
     with group.first_alone():
         if group.is_first:
             folder.check(resume=True)
-        pictures = load_data(**checkpoint.extra["data"], progress=group.is_first)
+        pictures = load_data(**source)
     trainer = Trainer.resume(checkpoint, pictures, device=group.asked, epochs=epochs, accumulate=accumulate)
     folder.read_log(trainer.steps_done)
     command = checkpoint.extra["command"]

@@ -24,7 +24,7 @@ from fastdiff.files import save_text
 from fastdiff.model import Model
 from fastdiff.samplers.prediction import choose_clip
 from fastdiff.samplers.spacing import first_row
-from fastdiff.schema import check, read_json
+from fastdiff.schema import First, check, read_json
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -46,7 +46,7 @@ class _Samples(TypedDict):
 class _Configuration(TypedDict):
     batch_size: Annotated[int, Ge(1)]
     threads: NotRequired[Annotated[int, Ge(1)] | None]
-    dtype: NotRequired[str | None]
+    dtype: NotRequired[Literal["float32", "bfloat16", "float16"] | None]
     form: NotRequired[str | None]
     device: NotRequired[str | None]
 
@@ -65,7 +65,7 @@ class _Manifest(TypedDict):
     files: _Files
     configuration: _Configuration
     smaller_batches: dict[str, Annotated[int, Ge(1)]]
-    notes: list[str]
+    notes: Annotated[list[str], First()]
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ class ShardRun:
             self.engine = self._engine(options)
             manifest = new_manifest(source_version(), model, values, files, self.engine.configuration())
         else:
+            check_shard_size(manifest["files"]["shard_size"], manifest["configuration"]["batch_size"])
             check_same(self.path, manifest, model, values)
             device = None if options["device"] is None else choose_device(options["device"]).type
             check_given(self.path, manifest["files"], {"format": format, "shard_size": shard_size})

@@ -428,6 +428,18 @@ def test_a_warning_shows_the_callers_line(run):
     assert [one.filename for one in caught] == [__file__]
 
 
+def test_a_manifest_of_values_that_no_run_writes(run):
+    run(*WORDS, "-o", "out/")
+    for section, name, value, words in (
+        ("configuration", "dtype", "eval", "configuration.dtype = 'eval'"),
+        ("files", "shard_size", 6, "shard_size = 6; accepted: a multiple of the batch size, 4"),
+    ):
+        before = manifest("out")[section]
+        change("out", **{section: {name: value}})
+        refused(run("sample", "b.safetensors", "-n", 21, "--first", 3, "--steps", 2, "-o", "out/", code=2), words)
+        change("out", **{section: before})
+
+
 # --- a batch that does not fit ---
 
 
