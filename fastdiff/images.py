@@ -19,6 +19,7 @@ from fastdiff.files import open_regular, write_atomically
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 200_000_000
+MOST_PIXELS = 89_478_485  # of a picture file, as many as Pillow reads without a warning: a flat one takes no room
 MAX_MILLISECONDS = 60_000
 SHOWN_CHANNELS = (1, 3, 4)  # as gray, RGB and RGBA
 DRAFT = 3  # a JPEG is decoded at no less than so many times the size that it is cut to
@@ -282,6 +283,8 @@ def open_picture(
     try:
         with Image.open(open_regular(source) if isinstance(source, (str, Path)) else source) as picture:
             mode = picture_mode(picture, alpha)
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"{picture.width}x{picture.height} pixels; accepted: up to {MOST_PIXELS:,}")
             if least is not None:
                 times = DRAFT * least / min(picture.size)
                 picture.draft(None, (math.ceil(picture.width * times), math.ceil(picture.height * times)))

@@ -177,3 +177,14 @@ def test_names_and_places(tmp_path):
     assert os.listdir(tmp_path) == ["file"]  # looking leaves no trace
     write_atomically(tmp_path / "new" / "deep" / "a", lambda path: path.write_text("x"))
     assert os.listdir(tmp_path / "new" / "deep") == ["a"]
+
+
+def test_a_small_file_of_a_giant_picture_is_refused(tmp_path, taken):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "x.png")
+    with (
+        taken() as memory,
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(InputError, match="10000x10000"),
+    ):
+        read_picture(tmp_path / "x.png")
+    assert memory() < 8 * 2**20

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastdiff.data.images import ImageData, made_up, one_hot, split
 from fastdiff.data.source import Pictures, Source
 from fastdiff.data.sources import SOURCES, accepted
+from fastdiff.data.space import check_classes
 from fastdiff.data.values import Range, check_range, choose_range, in_float32
 from fastdiff.errors import InputError, check_float
 
@@ -97,23 +98,25 @@ def _image_data(found: Pictures, holdout: float, given: Range | None) -> ImageDa
     arrays = [in_float32(images) for images in (found.images, found.test_images) if images is not None]
     value_range, said = choose_range(found.name, arrays, given)
     more: dict[str, Any] = {"value_range": value_range, "notes": (*([said] if said else []), *found.notes)}
-    labels = _weights(found.labels, len(arrays[0]), len(found.class_names), found.name)
+    labels = _weights(found.labels, arrays[0], len(found.class_names), found.name)
     classes = labels.shape[1]
     names = found.class_names or made_up(classes)
     if len(arrays) == 1:
         return split(found.name, _tensor(arrays[0]), labels, names, holdout, **more)
-    test_labels = _weights(found.test_labels, len(arrays[1]), classes, f"{found.name} (held out)")
+    test_labels = _weights(found.test_labels, arrays[1], classes, f"{found.name} (held out)")
     return ImageData(found.name, _tensor(arrays[0]), labels, names, _tensor(arrays[1]), test_labels, **more)
 
 
-def _weights(labels: np.ndarray | None, count: int, classes: int, name: str) -> Tensor:
-    """(N,) class numbers or (N, K) weights → (N, K) float32; K is 0 without labels, classes: 0 if not known."""
+def _weights(labels: np.ndarray | None, images: np.ndarray, classes: int, name: str) -> Tensor:
+    """Of N pictures (N,) class numbers or (N, K) weights → (N, K) float32; classes: 0 if not known. K is 0 without."""
     if labels is None:
-        return torch.zeros(count, 0, device="cpu", dtype=torch.float32)
+        return torch.zeros(len(images), 0, device="cpu", dtype=torch.float32)
     if labels.ndim == 2:
         return torch.from_numpy(labels.astype(np.float32))
     index = torch.from_numpy(labels.astype(np.int64))
-    return one_hot(index, classes or min(int(labels.max(initial=0)) + 1, MAX_CLASSES), name)
+    classes = classes or min(int(labels.max(initial=0)) + 1, MAX_CLASSES)
+    check_classes(name, len(images), classes, images.nbytes)
+    return one_hot(index, classes, name)
 
 
 def _tensor(images: np.ndarray) -> Tensor:

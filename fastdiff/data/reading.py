@@ -11,7 +11,7 @@ import numpy as np
 
 from fastdiff.data.classes import csv_classes, folder_classes, weights
 from fastdiff.data.source import Pictures
-from fastdiff.data.space import room
+from fastdiff.data.space import check_classes, room
 from fastdiff.errors import InputError, check_int, first_line
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def read_files(
     mode = reader.common_mode()
     images = reader.array(mode, sides)
     kept = [at for at, one in enumerate(names) if one not in reader.corrupt]
+    check_classes(name, len(kept), len(set(classes)), images.nbytes)
     rows, class_names = weights([classes[at] for at in kept])
     return Pictures(name, images, rows, class_names, notes=reader.notes())
 

@@ -52,6 +52,23 @@ def most_memory(path: str | Path) -> int:
     return MOST_TIMES * os.path.getsize(path) + MOST_MORE
 
 
+def check_classes(name: str, count: int, classes: int, held: int) -> None:
+    """Raises InputError where a weight for each class of each picture takes far more than the pictures themselves.
+
+    Args:
+        name: the data's.
+        count: of the pictures.
+        classes: how many there are.
+        held: bytes of the pictures.
+    """
+    size = 4 * count * classes
+    if size > MOST_TIMES * held + MOST_MORE:
+        raise InputError(
+            f"data {name!r} has {classes:,} classes for {count:,} pictures, which take {held:,} bytes; their weights "
+            f"would take {size:,}; accepted: up to {MOST_TIMES} times as much"
+        )
+
+
 def blocks(array: np.ndarray) -> Iterator[slice]:
     """Slices of the first axis, each of some 16 MiB, so that a mapped array is never in memory at once."""
     each = max(1, BLOCK * len(array) // max(1, array.nbytes))

@@ -193,3 +193,12 @@ def test_torchvisions_folders(tmp_path):
         load_data(tmp_path)
     assert load_data(tmp_path / "FashionMNIST").name == "FashionMNIST"
     assert len(CLASSES) == 10
+
+
+def test_classes_that_take_more_than_the_pictures(tmp_path, taken):
+    """A weight for each class of each picture: 20,000 numbers of classes would take 800 MB."""
+    np.save(tmp_path / "x.npy", np.zeros((20_000, 1, 2), np.uint8))
+    np.save(tmp_path / "y.npy", np.arange(20_000) % 9999)
+    with taken() as memory, pytest.raises(InputError, match="has 9,999 classes for 20,000 pictures"):
+        load_data(tmp_path / "x.npy", tmp_path / "y.npy")
+    assert memory() < 64 * 2**20
