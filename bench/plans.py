@@ -109,8 +109,8 @@ def plan(
                 raise InputError(f"{what} {value!r}; accepted: {', '.join(accepted)}")
     for batch in batches:
         check_batch_size(batch)
-    for count in threads:
-        check_threads(count)
+    for given in threads:
+        check_threads(given)
     if rounds is not None:
         check_int("rounds", rounds, 1, MOST_ROUNDS)
     cuda = device == "cuda"
@@ -120,7 +120,8 @@ def plan(
         cases += [*on_request(measured, cuda), *against_eager(networks or (*SHIPPED, *FOREIGN))]
     unique: dict[Key, Case] = {}
     default = ("bfloat16", "float32") if cuda else ("float32",)
-    for dtype, count, case in itertools.product(dtypes or default, threads or (None,), cases):
+    counts: tuple[int | None, ...] = tuple(threads) or (None,)
+    for dtype, count, case in itertools.product(dtypes or default, counts, cases):
         threads_of = case.threads if count is None else count
         case = replace(case, device=device, threads=threads_of, dtype=dtype, rounds=rounds or case.rounds)
         if dtype in (find(case).dtypes if case.kind == Kind.OPERATOR else COMPUTED_IN.get(case.kind, DTYPES)):

@@ -67,8 +67,8 @@ def _keywords(function: Callable[..., Any]) -> Any:
         name: hints[name] if one.default is one.empty else NotRequired[hints[name]]
         for name, one in inspect.signature(function).parameters.items()
     }
-    made: Any = TypedDict("Keywords", fields)  # type: ignore[operator]
-    made.__pydantic_config__ = {"extra": "forbid"}
+    made = TypedDict("Keywords", fields)  # type: ignore[misc, operator]
+    setattr(made, "__pydantic_config__", {"extra": "forbid"})  # noqa: B010, mypy does not know it of a TypedDict
     return made
 
 
@@ -93,7 +93,8 @@ def _accepted(message: str) -> str:
 
 def parse_json(text: str | bytes, where: str) -> Any:
     """What a JSON text holds; raises InputError for one that is damaged, too deep, or has too large whole numbers."""
-    nested = sum(text.count(one) for one in ((b"[", b"{") if isinstance(text, bytes) else ("[", "{")))  # type: ignore[arg-type]
+    opening: Any = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    nested = sum(text.count(one) for one in opening)
     if nested > MOST_NESTED:
         raise InputError(f"{where} holds {nested:,} lists and objects; accepted: up to {MOST_NESTED:,}")
     try:

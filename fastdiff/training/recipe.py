@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
-from typing import Any, get_type_hints
-
-from typing_extensions import TypedDict
+from typing import Any
 
 from fastdiff.data import fashion
 from fastdiff.errors import FLOAT32_MAX, InputError, check_float, check_int, unknown_name, wrong_type
 from fastdiff.networks.registry import NETWORKS
 from fastdiff.samplers.prediction import PREDICTION_TYPES
 from fastdiff.samplers.schedule import Schedule, make_schedule
-from fastdiff.schema import check
+from fastdiff.schema import check_arguments
 from fastdiff.training.losses import LOSSES
 
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW"}  # name → class of torch.optim
@@ -158,7 +155,7 @@ class Recipe:
         odd = values.keys() - {field_.name for field_ in fields(cls)}
         if odd:
             raise InputError(f"a recipe that this version does not know, with {', '.join(sorted(odd))}")
-        return cls(**check(_types(), dict(values), "a recipe"))
+        return cls(**check_arguments(cls, values, "a recipe"))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as plain values."""
@@ -261,9 +258,3 @@ PRESETS = {
         ),
     ),
 }
-
-
-@cache
-def _types() -> Any:
-    """The types of a recipe's fields, for values out of files."""
-    return TypedDict("Fields", get_type_hints(Recipe), total=False)  # type: ignore[operator]
