@@ -31,7 +31,7 @@ help: ## this list
 sample: $(VENV)/.installed ## sample 64 garments from the shipped model into out/
 	$(BIN)/fastdiff sample fashion-mnist -n 64 -o $(OUT)/fashion-mnist.png --gif $(OUT)/fashion-mnist.gif
 
-test: $(VENV)/.test ## run the tests (7 minutes on 2 cores)
+test: $(VENV)/.test ## run the tests (9 minutes on 2 cores)
 	cd $(ROOT) && $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.test ## a minute's worth of tests

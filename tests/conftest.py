@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import importlib.util
 import os
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,22 @@ def randomise(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
             else:
                 value.add_(0.1 * noise * (value.std() if value.ndim > 1 and value.std() > 0 else 1.0))
     return network
+
+
+# Files that take long and would come late: a process is left with one while the others have ended.
+LONG = ("tests/training/test_group.py", "tests/shards/test_run.py", "tests/kernels/cpu/test_compiled.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files come first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hangups_are_heard():
+    """Under nohup they are not, and commands keep to that."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

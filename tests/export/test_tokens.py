@@ -87,7 +87,9 @@ def test_the_command_takes_tokens_from_files(model, tokens, tmp_path, monkeypatc
         np.save(f"{k}.npy", tokens[k].numpy())
     export = ["export", "model.safetensors", "--sampler", "own", "--steps", "3", "-o", "a.onnx"]
     assert "--context-shape" in run(*export, code=2)
-    assert "--context-shape '5,12'; accepted: sizes with x" in run(*export, "--context-shape", "5,12", code=2)
+    assert "--context-shape '5,12'; accepted: sizes up to 1048576 with x" in run(
+        *export, "--context-shape", "5,12", code=2
+    )
     assert "--context-shape with --web" in run(
         "export", "model.safetensors", "--web", "page", "--context-shape", "5x12", code=2
     )

@@ -136,6 +136,7 @@ def test_several_processes_need_a_device_each(monkeypatch):
         Group("cuda:1")
 
 
+@pytest.mark.slow
 def test_processes_of_different_recipes_begin_nothing(folder):
     (folder / "odd.py").write_text(
         "import os, sys; from fastdiff.cli.main import main\n"
