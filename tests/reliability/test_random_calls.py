@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -155,7 +156,7 @@ def test_nothing_is_left_of_random_calls(tmp_path):
     state = []
     for part in range(PARTS):
         if part == WARM:
-            temporaries = set(os.listdir("/tmp"))
+            temporaries = set(os.listdir(tempfile.gettempdir()))
         run(MINUTES / PARTS)
         state.append((memory(), descriptors(), threading.active_count()))
     mebibytes = [round(one[0] / 2**20) for one in state]
@@ -164,7 +165,7 @@ def test_nothing_is_left_of_random_calls(tmp_path):
     assert after[0] <= before[0] + GROWTH
     assert after[1] <= before[1] and after[2] == before[2]
     assert not list(tmp_path.iterdir())
-    assert not {name for name in set(os.listdir("/tmp")) - temporaries if "fastdiff" in name}
+    assert not {name for name in set(os.listdir(tempfile.gettempdir())) - temporaries if "fastdiff" in name}
     if REPORT:
         facts = {"seconds": time.monotonic() - began, "calls": calls.done, "descriptors": len(after[1])}
         Path(REPORT).write_text(json.dumps({**facts, "mebibytes": mebibytes, "seed": seed}, indent=1) + "\n")
