@@ -39,7 +39,8 @@ def check_folder(folder: str | Path) -> Path:
         for part in reversed(missing):
             part.mkdir()
             made.append(part)
-        tidy(made[0].parent if made else folder)
+        for place in (folder, (made[0] if made else folder).absolute().parent):  # a new folder is made beside it
+            tidy(place)
         with temporary(folder):
             pass
     except OSError as error:

@@ -39,6 +39,13 @@ def test_what_a_killed_process_left_is_removed_by_the_next(left):
     assert os.listdir() == []
 
 
+def test_what_was_left_beside_a_folder_is_removed_with_it(left):
+    """A page is made beside its folder where that is not there yet; it may be there, empty, when the next one is made."""
+    os.mkdir("page")
+    check_folder("page")
+    assert os.listdir() == ["page"]
+
+
 def test_a_process_tidies_when_it_first_writes_to_a_folder(left):
     save_text("text", "note.txt")
     assert os.listdir() == ["note.txt"]
