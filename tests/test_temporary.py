@@ -40,7 +40,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(left):
 
 
 def test_what_was_left_beside_a_folder_is_removed_with_it(left):
-    """A page is made beside its folder where that is not there yet; it may be there, empty, when the next one is made."""
+    """A page is made beside its folder where there is none yet; the next one may find the folder, empty."""
     os.mkdir("page")
     check_folder("page")
     assert os.listdir() == ["page"]
