@@ -16,7 +16,7 @@ from fastdiff.checkpoints.torch_file import read_torch
 from fastdiff.diffusers.convert import LATENT, default_steps, model_of
 from fastdiff.diffusers.package import diffusers, network_of, scheduler_of
 from fastdiff.diffusers.scheduler import Scheduler
-from fastdiff.errors import InputError, first_line, warn_caller
+from fastdiff.errors import InputError, first_line, shown, warn_caller
 from fastdiff.model import Model
 from fastdiff.schema import check, read_json
 
@@ -132,4 +132,6 @@ def _entry(index: Mapping[str, Any], part: str) -> tuple[str, str] | None:
     entry = index.get(part)
     if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None:
         return None
-    return str(entry[0]), str(entry[1])
+    if not all(isinstance(one, str) for one in entry):
+        raise InputError(f"the {INDEX} of a pipeline has {part} = {shown(entry)}; accepted: a library and a class")
+    return entry[0], entry[1]

@@ -1,6 +1,7 @@
 """The readers under test, and the table of what became of the forged files."""
 
 import importlib.util
+import json
 import os
 import sys
 from datetime import date
@@ -40,14 +41,19 @@ def counts():
 
 
 def write_report(found, path):
+    """A run of some readers alone replaces their rows, and keeps the others of the same command and machine."""
     facts = {
-        "date": date.today().isoformat(),
-        "fastdiff": source_version(),
         "machine": machine(torch.device("cpu")),
         "versions": versions(),
         "command": f"make forged FORGED={os.environ['FORGED']}",
     }
-    save_json({**facts, "readers": found}, path.with_suffix(".json"))
+    made = {"date": date.today().isoformat(), "fastdiff": source_version()}
+    found = {name: {**one, **made} for name, one in found.items()}
+    file = path.with_suffix(".json")
+    before = json.loads(file.read_text()) if file.exists() else {}
+    if all(before.get(name) == value for name, value in facts.items()):
+        found = before["readers"] | found
+    save_json({**facts, "readers": found}, file)
     head = ["reader", "files", "read", "refused", "otherwise", "slowest, s", "most memory, MiB"]
     rows = [
         [
@@ -66,7 +72,8 @@ def write_report(found, path):
     text = [
         "# Forged files",
         "",
-        f"{facts['date']}, fastdiff {facts['fastdiff']}, {facts['machine']}; {facts['versions']}. Made by "
+        f"{', '.join(sorted({one['date'] for one in found.values()}))}, fastdiff "
+        f"{', '.join(sorted({one['fastdiff'] for one in found.values()}))}, {facts['machine']}; {facts['versions']}. Made by "
         f"`{facts['command']}`.",
         "",
         "Whole files of every kind, changed at random: bytes turned, cut out, put in and repeated; values of JSON, of "
