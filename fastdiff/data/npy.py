@@ -61,7 +61,7 @@ def channels_first(images: np.ndarray) -> np.ndarray:
 
 def check_pictures(images: np.ndarray, name: str) -> np.ndarray:
     """The pictures of an array as (N, C, H, W); raises InputError if it holds none."""
-    if images.dtype.kind not in "uifb" or images.ndim not in (3, 4):
+    if images.dtype.kind not in "uifb" or images.ndim not in (3, 4) or not images.size:
         raise InputError(
             f"{name} is {images.dtype} of shape {images.shape}; accepted: whole numbers or floats, (N, H, W), "
             "(N, H, W, C) or (N, C, H, W)"

@@ -72,8 +72,7 @@ def write_report(found, path):
     text = [
         "# Forged files",
         "",
-        f"{', '.join(sorted({one['date'] for one in found.values()}))}, fastdiff "
-        f"{', '.join(sorted({one['fastdiff'] for one in found.values()}))}, {facts['machine']}; {facts['versions']}. Made by "
+        f"{_all('date', found)}, fastdiff {_all('fastdiff', found)}, {facts['machine']}; {facts['versions']}. Made by "
         f"`{facts['command']}`.",
         "",
         "Whole files of every kind, changed at random: bytes turned, cut out, put in and repeated; values of JSON, of "
@@ -83,3 +82,7 @@ def write_report(found, path):
         *table(head, rows),
     ]
     save_text("\n".join(text) + "\n", path.with_suffix(".md"))
+
+
+def _all(name, found):
+    return ", ".join(sorted({one[name] for one in found.values()}))
