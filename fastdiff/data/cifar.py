@@ -80,9 +80,11 @@ def read(source: str) -> Pictures:
     def joined(files: list[Path]) -> Batch:
         try:
             images, labels = zip(*map(read_batch, files), strict=True)
+            if any(one.shape != (len(pictures),) for pictures, one in zip(images, labels, strict=True)):
+                raise ValueError("its labels are no number for each picture")
+            return np.concatenate(images), np.concatenate(labels)
         except Exception as error:  # of the unpickler and NumPy, for files of any kind
             raise InputError(f"{str(folder)!r} holds no whole CIFAR-10 ({first_line(error)})") from error
-        return np.concatenate(images), np.concatenate(labels)
 
     images, labels = joined(sorted(folder.glob(f"data_batch_[0-9]{ending}")))
     return Pictures("cifar-10", images, labels, CLASSES, *joined([folder / f"test_batch{ending}"]))
