@@ -38,11 +38,13 @@ class Reader:
         make: writes a whole one into a folder; returns the file that is forged.
         read: is given that file, forged.
         never: whether it raises nothing at all, for what it reads is only a log.
+        more: bytes of memory that it may take besides ten times the file's size.
     """
 
     make: Callable[[Path], Path]
     read: Callable[[Path], object]
     never: bool = False
+    more: int = 64 * 2**20
 
 
 def annotated() -> AnnotatedUnet:
@@ -164,7 +166,8 @@ def _onnx(folder: Path) -> Path:
     return _written(folder / "s.onnx", lambda path: export_sampler(made, path, made.table("ddim", 2)))
 
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+PICTURES = 32 * 89_478_485  # the most pixels of a picture, as float32 and as bytes
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 
 
 def _idx(folder: Path) -> Path:
@@ -177,28 +180,28 @@ def _idx(folder: Path) -> Path:
 
 
 def _cifar(folder: Path) -> Path:
-    batch = {b"data": PICTURES.reshape(-1)[: 3 * 32 * 32 // 4].repeat(4)[None].repeat(2, 0), b"labels": [3, 4]}
+    batch = {b"data": IMAGES.reshape(-1)[: 3 * 32 * 32 // 4].repeat(4)[None].repeat(2, 0), b"labels": [3, 4]}
     for name in ("data_batch_1", "test_batch"):
         (folder / name).write_bytes(pickle.dumps(batch, 2))
     return folder / "data_batch_1"
 
 
 def _picture(name: str, **options: Any) -> Callable[[Path], Path]:
-    return lambda folder: _written(folder / name, lambda path: Image.fromarray(PICTURES[0]).save(path, **options))
+    return lambda folder: _written(folder / name, lambda path: Image.fromarray(IMAGES[0]).save(path, **options))
 
 
 def _zipped(folder: Path) -> Path:
     with zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED) as file:
-        for k, picture in enumerate(PICTURES):
+        for k, picture in enumerate(IMAGES):
             with file.open(f"{'ab'[k % 2]}/{k}.png", "w") as entry:
                 Image.fromarray(picture).save(entry, "png")
     return folder / "x.zip"
 
 
 def _csv(folder: Path) -> Path:
-    for k, picture in enumerate(PICTURES):
+    for k, picture in enumerate(IMAGES):
         Image.fromarray(picture).save(folder / f"{k}.png")
-    rows = "".join(f"{k}.png,{'ab'[k % 2]}\n" for k in range(len(PICTURES)))
+    rows = "".join(f"{k}.png,{'ab'[k % 2]}\n" for k in range(len(IMAGES)))
     return _written(folder / "labels.csv", lambda path: path.write_text(f"file,class\n{rows}"))
 
 
@@ -248,10 +251,10 @@ def readers(mindspore_file: Callable[..., bytes]) -> dict[str, Reader]:
         ),
         "log": Reader(_log, _read_log, never=True),
         "ONNX": Reader(_onnx, _sampled),
-        "npy": Reader(lambda folder: _written(folder / "x.npy", lambda path: np.save(path, PICTURES)), _data),
+        "npy": Reader(lambda folder: _written(folder / "x.npy", lambda path: np.save(path, IMAGES)), _data),
         "npz": Reader(
             lambda folder: _written(
-                folder / "x.npz", lambda path: np.savez_compressed(path, images=PICTURES, labels=np.arange(6) % 2)
+                folder / "x.npz", lambda path: np.savez_compressed(path, images=IMAGES, labels=np.arange(6) % 2)
             ),
             _data,
         ),
@@ -263,9 +266,9 @@ def readers(mindspore_file: Callable[..., bytes]) -> dict[str, Reader]:
         "CIFAR-10": Reader(_cifar, _data_folder),
         "zip of pictures": Reader(_zipped, _data),
         "CSV of classes": Reader(_csv, lambda path: load_data(path.parent, path)),
-        "png": Reader(_picture("x.png"), read_picture),
-        "jpg": Reader(_picture("x.jpg"), read_picture),
-        "gif": Reader(_picture("x.gif"), read_picture),
-        "tif": Reader(_picture("x.tif", compression="tiff_lzw"), read_picture),
-        "webp": Reader(_picture("x.webp", lossless=True), read_picture),
+        "png": Reader(_picture("x.png"), read_picture, more=PICTURES),
+        "jpg": Reader(_picture("x.jpg"), read_picture, more=PICTURES),
+        "gif": Reader(_picture("x.gif"), read_picture, more=PICTURES),
+        "tif": Reader(_picture("x.tif", compression="tiff_lzw"), read_picture, more=PICTURES),
+        "webp": Reader(_picture("x.webp", lossless=True), read_picture, more=PICTURES),
     }
