@@ -77,8 +77,8 @@ def write_report(found, path):
         "",
         "Whole files of every kind, changed at random: bytes turned, cut out, put in and repeated; values of JSON, of "
         "pickles, of headers and of archives replaced by others. *Refused* is an InputError; *otherwise* is any other "
-        "exception, more than 2 s of work, more memory than ten times the file and 64 MiB (for pictures 32 bytes for each of "
-        "89 million pixels), or anything that was executed.",
+        "exception, more than 2 s of work, more memory than ten times the file and 64 MiB (for pictures 32 bytes for "
+        "each of 89 million pixels), or anything that was executed.",
         "",
         *table(head, rows),
     ]
