@@ -86,13 +86,11 @@ def open_regular(path: str | Path) -> BinaryIO:
         InputError: if it is no regular file, or cannot be read.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError(f"cannot read {str(path)!r}: it is not a regular file")
-        return open(path, "rb")
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError for a name with a zero byte
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"cannot read {str(path)!r}: {reason(error)}") from error
+    raise InputError(f"cannot read {str(path)!r}: it is not a regular file")
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:

@@ -256,9 +256,10 @@ def given_flags(context: click.Context) -> dict[str, str]:
 @contextmanager
 def refusing_nan(more: str = "") -> Iterator[None]:
     """Within the context images that hold NaN or infinity are an error, not a note; more: what else may be done."""
-    warnings.simplefilter("error", NotFinite)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", NotFinite)
+            yield
     except NotFinite as error:
         raise InputError(
             f"{error}. They are not written: float32 or bfloat16 (--dtype) may hold what float16 does not, and --clip "

@@ -78,6 +78,11 @@ class ShardRun:
         """All samples; checked when it is first asked for, which the first process does while the others wait."""
         return self.samples.request(self.model)
 
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The samples as plain values; their pictures are hashed once."""
+        return self.samples.values(self.model)
+
     @property
     def sampler(self) -> str:
         """What the samples are drawn with, for messages."""
@@ -105,7 +110,7 @@ class ShardRun:
         processes = self.processes
         facts = model_facts(self.model, self.name)
         self.manifest, self.done = processes.on_rank_zero(lambda: self._settle(facts))
-        processes.agree({**asked_for(facts, self.samples.values(self.model)), **self.given})
+        processes.agree({**asked_for(facts, self.values), **self.given})
         self.plan = Plan(self.request.first, self.request.n, self.manifest["files"]["shard_size"])
         self.folder = self._folder(self.manifest)
         self.images_done = sum(self.plan.shard(at).end - at for at in self.done)
@@ -123,7 +128,7 @@ class ShardRun:
     def _settle(self, model: dict[str, Any]) -> tuple[Manifest, set[int]]:
         """The run's manifest, and the first samples of its whole shards. Writes nothing."""
         check_folder(self.path)
-        request, values = self.request, self.samples.values(self.model)
+        request, values = self.request, self.values
         format, shard_size = self.given["format"], self.given["shard_size"]
         if format is not None and format not in FORMATS:
             raise unknown_name("format", format, FORMATS)
