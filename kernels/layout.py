@@ -21,6 +21,11 @@ def empty_images(x: Tensor, channels: int | None = None, dtype: torch.dtype | No
     return torch.empty((b, c, h, w), dtype=dtype or x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
+def positions_last(x: Tensor | None) -> Tensor | None:
+    """Images as channels_last, (B, H, W, C) in memory; a copy where they are not."""
+    return None if x is None else x.contiguous(memory_format=torch.channels_last)
+
+
 def contiguous(tensor: Tensor | None) -> Tensor | None:
     """A parameter as the kernels read it, without strides."""
     return None if tensor is None else tensor.contiguous()
