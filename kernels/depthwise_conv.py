@@ -15,6 +15,7 @@ from fastdiff.kernels.cpu.compiled import build_error
 from fastdiff.kernels.dispatch import backend, has_no_memory, triton_for, use_triton
 from fastdiff.kernels.layout import empty_images
 from fastdiff.kernels.library import Kernels, register
+from fastdiff.kernels.statistics import statistics_of
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, time_bias: Tensor | None = None) -> Tensor:
@@ -57,6 +58,37 @@ def depthwise_conv_reference(
     return y if time_bias is None else y + time_bias.reshape(-1, x.shape[1], 1, 1)
 
 
+def fused_depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    added: Tensor | None,
+    second: Tensor | None = None,
+    emit: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """depthwise_conv of two inputs as if concatenated, with the result's statistics. Not differentiable.
+
+    Args:
+        x: (B, C1, H, W), any float dtype and memory format.
+        weight: (C1 + C2, 1, K, K), K odd, as taps_first gives it.
+        bias: (C1 + C2,), or None.
+        added: the time bias of depthwise_conv.
+        second: (B, C2, H, W), or None.
+        emit: None, "whole" or "channels", as fused_conv's.
+
+    Returns:
+        (B, C1 + C2, H, W); with emit a pair, the second as fused_conv's.
+    """
+    if use_triton(x):
+        from fastdiff.kernels import depthwise_conv_triton
+
+        y, emitted = depthwise_conv_triton.forward(x, weight, bias, added, second, emit)
+        return y if emitted is None else (y, emitted)
+    whole = x if second is None else torch.cat((x, second), dim=1)
+    y = depthwise_conv_reference(whole, weight, bias, added)
+    return y if emit is None else (y, statistics_of(y, emit))
+
+
 def taps_first(weight: Tensor) -> Tensor:
     """The same weight (C, 1, K, K) with each tap's channels adjacent in memory, as the Triton kernel reads it.
 
@@ -68,7 +100,7 @@ def taps_first(weight: Tensor) -> Tensor:
 def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, time_bias: Tensor | None) -> Tensor:
     from fastdiff.kernels import depthwise_conv_triton
 
-    return depthwise_conv_triton.forward(x, weight, bias, time_bias)
+    return depthwise_conv_triton.forward(x, weight, bias, time_bias)[0]
 
 
 class _DepthwiseConv(torch.autograd.Function):

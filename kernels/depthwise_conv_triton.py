@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastdiff.kernels.dispatch import launch
 from fastdiff.kernels.layout import contiguous, empty_images, per_sample, power_of_2
+from fastdiff.kernels.statistics_triton import write_part
 
 
 @triton.jit
@@ -26,12 +27,15 @@ def depthwise_conv_forward(
     weight,  # (K, K, C) any float dtype
     bias,  # (C,) any float dtype, or None
     time_bias,  # (B, C) or (1, C) any float dtype, or None
+    second,  # (B, C - FIRST, H, W) as x, channels_last, or None
+    emitted,  # (B, parts, 3) or (B, parts, C, 3) float32, written; or None
     height,
     width,
     channels: tl.constexpr,
     row_blocks,
     column_blocks,
     channel_blocks,
+    first_blocks,  # of x's channels
     x_b: tl.constexpr,
     x_c: tl.constexpr,
     x_h: tl.constexpr,
@@ -41,43 +45,62 @@ def depthwise_conv_forward(
     y_h: tl.constexpr,
     y_w: tl.constexpr,
     time_b,  # time_bias's stride of batch, 0 for (1, C)
+    FIRST: tl.constexpr,
     K: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
     BIAS: tl.constexpr,
     TIME: tl.constexpr,
+    EMIT: tl.constexpr,
 ):
     """y = conv(x) + bias + time_bias."""
     pid = tl.program_id(0)
-    c = (pid % channel_blocks) * CHANNELS + tl.arange(0, CHANNELS)
+    block = pid % channel_blocks
     pid = pid // channel_blocks
     w = (pid % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    column_block = pid % column_blocks
     pid = pid // column_blocks
     row = (pid % row_blocks) * ROWS
     b = (pid // row_blocks).to(tl.int64)
+    c = block * CHANNELS + tl.arange(0, CHANNELS)
+    if FIRST < channels:  # a block has channels of one input alone
+        SECOND: tl.constexpr = channels - FIRST
+        if block < first_blocks:
+            known = c < FIRST
+            step_h, step_w = width * FIRST, FIRST + 0 * width
+            image = x + b * height * width * FIRST + c[None, :]
+        else:
+            inner = c - first_blocks * CHANNELS
+            known = inner < SECOND
+            c = inner + FIRST
+            step_h, step_w = width * SECOND, SECOND + 0 * width
+            image = second + b * height * width * SECOND + inner[None, :]
+    else:
+        known = c < channels
+        step_h, step_w = x_h, x_w
+        image = x + b * x_b + c[None, :] * x_c
 
     start = tl.zeros((CHANNELS,), tl.float32)
     if BIAS:
-        start += tl.load(bias + c, c < channels, 0.0).to(tl.float32)
+        start += tl.load(bias + c, known, 0.0).to(tl.float32)
     if TIME:
-        start += tl.load(time_bias + b * time_b + c, c < channels, 0.0).to(tl.float32)
+        start += tl.load(time_bias + b * time_b + c, known, 0.0).to(tl.float32)
     total = ()
     for _ in tl.static_range(ROWS):
         total = total + (tl.zeros((COLUMNS, CHANNELS), tl.float32) + start[None, :],)
 
-    x += b * x_b + c[None, :] * x_c
     for j in range(K):
         column = w + (j - K // 2)
-        inside = ((column >= 0) & (column < width))[:, None] & (c < channels)[None, :]
+        inside = ((column >= 0) & (column < width))[:, None] & known[None, :]
         taps = ()
         for i in tl.static_range(K):
-            tap = tl.load(weight + (i * K + j) * channels + c, c < channels, 0.0)
+            tap = tl.load(weight + (i * K + j) * channels + c, known, 0.0)
             taps = taps + (tap.to(tl.float32)[None, :],)
         for r in tl.static_range(ROWS + K - 1):
             source = row + (r - K // 2)
             valid = inside & (source >= 0) & (source < height)
-            v = tl.load(x + source * x_h + column[:, None] * x_w, valid, 0.0).to(tl.float32)
+            v = tl.load(image + source * step_h + column[:, None] * step_w, valid, 0.0).to(tl.float32)
             after = ()
             for o in tl.static_range(ROWS):
                 if r - o >= 0 and r - o < K:
@@ -86,9 +109,24 @@ def depthwise_conv_forward(
                     after = after + (total[o],)
             total = after
     y += b * y_b + c[None, :] * y_c + w[:, None] * y_w
-    mask = (w < width)[:, None] & (c < channels)[None, :]
+    mask = (w < width)[:, None] & known[None, :]
+    mean, m2, rows = tl.zeros_like(total[0]), tl.zeros_like(total[0]), 0.0
     for o in tl.static_range(ROWS):
-        tl.store(y + (row + o) * y_h, total[o].to(y.dtype.element_ty), mask & (row + o < height))
+        out = total[o].to(y.dtype.element_ty)
+        tl.store(y + (row + o) * y_h, out, mask & (row + o < height))
+        if EMIT != "none":
+            if row + o < height:  # Welford's update (1962)
+                off = out.to(tl.float32) - mean
+                rows += 1.0
+                mean += off / rows
+                m2 += off * (out.to(tl.float32) - mean)
+    if EMIT != "none":
+        part, parts = (row // ROWS) * column_blocks + column_block, row_blocks * column_blocks
+        # fmt: off
+        write_part(
+            emitted, mean, m2, rows, w < width, b, part, parts, block, channel_blocks, c, known, channels, EMIT
+        )
+        # fmt: on
 
 
 @triton.jit
@@ -140,35 +178,53 @@ def depthwise_conv_weight_gradient(
         tl.store(partial + ((part * K + i) * K + j) * channels + c, tl.sum(taps[j], axis=0), c < channels)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, time_bias: Tensor | None) -> Tensor:
-    """depthwise_conv(x, weight, bias, time_bias)."""
-    b, c, h, w = x.shape
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    time_bias: Tensor | None,
+    second: Tensor | None = None,
+    emit: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """depthwise_conv of x and the channels of `second` after it, and the result's statistics if they are wanted."""
+    b, first, h, w = x.shape
+    if second is not None:
+        x, second = x.contiguous(memory_format=torch.channels_last), second.contiguous(memory_format=torch.channels_last)
+    c = first + (0 if second is None else second.shape[1])
     size = weight.shape[-1]
-    y = empty_images(x)
+    y = empty_images(x, c)
     time_rows, time_b = per_sample(time_bias, c)
     bias = contiguous(bias)
     taps = weight[:, 0].permute(1, 2, 0).contiguous()  # (K, K, C); no copy after taps_first
     rows = 7 if h % 7 == 0 else 4  # 7 divides 28, 14 and 7, network A's sizes; 4 divides powers of two
-    lanes = min(64, power_of_2(c))
+    lanes = min(64, power_of_2(max(first, c - first)))
     width = min(512 // lanes, 16, power_of_2(w))  # four elements a thread; more would lower the occupancy
-    blocks = -(-h // rows), -(-w // width), -(-c // lanes)
+    down, across, of_first, blocks = -(-h // rows), -(-w // width), -(-first // lanes), -(-first // lanes)
+    if second is not None:
+        blocks += -(-second.shape[1] // lanes)
+    emitted = None
+    if emit is not None:
+        of = (down * across * blocks,) if emit == "whole" else (down * across, c)
+        emitted = torch.empty((b, *of, 3), dtype=torch.float32, device=x.device)
     launch(
         depthwise_conv_forward,
-        (b * blocks[0] * blocks[1] * blocks[2],),
+        (b * down * across * blocks,),
         x.device,
-        *(x, y, taps, bias, time_rows),
-        *(h, w, c, *blocks),
+        *(x, y, taps, bias, time_rows, second, emitted),
+        *(h, w, c, down, across, blocks, of_first),
         *(*x.stride(), *y.stride(), time_b),
+        FIRST=first,
         K=size,
         ROWS=rows,
         COLUMNS=width,
         CHANNELS=lanes,
         BIAS=bias is not None,
         TIME=time_bias is not None,
+        EMIT=emit or "none",
         num_warps=max(1, min(4, width * lanes // 128)),
         maxnreg=128 if x.element_size() == 2 else 168,
     )
-    return y
+    return y, emitted
 
 
 def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:

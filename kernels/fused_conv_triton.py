@@ -42,11 +42,11 @@ def _accumulate(
     present,  # (ROWS,)
     height,  # of x, upsampled
     width,
+    taps,  # TALL WIDE, not known to the compiler, which would unroll the loop
     C: tl.constexpr,
     DEEP: tl.constexpr,  # C as the weight has it, padded
     ALL: tl.constexpr,  # rows of the weight for one tap, of both inputs
     OP: tl.constexpr,
-    TALL: tl.constexpr,
     WIDE: tl.constexpr,
     NEAREST: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -60,7 +60,7 @@ def _accumulate(
         if SCALED:
             a = tl.load(scale + at + c, c < C, 0.0).to(tl.float32)[None, :]
             o = tl.load(shift + at + c, c < C, 0.0).to(tl.float32)[None, :]
-        for tap in range(TALL * WIDE):
+        for tap in range(taps):
             row, column = h + tap // WIDE, w + tap % WIDE
             seen = present & (row >= 0) & (row < height) & (column >= 0) & (column < width)
             place = (row // NEAREST) * (width // NEAREST) + column // NEAREST
@@ -124,6 +124,7 @@ def fused_conv_forward(
     emitted,  # (B, parts, 3) or (B, parts, O, 3) float32, written; or None
     height,  # H NEAREST
     width,
+    taps,  # TALL WIDE
     count,  # positions of a phase
     tiles,  # of positions
     blocks,  # of columns
@@ -184,14 +185,14 @@ def fused_conv_forward(
     # fmt: off
     total = _accumulate(
         tl.zeros((ROWS, COLUMNS), tl.float32), x + sample * C, weight, scale, shift, b * scale_b,
-        first_h, first_w, present, height, width,
-        C, DEEP, DEEP + DEEP2, OP, TALL, WIDE, NEAREST, DEPTH, NORM == "channels", BEFORE,
+        first_h, first_w, present, height, width, taps,
+        C, DEEP, DEEP + DEEP2, OP, WIDE, NEAREST, DEPTH, NORM == "channels", BEFORE,
     )
     if C2:
         total = _accumulate(
             total, second + sample * C2, weight + DEEP * OP, scale, shift, b * scale_b + C,
-            first_h, first_w, present, height, width,
-            C2, DEEP2, DEEP + DEEP2, OP, TALL, WIDE, NEAREST, DEPTH2, NORM == "channels", BEFORE,
+            first_h, first_w, present, height, width, taps,
+            C2, DEEP2, DEEP + DEEP2, OP, WIDE, NEAREST, DEPTH2, NORM == "channels", BEFORE,
         )
     # fmt: on
     mask = present[:, None] & (o < O)[None, :]
@@ -216,7 +217,8 @@ def fused_conv_forward(
     out = (total * factor).to(y.dtype.element_ty)
     tl.store(y + at[:, None] * O + o[None, :], out, mask)
     if EMIT != "none":
-        write_part(emitted, out, mask, present, b, part, PHASES * PHASES * tiles, block, blocks, o, O, EMIT)
+        v, parts = out.to(tl.float32), PHASES * PHASES * tiles
+        write_part(emitted, v, tl.zeros_like(v), 1, present, b, part, parts, block, blocks, o, o < O, O, EMIT)
 
 
 def forward(
@@ -263,7 +265,7 @@ def forward(
         x.device,
         *(positions_last(x), positions_last(second), y, weight, contiguous(bias), scale, shift, statistics, borders),
         *(added_rows, positions_last(residual), shortcut, emitted),
-        *(size[0] * window.nearest, size[1] * window.nearest, count, tiles, blocks, read),
+        *(size[0] * window.nearest, size[1] * window.nearest, kernel[0] * kernel[1], count, tiles, blocks, read),
         *(window.lead, *window.before, scale_b, added_b, eps, factor),
         C=c,
         C2=c2,
@@ -296,5 +298,6 @@ def forward(
         EMIT=emit or "none",
         num_warps=8 if rows * columns >= 8192 else 4,
         num_stages=3,
+        maxnreg=255,  # rarely reached; without it the assembler spills to reach an occupancy of its own
     )
     return y, emitted

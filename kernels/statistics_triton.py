@@ -27,33 +27,37 @@ def merged(statistics, parts, PARTS: tl.constexpr):
 @triton.jit
 def write_part(
     statistics,  # (B, parts blocks, 3), or (B, parts, O, 3) if EMIT is "channels"
-    values,  # (ROWS, COLUMNS) any float dtype
-    mask,  # (ROWS, COLUMNS)
-    present,  # (ROWS,), of which mask is those with a channel
+    means,  # (ROWS, COLUMNS) float32, of the values that each element stands for
+    m2,  # as means
+    each,  # how many values that are
+    present,  # (ROWS,)
     b,  # the sample
     part,
     parts,
     block,  # of channels
     blocks,
     o,  # (COLUMNS,) channels
+    known,  # (COLUMNS,), those that there are
     O: tl.constexpr,  # noqa: E741
     EMIT: tl.constexpr,
 ):
     """Write a tile's statistics: of all its values, or of each of its channels."""
-    v = tl.where(mask, values.to(tl.float32), 0.0)
+    mask = present[:, None] & known[None, :]
+    v = tl.where(mask, means, 0.0)
     rows = tl.sum(present.to(tl.float32), axis=0)
     if EMIT == "channels":
         mean = tl.sum(v, axis=0) / rows
-        off = tl.where(mask, v - mean[None, :], 0.0)
+        off = v - mean[None, :]
+        spread = tl.sum(tl.where(mask, m2 + each * off * off, 0.0), axis=0)
         place = statistics + ((b * parts + part) * O + o) * 3
-        tl.store(place, tl.zeros_like(mean) + rows, o < O)
-        tl.store(place + 1, mean, o < O)
-        tl.store(place + 2, tl.sum(off * off, axis=0), o < O)
+        tl.store(place, tl.zeros_like(mean) + rows * each, known)
+        tl.store(place + 1, mean, known)
+        tl.store(place + 2, spread, known)
     else:
-        count = rows * tl.sum((o < O).to(tl.float32), axis=0)
+        count = rows * tl.sum(known.to(tl.float32), axis=0)
         mean = tl.sum(v) / count
-        off = tl.where(mask, v - mean, 0.0)
+        off = v - mean
         place = statistics + ((b * parts + part) * blocks + block) * 3
-        tl.store(place, count)
+        tl.store(place, count * each)
         tl.store(place + 1, mean)
-        tl.store(place + 2, tl.sum(off * off))
+        tl.store(place + 2, tl.sum(tl.where(mask, m2 + each * off * off, 0.0)))

@@ -5,7 +5,8 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastdiff.kernels.cpu.compiled import build_error
-from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_reference
+from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_reference, fused_depthwise
+from fastdiff.kernels.statistics import merged
 
 
 @pytest.mark.parametrize(
@@ -153,3 +154,26 @@ def test_transforms_and_traces_see_gradients_on_a_cpu(rel, transform):
         return make_fx(gradient)(torch.zeros_like(weight).requires_grad_())(weight.clone().requires_grad_())
 
     assert rel(derivative(depthwise_conv), derivative(depthwise_conv_reference)) < 1e-5
+
+
+@pytest.mark.parametrize("emit, dims", [("whole", 1), ("channels", 2)])
+@pytest.mark.parametrize(
+    "c, second, h, w",
+    [(28, 28, 14, 14), (112, 112, 7, 7), (5, 70, 5, 3), (20, 3, 1, 1), (18, 0, 14, 15), (70, 0, 4, 6)],
+)
+def test_two_inputs_and_the_statistics_of_the_result(triton_device, agrees, rel, emit, dims, c, second, h, w):
+    x = torch.randn(2, c, h, w, device=triton_device)
+    other = torch.randn(2, second, h, w, device=triton_device) if second else None
+    both = c + second
+    weight, bias = torch.randn(both, 1, 7, 7, device=triton_device), 20 + torch.randn(both, device=triton_device)
+    time_bias = torch.randn(1, both, 1, 1, device=triton_device)
+    whole = x if other is None else torch.cat((x, other), 1)
+    expected = depthwise_conv_reference(whole.double(), weight.double(), bias.double(), time_bias.double())
+    y, statistics = fused_depthwise(x, weight, bias, time_bias, other, emit)
+    agrees(y, expected)
+    agrees(fused_depthwise(x, weight, bias, time_bias, other), expected)
+    of_result = y.double().flatten(dims)
+    mean, variance = merged(statistics)
+    assert rel(mean, of_result.mean(-1)) < 1e-6
+    if variance.any():
+        assert rel(variance, of_result.var(-1, correction=0)) < 1e-5
