@@ -41,14 +41,15 @@ class Window:
     nearest: int = 1
 
     def __post_init__(self) -> None:
-        if self.transposed and not self.fits_phases():
+        fits = self.fits_phases(self.kernel, self.stride, self.padding) and self.nearest == 1
+        if self.transposed and not fits:
             raise ValueError(f"fused_conv: {self}; accepted: transposed by a kernel of stride + 2 padding")
 
-    def fits_phases(self) -> bool:
-        """Whether, transposed, every phase has as many taps and outputs."""
-        square = self.kernel[0] == self.kernel[1] and self.padding[0] == self.padding[1]
-        whole = self.kernel[0] == self.stride + 2 * self.padding[0] and self.kernel[0] % self.stride == 0
-        return square and whole and self.nearest == 1
+    @staticmethod
+    def fits_phases(kernel: Pair, stride: int, padding: Pair) -> bool:
+        """Whether every phase of a transposed convolution has as many taps and outputs."""
+        square = kernel[0] == kernel[1] and padding[0] == padding[1]
+        return square and kernel[0] == stride + 2 * padding[0] and kernel[0] % stride == 0
 
     @property
     def phases(self) -> int:
@@ -96,7 +97,7 @@ def tile(positions: int, channels: int) -> Pair:
 
 def padded(channels: int) -> int:
     """Input channels as the weight has them, the last ones zeros."""
-    return 16 if channels <= 16 else -(-channels // 32) * 32
+    return 16 if 0 < channels <= 16 else -(-channels // 32) * 32
 
 
 def depth(channels: int) -> int:

@@ -43,6 +43,7 @@ def fused_conv(
     added: Tensor | None = None,
     after: str | None = None,
     residual: Tensor | None = None,
+    residual_second: Tensor | None = None,
     shortcut: Tensor | None = None,
     factor: float = 1.0,
     emit: str | None = None,
@@ -67,7 +68,8 @@ def fused_conv(
         added: (B, O) or (1, O), either with (1, 1) after it, such as a time bias; or None.
         after: as before.
         residual: (B, O, H', W'), or with a shortcut (B, R, H', W'); or None.
-        shortcut: (R padded, O padded), a 1x1 convolution of the residual, packed; or None.
+        residual_second: (B, R2, H', W'), channels that follow the residual's, with a shortcut; or None.
+        shortcut: (R padded + R2 padded, O padded), a 1x1 convolution of the residual, packed; or None.
         factor: of the result.
         emit: whether the result's statistics are wanted: None, "whole" (of each sample) or "channels" (of each of its
             channels).
@@ -81,13 +83,13 @@ def fused_conv(
         return fused_conv_reference(
             x, weight, window, channels, bias, second=second, scale=scale, shift=shift, before=before,
             statistics=statistics, borders=borders, eps=eps, added=added, after=after, residual=residual,
-            shortcut=shortcut, factor=factor, emit=emit,
+            residual_second=residual_second, shortcut=shortcut, factor=factor, emit=emit,
         )
     from fastdiff.kernels import fused_conv_triton
 
     y, emitted = fused_conv_triton.forward(
         x, weight, window, channels, bias, second, scale, shift, before, statistics, borders, eps, added, after,
-        residual, shortcut, factor, emit,
+        residual, residual_second, shortcut, factor, emit,
     )
     # fmt: on
     return y if emitted is None else (y, emitted)
@@ -110,6 +112,7 @@ def fused_conv_reference(
     added: Tensor | None = None,
     after: str | None = None,
     residual: Tensor | None = None,
+    residual_second: Tensor | None = None,
     shortcut: Tensor | None = None,
     factor: float = 1.0,
     emit: str | None = None,
@@ -136,8 +139,10 @@ def fused_conv_reference(
     y = FUNCTIONS[after](y)
     if residual is not None:
         if shortcut is not None:
-            taps = shortcut[: residual.shape[1], :channels].T[:, :, None, None]
-            residual = F.conv2d(residual, taps.to(x.dtype))
+            both = [one for one in (residual, residual_second) if one is not None]
+            sizes = both[0].shape[1], both[1].shape[1] if both[1:] else 0
+            taps = unpack(shortcut[None, None, None], Window((1, 1)), channels, sizes)
+            residual = F.conv2d(torch.cat(both, dim=1), taps.to(x.dtype))
         y = y + residual
     y = y * factor
     return y if emit is None else (y, statistics_of(y, emit))

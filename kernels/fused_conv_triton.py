@@ -5,7 +5,7 @@ at a time and for each tap of the window it multiplies the positions that the ta
 weights, (DEPTH, COLUMNS). All images are channels_last. Which tile is whose depends on the sizes of the picture and not
 on the batch, so that a sample's bits do not either.
 
-    C, C2, R, O: channels of x, of the second input, of the residual, and of the result
+    C, C2, R, R2, O: channels of x, of the second input, of the residual and its second part, and of the result
     TALL, WIDE: taps of the window; STRIDE: positions from one window to the next; NEAREST: by how much x is upsampled
     PHASES: along each axis, as many as a transposed convolution's stride, else 1
     W: columns of the result's grid, in a phase
@@ -108,6 +108,27 @@ def _with_borders(
 
 
 @triton.jit
+def _with_shortcut(
+    total,  # (ROWS, COLUMNS) float32
+    residual,  # (B, H', W', R) any float dtype
+    weight,  # (1, COLUMNS) pointers to the first channel's
+    at,  # (ROWS,) positions
+    present,  # (ROWS,)
+    R: tl.constexpr,
+    RP: tl.constexpr,
+    OP: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """total + a 1x1 convolution of the residual."""
+    for first in range(0, RP, DEPTH):
+        c = first + tl.arange(0, DEPTH)
+        v = tl.load(residual + at[:, None] * R + c[None, :], present[:, None] & (c < R)[None, :], 0.0)
+        kernel = tl.load(weight + c[:, None] * OP)
+        total = dot(v.to(kernel.dtype), kernel, total)
+    return total
+
+
+@triton.jit
 def fused_conv_forward(
     x,  # (B, H, W, C) any float dtype
     second,  # (B, H, W, C2) as x, or None
@@ -120,7 +141,8 @@ def fused_conv_forward(
     borders,  # (2, KINDS_H, KINDS_W, O) float32, if NORM is "whole"
     added,  # (B, O) or (1, O) any float dtype, or None
     residual,  # (B, H', W', R) any float dtype, or None
-    shortcut,  # (RP, OP) weight's dtype, or None
+    residual_second,  # (B, H', W', R2) as residual, or None
+    shortcut,  # (RP + RP2, OP) weight's dtype, or None
     emitted,  # (B, parts, 3) or (B, parts, O, 3) float32, written; or None
     height,  # H NEAREST
     width,
@@ -139,10 +161,12 @@ def fused_conv_forward(
     C: tl.constexpr,
     C2: tl.constexpr,
     R: tl.constexpr,
+    R2: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     DEEP: tl.constexpr,
     DEEP2: tl.constexpr,
     RP: tl.constexpr,
+    RP2: tl.constexpr,
     OP: tl.constexpr,
     TALL: tl.constexpr,
     WIDE: tl.constexpr,
@@ -158,6 +182,7 @@ def fused_conv_forward(
     DEPTH: tl.constexpr,
     DEPTH2: tl.constexpr,
     DEPTH_R: tl.constexpr,
+    DEPTH_R2: tl.constexpr,
     NORM: tl.constexpr,
     BEFORE: tl.constexpr,
     BIAS: tl.constexpr,
@@ -207,11 +232,10 @@ def fused_conv_forward(
     total = activate(total, AFTER)
     at = b * count * (PHASES * PHASES) + (h * PHASES + down) * (W * PHASES) + w * PHASES + across
     if RESIDUAL == "shortcut":
-        for first in range(0, RP, DEPTH_R):
-            c = first + tl.arange(0, DEPTH_R)
-            v = tl.load(residual + at[:, None] * R + c[None, :], present[:, None] & (c < R)[None, :], 0.0)
-            kernel = tl.load(shortcut + c[:, None] * OP + o[None, :])
-            total = dot(v.to(kernel.dtype), kernel, total)
+        total = _with_shortcut(total, residual, shortcut + o[None, :], at, present, R, RP, OP, DEPTH_R)
+        if R2:
+            weights = shortcut + RP * OP + o[None, :]
+            total = _with_shortcut(total, residual_second, weights, at, present, R2, RP2, OP, DEPTH_R2)
     elif RESIDUAL == "identity":
         total += tl.load(residual + at[:, None] * O + o[None, :], mask, 0.0).to(tl.float32)
     out = (total * factor).to(y.dtype.element_ty)
@@ -237,6 +261,7 @@ def forward(
     added: Tensor | None,
     after: str | None,
     residual: Tensor | None,
+    residual_second: Tensor | None,
     shortcut: Tensor | None,
     factor: float,
     emit: str | None,
@@ -257,23 +282,26 @@ def forward(
         emitted = torch.empty((b, *of, 3), dtype=torch.float32, device=x.device)
     (scale, scale_b), (shift, _) = per_sample(scale, c + c2), per_sample(shift, c + c2)
     added_rows, added_b = per_sample(added, channels)
-    deep, deep2 = padded(c), padded(c2) if c2 else 0
+    r, r2 = (0 if one is None else one.shape[1] for one in (residual, residual_second))
+    deep, deep2 = padded(c), padded(c2)
     read = 0 if statistics is None else statistics.shape[1]
     launch(
         fused_conv_forward,
         (b * parts * blocks,),
         x.device,
         *(positions_last(x), positions_last(second), y, weight, contiguous(bias), scale, shift, statistics, borders),
-        *(added_rows, positions_last(residual), shortcut, emitted),
+        *(added_rows, positions_last(residual), positions_last(residual_second), shortcut, emitted),
         *(size[0] * window.nearest, size[1] * window.nearest, kernel[0] * kernel[1], count, tiles, blocks, read),
         *(window.lead, *window.before, scale_b, added_b, eps, factor),
         C=c,
         C2=c2,
-        R=0 if residual is None else residual.shape[1],
+        R=r,
+        R2=r2,
         O=channels,
         DEEP=deep,
         DEEP2=deep2,
-        RP=0 if shortcut is None else len(shortcut),
+        RP=padded(r),
+        RP2=padded(r2),
         OP=weight.shape[-1],
         TALL=kernel[0],
         WIDE=kernel[1],
@@ -288,7 +316,8 @@ def forward(
         COLUMNS=columns,
         DEPTH=depth(deep),
         DEPTH2=depth(deep2),
-        DEPTH_R=16 if shortcut is None else depth(len(shortcut)),
+        DEPTH_R=depth(padded(r)),
+        DEPTH_R2=depth(padded(r2)),
         NORM="whole" if statistics is not None else "channels" if scale is not None else "none",
         BEFORE=before or "none",
         BIAS=bias is not None,

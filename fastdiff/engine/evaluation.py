@@ -34,13 +34,13 @@ from fastdiff.capture.passes.softmax_attention import fuse_softmax_attention
 from fastdiff.capture.program import program
 from fastdiff.capture.refusal import NotRecordableError
 from fastdiff.capture.split import Split
-from fastdiff.engine import cuda
 from fastdiff.engine.context import ContextKind
 from fastdiff.engine.cpu.function import PlannedFunction
 from fastdiff.engine.cpu.lowering import Packed
 from fastdiff.engine.cpu.operations import planned
 from fastdiff.engine.cpu.plan import Plan
 from fastdiff.engine.cpu.step import PlannedStep
+from fastdiff.engine.cuda.lowering import lower
 from fastdiff.engine.memory import held_bytes
 from fastdiff.engine.placement import out_of_memory
 from fastdiff.errors import first_line
@@ -344,11 +344,9 @@ def _fuse(graph: Graph, given: Given) -> None:
         fold_linear_attention(graph, lambda *sizes: True)
     fuse_softmax_attention(graph)
     fuse_norms(graph)
-    if triton:
-        cuda.activations_before_norms(graph)
     fuse_convolutions(graph)
     if triton:
-        cuda.biases_into_readers(graph)
+        lower(graph)
 
 
 def _in_c(given: Given) -> bool:

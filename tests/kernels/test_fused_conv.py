@@ -111,19 +111,25 @@ def test_a_scale_and_a_shift_in_front(triton_device, agrees, before, shared):
 
 
 @pytest.mark.parametrize("after", [None, "gelu", "gelu_tanh", "silu", "relu"])
-@pytest.mark.parametrize("shortcut", [None, 13])
+@pytest.mark.parametrize("shortcut", [None, (13, 0), (40, 7)])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_what_follows(triton_device, agrees, after, shortcut, rows):
-    x, residual = images(triton_device, 2, 8, 6, 5), images(triton_device, 2, shortcut or 40, 6, 5)
+    x, residual = images(triton_device, 2, 8, 6, 5), images(triton_device, 2, shortcut[0] if shortcut else 40, 6, 5)
+    second = images(triton_device, 2, shortcut[1], 6, 5) if shortcut and shortcut[1] else None
     weight = kernel(SAME, 8, 40, triton_device)
     bias, added = torch.randn(40, device=triton_device), torch.randn(rows, 40, 1, 1, device=triton_device)
     expected = convolved(x, weight, SAME) + bias.double().view(-1, 1, 1) + added.double()
     expected, other, matrix = FUNCTIONS[after](expected), residual.double(), None
     if shortcut:
-        one = torch.randn(40, shortcut, 1, 1, device=triton_device)
-        other, matrix = F.conv2d(other, one.double()), pack(one, Window((1, 1)))[0, 0, 0]
-    given = dict(added=added, after=after, residual=residual, shortcut=matrix, factor=0.5)
-    agrees(fused_conv(x, pack(weight, SAME), SAME, 40, bias, **given), (expected + other) / 2)
+        one = torch.randn(40, sum(shortcut), 1, 1, device=triton_device)
+        whole = other if second is None else torch.cat((other, second.double()), 1)
+        other, matrix = F.conv2d(whole, one.double()), pack(one, Window((1, 1)), shortcut[1])[0, 0, 0]
+    given = dict(added=added, after=after, residual=residual, residual_second=second, shortcut=matrix, factor=0.5)
+    expected = (expected + other) / 2
+    agrees(fused_conv(x, pack(weight, SAME), SAME, 40, bias, **given), expected)
+    given = {name: one.double() if isinstance(one, torch.Tensor) else one for name, one in given.items()}
+    double = fused_conv_reference(x.double(), pack(weight, SAME).double(), SAME, 40, bias.double(), **given)
+    torch.testing.assert_close(double, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

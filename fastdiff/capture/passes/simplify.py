@@ -12,6 +12,7 @@ from fastdiff.capture.passes.match import (
     arguments,
     aten,
     insert,
+    only_user,
     ours,
     places,
     replace,
@@ -36,6 +37,8 @@ def simplify(graph: Graph) -> None:
             _open_norm(graph, node)
         elif node.target is ours.depthwise_conv.default:
             _open_depthwise(graph, node)
+        elif node.target is ours.bias_add.default:
+            _open_bias_add(graph, node)
     graph.tidy()
 
 
@@ -79,12 +82,13 @@ def _less_its_maximum(node: Node, dim: int) -> bool:
 
 
 def _open_norm(graph: Graph, node: Node) -> None:
-    """The activations as nodes of their own; what else is fused stays."""
+    """The activations and the input's bias as nodes of their own; what else is fused stays."""
     x, groups, weight, bias, eps, input_bias, scale, shift, before, after = arguments(node)
-    if before is not None and input_bias is None:
+    x = _biased(graph, node, x, input_bias)
+    if before is not None:
         function, options = ACTIVATIONS[before]
-        x, before = insert(graph, node, function, (x,), x, **options), None
-    node.args = (x, groups, weight, bias, eps, input_bias, scale, shift, before, None)
+        x = insert(graph, node, function, (x,), x, **options)
+    node.args = (x, groups, weight, bias, eps, None, scale, shift, None, None)
     if after is not None:
         function, options = ACTIVATIONS[after]
         with graph.nodes.inserting_after(node):
@@ -106,3 +110,23 @@ def _open_depthwise(graph: Graph, node: Node) -> None:
     if added.meta["shape"] != shape:
         added = reshaped(graph, node, added, shape)
     replace(graph, node, aten.add.Tensor, (made, added))
+
+
+def _open_bias_add(graph: Graph, node: Node) -> None:
+    x, residual, bias, residual_bias = arguments(node)
+    replace(
+        graph, node, aten.add.Tensor, (_biased(graph, node, x, bias), _biased(graph, node, residual, residual_bias))
+    )
+
+
+def _biased(graph: Graph, before: Node, x: Node, bias: Node | None) -> Node:
+    """x + bias, which a convolution that is read here alone takes as its own."""
+    if bias is None:
+        return x
+    free = x.target is aten.convolution.default and x.args[2] is None and only_user(x) is before
+    if free and bias.op == "get_attr":
+        x.prepend(bias)
+        x.args = (*x.args[:2], bias, *x.args[3:])
+        return x
+    row = reshaped(graph, before, bias, (1, x.meta["shape"][1], 1, 1))
+    return insert(graph, before, aten.add.Tensor, (x, row), x)

@@ -1,4 +1,4 @@
-"""The CUDA form: what the Triton kernels compute together, written into a graph.
+"""What the Triton kernels compute around the library's convolutions, written into a graph; and depthwise ones.
 
 A convolution whose result a norm or an addition reads runs without its bias, which the reader's kernel adds: torch
 would add it in a kernel of its own. Elsewhere the bias stays with the convolution.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from fastdiff.capture.graph import Graph
 from fastdiff.capture.passes.match import Node, activation, insert, keeps_size, only_user, ours, replace, stored
 from fastdiff.kernels.conv import convolution
-from fastdiff.kernels.depthwise_conv import depthwise_conv, taps_first
+from fastdiff.kernels.depthwise_conv import fused_depthwise, taps_first
 
 
 def activations_before_norms(graph: Graph) -> None:
@@ -25,17 +25,22 @@ def activations_before_norms(graph: Graph) -> None:
 
 
 def biases_into_readers(graph: Graph) -> None:
-    """The bias of a convolution that a norm or an addition reads, on either side; and the depthwise kernel."""
+    """The bias of a convolution that a norm or an addition reads, on either side."""
     for node in list(graph.nodes.nodes):
         if node.target is ours.group_norm.default:
             x, *options = node.args
             if options[4] is None and _bare(x, node):
                 node.args = (x, *options[:4], _taken(x), *options[5:])
-        elif node.target is convolution:
-            if node.args[7:9] == (None, None) and node.args[9] is not None:
-                _addition(graph, node)
-            else:
-                _depthwise(graph, node)
+        elif node.target is convolution and node.args[7:9] == (None, None) and node.args[9] is not None:
+            _addition(graph, node)
+    graph.tidy()
+
+
+def depthwise_convolutions(graph: Graph) -> None:
+    """Those that keep the picture's size, with a kernel of their own."""
+    for node in list(graph.nodes.nodes):
+        if node.target is convolution:
+            _depthwise(graph, node)
     graph.tidy()
 
 
@@ -68,4 +73,4 @@ def _depthwise(graph: Graph, node: Node) -> None:
         return
     if keeps_size(node, kernel) and groups == len(kernel) == x.meta["shape"][1]:
         taps = graph.constant(taps_first(kernel), node)
-        replace(graph, node, depthwise_conv, (x, taps, bias, added))
+        replace(graph, node, fused_depthwise, (x, taps, bias, added))

@@ -1,0 +1,188 @@
+"""Convolutions as fused_conv's, and what is around them taken into them: passes over a graph of one batch.
+
+Until `pack` the weights in the graph are as the network has them, (O, C, KH, KW), or (C, O, KH, KW) if transposed.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+
+from fastdiff.capture.graph import Graph, described
+from fastdiff.capture.passes.match import (
+    Node,
+    aten,
+    constant,
+    finish_of,
+    insert,
+    only_user,
+    ours,
+    replace,
+    stored,
+)
+from fastdiff.engine.cuda.choice import is_fused
+from fastdiff.kernels.conv import convolution
+from fastdiff.kernels.conv_weight import Window, pack
+from fastdiff.kernels.depthwise_conv import fused_depthwise
+from fastdiff.kernels.fused_conv import fold_norm, fused_conv
+
+
+def fuse(graph: Graph) -> None:
+    """All passes, after capture.passes.convolutions; what is left to the library stays as it is."""
+    for node in list(graph.nodes.nodes):
+        if node.target is convolution:
+            _ordinary(graph, node)
+        elif node.target is aten.convolution.default:
+            _transposed(graph, node)
+    for take in (_upsampling, _concatenation, _shortcut, _norm):
+        for node in list(graph.nodes.nodes):
+            take(graph, node)
+        graph.tidy()
+    for node in list(graph.nodes.nodes):
+        if node.target is fused_conv:
+            _pack(graph, node)
+    graph.tidy()
+
+
+def _ordinary(graph: Graph, node: Node) -> None:
+    x, weight, bias, stride, padding, dilation, groups, *ending = node.args
+    if groups == 1 and set(dilation) == {1} and len(set(stride)) == 1:
+        window = Window(tuple(weight.meta["shape"][2:]), stride[0], tuple(padding))
+        _make(graph, node, node, window, ending)
+
+
+def _transposed(graph: Graph, node: Node) -> None:
+    _, weight, _, stride, padding, dilation, transposed, output_padding, groups = node.args
+    if not transposed or len(node.meta["shape"]) != 4 or groups != 1 or set(dilation) != {1} or any(output_padding):
+        return
+    kernel = tuple(weight.meta["shape"][2:])
+    if len(set(stride)) == 1 and Window.fits_phases(kernel, stride[0], tuple(padding)):
+        after, residual, last = finish_of(node)
+        _make(graph, node, last, Window(kernel, stride[0], tuple(padding), True), [None, after, residual])
+
+
+def _make(graph: Graph, conv: Node, last: Node, window: Window, ending: list) -> None:
+    """fused_conv in the place of the last of the nodes that it is to compute."""
+    x, weight, bias = conv.args[:3]
+    shape = weight.meta["shape"]
+    inputs, outputs = shape[:2] if window.transposed else shape[1::-1]
+    taps = math.prod(window.kernel) // window.phases**2
+    dtype = conv.meta["dtype"]
+    same = all(one.meta.get("dtype") == dtype for one in (x, weight, last))
+    if stored(graph, weight) is None or not same or not is_fused(taps, inputs, outputs, dtype):
+        return
+    named = dict(zip(("added", "after", "residual"), ending, strict=True))
+    given = {name: one for name, one in named.items() if one is not None}
+    replace(graph, last, fused_conv, (x, weight, window, outputs, bias), **given)
+
+
+def _upsampling(graph: Graph, node: Node) -> None:
+    """The convolution reads the picture before it was upsampled."""
+    if node.target is not fused_conv:
+        return
+    x, weight, window, channels, bias = node.args
+    if x.target is not aten.upsample_nearest2d.default or window.transposed or window.stride != 1:
+        return
+    before = x.args[0]
+    times = {b // a if b % a == 0 else 0 for a, b in zip(before.meta["shape"][2:], x.meta["shape"][2:], strict=True)}
+    if len(times) == 1 and 0 not in times:
+        window = Window(window.kernel, 1, window.padding, nearest=times.pop())
+        node.args = (before, weight, window, channels, bias)
+
+
+def _concatenation(graph: Graph, node: Node) -> None:
+    """Of two, each read where it lies."""
+    if node.target not in (fused_conv, fused_depthwise) or node.args[0].target is not aten.cat.default:
+        return
+    parts, *dim = node.args[0].args
+    if len(parts) == 2 and dim == [1]:
+        node.args = (parts[0], *node.args[1:])
+        node.kwargs = {**node.kwargs, "second": parts[1]}
+
+
+def _shortcut(graph: Graph, node: Node) -> None:
+    """A residual that a 1x1 convolution makes becomes further products of the convolution that adds it."""
+    residual = node.kwargs.get("residual")
+    if node.target is not fused_conv or residual is None or residual.target is not fused_conv:
+        return
+    if node.kwargs.get("after") or residual.args[2] != Window((1, 1)) or only_user(residual) is not node:
+        return
+    x, weight, _, channels, theirs = residual.args
+    *args, bias = node.args
+    known = [constant(graph, one) for one in (bias, theirs) if one is not None]
+    if set(residual.kwargs) - {"second"} or any(one is None for one in known):
+        return
+    total = None
+    if known:
+        total = graph.constant(sum(one.double() for one in known).to(node.meta["dtype"]), node)
+    node.args = (*args, total)
+    second = residual.kwargs.get("second")
+    more = {} if second is None else {"residual_second": second}
+    node.kwargs = {**node.kwargs, "residual": x, "shortcut": weight, **more}
+
+
+def _norm(graph: Graph, node: Node) -> None:
+    """A norm of one group between what writes statistics and convolutions; see kernels.fused_conv."""
+    if node.target is not ours.group_norm.default:
+        return
+    x, groups, gain, shift, eps, *others = node.args
+    affine = [None if one is None else constant(graph, one) for one in (gain, shift)]
+    known = all(one is None or value is not None for one, value in zip((gain, shift), affine, strict=True))
+    if groups != 1 or any(one is not None for one in others) or not known or not node.users:
+        return
+    writer = _writer(x)
+    if writer is None or not all(_reads_norm(user, node) for user in node.users):
+        return
+    statistics = _statistics(graph, writer, "whole")
+    x = node.args[0]
+    for user in list(node.users):
+        _, weight, window, channels, bias = user.args
+        folded, borders = fold_norm(constant(graph, weight), *affine, node.meta["shape"][2:], weight.meta["dtype"])
+        user.args = (x, graph.constant(folded, user), window, channels, bias)
+        made = {"statistics": statistics, "borders": graph.constant(borders, user), "eps": eps}
+        user.kwargs = {**user.kwargs, **made}
+
+
+def _reads_norm(user: Node, norm: Node) -> bool:
+    if user.target is not fused_conv or user.args[0] is not norm or norm in user.kwargs.values():
+        return False
+    window, size = user.args[2], user.args[2].kernel[0]
+    plain = window == Window((size, size), padding=(size // 2, size // 2)) and size in (1, 3)
+    return plain and not {"second", "statistics"} & set(user.kwargs)
+
+
+def _writer(x: Node) -> Node | None:
+    """The node whose kernel writes x, if it can write statistics too."""
+    if x.target is operator.getitem and x.args[1] == 0:
+        x = x.args[0]
+    return x if x.target in (fused_conv, fused_depthwise) else None
+
+
+def _statistics(graph: Graph, writer: Node, emit: str) -> Node:
+    """Those of what it writes; it then has two results."""
+    if "emit" in writer.kwargs:
+        return next(user for user in writer.users if user.args == (writer, 1))
+    writer.kwargs = {**writer.kwargs, "emit": emit}
+    with graph.nodes.inserting_after(writer):
+        result: Any = described(
+            graph.nodes.call_function(operator.getitem, (writer, 0)), writer.meta["shape"], writer.meta["dtype"]
+        )
+        statistics: Any = described(graph.nodes.call_function(operator.getitem, (writer, 1)), None, torch.float32)
+    writer.replace_all_uses_with(result, delete_user_cb=lambda user: user not in (result, statistics))
+    return statistics
+
+
+def _pack(graph: Graph, node: Node) -> None:
+    x, weight, window, channels, bias = node.args
+
+    def second(name: str) -> int:
+        return node.kwargs[name].meta["shape"][1] if name in node.kwargs else 0
+
+    packed = pack(stored(graph, weight), window, second("second"))
+    node.args = (x, graph.constant(packed, node), window, channels, bias)
+    if "shortcut" in node.kwargs:
+        matrix = pack(stored(graph, node.kwargs["shortcut"]), Window((1, 1)), second("residual_second"))[0, 0, 0]
+        node.kwargs = {**node.kwargs, "shortcut": graph.constant(matrix, node)}
