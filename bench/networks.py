@@ -106,7 +106,9 @@ def _mnist() -> nn.Module:
 LUCIDRAINS = ("denoising_diffusion_pytorch", "einops")
 # What others sample from: their libraries' networks, or networks written like them.
 FOREIGN = {
-    "unet2d@32": Network(partial(_unet2d, (64, 128, 128)), (3, 32, 32), needs=("diffusers",)),
+    "unet2d@32": Network(
+        partial(_unet2d, (64, 128, 128)), (3, 32, 32), "UNet2DModel, 64 to 128, 32x32", needs=("diffusers",)
+    ),
     "ddpm-cifar10@32": Network(
         partial(_unet2d, (128, 256, 256, 256), **DDPM_CIFAR10), (3, 32, 32), needs=("diffusers",)
     ),

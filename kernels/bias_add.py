@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fastdiff.kernels import checks
-from fastdiff.kernels.dispatch import triton_for
+from fastdiff.kernels.dispatch import triton_for, use_triton
+from fastdiff.kernels.group_norm import FUNCTIONS
 from fastdiff.kernels.layout import empty_images, promoted
 from fastdiff.kernels.library import Kernels, register
 
@@ -54,10 +55,45 @@ def bias_add_reference(
     return x + residual
 
 
+def conv_ending(
+    x: Tensor,
+    bias: Tensor | None,
+    added: Tensor | None,
+    after: str | None,
+    residual: Tensor | None = None,
+    residual_bias: Tensor | None = None,
+) -> Tensor:
+    """after(x + bias + added) + residual + residual_bias: all that follows a library's convolution. Not differentiable.
+
+    Args:
+        x: (B, C, H, W), any float dtype and memory format.
+        bias: (C,), or None.
+        added: (B, C) or (1, C), either with (1, 1) after it, such as a time bias, or None.
+        after: None, "gelu" (erf), "gelu_tanh", "silu" or "relu".
+        residual: as x, or None.
+        residual_bias: (C,), or None.
+
+    Returns:
+        (B, C, H, W), in the dtype that torch promotes the arguments to; from Triton in channels_last.
+    """
+    if use_triton(x):
+        from fastdiff.kernels import bias_add_triton
+
+        return bias_add_triton.forward(x, bias, added, after, residual, residual_bias)
+    for one in (bias, added):
+        if one is not None:
+            x = x + one.reshape(-1, x.shape[1], 1, 1)
+    x = FUNCTIONS[after](x)
+    for other in (residual, None if residual_bias is None else residual_bias.view(-1, 1, 1)):
+        if other is not None:
+            x = x + other
+    return x
+
+
 def _launch(x: Tensor, residual: Tensor, bias: Tensor | None, residual_bias: Tensor | None) -> Tensor:
     from fastdiff.kernels import bias_add_triton
 
-    return bias_add_triton.forward(x, residual, bias, residual_bias)
+    return bias_add_triton.forward(x, bias, None, None, residual, residual_bias)
 
 
 class _BiasAdd(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch.nn.grad import conv2d_weight
 
 from fastdiff.kernels import checks
 from fastdiff.kernels.cpu.compiled import build_error
-from fastdiff.kernels.dispatch import backend, has_no_memory, triton_for, use_triton
+from fastdiff.kernels.dispatch import has_no_memory, on_a_cpu_in_c, triton_for, use_triton
 from fastdiff.kernels.layout import empty_images
 from fastdiff.kernels.library import Kernels, register
 from fastdiff.kernels.statistics import statistics_of
@@ -189,7 +189,7 @@ def _on_cpu(x: Tensor, *others: Tensor | None) -> bool:
     """Whether a gradient is needed, and C computes it: not in forward mode, which torch's own operations have."""
     cpu = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.numel() > 0
     needed = torch.is_grad_enabled() and torch._C._any_requires_grad(x, *others) and forward_ad._current_level < 0
-    return cpu and needed and _in_memory(x) and backend() == "auto" and build_error() is None
+    return cpu and needed and _in_memory(x) and on_a_cpu_in_c() and build_error() is None
 
 
 _depthwise_conv = register(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastdiff.kernels.cpu import compiled
 
-BACKENDS = ("auto", "triton", "reference")
+BACKENDS = ("auto", "library", "triton", "reference")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _backend: ContextVar[str | None] = ContextVar("backend", default=None)
@@ -39,7 +39,8 @@ def using(backend: str) -> Iterator[None]:
 
     Args:
         backend: "auto": Triton for float32, bfloat16 and float16 on CUDA devices of compute capability 8.0 and newer,
-            C kernels on a CPU that has a compiler, else the reference. "triton": always Triton, on CUDA or, with
+            C kernels on a CPU that has a compiler, else the reference. "library": the same, but that a captured
+            network's convolutions on CUDA stay the library's. "triton": always Triton, on CUDA or, with
             TRITON_INTERPRET=1, in Triton's interpreter. "reference": always plain torch.
 
     Raises:
@@ -63,9 +64,9 @@ def withholding(record: Callable[..., None]) -> Iterator[None]:
 
 
 @contextmanager
-def recording(record: Callable[..., None]) -> Iterator[None]:
-    """As `withholding`, with the backend "triton", so that operators on meta tensors show what they would launch."""
-    with withholding(record), using("triton"):
+def recording(record: Callable[..., None], backend: str = "triton") -> Iterator[None]:
+    """As `withholding`, so that operators on meta tensors show what they would launch with "triton" or "library"."""
+    with withholding(record), using(backend):
         yield
 
 
@@ -88,7 +89,7 @@ def triton_for(device: torch.device, dtype: torch.dtype) -> bool:
     wanted = backend()
     if wanted == "reference":
         return False
-    if wanted == "auto":
+    if wanted == "auto" or (wanted == "library" and device.type != "meta"):
         return device.type == "cuda" and dtype in KERNEL_DTYPES and _capable(device)
     if dtype not in KERNEL_DTYPES:
         raise ValueError(f"a Triton kernel was asked for and the input is {dtype}; accepted: {_names(KERNEL_DTYPES)}")
@@ -106,12 +107,17 @@ def c_for(x: Tensor) -> bool:
     """
     return (
         x.device.type == "cpu"
-        and backend() == "auto"
+        and on_a_cpu_in_c()
         and not has_no_memory(x)
         and not torch.is_autocast_enabled("cpu")
         and torch._C._functorch.peek_interpreter_stack() is None
         and compiled.build_error() is None
     )
+
+
+def on_a_cpu_in_c() -> bool:
+    """Whether the choice in force has C kernels run on a CPU."""
+    return backend() in ("auto", "library")
 
 
 def has_no_memory(x: Tensor) -> bool:

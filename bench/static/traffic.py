@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from fastdiff.bench.networks import COUNTED, NETWORKS, Network
+from fastdiff.bench.networks import NETWORKS, Network
 from fastdiff.bench.static.shapes import captured_step, evaluate, on_meta
 from fastdiff.engine.placement import DTYPES
 from fastdiff.files import save_text
@@ -101,11 +101,12 @@ class _Count(TorchDispatchMode):
         return out
 
 
-def network_traffic(network: Network, dtype: torch.dtype, fused: bool, batch: int = BATCH) -> Traffic:
-    """One evaluation of a batch: of the network as it is, or fused, without what is computed before the loop."""
+def network_traffic(network: Network, dtype: torch.dtype, kernels: str, batch: int = BATCH) -> Traffic:
+    """One evaluation of a batch, without what is computed before the loop, or of the network as it is ("reference")."""
     traffic = Traffic()
-    with recording(traffic.record) if fused else using("reference"):
-        if fused:
+    captured = kernels != "reference"
+    with recording(traffic.record, kernels) if captured else using(kernels):
+        if captured:
             run = captured_step(network, dtype, batch)[0]
             traffic.clear()
         else:
@@ -115,13 +116,13 @@ def network_traffic(network: Network, dtype: torch.dtype, fused: bool, batch: in
     return traffic
 
 
-def step_launches(network: Network, dtype: torch.dtype, batch: int) -> Counter[str]:
+def step_launches(network: Network, dtype: torch.dtype, batch: int, kernels: str = "triton") -> Counter[str]:
     """What the step that an engine captures launches on a GPU, by operation.
 
     A library's convolution and its attention count as one launch each, of which cuDNN may make more.
     """
     traffic = Traffic()
-    with recording(traffic.record):
+    with recording(traffic.record, kernels):
         _, step = captured_step(network, dtype, batch)
         traffic.clear()  # of what was computed before the loop
         with _Count(traffic):
@@ -130,15 +131,16 @@ def step_launches(network: Network, dtype: torch.dtype, batch: int) -> Counter[s
 
 
 def launches_table(dtype: torch.dtype = torch.bfloat16, batches: tuple[int, ...] = (1, 64, 1024)) -> str:
-    """Launches a step of the networks that ship, in Markdown."""
+    """Launches a step of the networks that ship and of diffusers', in Markdown: the last column by FASTDIFF_KERNELS."""
     rows: list[list[str]] = []
-    for network in (network for network in NETWORKS.values() if network.ships_as):
+    for network in (*(network for network in NETWORKS.values() if network.ships_as), NETWORKS["unet2d@32"]):
         counts = [step_launches(network, dtype, batch) for batch in batches]
+        counts.append(step_launches(network, dtype, 64, "library"))
         rows.append([f"**{network.title}**", *(f"**{c.total()}**" for c in counts)])
         names = sorted({key for c in counts for key in c}, key=lambda key: (-max(c[key] for c in counts), key))
         rows += [[key, *(str(c[key]) for c in counts)] for key in names]
     title = f"launches a step, {str(dtype).removeprefix('torch.')}"
-    return "\n".join(table([title, *(f"batch {b}" for b in batches)], rows))
+    return "\n".join(table([title, *(f"batch {b}" for b in batches), "batch 64, library's convolutions"], rows))
 
 
 def network_flop(network: Network, batch: int = BATCH) -> int:
@@ -186,7 +188,8 @@ def _refuse(name: str, *shapes: Any, **options: Any) -> int:
 def network_report(network: Network, dtype: torch.dtype, batch: int = BATCH) -> str:
     lines = [f"### {network.title}, {str(dtype).removeprefix('torch.')}", ""]
     flop = network_flop(network, batch) / batch
-    counts = {name: network_traffic(network, dtype, name == "Triton", batch) for name in ("plain", "Triton")}
+    kinds = {"plain": "reference", "library's convolutions": "library", "Triton": "triton"}
+    counts = {name: network_traffic(network, dtype, kernels, batch) for name, kernels in kinds.items()}
     totals = ", ".join(f"{name} {traffic.total / batch / 1e6:.2f} MB" for name, traffic in counts.items())
     lines += [f"Per image and evaluation: {flop / 1e9:.3f} GFLOP; moved: {totals}.", ""]
     for name, traffic in counts.items():
@@ -203,8 +206,9 @@ def network_report(network: Network, dtype: torch.dtype, batch: int = BATCH) -> 
 
 
 def report(dtype: torch.dtype) -> str:
-    """The tables of the networks that ship and of a wide one."""
-    networks = [*(network for network in NETWORKS.values() if network.ships_as), COUNTED["A, dim 64, 32x32"]]
+    """The tables of the networks that ship, of a wide one, and of diffusers'."""
+    others = NETWORKS["A64@32"], NETWORKS["unet2d@32"]
+    networks = [*(network for network in NETWORKS.values() if network.ships_as), *others]
     return "\n".join([INTRODUCTION, "", *(network_report(network, dtype) for network in networks)])
 
 

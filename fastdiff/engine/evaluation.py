@@ -350,7 +350,8 @@ def _fuse(graph: Graph, given: Given) -> None:
 
 
 def _in_c(given: Given) -> bool:
-    return given.device.type == "cpu" and given.dtype == torch.float32
+    cpu = given.device.type == "cpu" and given.dtype == torch.float32
+    return cpu and not dispatch.triton_for(given.device, given.dtype)
 
 
 def evaluated(parts: Parts, inputs: Mapping[str, Tensor], times: Tensor | None = None, row: int = 0) -> Tensor:

@@ -71,7 +71,7 @@ def test_operations_are_those_of_the_specification():
 
 
 def test_bytes_are_counted_as_by_hand(one_convolution):
-    moved = network_traffic(Network(one_convolution, (2, 4, 4)), torch.bfloat16, fused=False, batch=5).moved
+    moved = network_traffic(Network(one_convolution, (2, 4, 4)), torch.bfloat16, "reference", batch=5).moved
     x, w, y = 5 * 2 * 16 * 2, 3 * 2 * 9 * 2, 5 * 3 * 16 * 2
     assert moved["convolution"] == x + w + 3 * 2 + y
     assert moved["convolution's bias"] == 2 * y + 3 * 2
@@ -79,9 +79,9 @@ def test_bytes_are_counted_as_by_hand(one_convolution):
     assert sum(moved.values()) == moved["convolution"] + moved["convolution's bias"] + moved["gelu"]
 
 
-def launches(network: type[nn.Module]) -> dict[str, int]:
+def launches(network: type[nn.Module], kernels: str = "library") -> dict[str, int]:
     """Of a step in bfloat16, without those of every step: x in the network's dtype, the update, the row's number."""
-    counted = step_launches(Network(network, (2, 4, 4)), torch.bfloat16, 5)
+    counted = step_launches(Network(network, (2, 4, 4)), torch.bfloat16, 5, kernels)
     assert [counted.pop(name) for name in ("_to_copy", "denoise_step_forward", "add_")] == [1, 1, 1]
     return dict(counted)
 
@@ -91,10 +91,11 @@ def test_launches_of_a_step_are_counted_as_by_hand(one_convolution):
         def forward(self, x, t):
             return F.gelu(self.conv(x) + t[:, None, None, None].to(x.dtype))[:, :2]
 
-    plain = {"convolution": 1, "convolution's bias": 1, "gelu": 1}
-    assert launches(one_convolution) == plain  # no row of the time is read, since nothing depends on it
+    assert launches(one_convolution) == {"convolution": 1, "conv_ending_forward": 1}  # no row of the time is read, since nothing depends on it
     # The bias is in the row of the time.
-    assert launches(Timed) == {"convolution": 1, "gelu": 1, "index_select": 1, "add": 1}
+    assert launches(Timed) == {"convolution": 1, "conv_ending_forward": 1, "index_select": 1}
+    assert launches(one_convolution, "triton") == {"fused_conv_forward": 1}
+    assert launches(Timed, "triton") == {"fused_conv_forward": 1, "index_select": 1}
 
 
 class Fused(nn.Module):
@@ -115,8 +116,10 @@ class Fused(nn.Module):
 
 def test_no_bias_of_a_convolution_is_a_launch_where_a_kernel_reads_its_result():
     """Nor is the layout of the depthwise weight."""
-    kernels = ("depthwise_conv_forward", "group_norm_forward", "bias_add_forward", "index_select")
+    kernels = ("depthwise_conv_forward", "group_norm_forward", "conv_ending_forward", "index_select")
     assert launches(Fused) == {"convolution": 3} | dict.fromkeys(kernels, 1)
+    kernels = ("depthwise_conv_forward", "group_norm_forward", "index_select")
+    assert launches(Fused, "triton") == {"fused_conv_forward": 2} | dict.fromkeys(kernels, 1)  # shortcut and all
 
 
 def test_the_committed_counts_are_those_of_the_code():
@@ -163,5 +166,5 @@ def test_foreign_networks_are_counted_on_meta_tensors(name):
 
 def test_a_network_with_convolutions_over_sequences_is_recorded_on_meta_tensors():
     network = Network(lambda: UNetModel(3, 8, 1, (2,), (1, 2), num_head_channels=4), (3, 16, 16))
-    plain, fused = (network_traffic(network, torch.bfloat16, fused, batch=2) for fused in (False, True))
+    plain, fused = (network_traffic(network, torch.bfloat16, kind, batch=2) for kind in ("reference", "triton"))
     assert 0 < fused.total < plain.total

@@ -9,10 +9,10 @@ from fastdiff import AnnotatedUnet, ContextUnet, Model, load, make_schedule, sam
 from fastdiff.capture.passes.convolutions import fuse_convolutions
 from fastdiff.capture.passes.folded_attention import fold_linear_attention
 from fastdiff.engine import evaluation
-from fastdiff.engine.cuda import biases_into_readers
+from fastdiff.engine.cuda.library import depthwise_convolutions
 from fastdiff.engine.evaluation import Given, Network, captured
 from fastdiff.kernels.attention_block import attention_of
-from fastdiff.kernels.depthwise_conv import depthwise_conv
+from fastdiff.kernels.depthwise_conv import fused_depthwise
 from fastdiff.kernels.dispatch import launch, recording, use_triton, using
 from fastdiff.kernels.folded_attention import fold
 from fastdiff.networks.blocks import HEADS, Residual
@@ -174,7 +174,7 @@ def test_a_launch_is_recorded_in_place_of_being_run():
 
 
 def test_backends_are_named():
-    with pytest.raises(ValueError, match="kernel backend 'cuda'; accepted: auto, triton, reference"):
+    with pytest.raises(ValueError, match="kernel backend 'cuda'; accepted: auto, library, triton, reference"):
         with using("cuda"):
             pass
 
@@ -223,8 +223,8 @@ def test_taps_are_laid_out_when_a_network_is_prepared(randomised):
     with torch.no_grad():
         graph = Network(network, given.device, given.dtype).captured(given).step
         fuse_convolutions(graph)
-        biases_into_readers(graph)
-    node = next(node for node in graph.nodes.nodes if node.target is depthwise_conv)
+        depthwise_convolutions(graph)
+    node = next(node for node in graph.nodes.nodes if node.target is fused_depthwise)
     ours = graph.constants[node.args[1].target]
     assert torch.equal(ours, network.downs[0][0].ds_conv.weight.bfloat16()) and ours.shape == (4, 1, 7, 7)
     assert ours[:, 0].permute(1, 2, 0).is_contiguous()

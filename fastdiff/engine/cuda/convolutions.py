@@ -9,8 +9,6 @@ import math
 import operator
 from typing import Any
 
-import torch
-
 from fastdiff.capture.graph import Graph, described
 from fastdiff.capture.passes.match import (
     Node,
@@ -170,7 +168,7 @@ def _statistics(graph: Graph, writer: Node, emit: str) -> Node:
         result: Any = described(
             graph.nodes.call_function(operator.getitem, (writer, 0)), writer.meta["shape"], writer.meta["dtype"]
         )
-        statistics: Any = described(graph.nodes.call_function(operator.getitem, (writer, 1)), None, torch.float32)
+        statistics: Any = graph.nodes.call_function(operator.getitem, (writer, 1))
     writer.replace_all_uses_with(result, delete_user_cb=lambda user: user not in (result, statistics))
     return statistics
 

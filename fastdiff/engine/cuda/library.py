@@ -1,13 +1,14 @@
 """What the Triton kernels compute around the library's convolutions, written into a graph; and depthwise ones.
 
-A convolution whose result a norm or an addition reads runs without its bias, which the reader's kernel adds: torch
-would add it in a kernel of its own. Elsewhere the bias stays with the convolution.
+A convolution whose result a norm reads, or that is followed by more than its bias, runs without its bias, which the
+next kernel adds: torch would add it in a kernel of its own. Elsewhere the bias stays with the convolution.
 """
 
 from __future__ import annotations
 
 from fastdiff.capture.graph import Graph
 from fastdiff.capture.passes.match import Node, activation, insert, keeps_size, only_user, ours, replace, stored
+from fastdiff.kernels.bias_add import conv_ending
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.depthwise_conv import fused_depthwise, taps_first
 
@@ -24,15 +25,14 @@ def activations_before_norms(graph: Graph) -> None:
     graph.tidy()
 
 
-def biases_into_readers(graph: Graph) -> None:
-    """The bias of a convolution that a norm or an addition reads, on either side."""
+def endings(graph: Graph) -> None:
+    """What follows a convolution, its bias first: into the norm that reads its result, or one kernel for all of it."""
     for node in list(graph.nodes.nodes):
         if node.target is ours.group_norm.default:
-            x, *options = node.args
-            if options[4] is None and _bare(x, node):
-                node.args = (x, *options[:4], _taken(x), *options[5:])
-        elif node.target is convolution and node.args[7:9] == (None, None) and node.args[9] is not None:
-            _addition(graph, node)
+            _before_norm(node)
+    for node in list(graph.nodes.nodes):
+        if node.target is convolution and any(one is not None for one in node.args[7:]):
+            _ending(graph, node)
     graph.tidy()
 
 
@@ -44,13 +44,25 @@ def depthwise_convolutions(graph: Graph) -> None:
     graph.tidy()
 
 
-def _addition(graph: Graph, node: Node) -> None:
-    """convolution(...) + residual → bias_add, which adds the biases of both."""
-    *conv, residual = node.args
-    bias, conv[2] = conv[2], None
-    x = insert(graph, node, convolution, (*conv, None), node)
-    theirs = _taken(residual) if _bare(residual, node) else None
-    replace(graph, node, ours.bias_add.default, (x, residual, bias, theirs))
+def _before_norm(norm: Node) -> None:
+    """The bias of the convolution that a norm alone reads, and the activation between them."""
+    x, groups, weight, bias, eps, input_bias, scale, shift, before, after = norm.args
+    if x.target is not convolution or only_user(x) is not norm or input_bias is not None or before is not None:
+        return
+    added, activated, residual = x.args[7:]
+    if added is None and residual is None:
+        norm.args = (x, groups, weight, bias, eps, x.args[2], scale, shift, activated, after)
+        x.args = (*x.args[:2], None, *x.args[3:7], None, None, None)
+
+
+def _ending(graph: Graph, node: Node) -> None:
+    """convolution(...) → the library's without a bias, and conv_ending of the rest."""
+    x, weight, bias, *options, added, after, residual = node.args
+    bare = insert(graph, node, convolution, (x, weight, None, *options, None, None, None), node)
+    theirs = None
+    if residual is not None and _bare(residual, node):
+        theirs, residual.args = residual.args[2], (*residual.args[:2], None, *residual.args[3:])
+    replace(graph, node, conv_ending, (bare, bias, added, after, residual, theirs))
 
 
 def _bare(node: Node, reader: Node) -> bool:
@@ -58,12 +70,6 @@ def _bare(node: Node, reader: Node) -> bool:
     if node.target is not convolution or node.args[2] is None:
         return False
     return node.args[7:] == (None, None, None) and only_user(node) is reader
-
-
-def _taken(node: Node) -> Node:
-    """A convolution's bias, which it no longer has."""
-    bias, node.args = node.args[2], (*node.args[:2], None, *node.args[3:])
-    return bias
 
 
 def _depthwise(graph: Graph, node: Node) -> None:

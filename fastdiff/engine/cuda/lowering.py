@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastdiff.capture.graph import Graph
 from fastdiff.engine.cuda.convolutions import fuse
-from fastdiff.engine.cuda.library import activations_before_norms, biases_into_readers, depthwise_convolutions
+from fastdiff.engine.cuda.library import activations_before_norms, depthwise_convolutions, endings
+from fastdiff.kernels import dispatch
 
 
 def lower(graph: Graph) -> None:
@@ -14,6 +15,7 @@ def lower(graph: Graph) -> None:
         graph: of one batch, after the passes that all devices share; is changed.
     """
     depthwise_convolutions(graph)
-    fuse(graph)
+    if dispatch.backend() != "library":
+        fuse(graph)
     activations_before_norms(graph)
-    biases_into_readers(graph)
+    endings(graph)

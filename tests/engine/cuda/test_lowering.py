@@ -1,0 +1,123 @@
+"""The CUDA form's rewriting on small networks: the same function as in float64, by the kernels that are expected."""
+
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastdiff.bench.networks import Network as Counted
+from fastdiff.bench.static.traffic import step_launches
+from fastdiff.engine.cuda import convolutions
+from fastdiff.engine.evaluation import Given, Network, captured, evaluated
+from fastdiff.kernels.dispatch import using
+
+
+class Small(nn.Module):
+    """Of two channels, at 6x10."""
+
+    options: dict = {}
+    shape = (2, 6, 10)
+
+
+def row(t, channels):
+    return (t.float()[:, None] / 100 + torch.arange(channels) / 10)[:, :, None, None]
+
+
+class ConvNext(Small):
+    """Two halves concatenated, whose shortcut reads both; a norm on either side of the expansion."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 5, 3, padding=1)
+        self.deep = nn.Conv2d(7, 7, 7, padding=3, groups=7)
+        self.one, self.expand = nn.GroupNorm(1, 7), nn.Conv2d(7, 9, 3, padding=1)
+        self.two, self.contract = nn.GroupNorm(1, 9, affine=False), nn.Conv2d(9, 4, 3, padding=1)
+        self.shortcut, self.last = nn.Conv2d(7, 4, 1), nn.Conv2d(4, 2, 1, bias=False)
+
+    def forward(self, x, t):
+        both = torch.cat((self.first(x), x), 1)
+        h = self.expand(self.one(self.deep(both) + row(t, 7).to(x.dtype)))
+        return self.last(self.contract(self.two(F.gelu(h))) + self.shortcut(both))
+
+
+class UpAndDown(Small):
+    """Strided, transposed and upsampled ones, and a norm whose result two convolutions read."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(2, 6, 4, 2, 1), nn.ConvTranspose2d(6, 4, 4, 2, 1)
+        self.tiles, self.near = nn.ConvTranspose2d(6, 3, 2, 2), nn.Conv2d(6, 3, 3, padding=1)
+        self.norm, self.one, self.three = nn.GroupNorm(1, 4), nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 3, padding=1)
+        self.last = nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, x, t):
+        low = F.silu(self.down(x) + row(t, 6).to(x.dtype))
+        high = self.norm(F.relu(self.up(low)))
+        near = self.near(F.interpolate(low, scale_factor=2))
+        return self.last(self.one(high) * self.three(high) + self.tiles(low) + F.gelu(near, approximate="tanh"))
+
+
+class Others(Small):
+    """What fused_conv does not take: groups of channels, dilation, other transposed ones; norms of several groups."""
+
+    def __init__(self):
+        super().__init__()
+        self.grouped, self.norm = nn.Conv2d(2, 8, 3, padding=1, groups=2), nn.GroupNorm(4, 8)
+        self.wide = nn.Conv2d(8, 4, 3, padding=2, dilation=2)
+        self.odd, self.skip = nn.ConvTranspose2d(4, 2, 3, padding=1, groups=2), nn.Conv2d(8, 4, 1, groups=2)
+
+    def forward(self, x, t):
+        h = F.silu(self.norm(F.gelu(self.grouped(x))) + row(t, 8).to(x.dtype))
+        return self.odd(F.silu(self.wide(h) + row(t, 4).to(x.dtype)) + self.skip(h))
+
+
+KERNELS = {
+    ConvNext: {"fused_conv_forward": 4, "depthwise_conv_forward": 1},
+    UpAndDown: {"fused_conv_forward": 7, "mul": 1},
+    Others: {
+        "convolution": 4, "convolution's bias": 1, "conv_ending_forward": 1, "group_norm_forward": 1, "add": 1,
+        "silu": 1,
+    },
+}  # fmt: skip
+
+
+def run(network, x, t):
+    given = Given(len(x), network.shape, None, torch.tensor([3, 7]), x.device, x.dtype)
+    return evaluated(captured(Network(network, x.device, x.dtype), given), {"x": x, "t": t})
+
+
+@pytest.mark.parametrize("made", KERNELS)
+@pytest.mark.parametrize("fused", [True, False])
+def test_small_networks_are_the_same_functions(triton_device, randomised, rel, monkeypatch, made, fused):
+    """In float32, where a fault of the rewriting cannot hide behind rounding."""
+    monkeypatch.setattr(convolutions, "is_fused", lambda taps, inputs, outputs, dtype: fused)
+    network = randomised(made()).eval().to(triton_device)
+    x, t = torch.randn(2, *network.shape, device=triton_device) + 0.5, torch.full((2,), 7, device=triton_device)
+    with torch.no_grad():
+        out = run(network, x, t)
+        with using("reference"):
+            expected = network.double()(x.double(), t)
+    assert rel(out.cpu(), expected.cpu()) < 2e-6
+
+
+@pytest.mark.parametrize("made", KERNELS)
+def test_what_is_launched(made):
+    launched = step_launches(Counted(made, made.shape), torch.bfloat16, 3)
+    every_step = Counter(["_to_copy", "denoise_step_forward", "add_", "index_select"])
+    assert launched == Counter(KERNELS[made]) + every_step
+
+
+def test_wide_convolutions_and_float32_are_the_librarys():
+    class Wide(Small):
+        def __init__(self):
+            super().__init__()
+            self.wide = nn.Conv2d(2, 20000, 3, padding=1)
+            self.last = nn.Conv2d(20000, 2, 3, padding=1)
+
+        def forward(self, x, t):
+            return self.last(self.wide(x))
+
+    assert step_launches(Counted(Wide, Wide.shape), torch.bfloat16, 3)["convolution"] == 2
+    assert step_launches(Counted(ConvNext, ConvNext.shape), torch.float32, 3)["fused_conv_forward"] == 0
