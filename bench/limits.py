@@ -101,7 +101,9 @@ def counted(name: str, batch: int, dtype: str, fused: bool = True) -> tuple[int,
     """(operations, bytes) of one evaluation of the network, from its shapes."""
     model = networks.load(name)
     network = Network(lambda: copy.deepcopy(model.network).to("meta"), model.image_shape)
-    return network_flop(network, batch), network_traffic(network, getattr(torch, dtype), "triton" if fused else "reference", batch).total
+    return network_flop(network, batch), network_traffic(
+        network, getattr(torch, dtype), "triton" if fused else "reference", batch
+    ).total
 
 
 class Work(NamedTuple):

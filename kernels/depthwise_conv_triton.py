@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastdiff.kernels.dispatch import launch
 from fastdiff.kernels.layout import contiguous, empty_images, per_sample, power_of_2
-from fastdiff.kernels.statistics_triton import write_part
+from fastdiff.kernels.statistics_triton import with_value, write_part
 
 
 @triton.jit
@@ -110,16 +110,15 @@ def depthwise_conv_forward(
             total = after
     y += b * y_b + c[None, :] * y_c + w[:, None] * y_w
     mask = (w < width)[:, None] & known[None, :]
-    mean, m2, rows = tl.zeros_like(total[0]), tl.zeros_like(total[0]), 0.0
+    mean = tl.zeros((COLUMNS, CHANNELS), tl.float32)
+    m2 = tl.zeros((COLUMNS, CHANNELS), tl.float32)
+    rows = 0.0
     for o in tl.static_range(ROWS):
-        out = total[o].to(y.dtype.element_ty)
-        tl.store(y + (row + o) * y_h, out, mask & (row + o < height))
+        tl.store(y + (row + o) * y_h, total[o].to(y.dtype.element_ty), mask & (row + o < height))
         if EMIT != "none":
-            if row + o < height:  # Welford's update (1962)
-                off = out.to(tl.float32) - mean
+            if row + o < height:
                 rows += 1.0
-                mean += off / rows
-                m2 += off * (out.to(tl.float32) - mean)
+                mean, m2 = with_value(mean, m2, rows, total[o].to(y.dtype.element_ty).to(tl.float32))
     if EMIT != "none":
         part, parts = (row // ROWS) * column_blocks + column_block, row_blocks * column_blocks
         # fmt: off
@@ -189,7 +188,10 @@ def forward(
     """depthwise_conv of x and the channels of `second` after it, and the result's statistics if they are wanted."""
     b, first, h, w = x.shape
     if second is not None:
-        x, second = x.contiguous(memory_format=torch.channels_last), second.contiguous(memory_format=torch.channels_last)
+        x, second = (
+            x.contiguous(memory_format=torch.channels_last),
+            second.contiguous(memory_format=torch.channels_last),
+        )
     c = first + (0 if second is None else second.shape[1])
     size = weight.shape[-1]
     y = empty_images(x, c)

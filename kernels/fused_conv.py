@@ -88,8 +88,25 @@ def fused_conv(
     from fastdiff.kernels import fused_conv_triton
 
     y, emitted = fused_conv_triton.forward(
-        x, weight, window, channels, bias, second, scale, shift, before, statistics, borders, eps, added, after,
-        residual, residual_second, shortcut, factor, emit,
+        x,
+        weight,
+        window,
+        channels,
+        bias,
+        second,
+        scale,
+        shift,
+        before,
+        statistics,
+        borders,
+        eps,
+        added,
+        after,
+        residual,
+        residual_second,
+        shortcut,
+        factor,
+        emit,
     )
     # fmt: on
     return y if emitted is None else (y, emitted)

@@ -25,6 +25,14 @@ def merged(statistics, parts, PARTS: tl.constexpr):
 
 
 @triton.jit
+def with_value(mean, m2, count, value):
+    """Mean and squared distances of `count` values, the last of them new: Welford's update (1962)."""
+    off = value - mean
+    mean += off / count
+    return mean, m2 + off * (value - mean)
+
+
+@triton.jit
 def write_part(
     statistics,  # (B, parts blocks, 3), or (B, parts, O, 3) if EMIT is "channels"
     means,  # (ROWS, COLUMNS) float32, of the values that each element stands for

@@ -2,9 +2,9 @@
 
 The networks and the sampler's step run on meta tensors, so that each operator's own code decides what is launched and
 how; every launch is compiled for each architecture in place of being run. Printed for each: registers, shared memory,
-stack and spills, the width of the accesses to global memory, and the number of instructions; before them, how many
-kernels a captured step launches. Exits with 1 where anything spills, uses a stack, or wants more shared memory than the
-chip has. Compiled kernels stay in Triton's cache.
+stack and spills, the width of the accesses to global memory, the instructions for tensor cores, and the number of all;
+before them, how many kernels a captured step launches. Exits with 1 where anything spills, uses a stack, or wants more
+shared memory than the chip has. Compiled kernels stay in Triton's cache.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from fastdiff.terminal import show
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 SIZES = {
     "quick": "the first launch of each kernel",
-    "main": "the fashion-mnist and the sprites' networks in bfloat16 and float32, inference and training (default)",
+    "main": "the fashion-mnist and the sprites' networks in bfloat16 and float32, inference and training, and "
+    "diffusers' UNet2DModel in bfloat16 (default)",
     "full": "also float16, and the other networks",
 }
 
@@ -94,7 +95,7 @@ def suite(size: str) -> list[Launch]:
     def run() -> None:
         sampler_steps()
         for network in COUNTED.values():
-            kinds = main if network.ships_as else main[:2] if size == "full" else ()
+            kinds = main if network.ships_as else main[:2] if size == "full" else main[: bool(network.needs)]
             for dtype, train in (*kinds, *([(torch.float16, False)] if size == "full" else [])):
                 module = on_meta(network, dtype)
                 for batch in network.batches:
@@ -149,6 +150,7 @@ def compile_launch(launch: Launch, arch: int) -> dict[str, Any]:
         "spills": numbers["LOCAL"] + sum(o.startswith(("LDL", "STL")) for o in operations),
         "loads (n x bits)": _widths(operations, ("LDG", "LDGSTS")),
         "stores": _widths(operations, ("STG",)),
+        "tensor cores": _tensor(operations),
         "instructions": sum(not o.startswith("NOP") for o in operations),
         "variant": launch.variant,
     }
@@ -183,6 +185,12 @@ def _widths(operations: list[str], names: tuple[str, ...]) -> str:
             width = next((int(r) for r in rest if r in ("128", "64")), 32)
             counts[16 if {"U16", "S16"} & set(rest) else 8 if {"U8", "S8"} & set(rest) else width] += 1
     return " ".join(f"{n}x{width}" for width, n in sorted(counts.items(), reverse=True))
+
+
+def _tensor(operations: list[str]) -> str:
+    """How many instructions of each kind multiply matrices on tensor cores: "9xHGMMA"."""
+    kinds = Counter(name for operation in operations if (name := operation.split(".")[0]).endswith("MMA"))
+    return " ".join(f"{n}x{kind}" for kind, n in sorted(kinds.items()))
 
 
 def _tool(name: str, option: str, cubin: bytes) -> str:

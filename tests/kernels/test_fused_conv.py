@@ -73,7 +73,9 @@ def test_the_statistics_of_a_result(triton_device, rel, c, o, h, w):
     for emit, dims in (("whole", 1), ("channels", 2)):
         y, statistics = fused_conv(x, packed, SAME, o, added=added, emit=emit)
         of_result = y.double().flatten(dims)
-        for found, expected in zip(merged(statistics), (of_result.mean(-1), of_result.var(-1, correction=0)), strict=True):
+        for found, expected in zip(
+            merged(statistics), (of_result.mean(-1), of_result.var(-1, correction=0)), strict=True
+        ):
             assert found.dtype == torch.float32
             assert rel(found, expected) < 1e-5 or expected.abs().max() == 0
 
@@ -135,7 +137,7 @@ def test_what_follows(triton_device, agrees, after, shortcut, rows):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("c, o, h, w", [(28, 56, 14, 14), (112, 28, 7, 7)])
 def test_a_block_in_16_bits(triton_device, agrees, dtype, c, o, h, w):
-    """A norm, the convolution, GELU, and the next convolution with its norm and the shortcut, as in a ConvNeXt block."""
+    """A norm, a convolution, GELU, and the next one with its norm and the residual, as in a ConvNeXt block."""
     x = images(triton_device, 2, c, h, w, dtype=dtype)
     one, two = kernel(SAME, c, o, triton_device, dtype), kernel(SAME, o, c, triton_device, dtype)
     gains = torch.randn(2, 2, max(c, o), device=triton_device) * 0.2 + 1

@@ -15,7 +15,6 @@ from fastdiff.capture.passes.match import (
     aten,
     constant,
     finish_of,
-    insert,
     only_user,
     ours,
     replace,
@@ -127,8 +126,7 @@ def _norm(graph: Graph, node: Node) -> None:
     if node.target is not ours.group_norm.default:
         return
     x, groups, gain, shift, eps, *others = node.args
-    affine = [None if one is None else constant(graph, one) for one in (gain, shift)]
-    known = all(one is None or value is not None for one, value in zip((gain, shift), affine, strict=True))
+    known = gain is None or not (constant(graph, gain) is None or constant(graph, shift) is None)
     if groups != 1 or any(one is not None for one in others) or not known or not node.users:
         return
     writer = _writer(x)
@@ -138,7 +136,8 @@ def _norm(graph: Graph, node: Node) -> None:
     x = node.args[0]
     for user in list(node.users):
         _, weight, window, channels, bias = user.args
-        folded, borders = fold_norm(constant(graph, weight), *affine, node.meta["shape"][2:], weight.meta["dtype"])
+        kernel, gains, shifts = (constant(graph, one) for one in (weight, gain, shift))
+        folded, borders = fold_norm(kernel, gains, shifts, node.meta["shape"][2:], weight.meta["dtype"])
         user.args = (x, graph.constant(folded, user), window, channels, bias)
         made = {"statistics": statistics, "borders": graph.constant(borders, user), "eps": eps}
         user.kwargs = {**user.kwargs, **made}
