@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.kernels import checks
-from fastdiff.kernels.dispatch import triton_for
+from fastdiff.kernels.dispatch import triton_for, use_triton
 from fastdiff.kernels.layout import empty_images
 from fastdiff.kernels.library import Kernels, register
 
@@ -103,6 +103,42 @@ def group_norm_reference(
         c = x.shape[1]
         y = y * (scale.reshape(-1, c, 1, 1) + 1) + shift.reshape(-1, c, 1, 1)
     return FUNCTIONS[after](y)
+
+
+def group_norm_of(
+    x: Tensor,
+    statistics: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    after: str | None = None,
+    second: Tensor | None = None,
+    second_statistics: Tensor | None = None,
+) -> Tensor:
+    """group_norm of images whose statistics are known, in one pass; of two inputs as if concatenated.
+
+    Not differentiable.
+
+    Args:
+        x: (B, C1, H, W), any float dtype and memory format.
+        statistics: (B, parts, C1, 3) float32, x's by channels; see kernels.statistics.
+        groups, weight, bias, eps, scale, shift, after: as in group_norm, over C1 + C2 channels.
+        second: (B, C2, H, W), in x's dtype; or None.
+        second_statistics: (B, parts, C2, 3) float32, or None.
+
+    Returns:
+        (B, C1 + C2, H, W), x's dtype; from Triton in channels_last.
+    """
+    if use_triton(x):
+        from fastdiff.kernels import group_norm_triton
+
+        given = weight, bias, None, scale, shift, groups, eps, None, after
+        return group_norm_triton.apply(x, statistics, second, second_statistics, *given)[0]
+    whole = x if second is None else torch.cat((x, second), dim=1)
+    return group_norm_reference(whole, groups, weight, bias, eps, None, scale, shift, None, after)
 
 
 def _launch(x, groups, weight, bias, eps, input_bias, scale, shift, before, after):

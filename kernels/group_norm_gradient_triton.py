@@ -125,7 +125,7 @@ def backward(
     flat, grad, into = positions(x), positions(dy), positions(dx)
     tensors = flat, grad, into, weight, bias, input_bias, scale_rows, shift_rows, means, rstds, s, s_normed, s_input
     strides = *flat.stride(), *grad.stride(), *into.stride(), scale_b, shift_b
-    options = options_of(x, groups, weight, input_bias, scale, before, after)
+    options = options_of(x, x.shape[1], groups, weight, input_bias, scale, before, after)
     launch(group_norm_backward, (b,), x.device, *tensors, h * w, *strides, **options)
     # The rest are sums over (B, C) tensors, by z = (xhat weight + bias) (scale + 1) + shift.
     dweight = dbias = dadded = dscale = dshift = None

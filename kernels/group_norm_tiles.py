@@ -88,9 +88,9 @@ def input_bias_of(input_bias, c, mask, ADDED: tl.constexpr):
     return added
 
 
-def options_of(x: Tensor, groups: int, weight, input_bias, scale, before, after) -> dict:
+def options_of(x: Tensor, channels: int, groups: int, weight, input_bias, scale, before, after) -> dict:
     """The constants and launch options that all kernels of group_norm take."""
-    width = x.shape[1] // groups
+    width = channels // groups
     gp, kp = power_of_2(groups), power_of_2(width)
     rows, _, warps = tile(gp * kp, x.shape[2] * x.shape[3])
     return dict(

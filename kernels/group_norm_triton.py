@@ -31,7 +31,8 @@ from fastdiff.kernels.group_norm_tiles import (
     modulation,
     options_of,
 )
-from fastdiff.kernels.layout import contiguous, empty_images, per_sample, positions, split
+from fastdiff.kernels.layout import contiguous, empty_images, per_sample, positions, positions_last, split
+from fastdiff.kernels.statistics_triton import merged_channels
 
 
 @triton.jit
@@ -52,24 +53,45 @@ def _normalise(
     shift_b,
     start,
     stop,
+    second,
     x_p: tl.constexpr,
     y_p: tl.constexpr,
+    FIRST: tl.constexpr,
+    C: tl.constexpr,
     ROWS: tl.constexpr,
     AFFINE: tl.constexpr,
     MODULATED: tl.constexpr,
     BEFORE: tl.constexpr,
     AFTER: tl.constexpr,
 ):
-    """Writes y at positions start .. stop - 1. x, y: pointers (1, columns) to a sample's first position."""
+    """Writes y at positions start .. stop - 1.
+
+    x, y, second: pointers (1, columns) to a sample's first position; second: to channels from FIRST on, channels_last.
+    """
     w, o, m, t = modulation(b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE, MODULATED)
     gain = rstd * w * m
     offset = o * m + t
     for first in range(start, stop, ROWS):
         p = first + tl.arange(0, ROWS)
         valid = (p < stop)[:, None] & mask[None, :]
-        v = activate(tl.load(x + p[:, None] * x_p, valid, 0.0).to(tl.float32) + added, BEFORE)
+        of_x = valid
+        if FIRST < C:
+            of_x = valid & (c < FIRST)[None, :]
+        v = tl.load(x + p[:, None] * x_p, of_x, 0.0).to(tl.float32)
+        if FIRST < C:
+            v += tl.load(second + p[:, None] * (C - FIRST), valid & (c >= FIRST)[None, :], 0.0).to(tl.float32)
+        v = activate(v + added, BEFORE)
         v = activate((v - mean[None, :]) * gain[None, :] + offset[None, :], AFTER)
         tl.store(y + p[:, None] * y_p, v.to(y.dtype.element_ty), valid)
+
+
+@triton.jit
+def place_of_second(second, b, c, count, FIRST: tl.constexpr, C: tl.constexpr):
+    """Pointers (1, columns) to a sample's first position; None where there is no second input."""
+    place = second
+    if FIRST < C:
+        place = second + b * count * (C - FIRST) + (c - FIRST)[None, :]
+    return place
 
 
 @triton.jit
@@ -132,8 +154,11 @@ def group_norm_forward(
         shift_b,
         0,
         count,
+        None,
         x_p,
         y_p,
+        GROUPS * CG,
+        GROUPS * CG,
         ROWS,
         AFFINE,
         MODULATED,
@@ -145,7 +170,7 @@ def group_norm_forward(
 @triton.jit
 def group_norm_part(
     x,  # (B, C, n) any float dtype
-    partial,  # (B, parts, GROUPS, 2) float32, written: mean, sum of squared deviations
+    statistics,  # (B, parts, C, 3) float32, written
     input_bias,  # (C,) any float dtype, or None
     count,  # n, positions
     span,  # positions of a part
@@ -160,22 +185,22 @@ def group_norm_part(
     ADDED: tl.constexpr,
     BEFORE: tl.constexpr,
 ):
-    """The statistics of one part."""
+    """The statistics of one part of each channel; see statistics_triton."""
     b, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     c, g, mask, first = columns(GROUPS, CG, GP, KP)
     start = part * span
     n = tl.minimum(span, count - start)
     x += b * x_b + start * x_p + c[None, :] * x_c
     mean_c, m2_c = channel_statistics(x, input_bias_of(input_bias, c, mask, ADDED), n, x_p, mask, BEFORE, ROWS, GP * KP)
-    mean, m2 = group_statistics(mean_c, m2_c, n, mask, CG, GP, KP)
-    place = partial + ((b * parts + part) * GROUPS + g) * 2
-    tl.store(place, mean, mask & first)
-    tl.store(place + 1, m2, mask & first)
+    place = statistics + ((b * parts + part) * (GROUPS * CG) + c) * 3
+    tl.store(place, tl.zeros_like(mean_c) + n, mask)
+    tl.store(place + 1, mean_c, mask)
+    tl.store(place + 2, m2_c, mask)
 
 
 @triton.jit
 def group_norm_apply(
-    x,  # (B, C, n) any float dtype
+    x,  # (B, FIRST, n) any float dtype
     y,  # (B, C, n) x's dtype, written
     weight,  # (C,) any float dtype, or None
     bias,  # as weight
@@ -184,9 +209,13 @@ def group_norm_apply(
     shift,  # as scale
     means,  # (B, GROUPS) float32, written
     rstds,  # (B, GROUPS) float32, written: 1 / standard deviation
-    partial,  # (B, parts, GROUPS, 2) float32, as group_norm_part wrote it
+    statistics,  # (B, parts, FIRST, 3) float32
+    second,  # (B, n, C - FIRST) any float dtype, channels_last, the channels after x's; or None
+    second_statistics,  # (B, second_parts, C - FIRST, 3) float32, or None
     count,  # n, positions
-    span,  # positions of a part
+    span,  # positions of a program
+    parts,
+    second_parts,
     x_b: tl.constexpr,
     x_c: tl.constexpr,
     x_p: tl.constexpr,
@@ -196,6 +225,7 @@ def group_norm_apply(
     scale_b,
     shift_b,
     eps,
+    FIRST: tl.constexpr,
     GROUPS: tl.constexpr,
     CG: tl.constexpr,
     GP: tl.constexpr,
@@ -207,20 +237,20 @@ def group_norm_apply(
     BEFORE: tl.constexpr,
     AFTER: tl.constexpr,
 ):
-    """Merges the statistics of a sample's parts, and normalises one part."""
-    b, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    """Merges the statistics of a sample's parts, and normalises the program's positions."""
+    b, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c, g, mask, first = columns(GROUPS, CG, GP, KP)
-    mean = tl.zeros(c.shape, tl.float32)
-    m2 = tl.zeros(c.shape, tl.float32)
-    seen = 0.0
-    for other in range(parts):
-        n = tl.minimum(span, count - other * span).to(tl.float32)
-        place = partial + ((b * parts + other) * GROUPS + g) * 2
-        delta = tl.load(place, mask, 0.0) - mean
-        share = n / (seen + n)
-        mean += delta * share
-        m2 += tl.load(place + 1, mask, 0.0) + delta * delta * (seen * share * CG)
-        seen += n
+    C: tl.constexpr = GROUPS * CG
+    zeros = tl.zeros(c.shape, tl.float32)
+    mean_c, m2_c, seen = merged_channels(
+        zeros, zeros, zeros, statistics + b * parts * (FIRST * 3), parts, c, mask & (c < FIRST), FIRST
+    )
+    if FIRST < C:
+        place = second_statistics + b * second_parts * ((C - FIRST) * 3)
+        mean_c, m2_c, seen = merged_channels(
+            mean_c, m2_c, seen, place, second_parts, c - FIRST, mask & (c >= FIRST), C - FIRST
+        )
+    mean, m2 = group_statistics(mean_c, m2_c, count, mask, CG, GP, KP)
     rstd = tl.rsqrt(m2 / (count * CG) + eps)
     if part == 0:
         tl.store(means + b * GROUPS + g, mean, mask & first)
@@ -245,8 +275,11 @@ def group_norm_apply(
         shift_b,
         start,
         tl.minimum(start + span, count),
+        place_of_second(second, b, c, count, FIRST, C),
         x_p,
         y_p,
+        FIRST,
+        C,
         ROWS,
         AFFINE,
         MODULATED,
@@ -258,23 +291,51 @@ def group_norm_apply(
 def forward(x, weight, bias, input_bias, scale, shift, groups, eps, before, after) -> tuple[Tensor, Tensor, Tensor]:
     """group_norm's result, and for the gradient each group's mean and 1 / standard deviation, (B, groups) float32."""
     b, c, h, w = x.shape
-    y = empty_images(x)
-    means, rstds = (torch.empty((b, groups), dtype=torch.float32, device=x.device) for _ in range(2))
-    (scale, scale_b), (shift, shift_b) = per_sample(scale, c), per_sample(shift, c)
-    weight, bias, input_bias = map(contiguous, (weight, bias, input_bias))
-    flat, into = positions(x), positions(y)
-    options = options_of(x, groups, weight, input_bias, scale, before, after)
-    given = flat, into, weight, bias, input_bias, scale, shift, means, rstds
-    strides = *flat.stride(), *into.stride(), scale_b, shift_b
+    options = options_of(x, c, groups, weight, input_bias, scale, before, after)
     parts, span = _parts(b, h * w, options["ROWS"])
     if parts == 1:
+        given, strides = _given(x, c, groups, weight, bias, input_bias, scale, shift)
         launch(group_norm_forward, (b,), x.device, *given, h * w, *strides, eps, **options)
-        return y, means, rstds
-    partial = torch.empty((b, parts, groups, 2), dtype=torch.float32, device=x.device)
+        _, y, *_, means, rstds = given
+        return y.unflatten(2, (h, w)), means, rstds
+    flat, input_bias = positions(x), contiguous(input_bias)
+    statistics = torch.empty((b, parts, c, 3), dtype=torch.float32, device=x.device)
     some = {name: value for name, value in options.items() if name not in ("AFFINE", "MODULATED", "AFTER")}
-    launch(group_norm_part, (b, parts), x.device, flat, partial, input_bias, h * w, span, *flat.stride(), **some)
-    launch(group_norm_apply, (b, parts), x.device, *given, partial, h * w, span, *strides, eps, **options)
-    return y, means, rstds
+    launch(group_norm_part, (b, parts), x.device, flat, statistics, input_bias, h * w, span, *flat.stride(), **some)
+    return apply(x, statistics, None, None, weight, bias, input_bias, scale, shift, groups, eps, before, after)
+
+
+def apply(
+    x, statistics, second, second_statistics, weight, bias, input_bias, scale, shift, groups, eps, before, after
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `forward`, of x and the channels of `second` after it, from the statistics of their channels."""
+    b, first, h, w = x.shape
+    c = first + (0 if second is None else second.shape[1])
+    options = options_of(x, c, groups, weight, input_bias, scale, before, after)
+    programs, span = _parts(b, h * w, options["ROWS"])
+    given, strides = _given(x, c, groups, weight, bias, input_bias, scale, shift)
+    launch(
+        group_norm_apply,
+        (b, programs),
+        x.device,
+        *(*given, statistics, positions_last(second), second_statistics),
+        *(h * w, span, statistics.shape[1], 0 if second_statistics is None else second_statistics.shape[1]),
+        *(*strides, eps),
+        FIRST=first,
+        **options,
+    )
+    _, y, *_, means, rstds = given
+    return y.unflatten(2, (h, w)), means, rstds
+
+
+def _given(x, c, groups, weight, bias, input_bias, scale, shift):
+    """What both ways of normalising are given: tensors, the result and what it is made of among them; and strides."""
+    means, rstds = (torch.empty((x.shape[0], groups), dtype=torch.float32, device=x.device) for _ in range(2))
+    (scale, scale_b), (shift, shift_b) = per_sample(scale, c), per_sample(shift, c)
+    weight, bias, input_bias = map(contiguous, (weight, bias, input_bias))
+    flat, into = positions(x), positions(empty_images(x, c))
+    given = flat, into, weight, bias, input_bias, scale, shift, means, rstds
+    return given, (*flat.stride(), *into.stride(), scale_b, shift_b)
 
 
 def _parts(b: int, n: int, rows: int) -> tuple[int, int]:

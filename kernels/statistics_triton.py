@@ -69,3 +69,17 @@ def write_part(
         tl.store(place, count * each)
         tl.store(place + 1, mean)
         tl.store(place + 2, tl.sum(tl.where(mask, m2 + each * off * off, 0.0)))
+
+
+@triton.jit
+def merged_channels(mean, m2, seen, statistics, parts, c, mask, C: tl.constexpr):
+    """Mean, M2 and count of each channel with all parts of (parts, C, 3) at this place; c: the channels, if mask."""
+    for part in range(parts):
+        place = statistics + (part * C + c) * 3
+        n = tl.load(place, mask, 0.0)
+        delta = tl.load(place + 1, mask, 0.0) - mean
+        share = n / tl.maximum(seen + n, 1.0)
+        mean += delta * share
+        m2 += tl.load(place + 2, mask, 0.0) + delta * delta * (seen * share)
+        seen += n
+    return mean, m2, seen

@@ -25,6 +25,7 @@ from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.conv_weight import Window, pack
 from fastdiff.kernels.depthwise_conv import fused_depthwise
 from fastdiff.kernels.fused_conv import fold_norm, fused_conv
+from fastdiff.kernels.group_norm import MAX_CHANNELS, group_norm_of
 
 
 def fuse(graph: Graph) -> None:
@@ -34,7 +35,7 @@ def fuse(graph: Graph) -> None:
             _ordinary(graph, node)
         elif node.target is aten.convolution.default:
             _transposed(graph, node)
-    for take in (_upsampling, _concatenation, _shortcut, _norm):
+    for take in (_upsampling, _concatenation, _shortcut, _norm, _known_norm):
         for node in list(graph.nodes.nodes):
             take(graph, node)
         graph.tidy()
@@ -130,7 +131,11 @@ def _norm(graph: Graph, node: Node) -> None:
     if groups != 1 or any(one is not None for one in others) or not known or not node.users:
         return
     writer = _writer(x)
-    if writer is None or not all(_reads_norm(user, node) for user in node.users):
+    if (
+        writer is None
+        or writer.kwargs.get("emit", "whole") != "whole"
+        or not all(_reads_norm(user, node) for user in node.users)
+    ):
         return
     statistics = _statistics(graph, writer, "whole")
     x = node.args[0]
@@ -151,6 +156,26 @@ def _reads_norm(user: Node, norm: Node) -> bool:
     return plain and not {"second", "statistics"} & set(user.kwargs)
 
 
+def _known_norm(graph: Graph, node: Node) -> None:
+    """A norm of several groups, or with an activation after it, of what is written with its channels' statistics."""
+    if node.target is not ours.group_norm.default:
+        return
+    x, groups, weight, bias, eps, input_bias, scale, shift, before, after = node.args
+    if input_bias is not None or before is not None or node.meta["shape"][1] > MAX_CHANNELS:
+        return
+    joined = x.target is aten.cat.default and len(x.args[0]) == 2 and x.args[1:] == (1,)
+    parts = list(x.args[0]) if joined else [x]
+    writers = [_writer(part) for part in parts]
+    if any(one is None or one.kwargs.get("emit", "channels") != "channels" for one in writers):
+        return
+    statistics = [_statistics(graph, one, "channels") for one in writers]
+    # What they write may have become a part of a result since.
+    parts = list(node.args[0].args[0]) if joined else [node.args[0]]
+    second = {"second": parts[1], "second_statistics": statistics[1]} if joined else {}
+    given = parts[0], statistics[0], groups, weight, bias, eps, scale, shift, after
+    replace(graph, node, group_norm_of, given, **second)
+
+
 def _writer(x: Node) -> Node | None:
     """The node whose kernel writes x, if it can write statistics too."""
     if x.target is operator.getitem and x.args[1] == 0:
@@ -160,7 +185,7 @@ def _writer(x: Node) -> Node | None:
 
 def _statistics(graph: Graph, writer: Node, emit: str) -> Node:
     """Those of what it writes; it then has two results."""
-    if "emit" in writer.kwargs:
+    if "emit" in writer.kwargs:  # of the same kind
         return next(user for user in writer.users if user.args == (writer, 1))
     writer.kwargs = {**writer.kwargs, "emit": emit}
     with graph.nodes.inserting_after(writer):

@@ -59,6 +59,27 @@ class UpAndDown(Small):
         return self.last(self.one(high) * self.three(high) + self.tiles(low) + F.gelu(near, approximate="tanh"))
 
 
+class Residual(Small):
+    """Norms of several groups, before activations and after what is concatenated or differs by time."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.one = (
+            nn.Conv2d(2, 8, 3, padding=1),
+            nn.GroupNorm(4, 8),
+            nn.Conv2d(8, 6, 3, padding=1),
+        )
+        self.second, self.two = nn.GroupNorm(2, 6), nn.Conv2d(6, 8, 3, padding=1)
+        self.both, self.three = nn.GroupNorm(7, 14), nn.Conv2d(14, 4, 3, padding=1)
+        self.single, self.last = nn.GroupNorm(1, 4), nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, x, t):
+        x = self.first(x)
+        inner = self.one(F.silu(self.norm(x)))
+        h = self.two(F.silu(self.second(inner) * (1 + row(t, 6).to(x.dtype)) + row(t, 6).to(x.dtype))) + x
+        return self.last(F.silu(self.single(self.three(F.silu(self.both(torch.cat((h, inner), 1)))))))
+
+
 class Others(Small):
     """What fused_conv does not take: groups of channels, dilation, other transposed ones; norms of several groups."""
 
@@ -76,6 +97,7 @@ class Others(Small):
 KERNELS = {
     ConvNext: {"fused_conv_forward": 4, "depthwise_conv_forward": 1},
     UpAndDown: {"fused_conv_forward": 7, "mul": 1},
+    Residual: {"fused_conv_forward": 5, "group_norm_apply": 4},
     Others: {
         "convolution": 4, "convolution's bias": 1, "conv_ending_forward": 1, "group_norm_forward": 1, "add": 1,
         "silu": 1,
