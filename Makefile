@@ -10,9 +10,9 @@ BIN := $(VENV)/bin
 OUT ?= $(ROOT)/out
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(ROOT)/constraints.txt
 # What runs on a GPU too; without one the kernels' tests run in Triton's interpreter.
-GPU_TESTS := $(addprefix tests/engine/test_,gpu.py noise.py fused_networks.py) tests/kernels
-GPU_SLICES := gpu-test gpu-operators gpu-profile gpu-bench-64 gpu-bench-1024 gpu-bench-1 gpu-distance gpu-bench-b gpu-cold \
-	gpu-float32 gpu-quality
+GPU_TESTS := $(addprefix tests/engine/test_,gpu.py noise.py fused_networks.py) tests/engine/cuda tests/kernels
+GPU_SLICES := gpu-test gpu-convolutions gpu-profile gpu-operators gpu-bench-64 gpu-bench-1024 gpu-bench-1 gpu-distance \
+	gpu-profile-library gpu-bench-b gpu-cold gpu-float32 gpu-quality
 GPU_SECONDS ?= 470
 GPU_LIMIT = timeout --signal=INT --kill-after=10 $(GPU_SECONDS)
 GPU_BENCH = $(GPU_LIMIT) $(PYTHON) -m fastdiff bench --device cuda
@@ -109,11 +109,18 @@ gpu-install: ## of gpu: fastdiff into the Python that is there, which a slice by
 gpu-test: ## a slice of gpu: the operators' numerics and the sampler's images on the device
 	cd $(ROOT) && $(GPU_LIMIT) $(PYTHON) -m pytest -m "not slow" -n 8 --junit-xml=$(OUT)/gpu-test.xml $(GPU_TESTS)
 
+gpu-convolutions: ## a slice of gpu: fused_conv by shape against torch.compile, which decides engine/cuda/choice.py
+	cd $(ROOT) && $(GPU_BENCH) --dtype bfloat16 --only "operator fused_conv" --only "operator conv_norm" \
+		--batch 64 --batch 1024 -o $(OUT)/convolutions-cuda
+
 gpu-operators: ## a slice of gpu: each operator against its reference, torch.compile and the bandwidth
 	cd $(ROOT) && $(GPU_BENCH) --dtype bfloat16 --only operator --batch 1024 --batch 32768 -o $(OUT)/operators-cuda
 
 gpu-profile: ## a slice of gpu: the fashion-mnist network at batches 1, 64 and 1024 against torch.compile and the limits of the chip, its kernels by time
 	cd $(ROOT) && $(GPU_BENCH) --dtype bfloat16 --only "profile A28" --only "training A28" -o $(OUT)/profile-cuda
+
+gpu-profile-library: ## a slice of gpu: the same with the library's convolutions
+	cd $(ROOT) && FASTDIFF_KERNELS=library $(GPU_BENCH) --dtype bfloat16 --only "profile A28" -o $(OUT)/profile-library-cuda
 
 gpu-bench-64 gpu-bench-1024 gpu-bench-1: gpu-bench-%: ## three slices of gpu: every contender there is, the fashion-mnist network in bfloat16, at that batch
 	cd $(ROOT) && $(GPU_MAIN) --network A28@28 --batch $* -o $(OUT)/bench-a-$*

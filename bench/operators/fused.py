@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdiff.bench.operators.operator import (
     IN_16_BITS,
+    WIDE,
     A,
     B,
     Call,
@@ -25,10 +26,13 @@ from fastdiff.kernels.attention_block import attention_block
 from fastdiff.kernels.bias_add import bias_add, bias_add_reference
 from fastdiff.kernels.channel_norm import channel_norm, channel_norm_reference
 from fastdiff.kernels.conv import conv_add, conv_norm
+from fastdiff.kernels.conv_weight import Window, pack
 from fastdiff.kernels.denoise_step import denoise_step, denoise_step_reference
 from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_reference
+from fastdiff.kernels.fused_conv import fold_norm, fused_conv
 from fastdiff.kernels.group_norm import group_norm, group_norm_reference
 from fastdiff.kernels.linear_attention import linear_attention, linear_attention_reference
+from fastdiff.kernels.statistics import statistics_of
 
 Shape = tuple[int, ...]
 
@@ -109,6 +113,33 @@ def _of_a(c: int, size: int) -> Iterator[Operator]:
     yield _block(c, size)
 
 
+def _fused(network: str, c: int, size: int) -> Operator:
+    """A ConvNeXt block's expansion, the norm before it and GELU after it."""
+
+    def make(draw: Draw) -> Call:
+        weight, bias, gain, shift = (draw.weight(*shape) for shape in ((2 * c, c, 3, 3), (2 * c,), (c,), (c,)))
+        window = Window((3, 3), padding=(1, 1))
+        folded, borders = fold_norm(weight, gain, shift, (size, size), draw.dtype)
+        packed = pack(folded, window)
+
+        def inputs(b: int) -> tuple[Tensor, ...]:
+            x = draw.image(b, c, size)
+            return x, statistics_of(x, "whole")  # which the kernel before has written
+
+        def call(x: Tensor, statistics: Tensor) -> Tensor:
+            given = {"statistics": statistics, "borders": borders, "after": "gelu", "emit": "whole"}
+            return fused_conv(x, packed, window, 2 * c, bias, **given)[0]  # type: ignore[arg-type]
+
+        def plain(x: Tensor, statistics: Tensor) -> Tensor:
+            kernel, term, *affine = (one.to(x.dtype) for one in (weight, bias, gain, shift))
+            return F.gelu(F.conv2d(group_norm_reference(x, 1, *affine), kernel, term, padding=1))
+
+        return Call(inputs, call, plain)
+
+    label = f"3x3, {c} to {2 * c}, {size}x{size}, a norm of one group before, GELU"
+    return Operator(network, "fused_conv", label, make, IN_16_BITS)
+
+
 def steps(network: str, c: int, size: int) -> Iterator[Operator]:
     """The sampler's step: x in float32, the prediction in the network's dtype, all in channels_last."""
 
@@ -145,11 +176,16 @@ def steps(network: str, c: int, size: int) -> Iterator[Operator]:
     yield made("guided, clipped, noise", noise=True, guided=True)
 
 
-def of_networks(levels: Sequence[tuple[int, int]], course: tuple[int, int]) -> Iterator[Operator]:
-    """Args: levels: A's (channels, pixels); course: B's."""
+def of_networks(
+    levels: Sequence[tuple[int, int]], course: tuple[int, int], wide: Sequence[tuple[int, int]]
+) -> Iterator[Operator]:
+    """Args: levels: A's (channels, pixels); course: B's; wide: those that may be the library's."""
     c, size = course
     label = f"{c} channels, {size}x{size}, 8 groups, ReLU"
     calls = [partial(function, groups=8, after="relu") for function in (group_norm, group_norm_reference)]
     yield _of_images(B, size, "group_norm", label, (c,), (), *calls)
     for level in levels:
         yield from _of_a(*level)
+        yield _fused(A, *level)
+    for c, size in wide:
+        yield _fused(WIDE, c, size)

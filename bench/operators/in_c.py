@@ -21,7 +21,7 @@ from fastdiff.kernels.cpu.window import Window
 from fastdiff.kernels.cpu.winograd import WINDOW, winograd, winograd_weight
 
 # In a network on a CPU these run as the C kernels, or within them.
-REPLACED = {"depthwise_conv", "group_norm", "conv_norm", "conv_add", "attention_block"}
+REPLACED = {"depthwise_conv", "group_norm", "conv_norm", "conv_add", "fused_conv", "attention_block"}
 FLOAT32 = ("float32",)
 
 # (the inputs, the result) → the calls that compute it; what else they write is made by the function.

@@ -18,6 +18,7 @@ from fastdiff.kernels.dispatch import using
 def small(monkeypatch):
     monkeypatch.setattr(operators, "LEVELS", ((4, 4),))
     monkeypatch.setattr(operators, "COURSE", (8, 4))
+    monkeypatch.setattr(operators, "WIDER", ((6, 4),))
     monkeypatch.setattr(operators, "STEPS", ((operators.A, 1, 4),))
     monkeypatch.setattr(timing, "PAUSE", 0)
     monkeypatch.setattr(timing, "TURN", 0)
@@ -44,6 +45,7 @@ def test_every_operator_is_held_against_float64_and_timed():
         "group_norm",
         "conv_norm",
         "conv_add",
+        "fused_conv",
         "bias_add",
         "channel_norm",
         "linear_attention",
