@@ -91,21 +91,23 @@ def recorded(run: Callable[[], None]) -> list[Launch]:
 def suite(size: str) -> list[Launch]:
     """The distinct launches of the sampler's steps and the networks; size: see SIZES."""
     main = (torch.bfloat16, False), (torch.float32, False), (torch.bfloat16, True), (torch.float32, True)
+    quick = size == "quick"
 
     def run() -> None:
         sampler_steps()
         for network in COUNTED.values():
-            kinds = main if network.ships_as else main[:2] if size == "full" else main[: bool(network.needs)]
+            others = main[:2] if size == "full" else main[: bool(network.needs) and not quick]
+            kinds = main if network.ships_as else others
             for dtype, train in (*kinds, *([(torch.float16, False)] if size == "full" else [])):
                 module = on_meta(network, dtype)
-                for batch in network.batches:
+                for batch in network.batches[:1] if quick else network.batches:
                     if train:
                         evaluate(module, network.image_shape, batch, dtype, train)
                     else:
                         captured_step(network, dtype, batch)[0]()
 
     found = recorded(run)
-    return list({launch.kernel: launch for launch in reversed(found)}.values()) if size == "quick" else found
+    return list({launch.kernel: launch for launch in reversed(found)}.values()) if quick else found
 
 
 class _Target:

@@ -1,5 +1,6 @@
 """Several processes train as one does: torchrun in real processes on the CPU."""
 
+import contextlib
 import csv
 import os
 import subprocess
@@ -9,10 +10,12 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastdiff import load
+from fastdiff.cli.main import main
 from fastdiff.training.group import Group
 
 pytest.importorskip("accelerate")
@@ -43,12 +46,19 @@ def folder(tmp_path):
     return tmp_path
 
 
+def alone(folder, *words) -> str:
+    """What the command says, in this process."""
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
 def processes(folder, *words, start=("-m", "fastdiff"), world=2, code: int | None = 0) -> str:
-    """What torchrun, or for one process Python, says."""
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(world)] if world > 1 else []
-    standalone = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"] if world > 1 else []
+    """What torchrun says."""
+    standalone = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     done = subprocess.run(
-        [sys.executable, *launch, *standalone, *start, *words],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), *standalone, *start, *words],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -73,7 +83,7 @@ def close(a, b, tolerance=1e-4) -> bool:
 def test_two_processes_take_the_steps_of_one(folder):
     """The same pictures, noise and losses, to rounding; the first process writes and talks."""
     said = processes(folder, *TRAIN, "--epochs", "2", "--accumulate", "2", "-o", "two")
-    processes(folder, *TRAIN, "--epochs", "2", "-o", "one", world=1)
+    alone(folder, *TRAIN, "--epochs", "2", "-o", "one")
     assert said.count("8 steps in 2 epochs") == 1 and "2 processes that share each batch of 10" in said
     assert said.count("epoch 2/2") == 1 and said.count("wrote ") == 1 and "strides" not in said
     two, one = rows(folder / "two"), rows(folder / "one")
@@ -81,8 +91,8 @@ def test_two_processes_take_the_steps_of_one(folder):
     for name in ("loss", "val_loss"):
         assert [float(row[name]) for row in two] == pytest.approx([float(row[name]) for row in one], rel=1e-4)
     assert close(folder / "two", folder / "one")
-    said = processes(folder, "train", "--resume", "two", "--epochs", "3", "--device", "cpu", "--threads", "1", world=1)
-    processes(folder, *TRAIN, "--epochs", "3", "-o", "three", world=1)
+    said = alone(folder, "train", "--resume", "two", "--epochs", "3", "--device", "cpu", "--threads", "1")
+    alone(folder, *TRAIN, "--epochs", "3", "-o", "three")
     assert "3 epochs in place of 2" in said and [row["step"] for row in rows(folder / "two")] == ["4", "8", "12"]
     # Its first two epochs had the learning rates of a shorter run.
     assert float(rows(folder / "two")[2]["loss"]) == pytest.approx(float(rows(folder / "three")[2]["loss"]), rel=5e-2)
@@ -111,8 +121,8 @@ def test_a_process_that_dies_ends_the_run_and_resume_goes_on(folder):
     assert "process 0 of 2 could not go on with the others" in said
     assert "fastdiff train --resume cut" in said
     assert rows(folder / "cut")[-1]["step"] == "5"
-    processes(folder, "train", "--resume", "cut", "--device", "cpu", "--threads", "1", world=1)
-    processes(folder, *TRAIN, "--epochs", "2", "-o", "whole", world=1)
+    alone(folder, "train", "--resume", "cut", "--device", "cpu", "--threads", "1")
+    alone(folder, *TRAIN, "--epochs", "2", "-o", "whole")
     assert close(folder / "cut", folder / "whole")
 
 

@@ -143,3 +143,17 @@ def test_wide_convolutions_and_float32_are_the_librarys():
 
     assert step_launches(Counted(Wide, Wide.shape), torch.bfloat16, 3)["convolution"] == 2
     assert step_launches(Counted(ConvNext, ConvNext.shape), torch.float32, 3)["fused_conv_forward"] == 0
+
+
+def test_a_network_of_diffusers_is_the_same_function(triton_device, request, rel, monkeypatch):
+    """Its attention, its nearest upsampling and the concatenations of its skips among it."""
+    pytest.importorskip("diffusers")
+    monkeypatch.setattr(convolutions, "is_fused", lambda taps, inputs, outputs, dtype: True)
+    network = request.getfixturevalue("unet")().to(triton_device)
+    network.shape = (3, 8, 8)
+    x, t = torch.randn(2, 3, 8, 8, device=triton_device), torch.full((2,), 7, device=triton_device)
+    with torch.no_grad():
+        out = run(network, x, t)
+        with using("reference"):
+            expected = network.double()(x.double(), t).sample
+    assert rel(out.cpu(), expected.cpu()) < 5e-6
