@@ -133,7 +133,9 @@ def test_the_committed_code_generation_is_clean_and_whole():
     text = (ROOT / "bench/results/kernels.md").read_text()
     assert " 0 with spills, a stack, or too much shared memory" in text
     assert launches_table() in text
-    for kernel in ("denoise_step_forward", "linear_attention_whole", "attention_block_out", "group_norm_backward"):
+    convolutions = [line for line in text.splitlines() if line.startswith("| fused_conv_forward |") and "=" in line]
+    assert len(convolutions) >= 3 * 30 and all("MMA |" in line for line in convolutions)  # on tensor cores
+    for kernel in ("fused_conv_forward", "denoise_step_forward", "linear_attention_whole", "attention_block_out", "group_norm_backward"):
         for arch in (80, 90, 100):
             assert f"| {kernel} | {arch} |" in text
 
