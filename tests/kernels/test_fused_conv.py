@@ -44,7 +44,7 @@ def convolved(x, weight, window):
 
 
 @pytest.mark.parametrize("name", WINDOWS)
-@pytest.mark.parametrize("c, second, o, h, w", [(5, 0, 7, 6, 8), (28, 18, 20, 14, 12), (1, 0, 1, 4, 4)])
+@pytest.mark.parametrize("c, second, o, h, w", [(5, 0, 7, 6, 8), (20, 6, 18, 10, 8), (1, 0, 1, 4, 4)])
 def test_every_window(triton_device, agrees, name, c, second, o, h, w):
     window = WINDOWS[name]
     x = images(triton_device, 2, c, h, w)
@@ -81,8 +81,7 @@ def test_the_statistics_of_a_result(triton_device, rel, c, o, h, w):
 
 
 @pytest.mark.parametrize("c, o, h, w", SIZES)
-@pytest.mark.parametrize("size", [1, 3])
-@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("size, affine", [(3, True), (1, False)])
 def test_a_norm_of_one_group_in_front(triton_device, agrees, c, o, h, w, size, affine):
     window = Window((size, size), padding=(size // 2, size // 2))
     x = images(triton_device, 2, c, h, w) * 3 + 5
