@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import gc
 import importlib.util
 import os
 import signal
@@ -76,7 +75,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """Seven thousand tests and the libraries are no garbage: looked through again and again, they take 8% of the time."""
+    """Thousands of tests and the libraries are no garbage; to look through them each time takes 8% of the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)

@@ -96,7 +96,7 @@ def _concatenation(graph: Graph, node: Node) -> None:
     if node.target not in (fused_conv, fused_depthwise) or node.args[0].target is not aten.cat.default:
         return
     parts, *dim = node.args[0].args
-    if len(parts) == 2 and dim == [1]:
+    if len(parts) == 2 and dim == [1] and parts[0].meta["dtype"] == parts[1].meta["dtype"]:
         node.args = (parts[0], *node.args[1:])
         node.kwargs = {**node.kwargs, "second": parts[1]}
 
