@@ -131,8 +131,8 @@ def _fused(network: str, c: int, size: int) -> Operator:
             return fused_conv(x, packed, window, 2 * c, bias, **given)[0]  # type: ignore[arg-type]
 
         def plain(x: Tensor, statistics: Tensor) -> Tensor:
-            kernel, term, *affine = (one.to(x.dtype) for one in (weight, bias, gain, shift))
-            return F.gelu(F.conv2d(group_norm_reference(x, 1, *affine), kernel, term, padding=1))
+            kernel, term, w, o = (one.to(x.dtype) for one in (weight, bias, gain, shift))
+            return F.gelu(F.conv2d(group_norm_reference(x, 1, w, o), kernel, term, padding=1))
 
         return Call(inputs, call, plain)
 
