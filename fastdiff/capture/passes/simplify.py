@@ -124,8 +124,9 @@ def _biased(graph: Graph, before: Node, x: Node, bias: Node | None) -> Node:
     if bias is None:
         return x
     free = x.target is aten.convolution.default and x.args[2] is None and only_user(x) is before
-    if free and bias.op == "get_attr":
-        x.prepend(bias)
+    once = [*before.args, *before.kwargs.values()].count(x) == 1
+    if free and once and bias.op == "get_attr":
+        before.prepend(x)  # after the bias, which other nodes may read before
         x.args = (*x.args[:2], bias, *x.args[3:])
         return x
     row = reshaped(graph, before, bias, (1, x.meta["shape"][1], 1, 1))

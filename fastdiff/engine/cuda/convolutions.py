@@ -86,7 +86,7 @@ def _upsampling(graph: Graph, node: Node) -> None:
         return
     before = x.args[0]
     times = {b // a if b % a == 0 else 0 for a, b in zip(before.meta["shape"][2:], x.meta["shape"][2:], strict=True)}
-    if len(times) == 1 and 0 not in times:
+    if len(times) == 1 and 0 not in times and all(scale in (None, *times) for scale in x.args[2:]):
         window = Window(window.kernel, 1, window.padding, nearest=times.pop())
         node.args = (before, weight, window, channels, bias)
 
@@ -166,7 +166,9 @@ def _known_norm(graph: Graph, node: Node) -> None:
     joined = x.target is aten.cat.default and len(x.args[0]) == 2 and x.args[1:] == (1,)
     parts = list(x.args[0]) if joined else [x]
     writers = [_writer(part) for part in parts]
-    if any(one is None or one.kwargs.get("emit", "channels") != "channels" for one in writers):
+    if len({part.meta["dtype"] for part in parts}) > 1 or any(
+        one is None or one.kwargs.get("emit", "channels") != "channels" for one in writers
+    ):
         return
     statistics = [_statistics(graph, one, "channels") for one in writers]
     # What they write may have become a part of a result since.

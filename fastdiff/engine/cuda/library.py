@@ -77,6 +77,7 @@ def _depthwise(graph: Graph, node: Node) -> None:
     kernel = stored(graph, weight)
     if kernel is None or after is not None or residual is not None:
         return
-    if keeps_size(node, kernel) and groups == len(kernel) == x.meta["shape"][1]:
+    same = node.meta["dtype"] == x.meta["dtype"]  # not so with a time bias of a wider one
+    if same and keeps_size(node, kernel) and groups == len(kernel) == x.meta["shape"][1]:
         taps = graph.constant(taps_first(kernel), node)
         replace(graph, node, fused_depthwise, (x, taps, bias, added))

@@ -11,6 +11,8 @@ from fastdiff.bench.networks import Network as Counted
 from fastdiff.bench.static.traffic import step_launches
 from fastdiff.engine.cuda import convolutions
 from fastdiff.engine.evaluation import Given, Network, captured, evaluated
+from fastdiff.kernels.bias_add import bias_add
+from fastdiff.kernels.conv import conv_add
 from fastdiff.kernels.dispatch import using
 
 
@@ -122,6 +124,27 @@ def test_small_networks_are_the_same_functions(triton_device, randomised, rel, m
         with using("reference"):
             expected = network.double()(x.double(), t)
     assert rel(out.cpu(), expected.cpu()) < 2e-6
+
+
+class Twice(Small):
+    """A convolution with one bias called twice by our operators, and one that is both operands; upsampling by 3.2."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bare = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 1, bias=False)
+
+    def forward(self, x, t):
+        for _ in range(2):
+            x = conv_add(x, self.conv.weight, self.conv.bias, x)
+        y = self.bare(x)
+        y = bias_add(y, y, self.conv.bias)
+        low = F.interpolate(y[:, :, :4, :4], scale_factor=3.2)
+        return self.conv(low)[:, :, :6, :10]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_is_read_twice(triton_device, randomised, rel, monkeypatch, fused):
+    test_small_networks_are_the_same_functions(triton_device, randomised, rel, monkeypatch, Twice, fused)
 
 
 @pytest.mark.parametrize("made", KERNELS)
