@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdiff.kernels.dispatch import launch
-from fastdiff.kernels.layout import contiguous, empty_images, per_sample, power_of_2
+from fastdiff.kernels.layout import contiguous, empty_images, per_sample, positions_last, power_of_2
 from fastdiff.kernels.statistics_triton import with_value, write_part
 
 
@@ -188,10 +188,7 @@ def forward(
     """depthwise_conv of x and the channels of `second` after it, and the result's statistics if they are wanted."""
     b, first, h, w = x.shape
     if second is not None:
-        x, second = (
-            x.contiguous(memory_format=torch.channels_last),
-            second.contiguous(memory_format=torch.channels_last),
-        )
+        x = positions_last(x)
     c = first + (0 if second is None else second.shape[1])
     size = weight.shape[-1]
     y = empty_images(x, c)
@@ -201,9 +198,8 @@ def forward(
     rows = 7 if h % 7 == 0 else 4  # 7 divides 28, 14 and 7, network A's sizes; 4 divides powers of two
     lanes = min(64, power_of_2(max(first, c - first)))
     width = min(512 // lanes, 16, power_of_2(w))  # four elements a thread; more would lower the occupancy
-    down, across, of_first, blocks = -(-h // rows), -(-w // width), -(-first // lanes), -(-first // lanes)
-    if second is not None:
-        blocks += -(-second.shape[1] // lanes)
+    down, across, of_first = -(-h // rows), -(-w // width), -(-first // lanes)
+    blocks = of_first + -(-(c - first) // lanes)
     emitted = None
     if emit is not None:
         of = (down * across * blocks,) if emit == "whole" else (down * across, c)
@@ -212,7 +208,7 @@ def forward(
         depthwise_conv_forward,
         (b * down * across * blocks,),
         x.device,
-        *(x, y, taps, bias, time_rows, second, emitted),
+        *(x, y, taps, bias, time_rows, positions_last(second), emitted),
         *(h, w, c, down, across, blocks, of_first),
         *(*x.stride(), *y.stride(), time_b),
         FIRST=first,

@@ -9,7 +9,7 @@ convolution: with the norm's gain in the weight, W' = W gain, and its shift b,
     conv(norm(x)) = rstd (W' * x - mean (W' * 1)) + W * b
 
 where W' * 1 and W * b depend on the position at the border alone, for there some taps see padding, which a norm does
-not shift: a table. With several groups, or an activation after the norm, x is scaled and shifted as it is read.
+not shift: a table. A scale and a shift of each channel, and an activation after them, apply to x as it is read.
 """
 
 from __future__ import annotations
@@ -78,37 +78,17 @@ def fused_conv(
         (B, O, H', W'), x's dtype, channels_last; with emit a pair, the second (B, parts, 3) or (B, parts, O, 3)
         float32.
     """
-    if not use_triton(x):
-        # fmt: off
-        return fused_conv_reference(
-            x, weight, window, channels, bias, second=second, scale=scale, shift=shift, before=before,
-            statistics=statistics, borders=borders, eps=eps, added=added, after=after, residual=residual,
-            residual_second=residual_second, shortcut=shortcut, factor=factor, emit=emit,
-        )
-    from fastdiff.kernels import fused_conv_triton
-
-    y, emitted = fused_conv_triton.forward(
-        x,
-        weight,
-        window,
-        channels,
-        bias,
-        second,
-        scale,
-        shift,
-        before,
-        statistics,
-        borders,
-        eps,
-        added,
-        after,
-        residual,
-        residual_second,
-        shortcut,
-        factor,
-        emit,
+    # fmt: off
+    given = (
+        x, weight, window, channels, bias, second, scale, shift, before, statistics, borders, eps, added, after,
+        residual, residual_second, shortcut, factor, emit,
     )
     # fmt: on
+    if not use_triton(x):
+        return fused_conv_reference(*given)
+    from fastdiff.kernels import fused_conv_triton
+
+    y, emitted = fused_conv_triton.forward(*given)
     return y if emitted is None else (y, emitted)
 
 
@@ -118,7 +98,6 @@ def fused_conv_reference(
     window: Window,
     channels: int,
     bias: Tensor | None = None,
-    *,
     second: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,

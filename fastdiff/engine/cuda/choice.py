@@ -4,8 +4,8 @@ Reasons, by arithmetic and not yet by a measurement on a GPU:
 
 - float32: no tensor cores at full precision, so that the products take longer than all the passes around them, and the
   library's are the better ones.
-- 16 bits: fused_conv leaves out a norm's pass (2 C of traffic at each position), the bias's and the activation's (2 O
-  each), and a launch for each. With c channels on either side that is some 8 c bytes, at 3.35 TB/s of an H100. Its
+- 16 bits: fused_conv leaves out a norm's pass (2 C of traffic at each position), that of the bias and the activation
+  (2 O), and a launch for each. With c channels on either side that is some 8 c bytes, at 3.35 TB/s of an H100. Its
   products cost 18 c^2 operations; if they run at 40% of the chip's 989 TFLOP/s and the library's at 70%, that loses
   18 c^2 (1 / 0.4 - 1 / 0.7) / 989e12 seconds, which is as much at c = 122. At small batches a launch, some 2
   microseconds, weighs more than either. So the limit is put somewhat higher, where network A's widest convolutions,

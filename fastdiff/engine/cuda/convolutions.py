@@ -131,11 +131,7 @@ def _norm(graph: Graph, node: Node) -> None:
     if groups != 1 or any(one is not None for one in others) or not known or not node.users:
         return
     writer = _writer(x)
-    if (
-        writer is None
-        or writer.kwargs.get("emit", "whole") != "whole"
-        or not all(_reads_norm(user, node) for user in node.users)
-    ):
+    if writer is None or not all(_reads_norm(user, node) for user in node.users):
         return
     statistics = _statistics(graph, writer, "whole")
     x = node.args[0]
