@@ -32,6 +32,7 @@ def denoise_step(
     clip: None | float | Tensor = None,
     guidance_scale: Tensor | None = None,
     variance: Tensor | None = None,
+    next_index: Tensor | None = None,
 ) -> None:
     """The update of row `index` of a step table, in place; see the equations at the top of this file.
 
@@ -54,16 +55,19 @@ def denoise_step(
         guidance_scale: one float32 on x's device, g; None without guidance.
         variance: var, x's shape, any float dtype and strides, between -1 and 1 if the network is right; with guidance
             that of the predictions with the context. Where s is 0 std is 0, whatever it holds. None: std is s.
+        next_index: as index, but not index itself, which all of the kernel reads; overwritten with index + 1. None:
+            nothing is.
 
     Raises:
-        ValueError: for other shapes, dtypes or devices, a bound that is not positive, or both noise and key.
+        ValueError: for other shapes, dtypes or devices, a bound that is not positive, both noise and key, or index as
+            next_index.
     """
     limit, bound = (None, clip) if isinstance(clip, Tensor) else (clip, None)
-    _check(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance)
-    _denoise_step(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance)
+    _check(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance, next_index)
+    _denoise_step(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance, next_index)
 
 
-def _check(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance) -> None:
+def _check(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance, next_index) -> None:
     """Raise ValueError for arguments that denoise_step cannot take."""
     floats = dict(x=x, out=out, rows=rows, history=history, noise=noise, guidance_scale=guidance_scale, clip=bound)
     checks.tensors(OP, **floats, variance=variance)
@@ -80,7 +84,10 @@ def _check(x, out, rows, index, history, noise, key, limit, bound, guidance_scal
         raise ValueError(f"{OP}: rows has shape {tuple(rows.shape)}; accepted: (R, {COLUMNS}), R at least 1")
     checks.integers(OP, "index", index, (torch.int64, torch.int32), (), (1,))
     checks.integers(OP, "key", key, (torch.int64,), (2,))
-    for name, tensor in (("index", index), ("key", key)):
+    checks.integers(OP, "next_index", next_index, (index.dtype,), (), (1,))
+    if next_index is index:
+        raise ValueError(f"{OP}: next_index is index; accepted: another tensor")
+    for name, tensor in (("index", index), ("key", key), ("next_index", next_index)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{OP}: {name} is on {tensor.device} and the others on {x.device}")
     if noise is not None and key is not None:
@@ -167,7 +174,7 @@ def denoise_step_reference(
     return following, _weighted(x, u) + x0 * v
 
 
-def _reference(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance) -> None:
+def _reference(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance, next_index) -> None:
     following, remembered = denoise_step_reference(
         x,
         out,
@@ -184,9 +191,11 @@ def _reference(x, out, rows, index, history, noise, key, limit, bound, guidance_
     if history is not None:
         slot = index.reshape(1).long() % len(history)
         history.index_copy_(0, slot, remembered.to(history.dtype)[None])
+    if next_index is not None:
+        next_index.copy_(index.reshape(next_index.shape) + 1)
 
 
-def _launch(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance) -> None:
+def _launch(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance, next_index) -> None:
     from fastdiff.kernels import denoise_step_triton
 
     # The kernel keeps the state in float32; the reference takes any dtype.
@@ -194,7 +203,9 @@ def _launch(x, out, rows, index, history, noise, key, limit, bound, guidance_sca
     for name, tensor in float32.items():
         if tensor is not None and tensor.dtype != torch.float32:
             raise ValueError(f"{OP}: {name} is {tensor.dtype}; accepted: float32")
-    denoise_step_triton.forward(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance)
+    denoise_step_triton.forward(
+        x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance, next_index
+    )
 
 
 def _c_takes(x, *others) -> bool:
@@ -202,19 +213,22 @@ def _c_takes(x, *others) -> bool:
         return False
     from fastdiff.kernels.cpu.denoise_step import takes
 
-    return takes(x, *others)
+    return takes(x, *others[:-1])
 
 
 def _launch_c(*args) -> None:
     from fastdiff.kernels.cpu.denoise_step import step
 
-    step(*args)
+    *given, next_index = args
+    step(*given)
+    if next_index is not None:
+        next_index.fill_(int(given[3]) + 1)
 
 
 _denoise_step = register(
     "denoise_step(Tensor(a!) x, Tensor out, Tensor rows, Tensor index, Tensor(b!)? history=None, Tensor? noise=None,"
-    " Tensor? key=None, float? limit=None, Tensor? bound=None, Tensor? guidance_scale=None, Tensor? variance=None)"
-    " -> ()",
+    " Tensor? key=None, float? limit=None, Tensor? bound=None, Tensor? guidance_scale=None, Tensor? variance=None,"
+    " Tensor(c!)? next_index=None) -> ()",
     _reference,
     Kernels(take=lambda x, *_: triton_for(x.device, x.dtype), launch=_launch, empty=lambda *_: None),
     Kernels(take=_c_takes, launch=_launch_c, empty=lambda *_: None),

@@ -51,7 +51,69 @@ def _deviation(row, variance, at, mask, VARIANCE: tl.constexpr):
         return s
 
 
-@triton.jit(do_not_specialize_on_alignment=["index"])  # index may be any element of a vector
+@triton.jit
+def moved(
+    v,  # x
+    o,  # the prediction, any shape; v and what follows likewise
+    row,
+    i,  # its number
+    history,
+    apart,
+    at,  # where v lies in x, and in each of history's
+    mask,
+    bound,  # of x0, if CLIP is not "off"
+    CLIP: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """x after a row but for its noise, and what the row remembers."""
+    x0 = v * tl.load(row) + o * tl.load(row + 1)
+    if CLIP != "off":
+        x0 = _clamp(x0, bound)
+    if CLIP == "sample":
+        x0 = x0 / bound
+    remembered = x0
+    if DEPTH:
+        remembered = x0 * tl.load(row + 10)
+        u = tl.load(row + 9)
+        if u != 0:
+            remembered += v * u
+    v = v * tl.load(row + 2) + x0 * tl.load(row + 3)
+    share = tl.load(row + 6)
+    if share != 0:  # while o is 0, a prediction that is infinite may be clipped
+        v += o * share
+    for back in tl.static_range(1, DEPTH + 1):
+        weight = tl.load(row + (4 if back == 1 else 5 + back))  # c, d, e
+        if weight != 0:  # else what lies there may be uninitialised memory
+            slot = ((i + DEPTH - back) % DEPTH).to(tl.int64)
+            v += tl.load(history + slot * apart + at, mask, 0.0) * weight
+    return v, remembered
+
+
+@triton.jit
+def ended(
+    v,  # x after the row
+    remembered,
+    i,
+    x,
+    history,
+    next_index,
+    apart,
+    at,
+    mask,
+    DEPTH: tl.constexpr,
+    NEXT: tl.constexpr,
+):
+    """Writes both, and the first program the next row's number."""
+    tl.store(x + at, v, mask)
+    if DEPTH:
+        tl.store(history + (i % DEPTH).to(tl.int64) * apart + at, remembered, mask)
+    if NEXT:
+        if tl.program_id(0) == 0:
+            tl.store(next_index, i + 1)
+
+
+# These may be any element of a vector.
+@triton.jit(do_not_specialize_on_alignment=["index", "next_index"])
 def denoise_step_forward(
     x,  # (n, C, H, W) float32, overwritten
     out,  # (n, C, H W) any float dtype; if GUIDED without the context
@@ -61,6 +123,7 @@ def denoise_step_forward(
     variance,  # (n, C, H, W) any float dtype, or None
     rows,  # (R, 12) float32: p, q, a, b, c, s, o, d, e, u, v, S
     index,  # one int32 or int64
+    next_index,  # as index, written: the next row; or None
     guidance,  # one float32, or None
     bound,  # (n,) float32, or None
     key,  # (2,) int64: seed, first sample; or None
@@ -85,6 +148,7 @@ def denoise_step_forward(
     DEPTH: tl.constexpr,
     NOISE: tl.constexpr,
     VARIANCE: tl.constexpr,
+    NEXT: tl.constexpr,
 ):
     """The update of row `index` for BLOCK groups."""
     HW: tl.constexpr = E // C
@@ -112,26 +176,8 @@ def denoise_step_forward(
     if GUIDED:
         o += tl.load(guidance) * (tl.load(conditional + at_out, mask, 0.0).to(tl.float32) - o)
     v = tl.load(x + at, mask, 0.0)
-    x0 = v * tl.load(row) + o * tl.load(row + 1)
-    if CLIP == "limit":
-        x0 = _clamp(x0, limit)
-    elif CLIP == "sample":
-        s_bound = tl.load(bound + sample, sample < samples, 1.0)
-        x0 = _clamp(x0, s_bound) / s_bound
-    if DEPTH:
-        remembered = x0 * tl.load(row + 10)
-        u = tl.load(row + 9)
-        if u != 0:
-            remembered += v * u
-    v = v * tl.load(row + 2) + x0 * tl.load(row + 3)
-    share = tl.load(row + 6)
-    if share != 0:  # while o is 0, a prediction that is infinite may be clipped
-        v += o * share
-    for back in tl.static_range(1, DEPTH + 1):
-        weight = tl.load(row + (4 if back == 1 else 5 + back))  # c, d, e
-        if weight != 0:  # else what lies there may be uninitialised memory
-            slot = ((i + DEPTH - back) % DEPTH).to(tl.int64)
-            v += tl.load(history + slot * apart + at, mask, 0.0) * weight
+    most = tl.load(bound + sample, sample < samples, 1.0) if CLIP == "sample" else limit
+    v, remembered = moved(v, o, row, i, history, apart, at, mask, most, CLIP, DEPTH)
     at_var = _place(sample, e, c, p, var_b, var_c, var_p, VAR_FIRST)
     if NOISE == "given":
         v += tl.load(noise + at, mask, 0.0) * _deviation(row, variance, at_var, mask, VARIANCE)
@@ -140,23 +186,21 @@ def denoise_step_forward(
             block = start // 4 + tl.arange(0, LANES // 4)[None, :]
             z = four_normals(tl.load(key), tl.load(key + 1) + sample, (i + 1).to(tl.int32), block)
             v += tl.reshape(z, (BLOCK, LANES)) * _deviation(row, variance, at_var, mask, VARIANCE)
-    tl.store(x + at, v, mask)
-    if DEPTH:
-        tl.store(history + (i % DEPTH).to(tl.int64) * apart + at, remembered, mask)
+    ended(v, remembered, i, x, history, next_index, apart, at, mask, DEPTH, NEXT)
 
 
-def _dense(x: Tensor, like: Tensor) -> Tensor:
+def dense(x: Tensor, like: Tensor) -> Tensor:
     """x in the memory format of `like`, contiguous or channels_last."""
     first = like.is_contiguous()
     return x.contiguous(memory_format=torch.contiguous_format if first else torch.channels_last)
 
 
-def _ring(history: Tensor, like: Tensor) -> Tensor:
+def ring(history: Tensor, like: Tensor) -> Tensor:
     """history with each of its tensors in the memory format of `like`."""
     one = history[0]
-    if _dense(one, like) is one:
+    if dense(one, like) is one:
         return history
-    return _dense(history.flatten(0, 1), like).unflatten(0, history.shape[:2])
+    return dense(history.flatten(0, 1), like).unflatten(0, history.shape[:2])
 
 
 def _flat(images: Tensor) -> tuple[Tensor, bool]:
@@ -166,10 +210,15 @@ def _flat(images: Tensor) -> tuple[Tensor, bool]:
     return flat, flat.stride(2) == 1 and (channels == 1 or flat.stride(1) == size)
 
 
-def forward(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance) -> None:
+def in_one_format(x: Tensor) -> Tensor:
+    """x, or a copy where it is in neither memory format."""
+    return x if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+
+
+def forward(x, out, rows, index, history, noise, key, limit, bound, guidance_scale, variance, next_index) -> None:
     """denoise_step of the same arguments."""
     n, c, h, w = x.shape
-    state = x if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+    state = in_one_format(x)
     first = state.is_contiguous()
     flat, out_first = _flat(out)
     flat_variance, variance_first = (None, False) if variance is None else _flat(variance)
@@ -179,16 +228,16 @@ def forward(x, out, rows, index, history, noise, key, limit, bound, guidance_sca
     groups = n * -(-elements // lanes)
     if groups >= 2**31:
         raise ValueError(f"denoise_step: x has {n * elements} elements; accepted: fewer than {2**31 * lanes}")
-    kept = None if history is None else _ring(history, state)
+    kept = None if history is None else ring(history, state)
     block = 1024 // lanes
     launch(
         denoise_step_forward,
         (-(-groups // block),),
         x.device,
         *(state, flat, None if guidance_scale is None else flat[n:], kept),
-        None if noise is None else _dense(noise, state),
+        None if noise is None else dense(noise, state),
         flat_variance,
-        *(rows.contiguous(), index, guidance_scale, contiguous(bound), contiguous(key)),
+        *(rows.contiguous(), index, next_index, guidance_scale, contiguous(bound), contiguous(key)),
         n,
         0 if kept is None or len(kept) == 1 else kept.stride(0),
         0.0 if limit is None else limit,
@@ -206,6 +255,7 @@ def forward(x, out, rows, index, history, noise, key, limit, bound, guidance_sca
         DEPTH=0 if kept is None else len(kept),
         NOISE="given" if noise is not None else "philox" if key is not None else "off",
         VARIANCE=variance is not None,
+        NEXT=next_index is not None,
         num_warps=4,
     )
     for given, written in ((x, state), (history, kept)):

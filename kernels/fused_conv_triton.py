@@ -30,7 +30,7 @@ from fastdiff.kernels.statistics_triton import merged, write_part
 
 
 @triton.jit
-def _accumulate(
+def accumulate(
     total,  # (ROWS, COLUMNS) float32
     x,  # the sample's first element
     weight,  # the phase's first tap, its columns: (1, COLUMNS) pointers
@@ -208,13 +208,13 @@ def fused_conv_forward(
     sample = b * (height // NEAREST) * (width // NEAREST)
     weight += phase * (TALL * WIDE * (DEEP + DEEP2) * OP) + o[None, :]
     # fmt: off
-    total = _accumulate(
+    total = accumulate(
         tl.zeros((ROWS, COLUMNS), tl.float32), x + sample * C, weight, scale, shift, b * scale_b,
         first_h, first_w, present, height, width, taps,
         C, DEEP, DEEP + DEEP2, OP, WIDE, NEAREST, DEPTH, NORM == "channels", BEFORE,
     )
     if C2:
-        total = _accumulate(
+        total = accumulate(
             total, second + sample * C2, weight + DEEP * OP, scale, shift, b * scale_b + C,
             first_h, first_w, present, height, width, taps,
             C2, DEEP2, DEEP + DEEP2, OP, WIDE, NEAREST, DEPTH2, NORM == "channels", BEFORE,

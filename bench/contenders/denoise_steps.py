@@ -77,7 +77,7 @@ def _ours(case: Case) -> Ready:
     """The engine's own step around that prediction: captured where the engine captures its own; where it has a plan,
     the plan's last call, run as the engine runs plans.
 
-    x and the row are put back before each, which is part of the time.
+    x is put back before each, which is part of the time.
     """
     x, out, _ = _inputs(case)
     table = case.model.table(case.sampler, STEPS)
@@ -88,16 +88,16 @@ def _ours(case: Case) -> Ready:
         engine.x,
         rows,
         engine.index,
+        torch.full_like(engine.index, ROW),
         key=engine.key.zero_() if captured or table.s.any() else None,
         history=engine.history if captured or table.depth else None,
     )
     out = out.contiguous(memory_format=torch.channels_last)  # as a network leaves it
-    row, steps = torch.full_like(engine.index, ROW), torch.zeros_like(engine.index)
+    steps = torch.zeros_like(engine.index)
 
     def body() -> None:
         state.x.copy_(x)
-        state.index.copy_(row)
-        advance(state, lambda x, index: out)
+        advance(state, lambda state: out)
 
     def counted() -> None:
         body()

@@ -104,7 +104,7 @@ def suite(size: str) -> list[Launch]:
                     if train:
                         evaluate(module, network.image_shape, batch, dtype, train)
                     else:
-                        captured_step(network, dtype, batch)[0]()
+                        captured_step(network, dtype, batch)[1]()
 
     found = recorded(run)
     return list({launch.kernel: launch for launch in reversed(found)}.values()) if quick else found

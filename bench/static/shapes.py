@@ -13,7 +13,10 @@ from fastdiff.bench.networks import Network
 from fastdiff.engine import evaluation
 from fastdiff.engine.prediction import Prediction
 from fastdiff.engine.step import State, advance
+from fastdiff.kernels.begin_step import begin_step
+from fastdiff.kernels.conv_weight import Window, pack
 from fastdiff.kernels.denoise_step import denoise_step
+from fastdiff.kernels.last_conv import LastConv, denoise_step_of
 from fastdiff.kernels.philox import normals
 from fastdiff.kernels.step_rows import COLUMNS
 from fastdiff.samplers.samplers import make_table
@@ -80,13 +83,15 @@ def captured_step(network: Network, dtype: torch.dtype, batch: int) -> tuple[Cal
         prediction.load_table(table, len(table))
         prediction.load_context(None)
         x = torch.empty(batch, *network.image_shape).contiguous(memory_format=torch.channels_last)
-        key, index = torch.empty(2, dtype=torch.int64), torch.empty((), dtype=torch.int64)
-        state = State(x, torch.empty(table.rows.shape), index, key=key, history=torch.empty_like(x)[None])
+        key, index, current = (torch.empty(shape, dtype=torch.int64) for shape in ((2,), (), ()))
+        state = State(x, torch.empty(table.rows.shape), index, current, key=key, history=torch.empty_like(x)[None])
         rounded = x.to(dtype)
 
     def evaluate() -> None:
         with torch.no_grad(), _AsOnAGpu():
-            parts.step(rounded, *prediction.time, *prediction.context)
+            out = parts.step(rounded, *prediction.time, *prediction.context)
+            if isinstance(out, LastConv):
+                out.prediction()
 
     def step() -> None:
         with torch.no_grad(), _AsOnAGpu():
@@ -96,14 +101,20 @@ def captured_step(network: Network, dtype: torch.dtype, batch: int) -> tuple[Cal
 
 
 def sampler_steps() -> None:
-    """Each kind of step on meta tensors: both systems' pictures, predictions as the network leaves them."""
+    """Each kind of step on meta tensors: both systems' pictures, predictions as the network leaves them.
+
+    Their last convolutions, too: a 1x1 and a 3x3 one.
+    """
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=META)
 
-    rows, index = empty(25, COLUMNS), empty(dtype=torch.int64)
+    rows, index, current = empty(25, COLUMNS), empty(dtype=torch.int64), empty(dtype=torch.int64)
     key, guidance = empty(2, dtype=torch.int64), empty()
-    for shape in ((1, 28, 28), (3, 16, 16)):
+    for shape, channels, window in (
+        ((1, 28, 28), 28, Window((1, 1))),
+        ((3, 16, 16), 64, Window((3, 3), padding=(1, 1))),
+    ):
         n = 64
         normals(key, 0, (n, *shape))
         x = empty(n, *shape)
@@ -121,3 +132,14 @@ def sampler_steps() -> None:
                 dict(out=wide[:, : shape[0]], variance=wide[:, shape[0] :], key=key),  # ddpm with a learned variance
             ):
                 denoise_step(x, rows=rows, index=index, **options)
+            if dtype.itemsize > 2:
+                continue
+            weight = pack(empty(shape[0], channels, *window.kernel, dtype=dtype), window)
+            for halves, options in (
+                (1, dict(key=key, history=empty(1, n, *shape))),
+                (2, dict(key=key, history=empty(3, n, *shape), clip=1.0, guidance_scale=guidance)),
+            ):
+                given = empty(halves * n, channels, *shape[1:], dtype=dtype).to(memory_format=torch.channels_last)
+                last = LastConv(given, weight, window, shape[0], empty(shape[0], dtype=dtype))
+                denoise_step_of(x, last, rows, current, next_index=index, **options)
+                begin_step(x, index, current, dtype, options["history"], halves == 2)

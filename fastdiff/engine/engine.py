@@ -147,7 +147,7 @@ class Engine:
         self.x, self.noise = images(), images()
         self.history = self._ring(1)
         self.rows = self._rows(self._model.schedule.num_timesteps)
-        self.index = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.index, self._current = (torch.zeros((), dtype=torch.int64, device=self.device) for _ in range(2))
         self.key = torch.zeros(2, dtype=torch.int64, device=self.device)
         self.guidance_scale = torch.ones((), dtype=torch.float32, device=self.device)
         # Copies from a device are fast only into pinned memory, which is scarce, so users get ordinary copies.
@@ -440,6 +440,7 @@ class Engine:
                 self.x,
                 self.rows,
                 self.index,
+                self._current,
                 key=self.key if kind.noise == "philox" else None,
                 noise=self.noise if kind.noise == "input" else None,
                 history=self.history[: kind.history] if kind.history else None,

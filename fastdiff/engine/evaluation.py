@@ -40,12 +40,14 @@ from fastdiff.engine.cpu.lowering import Packed
 from fastdiff.engine.cpu.operations import planned
 from fastdiff.engine.cpu.plan import Plan
 from fastdiff.engine.cpu.step import PlannedStep
+from fastdiff.engine.cuda.convolutions import leave_last
 from fastdiff.engine.cuda.lowering import lower
 from fastdiff.engine.memory import held_bytes
 from fastdiff.engine.placement import out_of_memory
 from fastdiff.errors import first_line
 from fastdiff.kernels import dispatch
 from fastdiff.kernels.attention_block import fits as fits_triton
+from fastdiff.kernels.last_conv import LastConv
 
 Made = TypeVar("Made")
 
@@ -69,12 +71,13 @@ class Parts(NamedTuple):
         time: (ROWS,) times → tensors whose first dimension is ROWS.
         context: the contexts of a batch, (B, ...), or None → any tensors.
         step: x (B, C, H, W), with self-conditioning the x0 before, as x, a row (1, ...) of each tensor from time, and
-            those from context → the prediction; with a learned variance it and the variance, (B, 2C, H, W).
+            those from context → the prediction; with a learned variance it and the variance, (B, 2C, H, W). On a CUDA
+            device the convolution that makes them may be left to the sampler's update.
     """
 
     time: Callable[[Tensor], tuple[Tensor, ...]]
     context: Callable[[Tensor | None], tuple[Tensor, ...]]
-    step: Callable[..., Tensor]
+    step: Callable[..., Tensor | LastConv]
 
 
 @dataclass(frozen=True)
@@ -329,7 +332,10 @@ def _programs(graphs: Split, given: Given, rewritten: bool = True) -> Parts:
 
         step = PlannedStep(of_batch, given.batch, given.halves)
         return Parts(before[0], contexts_first(before[1]), step)
-    run = program(fused(graphs.step, given.batch))
+    whole = fused(graphs.step, given.batch)
+    if rewritten and dispatch.triton_for(given.device, given.dtype):
+        leave_last(whole)
+    run = program(whole)
     return Parts(program(time), contexts_first(program(context)), lambda *inputs: run(*inputs)[0])
 
 
@@ -366,7 +372,8 @@ def evaluated(parts: Parts, inputs: Mapping[str, Tensor], times: Tensor | None =
     table = inputs["t"][:1].expand(ROWS) if times is None else times
     rows = [one[row : row + 1] for one in parts.time(table)]
     images = [inputs[name] for name in IMAGES if name in inputs]
-    return parts.step(*images, *rows, *parts.context(inputs.get("context")))
+    out = parts.step(*images, *rows, *parts.context(inputs.get("context")))
+    return out.prediction() if isinstance(out, LastConv) else out
 
 
 def check(network: Network, parts: Parts, given: Given) -> None:

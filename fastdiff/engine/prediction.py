@@ -6,40 +6,46 @@ import torch
 from torch import Tensor
 
 from fastdiff.engine.evaluation import ROWS, Parts
+from fastdiff.engine.step import State
+from fastdiff.kernels.begin_step import begin_step
+from fastdiff.kernels.last_conv import LastConv
 from fastdiff.samplers.table import StepTable
+
+ALIGNED = 16  # bytes, where each tensor of a row begins
 
 
 class _Rows:
-    """Tensors of one dtype with a row for each of a table's, side by side in one buffer, so that a step reads one row.
+    """Tensors with a row for each of a table's, side by side in one buffer, so that a step reads one row.
 
     Attributes:
-        values: (capacity, width).
-        row: (1, width), the row that is read, in the same place in every step.
-        views, tables: each part of the row, and of the values.
+        values: (capacity, bytes) uint8.
+        row: (1, bytes) uint8, the row that is read, in the same place in every step.
+        views, tables: each tensor in the row, and in the values.
     """
 
-    def __init__(self, parts: list[Tensor], capacity: int) -> None:
-        width = sum(part[0].numel() for part in parts)
-        self.values = parts[0].new_zeros(capacity, width)
-        self.row = parts[0].new_zeros(1, width)
+    def __init__(self, parts: tuple[Tensor, ...], capacity: int) -> None:
+        self._places = []
+        end = 0
+        for part in parts:
+            size = part[0].numel() * part.element_size()
+            self._places.append(slice(end, end + size))
+            end += -(-size // ALIGNED) * ALIGNED
+        self.values, self.row = (parts[0].new_zeros(rows, end, dtype=torch.uint8) for rows in (capacity, 1))
         self.views, self.tables = (
             [
-                one.view(len(one), *part.shape[1:])
-                for one, part in zip(whole.split([p[0].numel() for p in parts], dim=1), parts, strict=True)
+                whole[:, place].view(part.dtype).view(len(whole), *part.shape[1:])
+                for place, part in zip(self._places, parts, strict=True)
             ]
             for whole in (self.row, self.values)
         )
 
-    def load(self, parts: list[Tensor], at: int) -> None:
-        joined = torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
-        self.values[at : at + len(joined)] = joined
-
-    def read(self, index: Tensor) -> None:
-        torch.index_select(self.values, 0, index.reshape(1), out=self.row)
+    def load(self, parts: tuple[Tensor, ...], at: int) -> None:
+        for table, part in zip(self.tables, parts, strict=True):
+            table[at : at + len(part)] = part
 
 
 class Prediction:
-    """(x, index, with self-conditioning the x0 before) → the network's output for a batch, in the network's dtype.
+    """The state → the network's output for a batch, in the network's dtype; see step.advance.
 
     With guidance the network runs on twice the batch: the output is (2 B, C, H, W), the B predictions without a
     context first, and denoise_step combines them. A learned variance follows the prediction's channels.
@@ -62,7 +68,7 @@ class Prediction:
     ) -> None:
         self.parts, self.device, self.dtype, self.guided, self.null = parts, device, dtype, guided, null
         self.time_dtype = torch.int64 if whole else torch.float32
-        self.rows: dict[torch.dtype, _Rows] = {}
+        self.rows: _Rows | None = None
         self.time: list[Tensor] = []
         self.tables: list[Tensor] = []
         self.context: tuple[Tensor, ...] = ()
@@ -76,16 +82,14 @@ class Prediction:
         made = capacity > self.capacity
         for at in range(0, count, ROWS):
             parts = self.parts.time(times[at : at + ROWS])
-            kinds = {dtype: [part for part in parts if part.dtype == dtype] for dtype in {p.dtype for p in parts}}
+            if not parts:
+                return
             if made and at == 0:
                 self.capacity = -(-capacity // ROWS) * ROWS
-                self.rows = {dtype: _Rows(found, self.capacity) for dtype, found in kinds.items()}
-                views = {dtype: iter(rows.views) for dtype, rows in self.rows.items()}
-                self.time = [next(views[part.dtype]) for part in parts]
-                tables = {dtype: iter(rows.tables) for dtype, rows in self.rows.items()}
-                self.tables = [next(tables[part.dtype]) for part in parts]
-            for dtype, found in kinds.items():
-                self.rows[dtype].load(found, at)
+                self.rows = _Rows(parts, self.capacity)
+                self.time, self.tables = self.rows.views, self.rows.tables
+            if self.rows is not None:
+                self.rows.load(parts, at)
 
     def load_context(self, context: Tensor | None) -> None:
         """Set the batch's contexts: (B, ...), or None. Equal shapes reuse the same buffers."""
@@ -102,12 +106,10 @@ class Prediction:
 
     def bytes(self) -> int:
         """Of the rows."""
-        return sum(rows.values.numel() * rows.values.element_size() for rows in self.rows.values())
+        return 0 if self.rows is None else self.rows.values.numel()
 
-    def __call__(self, x: Tensor, index: Tensor, *x0_before: Tensor) -> Tensor:
-        images = [one.to(dtype=self.dtype, memory_format=torch.channels_last) for one in (x, *x0_before)]
-        if self.guided:
-            images = [torch.cat((one, one)) for one in images]
-        for rows in self.rows.values():
-            rows.read(index)
+    def __call__(self, state: State) -> Tensor | LastConv:
+        table = () if self.rows is None else (self.rows.values, self.rows.row)
+        before = state.history if state.self_condition else None
+        images = begin_step(state.x, state.index, state.current, self.dtype, before, self.guided, *table)
         return self.parts.step(*images, *self.time, *self.context)

@@ -22,6 +22,7 @@ from fastdiff.capture.tidy import fold_constants
 from fastdiff.engine.context import ContextKind
 from fastdiff.engine.evaluation import Given, Network, captured, evaluated
 from fastdiff.engine.prediction import Prediction
+from fastdiff.engine.step import State
 from fastdiff.kernels.dispatch import using
 
 # The same operations on the same numbers; a convolution of torch's takes another path at another memory layout.
@@ -77,7 +78,8 @@ def check_guidance(network, example, given):
         prediction = Prediction(parts, given.device, given.dtype, example.integer, guided=True)
         prediction.load_table(SimpleNamespace(time=given.times.tolist()), 5)
         prediction.load_context(inputs["context"])
-        ours = prediction(inputs["x"], torch.tensor(3, device=given.device))
+        index, current, rows = (torch.tensor(value, device=given.device) for value in (3, 0, []))
+        ours = prediction(State(inputs["x"].float(), rows, index, current))
         contexts = torch.cat((torch.zeros_like(inputs["context"]), inputs["context"]))
         with using("reference"):
             expected = network(inputs["x"].repeat(2, 1, 1, 1), given.times[3].to(given.device).expand(2 * n), contexts)

@@ -203,6 +203,7 @@ def test_a_loop_of_advance_is_the_engine(sampler, guided, randomised):
         x,
         torch.from_numpy(table.rows).float(),
         torch.tensor(0),
+        torch.tensor(0),
         key=torch.tensor([7, 0]),
         history=torch.empty_like(x)[None],
         guidance_scale=torch.tensor(2.5) if guided else None,

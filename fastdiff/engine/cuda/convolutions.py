@@ -26,6 +26,7 @@ from fastdiff.kernels.conv_weight import Window, pack
 from fastdiff.kernels.depthwise_conv import fused_depthwise
 from fastdiff.kernels.fused_conv import fold_norm, fused_conv
 from fastdiff.kernels.group_norm import MAX_CHANNELS, group_norm_of
+from fastdiff.kernels.last_conv import LastConv
 
 
 def fuse(graph: Graph) -> None:
@@ -43,6 +44,17 @@ def fuse(graph: Graph) -> None:
         if node.target is fused_conv:
             _pack(graph, node)
     graph.tidy()
+
+
+def leave_last(graph: Graph) -> None:
+    """The convolution that makes the graph's only result is left to what uses it, as a LastConv."""
+    result = graph.results[0]
+    if result.target is not fused_conv or result.kwargs:
+        return
+    window, channels = result.args[2:4]
+    if LastConv.fits(window, channels, *result.meta["shape"][2:]):
+        replace(graph, result, LastConv, result.args)
+        graph.tidy()
 
 
 def _ordinary(graph: Graph, node: Node) -> None:
