@@ -40,7 +40,9 @@ from fastdiff.engine.cpu.lowering import Packed
 from fastdiff.engine.cpu.operations import planned
 from fastdiff.engine.cpu.plan import Plan
 from fastdiff.engine.cpu.step import PlannedStep
+from fastdiff.engine.cuda.casts import norms_without_casts
 from fastdiff.engine.cuda.convolutions import leave_last
+from fastdiff.engine.cuda.images import as_images
 from fastdiff.engine.cuda.lowering import lower
 from fastdiff.engine.memory import held_bytes
 from fastdiff.engine.placement import out_of_memory
@@ -250,12 +252,20 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 class _InWeightsDtype(TorchFunctionMode):
-    """A product of times or contexts, which stay float32, with weights of 16 bits is computed in the weights' dtype."""
+    """A product of times or contexts, which stay float32, with weights of 16 bits is computed in the weights' dtype.
+
+    A norm of what a network casts to float32 is computed in float32, although its weights have 16 bits.
+    """
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
         if function is F.linear and len(args) > 1 and args[0].dtype != args[1].dtype:
             args = (args[0].to(args[1].dtype), *args[1:])
-        return function(*args, **(kwargs or {}))
+        elif function in (F.group_norm, F.layer_norm) and args:
+            wide = args[0].dtype
+            args = args[0], *(one.to(wide) if isinstance(one, Tensor) else one for one in args[1:])
+            kwargs = {name: one.to(wide) if isinstance(one, Tensor) else one for name, one in kwargs.items()}
+        return function(*args, **kwargs)
 
 
 class _WithoutDropout(TorchFunctionMode):
@@ -349,6 +359,9 @@ def _fuse(graph: Graph, given: Given) -> None:
     elif _in_c(given):
         fold_linear_attention(graph, lambda *sizes: True)
     fuse_softmax_attention(graph)
+    if triton:
+        norms_without_casts(graph)
+        as_images(graph)
     fuse_norms(graph)
     fuse_convolutions(graph)
     if triton:

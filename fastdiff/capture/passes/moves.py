@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from fastdiff.capture.graph import Batch, mapped
 from fastdiff.capture.passes.match import Node, aten, only_user
 
-_MOVES = {aten.reshape.default, aten.permute.default, aten.transpose.int, aten.expand.default}
+MOVES = {aten.reshape.default, aten.permute.default, aten.transpose.int, aten.expand.default}
 
 
 class Path(NamedTuple):
@@ -52,13 +52,21 @@ def path_from(start: Node) -> Path:
     return _path(start, end, steps)
 
 
+def moved_by(start: Node, steps: list[Node]) -> Tensor | None:
+    """A tensor without memory, of the start's shape and contiguous, after these moves; None where one is a copy."""
+    moved: Tensor | None = torch.empty(sized(start.meta["shape"]), device="meta")
+    for step in steps:
+        moved = _moved(moved, step)
+    return moved
+
+
 def sized(value: Any) -> Any:
     """A shape, or arguments, at some batch, if they are for any."""
     return mapped(value, lambda one: 5 * one.times if isinstance(one, Batch) else one)
 
 
 def _is_step(node: Node) -> bool:
-    return node.target in _MOVES or _is_cast(node) or _factor(node) is not None
+    return node.target in MOVES or _is_cast(node) or factor_of(node) is not None
 
 
 def _is_cast(node: Node) -> bool:
@@ -66,7 +74,7 @@ def _is_cast(node: Node) -> bool:
     return floating and node.kwargs["dtype"].is_floating_point
 
 
-def _factor(node: Node) -> float | None:
+def factor_of(node: Node) -> float | None:
     """The number by which a node multiplies, or one over that by which it divides."""
     if node.target not in (aten.mul.Tensor, aten.div.Tensor) or not isinstance(node.args[1], (int, float)):
         return None
@@ -78,10 +86,10 @@ def _factor(node: Node) -> float | None:
 def _path(start: Node, end: Node, steps: list[Node]) -> Path:
     factor, moved = 1.0, torch.empty(sized(start.meta["shape"]), device="meta") if "shape" in start.meta else None
     for step in steps:
-        if step.target in _MOVES:
+        if step.target in MOVES:
             moved = _moved(moved, step)
         else:
-            number = _factor(step)
+            number = factor_of(step)
             factor *= 1.0 if number is None else number  # a cast has none
     return Path(start, end, factor, moved)
 

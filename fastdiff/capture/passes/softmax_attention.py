@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastdiff.capture.graph import Graph
 from fastdiff.capture.passes.match import Node, aten, insert, only_user, reshaped, supersede
-from fastdiff.capture.passes.moves import ended, path_from, path_to
+from fastdiff.capture.passes.moves import MOVES, ended, factor_of, path_from, path_to
 
 
 def fuse_softmax_attention(graph: Graph) -> None:
@@ -16,6 +16,10 @@ def fuse_softmax_attention(graph: Graph) -> None:
     for node in list(graph.nodes.nodes):
         if node.target is aten._softmax.default and node.args[1] in (-1, len(node.meta["shape"]) - 1):
             _fuse(graph, node)
+    graph.tidy()
+    for node in list(graph.nodes.nodes):
+        if node.target is aten.scaled_dot_product_attention.default:
+            _with_factors(graph, node)
     graph.tidy()
 
 
@@ -40,6 +44,27 @@ def _fuse(graph: Graph, softmax: Node) -> None:
     out.meta["shape"] = (*q.meta["shape"][:3], v.meta["shape"][3])
     out = reshaped(graph, user, out, (q.meta["shape"][0], *out.meta["shape"][2:]))
     supersede(graph, user, out if first else _transposed(graph, user, out))
+
+
+def _with_factors(graph: Graph, attention: Node) -> None:
+    """Numbers that queries or keys are multiplied by become the scores' scale."""
+    factor = 1.0
+    for operand in attention.args[:2]:
+        node, user = operand, attention
+        while node.target in MOVES or factor_of(node) is not None:
+            if only_user(node) is not user:
+                break
+            number = factor_of(node)
+            if number is None:
+                node, user = node.args[0], node
+                continue
+            factor *= number
+            node.replace_all_uses_with(node.args[0])
+            node = node.args[0]
+    if factor != 1:
+        scale = attention.kwargs.get("scale")
+        scale = attention.args[0].meta["shape"][-1] ** -0.5 if scale is None else scale
+        attention.kwargs = {**attention.kwargs, "scale": scale * factor}
 
 
 def _transposed(graph: Graph, before: Node, x: Node) -> Node:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from fastdiff.capture.graph import Graph
+from fastdiff.engine.cuda.attention import picture_attentions
 from fastdiff.engine.cuda.convolutions import fuse
+from fastdiff.engine.cuda.images import join_projections, stay
 from fastdiff.engine.cuda.library import activations_before_norms, depthwise_convolutions, endings
 from fastdiff.kernels import dispatch
 
@@ -14,6 +16,9 @@ def lower(graph: Graph) -> None:
     Args:
         graph: of one batch, after the passes that all devices share; is changed.
     """
+    join_projections(graph)
+    picture_attentions(graph)
+    stay(graph)
     depthwise_convolutions(graph)
     if dispatch.backend() != "library":
         fuse(graph)

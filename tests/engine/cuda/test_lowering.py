@@ -96,10 +96,55 @@ class Others(Small):
         return self.odd(F.silu(self.wide(h) + row(t, 4).to(x.dtype)) + self.skip(h))
 
 
+class Tokens(Small):
+    """Attention of tokens, as in diffusers: norm, three linear layers, heads, a linear layer, the residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 12, 3, padding=1), nn.GroupNorm(3, 12)
+        self.q, self.k, self.v = nn.Linear(12, 8), nn.Linear(12, 8, bias=False), nn.Linear(12, 8)
+        self.out, self.last = nn.Linear(8, 12), nn.Conv2d(12, 2, 3, padding=1)
+
+    def forward(self, x, t):
+        x = self.first(x)
+        tokens = self.norm(x.flatten(2)).transpose(1, 2)
+        q, k, v = (one(tokens).unflatten(2, (2, 4)).transpose(1, 2) for one in (self.q, self.k, self.v))
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.last(self.out(out).transpose(1, 2).reshape(x.shape) + x)
+
+
+class Signal(Small):
+    """Attention of a signal, as in guided-diffusion: a norm in float32, queries, keys and values of one convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 12, 3, padding=1), nn.GroupNorm(3, 12)
+        self.qkv, self.out = nn.Conv1d(12, 36, 1), nn.Conv1d(12, 12, 1)
+        self.last = nn.Conv2d(12, 2, 3, padding=1)
+
+    def forward(self, x, t):
+        x = self.first(x)
+        flat = x.reshape(len(x), 12, -1)
+        wide = torch.float32 if x.dtype.itemsize < 4 else x.dtype
+        h = F.group_norm(flat.to(wide), 3, self.norm.weight.to(wide), self.norm.bias.to(wide)).to(x.dtype)
+        q, k, v = self.qkv(h).reshape(2 * len(x), 18, -1).split(6, 1)
+        scores = torch.einsum("bct,bcs->bts", q * 6**-0.25, k * 6**-0.25).softmax(-1)
+        out = self.out(torch.einsum("bts,bcs->bct", scores, v).reshape(flat.shape))
+        return self.last((flat + out).reshape(x.shape))
+
+
 KERNELS = {
     ConvNext: {"fused_conv_forward": 3, "depthwise_conv_forward": 1, "last_conv_forward": 1},
     UpAndDown: {"fused_conv_forward": 6, "mul": 1, "last_conv_forward": 1},
     Residual: {"fused_conv_forward": 4, "group_norm_apply": 4, "last_conv_forward": 1},
+    Tokens: {
+        "fused_conv_forward": 3, "group_norm_apply": 1, "_scaled_dot_product_flash_attention": 1,
+        "last_conv_forward": 1,
+    },
+    Signal: {
+        "fused_conv_forward": 3, "group_norm_apply": 1, "_scaled_dot_product_flash_attention": 1,
+        "last_conv_forward": 1,
+    },
     Others: {
         "convolution": 4, "convolution's bias": 1, "conv_ending_forward": 1, "group_norm_forward": 1, "add": 1,
         "silu": 1, "denoise_step_forward": 1,
