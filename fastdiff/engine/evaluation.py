@@ -30,6 +30,7 @@ from fastdiff.capture.passes.folded_attention import fold_linear_attention
 from fastdiff.capture.passes.linear_attention import fuse_linear_attention
 from fastdiff.capture.passes.norms import fuse_norms
 from fastdiff.capture.passes.position_norms import fuse_position_norms
+from fastdiff.capture.passes.rows import hoist_rows
 from fastdiff.capture.passes.softmax_attention import fuse_softmax_attention
 from fastdiff.capture.program import program
 from fastdiff.capture.refusal import NotRecordableError
@@ -345,6 +346,7 @@ def _programs(graphs: Split, given: Given, rewritten: bool = True) -> Parts:
     whole = fused(graphs.step, given.batch)
     if rewritten and dispatch.triton_for(given.device, given.dtype):
         leave_last(whole)
+        hoist_rows(time, whole)
     run = program(whole)
     return Parts(program(time), contexts_first(program(context)), lambda *inputs: run(*inputs)[0])
 

@@ -41,26 +41,24 @@ def fuse_norms(graph: Graph) -> None:
 
 
 def _with_affine(graph: Graph, norm: Node) -> Node:
-    """A norm without a weight and a bias takes those of the multiplication and the addition that follow it.
+    """A norm takes the multiplication and the addition that follow it, by numbers of each channel.
 
-    What differs by sample becomes its scale and shift.
+    They become its weight and bias, if it has none and they are the same for all samples, else its scale and shift.
     """
     x, groups, *own, eps = norm.args[:5]
     scaled = only_user(norm)
     weight = other_operand(scaled, norm, aten.mul.Tensor)
     shifted = None if weight is None else only_user(scaled)
     bias = other_operand(shifted, scaled, aten.add.Tensor)
-    if own != [None, None] or any(norm.args[5:]) or not all(_is_number(one, norm) for one in (weight, bias)):
+    if any(norm.args[5:]) or not all(_is_number(one, norm) for one in (weight, bias)):
         return norm
     channels = norm.meta["shape"][1]
-    if is_row(weight, channels) and is_row(bias, channels):
+    if own == [None, None] and is_row(weight, channels) and is_row(bias, channels):
         rows = [reshaped(graph, shifted, row, (channels,)) for row in (weight, bias)]
         return replace(graph, shifted, ours.group_norm.default, (x, groups, *rows, eps, *[None] * 5))
-    scale, shift = (reshaped(graph, shifted, one, (one.meta["shape"][0], channels)) for one in (weight, bias))
-    scale = insert(graph, shifted, aten.sub.Tensor, (scale, 1), scale)  # group_norm's is what is added to 1
-    return replace(
-        graph, shifted, ours.group_norm.default, (x, groups, None, None, eps, None, scale, shift, None, None)
-    )
+    scale = insert(graph, shifted, aten.sub.Tensor, (weight, 1), weight)  # group_norm's is what is added to 1
+    scale, shift = (reshaped(graph, shifted, one, (one.meta["shape"][0], channels)) for one in (scale, bias))
+    return replace(graph, shifted, ours.group_norm.default, (x, groups, *own, eps, None, scale, shift, None, None))
 
 
 def _is_number(one: Node, norm: Node) -> bool:

@@ -19,7 +19,9 @@ from fastdiff.capture.passes.match import (
     ours,
     replace,
     stored,
+    supersede,
 )
+from fastdiff.capture.passes.moves import factor_of
 from fastdiff.engine.cuda.choice import is_fused
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.conv_weight import Window, pack
@@ -36,7 +38,7 @@ def fuse(graph: Graph) -> None:
             _ordinary(graph, node)
         elif node.target is aten.convolution.default:
             _transposed(graph, node)
-    for take in (_upsampling, _concatenation, _shortcut, _norm, _known_norm):
+    for take in (_upsampling, _concatenation, _shortcut, _factor, _norm, _known_norm):
         for node in list(graph.nodes.nodes):
             take(graph, node)
         graph.tidy()
@@ -132,6 +134,15 @@ def _shortcut(graph: Graph, node: Node) -> None:
     second = residual.kwargs.get("second")
     more = {} if second is None else {"residual_second": second}
     node.kwargs = {**node.kwargs, "residual": x, "shortcut": weight, **more}
+
+
+def _factor(graph: Graph, node: Node) -> None:
+    """A number that the result is multiplied by."""
+    user = only_user(node) if node.target is fused_conv else None
+    number = None if user is None else factor_of(user)
+    if number is not None and user.meta["dtype"] == node.meta["dtype"]:
+        node.kwargs = {**node.kwargs, "factor": number * node.kwargs.get("factor", 1.0)}
+        supersede(graph, user, node)
 
 
 def _norm(graph: Graph, node: Node) -> None:
