@@ -53,7 +53,7 @@ def channel_norm_reference(x: Tensor, gain: Tensor, residual: Tensor | None = No
 def _launch(x: Tensor, gain: Tensor, residual: Tensor | None, eps: float) -> Tensor:
     from fastdiff.kernels import channel_norm_triton
 
-    return channel_norm_triton.forward(x, gain, residual, eps)
+    return channel_norm_triton.forward(x, gain, None, eps, True, None, residual)
 
 
 class _ChannelNorm(torch.autograd.Function):

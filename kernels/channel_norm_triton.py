@@ -1,4 +1,4 @@
-"""Triton kernels of channel_norm: a tile of ROWS positions by all channels, read once.
+"""Triton kernels of channel_norm and position_norm: a tile of ROWS positions by all channels, read once.
 
     x_b, x_c, x_p (and y_*, dy_*, dx_*, r_* of the residual): strides of batch, channel and position, in elements
     C: channels; COLUMNS: C padded to a power of two
@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.kernels.activations import activate
 from fastdiff.kernels.dispatch import launch
-from fastdiff.kernels.layout import empty_images, positions, promoted, registers, tile
+from fastdiff.kernels.layout import contiguous, empty_images, positions, promoted, registers, tile
 
 
 @triton.jit
@@ -28,10 +29,11 @@ def normalise(v, mask, C: tl.constexpr, eps):
 
 
 @triton.jit
-def channel_norm_forward(
+def position_norm_forward(
     x,  # (B, C, n) any float dtype
     y,  # (B, C, n) the promoted dtype, written
-    gain,  # (C,) any float dtype
+    weight,  # (C,) any float dtype, or None
+    bias,  # likewise
     residual,  # (B, C, n) any float dtype, or None
     count,  # n, positions
     x_b: tl.constexpr,
@@ -44,20 +46,31 @@ def channel_norm_forward(
     r_c: tl.constexpr,
     r_p: tl.constexpr,
     eps,
+    CENTRED: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    AFTER: tl.constexpr,
     RESIDUAL: tl.constexpr,
     C: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """y = xhat gain + residual."""
+    """y = after(n(x) weight + bias) + residual; CENTRED: n(x) is xhat, else x / max(|x|, eps)."""
     per_sample = tl.cdiv(count, ROWS)
     b = (tl.program_id(0) // per_sample).to(tl.int64)
     p = (tl.program_id(0) % per_sample) * ROWS + tl.arange(0, ROWS)[:, None]
     c = tl.arange(0, COLUMNS)[None, :]
     mask = (p < count) & (c < C)
     v = tl.load(x + b * x_b + p * x_p + c * x_c, mask, 0.0).to(tl.float32)
-    xhat, _ = normalise(v, mask, C, eps)
-    out = xhat * tl.load(gain + c, c < C, 0.0).to(tl.float32)
+    if CENTRED:
+        out, _ = normalise(v, mask, C, eps)
+    else:
+        out = v / tl.maximum(tl.sqrt(tl.sum(v * v, axis=1)), eps)[:, None]
+    if WEIGHT:
+        out *= tl.load(weight + c, c < C, 0.0).to(tl.float32)
+    if BIAS:
+        out += tl.load(bias + c, c < C, 0.0).to(tl.float32)
+    out = activate(out, AFTER)
     if RESIDUAL:
         out += tl.load(residual + b * r_b + p * r_p + c * r_c, mask, 0.0).to(tl.float32)
     tl.store(y + b * y_b + p * y_p + c * y_c, out.to(y.dtype.element_ty), mask)
@@ -107,21 +120,33 @@ def channel_norm_backward(
     tl.store(partial + tl.program_id(0) * C + columns, tl.sum(dgain, axis=0), columns < C)
 
 
-def forward(x: Tensor, gain: Tensor, residual: Tensor | None, eps: float) -> Tensor:
-    """channel_norm(x, gain, residual, eps)."""
+def forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centred: bool,
+    after: str | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """position_norm of the same arguments."""
     b, c, h, w = x.shape
-    y = empty_images(x, dtype=promoted(x, gain, residual))
+    y = empty_images(x, dtype=promoted(x, weight, bias, residual))
     rows, columns, warps = tile(c, h * w, 2048)
     flat, into = positions(x), positions(y)
     other = None if residual is None else positions(residual)
     launch(
-        channel_norm_forward,
+        position_norm_forward,
         (b * -(-h * w // rows),),
         x.device,
-        *(flat, into, gain.contiguous(), other),
+        *(flat, into, contiguous(weight), contiguous(bias), other),
         h * w,
         *(*flat.stride(), *into.stride(), *((0, 0, 0) if other is None else other.stride())),
         eps,
+        CENTRED=centred,
+        WEIGHT=weight is not None,
+        BIAS=bias is not None,
+        AFTER=after or "none",
         RESIDUAL=residual is not None,
         C=c,
         ROWS=rows,

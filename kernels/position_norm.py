@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.kernels.group_norm import FUNCTIONS
+from fastdiff.kernels.dispatch import use_triton
+from fastdiff.kernels.group_norm import FUNCTIONS, MAX_CHANNELS
 
 
 def position_norm(
@@ -34,8 +35,12 @@ def position_norm(
         residual: as x, or None.
 
     Returns:
-        (B, C, H, W).
+        (B, C, H, W); from Triton in channels_last.
     """
+    if use_triton(x) and x.shape[1] <= MAX_CHANNELS:
+        from fastdiff.kernels import channel_norm_triton
+
+        return channel_norm_triton.forward(x, weight, bias, eps, centred, after, residual)
     if centred:
         var, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
         y = (x - mean) * (var + eps).rsqrt()

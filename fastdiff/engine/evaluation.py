@@ -355,7 +355,7 @@ def _fuse(graph: Graph, given: Given) -> None:
     fold_batch_norm(graph)
     triton = dispatch.triton_for(given.device, given.dtype)
     fuse_linear_attention(graph)
-    fuse_position_norms(graph, any_norm=_in_c(given))
+    fuse_position_norms(graph, any_norm=triton or _in_c(given))
     if triton:
         fold_linear_attention(graph, lambda channels, width, _: fits_triton(given.dtype, channels, width))
     elif _in_c(given):

@@ -166,6 +166,29 @@ def test_times_and_contexts_stay_float32_in_16_bits():
     assert set(seen) == {(torch.bfloat16, torch.float32, torch.float32)} and torch.isfinite(images).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norms_that_a_network_computes_in_float32_take_16_bit_weights(dtype, randomised, rel):
+    """As guided-diffusion's and improved-diffusion's do; torch's own norms refuse two dtypes."""
+
+    class Wide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.group = torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.GroupNorm(2, 4)
+            self.layer = torch.nn.LayerNorm((4, 6))
+
+        def forward(self, x, t):
+            return self.layer(self.group(self.conv(x).float())).type(x.dtype)
+
+    network = randomised(Wide()).eval()
+    kind = given((4, 4, 6), dtype=dtype)
+    made = Network(network, CPU, dtype)
+    inputs = kind.example(2)
+    with torch.no_grad():
+        expected = Network(network, CPU, torch.float32)(inputs["x"].float(), inputs["t"])
+        assert rel(made(**inputs), expected) < 2e-2
+        assert rel(evaluated(captured(made, kind), inputs), expected) < 2e-2
+
+
 def test_what_is_folded_is_rounded_once(randomised):
     """Weights that were rounded to bfloat16 before they are folded would be rounded twice."""
     course = randomised(ContextUnet(3, 8, 2, 8)).eval()

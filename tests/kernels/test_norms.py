@@ -9,6 +9,7 @@ from fastdiff.kernels.conv import conv_add, conv_norm
 from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_reference
 from fastdiff.kernels.dispatch import using
 from fastdiff.kernels.group_norm import group_norm, group_norm_reference
+from fastdiff.kernels.position_norm import position_norm
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ACTIVATIONS = [None, "gelu", "gelu_tanh", "silu", "relu"]
@@ -184,6 +185,21 @@ def test_channel_norm_and_its_gradients(triton_device, agrees, layouts, leaves, 
         agrees(y, exact)
         for mine, theirs in zip(gradients, exact_gradients, strict=True):
             agrees(mine, theirs, times=3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("b, c, h, w", [(2, 28, 3, 7), (1, 300, 2, 2), (2, 1, 3, 3)])
+@pytest.mark.parametrize("centred, affine, after, residual", [(False, True, "silu", False), (True, False, None, True)])
+def test_position_norm(triton_device, agrees, layouts, dtype, b, c, h, w, centred, affine, after, residual):
+    x = images(triton_device, dtype, b, c, h, w)
+    x[0, :, 1, 1] = 0.0  # of no length
+    weight, bias = torch.randn(2, 1, c, 1, 1, device=triton_device).to(dtype) if affine else (None, None)
+    other = images(triton_device, dtype, b, c, h, w) if residual else None
+    wide = [None if one is None else one.double() for one in (x, weight, bias, other)]
+    with using("reference"):
+        exact = position_norm(*wide[:3], 1e-5, centred, after, wide[3])
+    for given in layouts(x).values():
+        agrees(position_norm(given, weight, bias, 1e-5, centred, after, other), exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -133,7 +133,39 @@ class Signal(Small):
         return self.last((flat + out).reshape(x.shape))
 
 
+class Lengths(Small):
+    """Norms by the length over channels, as in lucidrains' networks, with a scale and a shift by time."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.gain, self.last = nn.Parameter(torch.ones(1, 6, 1, 1)), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x, t):
+        x = self.first(x)
+        h = F.normalize(x, dim=1) * self.gain * 6**0.5
+        h = F.silu(h * (row(t, 6).to(x.dtype) + 1) + row(t, 6).to(x.dtype))
+        h = F.normalize(self.second(h), dim=1) * self.gain * 6**0.5
+        return self.last(F.silu(h) + x)
+
+
+class Modulated(Small):
+    """A norm with a weight before a scale and a shift by time, as in guided-diffusion; the sum by a factor."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 6, 3, padding=1), nn.GroupNorm(3, 6)
+        self.second, self.last = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x, t):
+        x = self.first(x)
+        h = F.silu(self.norm(x) * (1 + row(t, 6).to(x.dtype)) + row(t, 6).to(x.dtype))
+        return self.last((self.second(h) + x) / 2**0.5)
+
+
 KERNELS = {
+    Lengths: {"fused_conv_forward": 2, "position_norm_forward": 2, "last_conv_forward": 1},
+    Modulated: {"fused_conv_forward": 2, "group_norm_apply": 1, "last_conv_forward": 1},
     ConvNext: {"fused_conv_forward": 3, "depthwise_conv_forward": 1, "last_conv_forward": 1},
     UpAndDown: {"fused_conv_forward": 6, "mul": 1, "last_conv_forward": 1},
     Residual: {"fused_conv_forward": 4, "group_norm_apply": 4, "last_conv_forward": 1},
