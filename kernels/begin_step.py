@@ -28,8 +28,8 @@ def begin_step(
         history: (k, n, C, H, W) float32, a ring, of which the network is given place (index - 1) % k as well, what the
             row before remembered; or None.
         twice: whether each picture is wanted twice, in two halves, as with guidance.
-        table: (R, bytes) uint8, bytes a multiple of 16; comes with row.
-        row: (1, bytes) uint8, overwritten with the table's row `index`.
+        table: (R, bytes) uint8, contiguous, bytes a multiple of 16; comes with row.
+        row: (1, bytes) uint8, likewise, overwritten with the table's row `index`.
 
     Returns:
         x, and with a history what the row before remembered: (n, C, H, W) or (2 n, C, H, W), dtype, channels_last.

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastdiff.kernels.denoise_step_triton import in_one_format, ring
 from fastdiff.kernels.dispatch import launch
-from fastdiff.kernels.layout import contiguous
 
 BLOCK = 1024
 
@@ -93,7 +92,7 @@ def forward(
         if one is not None
     ]
     programs = -(-x.numel() // BLOCK)
-    wide, narrow = (None if one is None else contiguous(one).view(torch.int64) for one in (table, row))
+    wide, narrow = (None if one is None else one.view(torch.int64) for one in (table, row))
     words = 0 if wide is None else wide.shape[1]
     launch(
         begin_step_forward,

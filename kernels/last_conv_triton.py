@@ -160,6 +160,7 @@ def forward(
         num_warps=4,
         num_stages=3,
     )
-    for theirs, written in ((x, state), (history, kept)):
-        if theirs is not None and written is not theirs:
-            theirs.copy_(written)
+    if state is not x:
+        x.copy_(state)
+    if history is not None and kept is not None and kept is not history:
+        history.copy_(kept)

@@ -135,11 +135,12 @@ def sampler_steps() -> None:
             if dtype.itemsize > 2:
                 continue
             weight = pack(empty(shape[0], channels, *window.kernel, dtype=dtype), window)
-            for halves, options in (
-                (1, dict(key=key, history=empty(1, n, *shape))),
-                (2, dict(key=key, history=empty(3, n, *shape), clip=1.0, guidance_scale=guidance)),
+            for halves, history, clip, scale in (
+                (1, empty(1, n, *shape), None, None),
+                (2, empty(3, n, *shape), 1.0, guidance),
             ):
                 given = empty(halves * n, channels, *shape[1:], dtype=dtype).to(memory_format=torch.channels_last)
                 last = LastConv(given, weight, window, shape[0], empty(shape[0], dtype=dtype))
-                denoise_step_of(x, last, rows, current, next_index=index, **options)
-                begin_step(x, index, current, dtype, options["history"], halves == 2)
+                named = dict(key=key, next_index=index, guidance_scale=scale)
+                denoise_step_of(x, last, rows, current, history, clip=clip, **named)
+                begin_step(x, index, current, dtype, history, halves == 2)

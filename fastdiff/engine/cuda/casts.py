@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import fx
 
 from fastdiff.capture.graph import Graph
 from fastdiff.capture.passes.match import Node, aten, constant, replace, supersede
@@ -39,6 +38,6 @@ def _without(graph: Graph, norm: Node) -> None:
 
 def _is_cast(node: Node) -> bool:
     """Whether it is a cast alone, of or to float32."""
-    if not isinstance(node, fx.Node) or node.target is not aten._to_copy.default or set(node.kwargs) != {"dtype"}:
+    if node.target is not aten._to_copy.default or set(node.kwargs) != {"dtype"}:
         return False
     return torch.float32 in (node.meta["dtype"], node.args[0].meta["dtype"])

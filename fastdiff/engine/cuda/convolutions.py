@@ -22,6 +22,7 @@ from fastdiff.capture.passes.match import (
     supersede,
 )
 from fastdiff.capture.passes.moves import factor_of
+from fastdiff.engine.cuda.attention import in_one
 from fastdiff.engine.cuda.choice import is_fused
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.conv_weight import Window, pack
@@ -29,6 +30,7 @@ from fastdiff.kernels.depthwise_conv import fused_depthwise
 from fastdiff.kernels.fused_conv import fold_norm, fused_conv
 from fastdiff.kernels.group_norm import MAX_CHANNELS, group_norm_of
 from fastdiff.kernels.last_conv import LastConv
+from fastdiff.kernels.small_attention import small_attention
 
 
 def fuse(graph: Graph) -> None:
@@ -38,7 +40,7 @@ def fuse(graph: Graph) -> None:
             _ordinary(graph, node)
         elif node.target is aten.convolution.default:
             _transposed(graph, node)
-    for take in (_upsampling, _concatenation, _shortcut, _factor, _norm, _known_norm):
+    for take in (_upsampling, _concatenation, _shortcut, _factor, in_one, _norm, _known_norm):
         for node in list(graph.nodes.nodes):
             take(graph, node)
         graph.tidy()
@@ -50,7 +52,7 @@ def fuse(graph: Graph) -> None:
 
 def leave_last(graph: Graph) -> None:
     """The convolution that makes the graph's only result is left to what uses it, as a LastConv."""
-    result = graph.results[0]
+    result: Node = graph.results[0]
     if result.target is not fused_conv or result.kwargs:
         return
     window, channels = result.args[2:4]
@@ -138,9 +140,11 @@ def _shortcut(graph: Graph, node: Node) -> None:
 
 def _factor(graph: Graph, node: Node) -> None:
     """A number that the result is multiplied by."""
-    user = only_user(node) if node.target is fused_conv else None
-    number = None if user is None else factor_of(user)
-    if number is not None and user.meta["dtype"] == node.meta["dtype"]:
+    user = only_user(node)
+    if node.target is not fused_conv or user is None or user.meta["dtype"] != node.meta["dtype"]:
+        return
+    number = factor_of(user)
+    if number is not None:
         node.kwargs = {**node.kwargs, "factor": number * node.kwargs.get("factor", 1.0)}
         supersede(graph, user, node)
 
@@ -201,7 +205,7 @@ def _writer(x: Node) -> Node | None:
     """The node whose kernel writes x, if it can write statistics too."""
     if x.target is operator.getitem and x.args[1] == 0:
         x = x.args[0]
-    return x if x.target in (fused_conv, fused_depthwise) else None
+    return x if x.target in (fused_conv, fused_depthwise, small_attention) else None
 
 
 def _statistics(graph: Graph, writer: Node, emit: str) -> Node:

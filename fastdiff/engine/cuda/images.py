@@ -81,7 +81,9 @@ def _in_order(moved: Tensor | None, shape: tuple[int, ...]) -> bool | None:
 
 def _behind(node: Node) -> _Behind | None:
     """The picture that a node is a view of."""
-    found, steps, source = None, [], node
+    found: _Behind | None = None
+    steps: list[Node] = []
+    source = node
     while True:
         if len(source.meta.get("shape", ())) == 4:
             last = _in_order(moved_by(source, steps[::-1]), source.meta["shape"])

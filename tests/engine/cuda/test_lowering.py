@@ -9,7 +9,7 @@ from torch import nn
 
 from fastdiff.bench.networks import Network as Counted
 from fastdiff.bench.static.traffic import step_launches
-from fastdiff.engine.cuda import convolutions
+from fastdiff.engine.cuda import attention, convolutions
 from fastdiff.engine.evaluation import Given, Network, captured, evaluated
 from fastdiff.kernels.bias_add import bias_add
 from fastdiff.kernels.conv import conv_add
@@ -113,6 +113,12 @@ class Tokens(Small):
         return self.last(self.out(out).transpose(1, 2).reshape(x.shape) + x)
 
 
+class ManyTokens(Tokens):
+    """More than one program holds."""
+
+    shape = (2, 9, 10)
+
+
 class Signal(Small):
     """Attention of a signal, as in guided-diffusion: a norm in float32, queries, keys and values of one convolution."""
 
@@ -169,11 +175,9 @@ KERNELS = {
     ConvNext: {"fused_conv_forward": 3, "depthwise_conv_forward": 1, "last_conv_forward": 1},
     UpAndDown: {"fused_conv_forward": 6, "mul": 1, "last_conv_forward": 1},
     Residual: {"fused_conv_forward": 4, "group_norm_apply": 4, "last_conv_forward": 1},
-    Tokens: {
-        "fused_conv_forward": 3, "group_norm_apply": 1, "_scaled_dot_product_flash_attention": 1,
-        "last_conv_forward": 1,
-    },
-    Signal: {
+    Tokens: {"fused_conv_forward": 1, "small_attention_forward": 1, "last_conv_forward": 1},
+    Signal: {"fused_conv_forward": 1, "small_attention_forward": 1, "last_conv_forward": 1},
+    ManyTokens: {
         "fused_conv_forward": 3, "group_norm_apply": 1, "_scaled_dot_product_flash_attention": 1,
         "last_conv_forward": 1,
     },
@@ -194,6 +198,8 @@ def run(network, x, t):
 def test_small_networks_are_the_same_functions(triton_device, randomised, rel, monkeypatch, made, fused):
     """In float32, where a fault of the rewriting cannot hide behind rounding."""
     monkeypatch.setattr(convolutions, "is_fused", lambda taps, inputs, outputs, dtype: fused)
+    fits = attention.fits
+    monkeypatch.setattr(attention, "fits", lambda dtype, *sizes: fits(torch.float16, *sizes))
     network = randomised(made()).eval().to(triton_device)
     x, t = torch.randn(2, *network.shape, device=triton_device) + 0.5, torch.full((2,), 7, device=triton_device)
     with torch.no_grad():
