@@ -113,34 +113,35 @@ def fused_conv_reference(
     factor: float = 1.0,
     emit: str | None = None,
 ) -> Result:
-    """`fused_conv` in plain torch."""
+    """`fused_conv` in plain torch: at least in float32, rounded once."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
     inputs = x.shape[1], 0 if second is None else second.shape[1]
-    whole = x if second is None else torch.cat((x, second), dim=1)
+    whole = (x if second is None else torch.cat((x, second), dim=1)).to(dtype)
     if scale is not None and shift is not None:
         whole = FUNCTIONS[before](whole * scale[..., None, None] + shift[..., None, None])
     if window.nearest > 1:
         whole = F.interpolate(whole, scale_factor=window.nearest, mode="nearest")
-    kernel = unpack(weight, window, channels, inputs).to(x.dtype)
+    kernel = unpack(weight, window, channels, inputs).to(dtype)
     if window.transposed:
         y = F.conv_transpose2d(whole, kernel, None, window.stride, window.padding)
     else:
         y = F.conv2d(whole, kernel, None, window.stride, window.padding)
     if statistics is not None and borders is not None:
-        mean, variance = (one.to(x.dtype).view(-1, 1, 1, 1) for one in merged(statistics))
-        of_mean, of_shift = (_at_borders(one, *y.shape[2:]).to(x.dtype) for one in borders)
+        mean, variance = (one.to(dtype).view(-1, 1, 1, 1) for one in merged(statistics))
+        of_mean, of_shift = (_at_borders(one, *y.shape[2:]).to(dtype) for one in borders)
         y = (variance + eps).rsqrt() * (y - mean * of_mean) + of_shift
     for one in (bias, added):
         if one is not None:
-            y = y + one.to(x.dtype).reshape(-1, channels, 1, 1)
+            y = y + one.to(dtype).reshape(-1, channels, 1, 1)
     y = FUNCTIONS[after](y)
     if residual is not None:
         if shortcut is not None:
             both = [one for one in (residual, residual_second) if one is not None]
             sizes = both[0].shape[1], both[1].shape[1] if both[1:] else 0
             taps = unpack(shortcut[None, None, None], Window((1, 1)), channels, sizes)
-            residual = F.conv2d(torch.cat(both, dim=1), taps.to(x.dtype))
+            residual = F.conv2d(torch.cat(both, dim=1).to(dtype), taps.to(dtype))
         y = y + residual
-    y = y * factor
+    y = (y * factor).to(x.dtype)
     return y if emit is None else (y, statistics_of(y, emit))
 
 

@@ -34,9 +34,8 @@ def accumulate(
     total,  # (ROWS, COLUMNS) float32
     x,  # the sample's first element
     weight,  # the phase's first tap, its columns: (1, COLUMNS) pointers
-    scale,  # any float dtype, if SCALED
+    scale,  # the sample's first channel's, any float dtype, if SCALED
     shift,  # as scale
-    at,  # where the sample's (C,) begin in scale and shift
     h,  # (ROWS,) the row that the window's first tap sees
     w,  # as h, the column
     present,  # (ROWS,)
@@ -58,8 +57,8 @@ def accumulate(
     for first in range(0, DEEP, DEPTH):
         c = first + lanes
         if SCALED:
-            a = tl.load(scale + at + c, c < C, 0.0).to(tl.float32)[None, :]
-            o = tl.load(shift + at + c, c < C, 0.0).to(tl.float32)[None, :]
+            a = tl.load(scale + c, c < C, 0.0).to(tl.float32)[None, :]
+            o = tl.load(shift + c, c < C, 0.0).to(tl.float32)[None, :]
         for tap in range(taps):
             row, column = h + tap // WIDE, w + tap % WIDE
             seen = present & (row >= 0) & (row < height) & (column >= 0) & (column < width)
@@ -155,6 +154,7 @@ def fused_conv_forward(
     top,  # rows before the position, of the first that a window sees in a phase without lead
     left,
     scale_b,  # strides of batch, 0 where all samples share a row
+    shift_b,
     added_b,
     eps,
     factor,
@@ -207,15 +207,20 @@ def fused_conv_forward(
     first_w = w * STRIDE + (across + lead) // PHASES - left
     sample = b * (height // NEAREST) * (width // NEAREST)
     weight += phase * (TALL * WIDE * (DEEP + DEEP2) * OP) + o[None, :]
+    own_scale, own_shift, second_scale, second_shift = scale, shift, scale, shift
+    if NORM == "channels":
+        own_scale += b * scale_b
+        own_shift += b * shift_b
+        second_scale, second_shift = own_scale + C, own_shift + C
     # fmt: off
     total = accumulate(
-        tl.zeros((ROWS, COLUMNS), tl.float32), x + sample * C, weight, scale, shift, b * scale_b,
+        tl.zeros((ROWS, COLUMNS), tl.float32), x + sample * C, weight, own_scale, own_shift,
         first_h, first_w, present, height, width, taps,
         C, DEEP, DEEP + DEEP2, OP, WIDE, NEAREST, DEPTH, NORM == "channels", BEFORE,
     )
     if C2:
         total = accumulate(
-            total, second + sample * C2, weight + DEEP * OP, scale, shift, b * scale_b + C,
+            total, second + sample * C2, weight + DEEP * OP, second_scale, second_shift,
             first_h, first_w, present, height, width, taps,
             C2, DEEP2, DEEP + DEEP2, OP, WIDE, NEAREST, DEPTH2, NORM == "channels", BEFORE,
         )
@@ -280,7 +285,7 @@ def forward(
     if emit is not None:
         of = (parts * blocks,) if emit == "whole" else (parts, channels)
         emitted = torch.empty((b, *of, 3), dtype=torch.float32, device=x.device)
-    (scale, scale_b), (shift, _) = per_sample(scale, c + c2), per_sample(shift, c + c2)
+    (scale, scale_b), (shift, shift_b) = per_sample(scale, c + c2), per_sample(shift, c + c2)
     added_rows, added_b = per_sample(added, channels)
     r, r2 = (0 if one is None else one.shape[1] for one in (residual, residual_second))
     deep, deep2 = padded(c), padded(c2)
@@ -292,7 +297,7 @@ def forward(
         *(positions_last(x), positions_last(second), y, weight, contiguous(bias), scale, shift, statistics, borders),
         *(added_rows, positions_last(residual), positions_last(residual_second), shortcut, emitted),
         *(size[0] * window.nearest, size[1] * window.nearest, kernel[0] * kernel[1], count, tiles, blocks, read),
-        *(window.lead, *window.before, scale_b, added_b, eps, factor),
+        *(window.lead, *window.before, scale_b, shift_b, added_b, eps, factor),
         C=c,
         C2=c2,
         R=r,

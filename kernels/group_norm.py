@@ -17,6 +17,7 @@ from fastdiff.kernels import checks
 from fastdiff.kernels.dispatch import triton_for, use_triton
 from fastdiff.kernels.layout import empty_images
 from fastdiff.kernels.library import Kernels, register
+from fastdiff.kernels.statistics import merged
 
 FUNCTIONS = {
     None: lambda x: x,
@@ -139,6 +140,46 @@ def group_norm_of(
         return group_norm_triton.apply(x, statistics, second, second_statistics, *given)[0]
     whole = x if second is None else torch.cat((x, second), dim=1)
     return group_norm_reference(whole, groups, weight, bias, eps, None, scale, shift, None, after)
+
+
+def group_norm_rows(
+    statistics: Tensor,
+    positions: int,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    second_statistics: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What group_norm multiplies each channel by and adds to it, for who normalises as it reads. Not differentiable.
+
+    Args:
+        statistics: (B, parts, C1, 3) float32, by channels; see kernels.statistics.
+        positions: H W.
+        groups, weight, bias, eps, scale, shift: as in group_norm, over C1 + C2 channels.
+        second_statistics: (B, parts, C2, 3) float32, of channels that follow, or None.
+
+    Returns:
+        Two of (B, C1 + C2) float32.
+    """
+    if use_triton(statistics):
+        from fastdiff.kernels import group_norm_triton
+
+        given = weight, bias, scale, shift, groups, eps
+        return group_norm_triton.rows(statistics, second_statistics, positions, *given)
+    parts = [merged(one) for one in (statistics, second_statistics) if one is not None]
+    mean, var = (torch.cat(both, dim=1).unflatten(1, (groups, -1)) for both in zip(*parts, strict=True))
+    of_group = mean.mean(2, keepdim=True)
+    rstd = ((var + (mean - of_group).square()).mean(2, keepdim=True) + eps).rsqrt()
+    gain, offset = rstd.expand_as(mean).flatten(1), (-of_group * rstd).expand_as(mean).flatten(1)
+    if weight is not None and bias is not None:
+        gain, offset = gain * weight, offset * weight + bias
+    if scale is not None and shift is not None:
+        scale, shift = (one.reshape(-1, gain.shape[1]) for one in (scale, shift))
+        gain, offset = gain * (scale + 1), offset * (scale + 1) + shift
+    return gain.float(), offset.float()
 
 
 def _launch(x, groups, weight, bias, eps, input_bias, scale, shift, before, after):

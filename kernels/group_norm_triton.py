@@ -31,7 +31,7 @@ from fastdiff.kernels.group_norm_tiles import (
     modulation,
     options_of,
 )
-from fastdiff.kernels.layout import contiguous, empty_images, per_sample, positions, positions_last, split
+from fastdiff.kernels.layout import contiguous, empty_images, per_sample, positions, positions_last, power_of_2, split
 from fastdiff.kernels.statistics_triton import merged_channels
 
 
@@ -199,6 +199,37 @@ def group_norm_part(
 
 
 @triton.jit
+def _known(
+    statistics,
+    second_statistics,
+    b,
+    c,
+    mask,
+    count,
+    parts,
+    second_parts,
+    eps,
+    FIRST: tl.constexpr,
+    CG: tl.constexpr,
+    GP: tl.constexpr,
+    KP: tl.constexpr,
+    C: tl.constexpr,
+):
+    """Mean and 1 / standard deviation of each column's group, from the statistics of a sample's parts."""
+    zeros = tl.zeros(c.shape, tl.float32)
+    mean_c, m2_c, seen = merged_channels(
+        zeros, zeros, zeros, statistics + b * parts * (FIRST * 3), parts, c, mask & (c < FIRST), FIRST
+    )
+    if FIRST < C:
+        place = second_statistics + b * second_parts * ((C - FIRST) * 3)
+        mean_c, m2_c, seen = merged_channels(
+            mean_c, m2_c, seen, place, second_parts, c - FIRST, mask & (c >= FIRST), C - FIRST
+        )
+    mean, m2 = group_statistics(mean_c, m2_c, count, mask, CG, GP, KP)
+    return mean, tl.rsqrt(m2 / (count * CG) + eps)
+
+
+@triton.jit
 def group_norm_apply(
     x,  # (B, FIRST, n) any float dtype
     y,  # (B, C, n) x's dtype, written
@@ -241,17 +272,9 @@ def group_norm_apply(
     b, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c, g, mask, first = columns(GROUPS, CG, GP, KP)
     C: tl.constexpr = GROUPS * CG
-    zeros = tl.zeros(c.shape, tl.float32)
-    mean_c, m2_c, seen = merged_channels(
-        zeros, zeros, zeros, statistics + b * parts * (FIRST * 3), parts, c, mask & (c < FIRST), FIRST
+    mean, rstd = _known(
+        statistics, second_statistics, b, c, mask, count, parts, second_parts, eps, FIRST, CG, GP, KP, C
     )
-    if FIRST < C:
-        place = second_statistics + b * second_parts * ((C - FIRST) * 3)
-        mean_c, m2_c, seen = merged_channels(
-            mean_c, m2_c, seen, place, second_parts, c - FIRST, mask & (c >= FIRST), C - FIRST
-        )
-    mean, m2 = group_statistics(mean_c, m2_c, count, mask, CG, GP, KP)
-    rstd = tl.rsqrt(m2 / (count * CG) + eps)
     if part == 0:
         tl.store(means + b * GROUPS + g, mean, mask & first)
         tl.store(rstds + b * GROUPS + g, rstd, mask & first)
@@ -286,6 +309,43 @@ def group_norm_apply(
         BEFORE,
         AFTER,
     )
+
+
+@triton.jit
+def group_norm_rows_forward(
+    gains,  # (B, C) float32, written
+    offsets,  # (B, C) float32, written
+    weight,  # (C,) any float dtype, or None
+    bias,  # as weight
+    scale,  # (B, C) or (1, C) any float dtype, or None
+    shift,  # as scale
+    statistics,  # (B, parts, FIRST, 3) float32
+    second_statistics,  # (B, second_parts, C - FIRST, 3) float32, or None
+    count,  # n, positions
+    parts,
+    second_parts,
+    scale_b,
+    shift_b,
+    eps,
+    FIRST: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CG: tl.constexpr,
+    GP: tl.constexpr,
+    KP: tl.constexpr,
+    AFFINE: tl.constexpr,
+    MODULATED: tl.constexpr,
+):
+    """A program for each sample."""
+    b = tl.program_id(0).to(tl.int64)
+    c, _, mask, _ = columns(GROUPS, CG, GP, KP)
+    C: tl.constexpr = GROUPS * CG
+    mean, rstd = _known(
+        statistics, second_statistics, b, c, mask, count, parts, second_parts, eps, FIRST, CG, GP, KP, C
+    )
+    w, o, m, t = modulation(b, c, mask, weight, bias, scale, shift, scale_b, shift_b, AFFINE, MODULATED)
+    gain = rstd * w * m
+    tl.store(gains + b * C + c, gain, mask)
+    tl.store(offsets + b * C + c, o * m + t - mean * gain, mask)
 
 
 def forward(x, weight, bias, input_bias, scale, shift, groups, eps, before, after) -> tuple[Tensor, Tensor, Tensor]:
@@ -326,6 +386,31 @@ def apply(
     )
     _, y, *_, means, rstds = given
     return y.unflatten(2, (h, w)), means, rstds
+
+
+def rows(statistics, second_statistics, n, weight, bias, scale, shift, groups, eps) -> tuple[Tensor, Tensor]:
+    """group_norm_rows of the same arguments; n: positions."""
+    b, parts, first, _ = statistics.shape
+    c = first + (0 if second_statistics is None else second_statistics.shape[2])
+    gains, offsets = (torch.empty((b, c), dtype=torch.float32, device=statistics.device) for _ in range(2))
+    (scale, scale_b), (shift, shift_b) = per_sample(scale, c), per_sample(shift, c)
+    gp, kp = power_of_2(groups), power_of_2(c // groups)
+    launch(
+        group_norm_rows_forward,
+        (b,),
+        statistics.device,
+        *(gains, offsets, contiguous(weight), contiguous(bias), scale, shift, statistics, second_statistics),
+        *(n, parts, 0 if second_statistics is None else second_statistics.shape[1], scale_b, shift_b, eps),
+        FIRST=first,
+        GROUPS=groups,
+        CG=c // groups,
+        GP=gp,
+        KP=kp,
+        AFFINE=weight is not None,
+        MODULATED=scale is not None,
+        num_warps=max(1, min(8, gp * kp // 128)),
+    )
+    return gains, offsets
 
 
 def _given(x, c, groups, weight, bias, input_bias, scale, shift):

@@ -75,12 +75,12 @@ def last_conv_forward(
     zeros = tl.zeros((ROWS, COLUMNS), tl.float32)
     # fmt: off
     total = accumulate(
-        zeros, given + b * sample, weight, None, None, 0, h, w, present, height, width, taps,
+        zeros, given + b * sample, weight, None, None, h, w, present, height, width, taps,
         C, DEEP, DEEP, OP, WIDE, NEAREST, DEEP_STEP, False, "none",
     )
     if GUIDED:
         conditional = accumulate(
-            zeros, given + (samples + b) * sample, weight, None, None, 0, h, w, present, height, width, taps,
+            zeros, given + (samples + b) * sample, weight, None, None, h, w, present, height, width, taps,
             C, DEEP, DEEP, OP, WIDE, NEAREST, DEEP_STEP, False, "none",
         )
         total += tl.load(guidance) * (conditional - total)

@@ -8,8 +8,9 @@ from fastdiff.kernels.channel_norm import channel_norm, channel_norm_reference
 from fastdiff.kernels.conv import conv_add, conv_norm
 from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_reference
 from fastdiff.kernels.dispatch import using
-from fastdiff.kernels.group_norm import group_norm, group_norm_reference
+from fastdiff.kernels.group_norm import group_norm, group_norm_reference, group_norm_rows
 from fastdiff.kernels.position_norm import position_norm
+from fastdiff.kernels.statistics import statistics_of
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ACTIVATIONS = [None, "gelu", "gelu_tanh", "silu", "relu"]
@@ -185,6 +186,25 @@ def test_channel_norm_and_its_gradients(triton_device, agrees, layouts, leaves, 
         agrees(y, exact)
         for mine, theirs in zip(gradients, exact_gradients, strict=True):
             agrees(mine, theirs, times=3)
+
+
+@pytest.mark.parametrize("first, second, groups", [(12, 0, 3), (10, 5, 5), (1, 0, 1), (130, 62, 32)])
+@pytest.mark.parametrize("affine, rows", [(False, 0), (True, 1), (True, 2)])
+def test_group_norm_as_rows(triton_device, agrees, first, second, groups, affine, rows):
+    device, c = triton_device, first + second
+    x = torch.randn(2, c, 4, 5, device=device) * 3 + 7
+    parts = [one.split((2, 3), dim=3) for one in x.split((first, second) if second else (c,), dim=1)]
+    statistics = [torch.cat([statistics_of(one, "channels") for one in both], 1) for both in parts]
+    weight, bias = torch.randn(2, c, device=device) if affine else (None, None)
+    scale, shift = torch.randn(2, rows, c, device=device) if rows else (None, None)
+    more = {"second_statistics": statistics[1]} if second else {}
+    wide = [None if one is None else one.double() for one in (x, weight, bias, scale, shift)]
+    exact = group_norm_reference(wide[0], groups, *wide[1:3], 1e-5, None, *wide[3:])
+    for backend in ("triton", "reference"):
+        with using(backend):
+            gain, offset = group_norm_rows(statistics[0], 20, groups, weight, bias, 1e-5, scale, shift, **more)
+        assert gain.dtype == offset.dtype == torch.float32
+        agrees(x * gain[..., None, None] + offset[..., None, None], exact, times=3)  # for the mean is large
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

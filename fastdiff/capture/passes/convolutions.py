@@ -5,15 +5,7 @@ from __future__ import annotations
 import math
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import (
-    Node,
-    aten,
-    finish_of,
-    only_user,
-    other_operand,
-    per_channel,
-    replace,
-)
+from fastdiff.capture.passes.match import Node, aten, ending_of, replace
 from fastdiff.kernels.conv import convolution
 
 
@@ -33,10 +25,5 @@ def _fuse(graph: Graph, conv: Node) -> None:
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = conv.args
     if transposed or any(output_padding):
         return
-    shape, last = conv.meta["shape"], conv
-    added, user = None, only_user(conv)
-    other = other_operand(user, conv, aten.add.Tensor)
-    if other is not None and per_channel(other, shape):
-        added, last = other, user
-    after, residual, last = finish_of(last)
+    added, after, residual, last = ending_of(conv)
     replace(graph, last, convolution, (x, weight, bias, stride, padding, dilation, groups, added, after, residual))

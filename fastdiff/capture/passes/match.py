@@ -101,6 +101,15 @@ def finish_of(node: Node) -> tuple[str | None, Node | None, Node]:
     return after, residual, last
 
 
+def ending_of(conv: Node) -> tuple[Node | None, str | None, Node | None, Node]:
+    """What follows a convolution that nothing else reads: numbers of each channel that are added, and as finish_of."""
+    added, last, user = None, conv, only_user(conv)
+    other = other_operand(user, conv, aten.add.Tensor)
+    if other is not None and per_channel(other, conv.meta["shape"]):
+        added, last = other, user
+    return added, *finish_of(last)
+
+
 def constant(graph: Graph, value: Any) -> Any:
     """The tensor of a constant's node, as precise as it is known; None for anything else."""
     if not isinstance(value, fx.Node) or value.op != "get_attr":

@@ -9,12 +9,15 @@ import math
 import operator
 from typing import Any
 
+import torch
+
 from fastdiff.capture.graph import Graph, described
 from fastdiff.capture.passes.match import (
     Node,
     aten,
     constant,
-    finish_of,
+    ending_of,
+    insert,
     only_user,
     ours,
     replace,
@@ -23,12 +26,12 @@ from fastdiff.capture.passes.match import (
 )
 from fastdiff.capture.passes.moves import factor_of
 from fastdiff.engine.cuda.attention import in_one
-from fastdiff.engine.cuda.choice import is_fused
+from fastdiff.engine.cuda.choice import MOST_POSITIONS, is_fused, norm_inside
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.conv_weight import Window, pack
 from fastdiff.kernels.depthwise_conv import fused_depthwise
 from fastdiff.kernels.fused_conv import fold_norm, fused_conv
-from fastdiff.kernels.group_norm import MAX_CHANNELS, group_norm_of
+from fastdiff.kernels.group_norm import MAX_CHANNELS, group_norm_of, group_norm_rows
 from fastdiff.kernels.last_conv import LastConv
 from fastdiff.kernels.small_attention import small_attention
 
@@ -74,8 +77,8 @@ def _transposed(graph: Graph, node: Node) -> None:
         return
     kernel = tuple(weight.meta["shape"][2:])
     if len(set(stride)) == 1 and Window.fits_phases(kernel, stride[0], tuple(padding)):
-        after, residual, last = finish_of(node)
-        _make(graph, node, last, Window(kernel, stride[0], tuple(padding), True), [None, after, residual])
+        *ending, last = ending_of(node)
+        _make(graph, node, last, Window(kernel, stride[0], tuple(padding), True), ending)
 
 
 def _make(graph: Graph, conv: Node, last: Node, window: Window, ending: list) -> None:
@@ -131,7 +134,7 @@ def _shortcut(graph: Graph, node: Node) -> None:
         return
     total = None
     if known:
-        total = graph.constant(sum(one.double() for one in known).to(node.meta["dtype"]), node)
+        total = graph.constant(sum(one.double() for one in known).float(), node)
     node.args = (*args, total)
     second = residual.kwargs.get("second")
     more = {} if second is None else {"residual_second": second}
@@ -196,16 +199,36 @@ def _known_norm(graph: Graph, node: Node) -> None:
     statistics = [_statistics(graph, one, "channels") for one in writers]
     # What they write may have become a part of a result since.
     parts = list(node.args[0].args[0]) if joined else [node.args[0]]
-    second = {"second": parts[1], "second_statistics": statistics[1]} if joined else {}
-    given = parts[0], statistics[0], groups, weight, bias, eps, scale, shift, after
-    replace(graph, node, group_norm_of, given, **second)
+    second = {"second": parts[1]} if joined else {}
+    later = {"second_statistics": statistics[1]} if joined else {}
+    options = groups, weight, bias, eps, scale, shift
+    if not all(_reads_once(user, node) for user in node.users):
+        replace(graph, node, group_norm_of, (parts[0], statistics[0], *options, after), **second, **later)
+        return
+    (b, c, h, w) = node.meta["shape"]
+    rows = insert(graph, node, group_norm_rows, (statistics[0], h * w, *options), node, **later)
+    own_scale, own_shift = (
+        described(insert(graph, node, operator.getitem, (rows, place), node), (b, c), torch.float32) for place in (0, 1)
+    )
+    for user in list(node.users):
+        user.args = (parts[0], *user.args[1:])
+        user.kwargs = {**user.kwargs, **second, "scale": own_scale, "shift": own_shift, "before": after}
+
+
+def _reads_once(user: Node, norm: Node) -> bool:
+    """Whether it is a convolution that is to normalise each element as it reads it."""
+    if user.target is not fused_conv or user.args[0] is not norm or norm in user.kwargs.values():
+        return False
+    inside = norm_inside(math.prod(user.args[2].kernel)) and user.args[2].stride == 1
+    return inside and not {"second", "statistics", "scale"} & set(user.kwargs)
 
 
 def _writer(x: Node) -> Node | None:
     """The node whose kernel writes x, if it can write statistics too."""
     if x.target is operator.getitem and x.args[1] == 0:
         x = x.args[0]
-    return x if x.target in (fused_conv, fused_depthwise, small_attention) else None
+    few = math.prod(x.meta.get("shape", ())[2:]) <= MOST_POSITIONS
+    return x if few and x.target in (fused_conv, fused_depthwise, small_attention) else None
 
 
 def _statistics(graph: Graph, writer: Node, emit: str) -> Node:

@@ -7,7 +7,18 @@ next kernel adds: torch would add it in a kernel of its own. Elsewhere the bias 
 from __future__ import annotations
 
 from fastdiff.capture.graph import Graph
-from fastdiff.capture.passes.match import Node, activation, insert, keeps_size, only_user, ours, replace, stored
+from fastdiff.capture.passes.match import (
+    ACTIVATIONS,
+    Node,
+    activation,
+    insert,
+    keeps_size,
+    only_user,
+    ours,
+    replace,
+    stored,
+    supersede,
+)
 from fastdiff.kernels.bias_add import conv_ending
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.depthwise_conv import fused_depthwise, taps_first
@@ -75,9 +86,16 @@ def _bare(node: Node, reader: Node) -> bool:
 def _depthwise(graph: Graph, node: Node) -> None:
     x, weight, bias, *_, groups, added, after, residual = node.args
     kernel = stored(graph, weight)
-    if kernel is None or after is not None or residual is not None:
+    if kernel is None:
         return
     same = node.meta["dtype"] == x.meta["dtype"]  # not so with a time bias of a wider one
     if same and keeps_size(node, kernel) and groups == len(kernel) == x.meta["shape"][1]:
         taps = graph.constant(taps_first(kernel), node)
-        replace(graph, node, fused_depthwise, (x, taps, bias, added))
+        bare = insert(graph, node, fused_depthwise, (x, taps, bias, added), node)
+        if residual is not None:
+            replace(graph, node, conv_ending, (bare, None, None, after, residual))
+        elif after is not None:  # which a norm that follows may take
+            target, named = ACTIVATIONS[after]
+            replace(graph, node, target, (bare,), **named)
+        else:
+            supersede(graph, node, bare)

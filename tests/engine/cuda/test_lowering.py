@@ -116,7 +116,7 @@ class Tokens(Small):
 class ManyTokens(Tokens):
     """More than one program holds."""
 
-    shape = (2, 9, 10)
+    shape = (2, 8, 10)
 
 
 class Signal(Small):
@@ -169,6 +169,35 @@ class Modulated(Small):
         return self.last((self.second(h) + x) / 2**0.5)
 
 
+class OneTap(Small):
+    """A norm of what is concatenated, an activation, and a 1x1 convolution, which does both as it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(2, 4, 3, padding=1)
+        self.norm, self.one, self.last = nn.GroupNorm(5, 10), nn.Conv2d(10, 6, 1), nn.Conv2d(6, 2, 3, padding=1)
+
+    def forward(self, x, t):
+        h = self.norm(torch.cat((self.first(x), self.second(x)), 1))
+        return self.last(self.one(F.silu(h * (1 + row(t, 10).to(x.dtype)) + row(t, 10).to(x.dtype))))
+
+
+class Depthwise(Small):
+    """Activations and residuals after depthwise convolutions; a transposed one with a time bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.deep = nn.Conv2d(2, 6, 2, 2), nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.norm, self.deeper = nn.GroupNorm(2, 6), nn.Conv2d(6, 6, 5, padding=2, groups=6, bias=False)
+        self.up, self.last = nn.ConvTranspose2d(6, 6, 2, 2), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x, t):
+        low = self.down(x)
+        h = self.norm(F.gelu(self.deep(low)))
+        h = F.silu(self.deeper(h)) + low
+        return self.last(F.relu(self.up(h) + row(t, 6).to(x.dtype)))
+
+
 KERNELS = {
     Lengths: {"fused_conv_forward": 2, "position_norm_forward": 2, "last_conv_forward": 1},
     Modulated: {"fused_conv_forward": 2, "group_norm_apply": 1, "last_conv_forward": 1},
@@ -178,7 +207,12 @@ KERNELS = {
     Tokens: {"fused_conv_forward": 1, "small_attention_forward": 1, "last_conv_forward": 1},
     Signal: {"fused_conv_forward": 1, "small_attention_forward": 1, "last_conv_forward": 1},
     ManyTokens: {
-        "fused_conv_forward": 3, "group_norm_apply": 1, "_scaled_dot_product_flash_attention": 1,
+        "fused_conv_forward": 3, "group_norm_rows_forward": 1, "_scaled_dot_product_flash_attention": 1,
+        "last_conv_forward": 1,
+    },
+    OneTap: {"fused_conv_forward": 3, "group_norm_rows_forward": 1, "last_conv_forward": 1},
+    Depthwise: {
+        "fused_conv_forward": 2, "depthwise_conv_forward": 2, "group_norm_forward": 1, "conv_ending_forward": 1,
         "last_conv_forward": 1,
     },
     Others: {
@@ -249,6 +283,16 @@ def test_wide_convolutions_and_float32_are_the_librarys():
     launched = step_launches(Counted(Wide, Wide.shape), torch.bfloat16, 3)
     assert (launched["convolution"], launched["fused_conv_forward"], launched["last_conv_forward"]) == (1, 2, 1)
     assert step_launches(Counted(ConvNext, ConvNext.shape), torch.float32, 3)["fused_conv_forward"] == 0
+
+
+def test_norms_of_large_pictures_have_passes_of_their_own():
+    """Each program would have to merge the statistics of all tiles."""
+
+    class Large(Residual):
+        shape = (2, 128, 136)
+
+    launched = step_launches(Counted(Large, Large.shape), torch.bfloat16, 3)
+    assert launched["group_norm_part"] == launched["group_norm_apply"] == 4
 
 
 def test_a_network_of_diffusers_is_the_same_function(triton_device, request, rel, monkeypatch):
