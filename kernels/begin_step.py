@@ -32,7 +32,8 @@ def begin_step(
         row: (1, bytes) uint8, likewise, overwritten with the table's row `index`.
 
     Returns:
-        x, and with a history what the row before remembered: (n, C, H, W) or (2 n, C, H, W), dtype, channels_last.
+        x, and with a history what the row before remembered: (n, C, H, W) or (2 n, C, H, W), dtype, channels_last; in
+        plain torch perhaps x itself.
     """
     if use_triton(x):
         from fastdiff.kernels import begin_step_triton
@@ -44,5 +45,5 @@ def begin_step(
     if table is not None and row is not None:
         torch.index_select(table, 0, index.reshape(1), out=row)
     current.copy_(index)
-    cast = [one.to(dtype).contiguous(memory_format=torch.channels_last) for one in images]
+    cast = [one.to(dtype=dtype, memory_format=torch.channels_last) for one in images]
     return tuple(torch.cat((one, one)) if twice else one for one in cast)

@@ -22,11 +22,12 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdiff.kernels.activations import activate
-from fastdiff.kernels.conv_weight import Window, depth, padded, tile
+from fastdiff.kernels.conv_weight import Window, depth, padded
 from fastdiff.kernels.dispatch import launch
 from fastdiff.kernels.layout import contiguous, per_sample, positions_last, power_of_2
 from fastdiff.kernels.products import dot
 from fastdiff.kernels.statistics_triton import merged, write_part
+from fastdiff.kernels.tuning import estimated, tiling
 
 
 @triton.jit
@@ -272,32 +273,14 @@ def forward(
     emit: str | None,
 ) -> tuple[Tensor, Tensor | None]:
     """fused_conv of the same arguments: the result, and its statistics if they are wanted."""
+    given = dict(locals())  # the arguments
     (b, c, *size), c2 = x.shape, 0 if second is None else second.shape[1]
     height, width = window.result(*size)
     phases, kernel = window.phases, weight.shape[1:3]
     count = (height // phases) * (width // phases)
-    rows, columns = tile(count, channels)
-    tiles, blocks = -(-count // rows), weight.shape[-1] // columns
-    parts = phases * phases * tiles
-    shape = b, channels, height, width
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    emitted = None
-    if emit is not None:
-        of = (parts * blocks,) if emit == "whole" else (parts, channels)
-        emitted = torch.empty((b, *of, 3), dtype=torch.float32, device=x.device)
-    (scale, scale_b), (shift, shift_b) = per_sample(scale, c + c2), per_sample(shift, c + c2)
-    added_rows, added_b = per_sample(added, channels)
     r, r2 = (0 if one is None else one.shape[1] for one in (residual, residual_second))
     deep, deep2 = padded(c), padded(c2)
-    read = 0 if statistics is None else statistics.shape[1]
-    launch(
-        fused_conv_forward,
-        (b * parts * blocks,),
-        x.device,
-        *(positions_last(x), positions_last(second), y, weight, contiguous(bias), scale, shift, statistics, borders),
-        *(added_rows, positions_last(residual), positions_last(residual_second), shortcut, emitted),
-        *(size[0] * window.nearest, size[1] * window.nearest, kernel[0] * kernel[1], count, tiles, blocks, read),
-        *(window.lead, *window.before, scale_b, shift_b, added_b, eps, factor),
+    constants = dict(
         C=c,
         C2=c2,
         R=r,
@@ -316,9 +299,6 @@ def forward(
         W=width // phases,
         KINDS_H=1 if borders is None else borders.shape[1],
         KINDS_W=1 if borders is None else borders.shape[2],
-        PARTS=power_of_2(read),
-        ROWS=rows,
-        COLUMNS=columns,
         DEPTH=depth(deep),
         DEPTH2=depth(deep2),
         DEPTH_R=depth(padded(r)),
@@ -330,8 +310,34 @@ def forward(
         AFTER=after or "none",
         RESIDUAL="none" if residual is None else "identity" if shortcut is None else "shortcut",
         EMIT=emit or "none",
-        num_warps=8 if rows * columns >= 8192 else 4,
-        num_stages=3,
+    )
+    shape = f"{height}x{width}, {weight.dtype}, {', '.join(f'{name}={value}' for name, value in constants.items())}"
+    cut = tiling(x.device, shape, estimated(count, channels), lambda: forward(**given))
+    tiles, blocks = -(-count // cut.rows), weight.shape[-1] // cut.columns
+    parts = phases * phases * tiles
+    size_of_y = b, channels, height, width
+    y = torch.empty(size_of_y, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    emitted = None
+    if emit is not None:
+        of = (parts * blocks,) if emit == "whole" else (parts, channels)
+        emitted = torch.empty((b, *of, 3), dtype=torch.float32, device=x.device)
+    (scale, scale_b), (shift, shift_b) = per_sample(scale, c + c2), per_sample(shift, c + c2)
+    added_rows, added_b = per_sample(added, channels)
+    read = 0 if statistics is None else statistics.shape[1]
+    launch(
+        fused_conv_forward,
+        (b * parts * blocks,),
+        x.device,
+        *(positions_last(x), positions_last(second), y, weight, contiguous(bias), scale, shift, statistics, borders),
+        *(added_rows, positions_last(residual), positions_last(residual_second), shortcut, emitted),
+        *(size[0] * window.nearest, size[1] * window.nearest, kernel[0] * kernel[1], count, tiles, blocks, read),
+        *(window.lead, *window.before, scale_b, shift_b, added_b, eps, factor),
+        **constants,
+        PARTS=power_of_2(read),
+        ROWS=cut.rows,
+        COLUMNS=cut.columns,
+        num_warps=cut.warps,
+        num_stages=cut.stages,
         maxnreg=255,  # rarely reached; without it the assembler spills to reach an occupancy of its own
     )
     return y, emitted

@@ -65,4 +65,5 @@ def denoise_step_of(
         return
     from fastdiff.kernels import last_conv_triton
 
-    last_conv_triton.forward(x, last, *given, noise, key, clip, guidance_scale, next_index)
+    of_last = last.x, last.weight, last.window, last.bias
+    last_conv_triton.forward(x, *of_last, *given, noise, key, clip, guidance_scale, next_index)

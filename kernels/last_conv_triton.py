@@ -11,11 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdiff.kernels.conv_weight import depth, padded, tile
+from fastdiff.kernels.conv_weight import Window, depth, padded, tile
 from fastdiff.kernels.denoise_step_triton import dense, ended, in_one_format, moved, ring
 from fastdiff.kernels.dispatch import launch
 from fastdiff.kernels.fused_conv_triton import accumulate
-from fastdiff.kernels.last_conv import LastConv
 from fastdiff.kernels.layout import contiguous, positions_last
 from fastdiff.kernels.philox_triton import four_normals
 
@@ -109,7 +108,10 @@ def last_conv_forward(
 
 def forward(
     x: Tensor,
-    last: LastConv,
+    given: Tensor,
+    weight: Tensor,
+    window: Window,
+    bias: Tensor | None,
     rows: Tensor,
     index: Tensor,
     history: Tensor | None,
@@ -119,9 +121,8 @@ def forward(
     guidance_scale: Tensor | None,
     next_index: Tensor | None,
 ) -> None:
-    """denoise_step_of the same arguments."""
+    """denoise_step_of the same arguments; given, weight, window and bias: those of LastConv, given its x."""
     n, o, h, w = x.shape
-    given, weight, window, _, bias = last
     c, height, width = given.shape[1:]
     state = in_one_format(x)
     kept = None if history is None else ring(history, state)

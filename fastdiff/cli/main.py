@@ -24,6 +24,7 @@ from fastdiff.cli.noise import noise
 from fastdiff.cli.sample import sample
 from fastdiff.cli.stop import INTERRUPTED, Interrupter, handled_by
 from fastdiff.cli.train import train
+from fastdiff.cli.tune import tune
 from fastdiff.errors import InputError, printable
 from fastdiff.temporary import say_command
 from fastdiff.terminal import heard, note, open_streams, say, silence
@@ -103,6 +104,7 @@ def main(context: click.Context) -> None:
     fastdiff eval runs/mine --data my_pictures/       how good it is: Fréchet distance, precision, recall, copies
     fastdiff export sprites --web page/               a page that samples in the browser; or ONNX files
     fastdiff bench --quick                            how fast it is here, against the others
+    fastdiff tune sprites                             fit the kernels to a GPU, once
     fastdiff completion bash                          the Tab key completes commands and models
 
     `fastdiff COMMAND --help` says more.
@@ -110,5 +112,5 @@ def main(context: click.Context) -> None:
     say_command(str(context.invoked_subcommand))
 
 
-for command in (sample, train, evaluate, export, bench, invert, noise, info, completion):
+for command in (sample, train, evaluate, export, bench, tune, invert, noise, info, completion):
     main.add_command(command)

@@ -27,7 +27,7 @@ from fastdiff.engine.prediction import Prediction
 from fastdiff.engine.request import Asked, Request, check_batch_size, check_table
 from fastdiff.engine.step import State, advance
 from fastdiff.errors import InputError, NotFinite, check_int, warn_caller
-from fastdiff.kernels import philox
+from fastdiff.kernels import philox, tuning
 from fastdiff.kernels.dispatch import triton_for
 from fastdiff.model import Model, check_model
 from fastdiff.provenance import device_name, versions
@@ -123,18 +123,53 @@ class Engine:
 
         A network that may need a context of unknown width is left for its first run.
         """
-        width = self._model.context_width
-        if width is None:
+        if self._model.context_width is None:
             return
-        context = ContextKind((width,)) if width else None
-        prediction, step = self._step(self._kind(self.table, context=context), self.table)
-        prediction.load_context(context.zeros(self.batch_size) if context else None)
+        step = self._first_step()
 
         def begin_and_step() -> None:
             philox.normals(self.key, 0, self.x.shape)
             step(1)
 
         compile_kernels(begin_and_step, self.device)
+
+    def _first_step(self) -> Step:
+        """A step without guidance, not captured yet; without a context where its width is unknown."""
+        width = self._model.context_width
+        context = ContextKind((width,)) if width else None
+        prediction, step = self._step(self._kind(self.table, context=context), self.table)
+        prediction.load_context(context.zeros(self.batch_size) if context else None)
+        return step
+
+    def tune(self, progress: Callable[[int, int], object] = lambda done, total: None) -> dict[str, tuning.Measured]:
+        """Measure in which tiles this device computes the network's convolutions fastest, at this batch size.
+
+        What was found is kept on disk and used by all engines that are made afterwards; see kernels.tuning. It changes
+        results by rounding, and `configuration()` tells.
+
+        Args:
+            progress: progress(done, total) is called after each kind of convolution.
+
+        Returns:
+            What was measured, by the convolution's sizes.
+
+        Raises:
+            InputError: where no convolution has tiles to choose: on a CPU, in float32, or in another form.
+        """
+        tiled = self.dtype.itemsize == 2 and self.form.name == "cuda" and triton_for(self.device, self.dtype)
+        if not tiled:
+            dtype = str(self.dtype).removeprefix("torch.")
+            raise InputError(
+                f"nothing to tune in {dtype} on {self.device}, form {self.form.name}; accepted: bfloat16 or float16 on "
+                "a CUDA device"
+            )
+        with self._alone(), self._settings():
+            self.steps.clear()  # also those that were captured with other tiles
+            step = self._first_step()
+            try:
+                return tuning.tune(lambda: step(1), self.device, progress)
+            finally:
+                self.steps.clear()
 
     def _allocate(self) -> None:
         """The buffers of a batch, and no step bodies yet."""
@@ -585,7 +620,7 @@ class Engine:
             "batch_size": self.batch_size,
             "dtype": str(self.dtype).removeprefix("torch."),
             "form": self.form.name,
-            "kernels": self.form.kernels(),
+            "kernels": self.form.kernels(self.device),
             "cudnn": torch.backends.cudnn.version() if self.device.type == "cuda" else None,
             "cudnn_algorithms": CUDNN_ALGORITHMS if self.device.type == "cuda" else None,
             "device": self.device.type,

@@ -12,6 +12,7 @@ from fastdiff.engine.ahead import compile_kernels
 from fastdiff.engine.evaluation import Given, Network, NotCapturedError, Parts, captured, check, eager, evaluated
 from fastdiff.engine.kept import KEPT
 from fastdiff.errors import InputError, unknown_name, warn_caller
+from fastdiff.kernels import tuning
 from fastdiff.kernels.cpu import compiled
 from fastdiff.kernels.dispatch import triton_for
 
@@ -28,7 +29,7 @@ class Form:
         parts: (network, what it is evaluated on) → the parts that run.
         build_error: (device, dtype) → why the form cannot run there, or None.
         captured: whether a step becomes a CUDA graph.
-        kernels: the version of the form's own kernels, which its bits depend on, or None.
+        kernels: device → the version of the form's own kernels, which its bits depend on, or None.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Form:
     parts: Callable[[Network, Given], Parts]
     build_error: Callable[[torch.device, torch.dtype], Reason]
     captured: bool = False
-    kernels: Callable[[], str | None] = lambda: None
+    kernels: Callable[[torch.device], str | None] = lambda device: None
 
 
 def _anywhere(device: torch.device, dtype: torch.dtype) -> Reason:
@@ -79,8 +80,8 @@ def _checked(network: Network, given: Given) -> Parts:
 FORMS = {
     form.name: form
     for form in (
-        Form("cuda", KEPT.network, _rewritten, _on_cuda, captured=True),
-        Form("cpu", KEPT.network, _rewritten, _on_cpu, kernels=compiled.identity),
+        Form("cuda", KEPT.network, _rewritten, _on_cuda, captured=True, kernels=tuning.identity),
+        Form("cpu", KEPT.network, _rewritten, _on_cpu, kernels=lambda device: compiled.identity()),
         Form("eager", Network, eager, _anywhere),
     )
 }

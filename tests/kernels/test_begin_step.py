@@ -23,7 +23,8 @@ def test_it_copies_what_a_step_reads(triton_device, layouts, shape, depth, dtype
                 with using(backend):
                     images = begin_step(x, torch.tensor(i, device=device), current, dtype, history, twice, table, row)
                 assert len(images) == 1 + (depth > 0)
-                assert all(one.is_contiguous(memory_format=torch.channels_last) for one in images)
+                if backend == "triton":
+                    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in images)
                 made.append([*images, current, row])
             for ours, plain in zip(*made, strict=True):
                 assert ours.dtype == plain.dtype

@@ -144,7 +144,7 @@ def _shortcut(graph: Graph, node: Node) -> None:
 def _factor(graph: Graph, node: Node) -> None:
     """A number that the result is multiplied by."""
     user = only_user(node)
-    if node.target is not fused_conv or user is None or user.meta["dtype"] != node.meta["dtype"]:
+    if node.target is not fused_conv or user is None or user.meta.get("dtype") != node.meta["dtype"]:
         return
     number = factor_of(user)
     if number is not None:
