@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.kernels import checks
@@ -62,6 +63,7 @@ def conv_ending(
     after: str | None,
     residual: Tensor | None = None,
     residual_bias: Tensor | None = None,
+    channels: int | None = None,
 ) -> Tensor:
     """after(x + bias + added) + residual + residual_bias: all that follows a library's convolution. Not differentiable.
 
@@ -72,14 +74,15 @@ def conv_ending(
         after: None, "gelu" (erf), "gelu_tanh", "silu" or "relu".
         residual: as x, or None.
         residual_bias: (C,), or None.
+        channels: of the result, C or more; those beyond C are zeros. None is C.
 
     Returns:
-        (B, C, H, W), in the dtype that torch promotes the arguments to; from Triton in channels_last.
+        (B, channels, H, W), in the dtype that torch promotes the arguments to; from Triton in channels_last.
     """
     if use_triton(x):
         from fastdiff.kernels import bias_add_triton
 
-        return bias_add_triton.forward(x, bias, added, after, residual, residual_bias)
+        return bias_add_triton.forward(x, bias, added, after, residual, residual_bias, channels)
     for one in (bias, added):
         if one is not None:
             x = x + one.reshape(-1, x.shape[1], 1, 1)
@@ -87,13 +90,13 @@ def conv_ending(
     for other in (residual, None if residual_bias is None else residual_bias.view(-1, 1, 1)):
         if other is not None:
             x = x + other
-    return x
+    return x if channels is None else F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
 
 
 def _launch(x: Tensor, residual: Tensor, bias: Tensor | None, residual_bias: Tensor | None) -> Tensor:
     from fastdiff.kernels import bias_add_triton
 
-    return bias_add_triton.forward(x, bias, None, None, residual, residual_bias)
+    return bias_add_triton.forward(x, bias, None, None, residual, residual_bias, None)
 
 
 class _BiasAdd(torch.autograd.Function):

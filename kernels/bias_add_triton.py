@@ -1,7 +1,7 @@
 """Triton kernel of bias_add and conv_ending: a program takes a tile of ROWS positions by COLUMNS channels of a sample.
 
 x_b, x_c, x_p (and y_*, r_* of the residual): strides of batch, channel and position, in elements
-C: channels
+C: channels; WIDE: those of y, of which the ones beyond C become zeros
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def conv_ending_forward(
     channel_blocks,  # tiles side by side
     added_b,  # added's stride of batch, 0 for (1, C)
     C: tl.constexpr,
+    WIDE: tl.constexpr,
     x_b: tl.constexpr,
     x_c: tl.constexpr,
     x_p: tl.constexpr,
@@ -62,7 +63,8 @@ def conv_ending_forward(
         v += tl.load(residual + b * r_b + p * r_p + c * r_c, mask, 0.0).to(tl.float32)
     if RESIDUAL_BIAS:
         v += tl.load(residual_bias + c, c < C, 0.0).to(tl.float32)
-    tl.store(y + b * y_b + p * y_p + c * y_c, v.to(y.dtype.element_ty), mask)
+    # Every activation of 0 is 0.
+    tl.store(y + b * y_b + p * y_p + c * y_c, v.to(y.dtype.element_ty), (p < count) & (c < WIDE))
 
 
 def forward(
@@ -72,14 +74,16 @@ def forward(
     after: str | None,
     residual: Tensor | None,
     residual_bias: Tensor | None,
+    channels: int | None,
 ) -> Tensor:
     """conv_ending of the same arguments."""
     b, c, h, w = x.shape
-    y = empty_images(x, dtype=promoted(x, residual, bias, residual_bias, added))
+    wide = c if channels is None else channels
+    y = empty_images(x, wide, dtype=promoted(x, residual, bias, residual_bias, added))
     bias, residual_bias = contiguous(bias), contiguous(residual_bias)
     added_rows, added_b = per_sample(added, c)
-    rows, columns, warps = tile(min(c, 256), h * w, 2048)
-    blocks = -(-c // columns)
+    rows, columns, warps = tile(min(wide, 256), h * w, 2048)
+    blocks = -(-wide // columns)
     flat, into = positions(x), positions(y)
     other = None if residual is None else positions(residual)
     launch(
@@ -87,7 +91,7 @@ def forward(
         (b * -(-h * w // rows) * blocks,),
         x.device,
         *(flat, into, other, bias, residual_bias, added_rows),
-        *(h * w, blocks, added_b, c),
+        *(h * w, blocks, added_b, c, wide),
         *(*flat.stride(), *into.stride(), *((0, 0, 0) if other is None else other.stride())),
         BIAS=bias is not None,
         RESIDUAL=residual is not None,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastdiff.kernels import checks
 from fastdiff.kernels.dispatch import triton_for, use_triton
-from fastdiff.kernels.layout import empty_images
+from fastdiff.kernels.layout import empty_images, power_of_2
 from fastdiff.kernels.library import Kernels, register
 from fastdiff.kernels.statistics import merged
 
@@ -140,6 +140,42 @@ def group_norm_of(
         return group_norm_triton.apply(x, statistics, second, second_statistics, *given)[0]
     whole = x if second is None else torch.cat((x, second), dim=1)
     return group_norm_reference(whole, groups, weight, bias, eps, None, scale, shift, None, after)
+
+
+def can_widen(channels: int, groups: int, wide: int) -> bool:
+    """Whether group_norm_wide takes a norm of so many channels and groups."""
+    return groups == 1 and wide <= power_of_2(channels) <= MAX_CHANNELS
+
+
+def group_norm_wide(
+    channels: int,
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    input_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    before: str | None = None,
+    after: str | None = None,
+) -> Tensor:
+    """group_norm with zeros after its channels. Not differentiable.
+
+    Args:
+        channels: of the result, at least C, as can_widen accepts it.
+        x, groups, weight, bias, eps, input_bias, scale, shift, before, after: as in group_norm.
+
+    Returns:
+        (B, channels, H, W), x's dtype; from Triton in channels_last.
+    """
+    if use_triton(x):
+        from fastdiff.kernels import group_norm_triton
+
+        given = x, weight, bias, input_bias, scale, shift, groups, eps, before, after
+        return group_norm_triton.forward(*given, channels)[0]
+    y = group_norm_reference(x, groups, weight, bias, eps, input_bias, scale, shift, before, after)
+    return F.pad(y, (0, 0, 0, 0, 0, channels - x.shape[1]))
 
 
 def group_norm_rows(

@@ -9,6 +9,7 @@ the loop.
 
     x_b, x_c, x_p (and y_*): strides of batch, channel and position, in elements
     scale_b, shift_b: strides of batch of scale and shift, 0 where all samples share a row
+    WIDE: channels of y; those beyond C, which there are with one group alone, become zeros
     GROUPS, CG: groups, and channels of a group; GP, KP: both padded to powers of two; ROWS: positions at a time
     AFFINE, ADDED, MODULATED: whether there are weight and bias, input_bias, scale and shift
     BEFORE, AFTER: the names of the activations, "none" for none
@@ -58,6 +59,7 @@ def _normalise(
     y_p: tl.constexpr,
     FIRST: tl.constexpr,
     C: tl.constexpr,
+    WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     AFFINE: tl.constexpr,
     MODULATED: tl.constexpr,
@@ -82,7 +84,11 @@ def _normalise(
             v += tl.load(second + p[:, None] * (C - FIRST), valid & (c >= FIRST)[None, :], 0.0).to(tl.float32)
         v = activate(v + added, BEFORE)
         v = activate((v - mean[None, :]) * gain[None, :] + offset[None, :], AFTER)
-        tl.store(y + p[:, None] * y_p, v.to(y.dtype.element_ty), valid)
+        into = valid
+        if WIDE > C:  # of one group, whose columns are the channels
+            into = (p < stop)[:, None] & (c < WIDE)[None, :]
+            v = tl.where(valid, v, 0.0)
+        tl.store(y + p[:, None] * y_p, v.to(y.dtype.element_ty), into)
 
 
 @triton.jit
@@ -115,6 +121,7 @@ def group_norm_forward(
     scale_b,
     shift_b,
     eps,
+    WIDE: tl.constexpr,
     GROUPS: tl.constexpr,
     CG: tl.constexpr,
     GP: tl.constexpr,
@@ -159,6 +166,7 @@ def group_norm_forward(
         y_p,
         GROUPS * CG,
         GROUPS * CG,
+        WIDE,
         ROWS,
         AFFINE,
         MODULATED,
@@ -257,6 +265,7 @@ def group_norm_apply(
     shift_b,
     eps,
     FIRST: tl.constexpr,
+    WIDE: tl.constexpr,
     GROUPS: tl.constexpr,
     CG: tl.constexpr,
     GP: tl.constexpr,
@@ -303,6 +312,7 @@ def group_norm_apply(
         y_p,
         FIRST,
         C,
+        WIDE,
         ROWS,
         AFFINE,
         MODULATED,
@@ -348,32 +358,51 @@ def group_norm_rows_forward(
     tl.store(offsets + b * C + c, o * m + t - mean * gain, mask)
 
 
-def forward(x, weight, bias, input_bias, scale, shift, groups, eps, before, after) -> tuple[Tensor, Tensor, Tensor]:
-    """group_norm's result, and for the gradient each group's mean and 1 / standard deviation, (B, groups) float32."""
+def forward(
+    x, weight, bias, input_bias, scale, shift, groups, eps, before, after, wide=None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """group_norm's result, and for the gradient each group's mean and 1 / standard deviation, (B, groups) float32.
+
+    wide: channels of the result, C or more; those beyond C are zeros.
+    """
     b, c, h, w = x.shape
     options = options_of(x, c, groups, weight, input_bias, scale, before, after)
     parts, span = _parts(b, h * w, options["ROWS"])
     if parts == 1:
-        given, strides = _given(x, c, groups, weight, bias, input_bias, scale, shift)
-        launch(group_norm_forward, (b,), x.device, *given, h * w, *strides, eps, **options)
+        given, strides = _given(x, c, wide or c, groups, weight, bias, input_bias, scale, shift)
+        launch(group_norm_forward, (b,), x.device, *given, h * w, *strides, eps, WIDE=wide or c, **options)
         _, y, *_, means, rstds = given
         return y.unflatten(2, (h, w)), means, rstds
     flat, input_bias = positions(x), contiguous(input_bias)
     statistics = torch.empty((b, parts, c, 3), dtype=torch.float32, device=x.device)
     some = {name: value for name, value in options.items() if name not in ("AFFINE", "MODULATED", "AFTER")}
     launch(group_norm_part, (b, parts), x.device, flat, statistics, input_bias, h * w, span, *flat.stride(), **some)
-    return apply(x, statistics, None, None, weight, bias, input_bias, scale, shift, groups, eps, before, after)
+    given = weight, bias, input_bias, scale, shift, groups, eps, before, after
+    return apply(x, statistics, None, None, *given, wide)
 
 
 def apply(
-    x, statistics, second, second_statistics, weight, bias, input_bias, scale, shift, groups, eps, before, after
+    x,
+    statistics,
+    second,
+    second_statistics,
+    weight,
+    bias,
+    input_bias,
+    scale,
+    shift,
+    groups,
+    eps,
+    before,
+    after,
+    wide=None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `forward`, of x and the channels of `second` after it, from the statistics of their channels."""
     b, first, h, w = x.shape
     c = first + (0 if second is None else second.shape[1])
     options = options_of(x, c, groups, weight, input_bias, scale, before, after)
     programs, span = _parts(b, h * w, options["ROWS"])
-    given, strides = _given(x, c, groups, weight, bias, input_bias, scale, shift)
+    given, strides = _given(x, c, wide or c, groups, weight, bias, input_bias, scale, shift)
     launch(
         group_norm_apply,
         (b, programs),
@@ -382,6 +411,7 @@ def apply(
         *(h * w, span, statistics.shape[1], 0 if second_statistics is None else second_statistics.shape[1]),
         *(*strides, eps),
         FIRST=first,
+        WIDE=wide or c,
         **options,
     )
     _, y, *_, means, rstds = given
@@ -413,12 +443,12 @@ def rows(statistics, second_statistics, n, weight, bias, scale, shift, groups, e
     return gains, offsets
 
 
-def _given(x, c, groups, weight, bias, input_bias, scale, shift):
+def _given(x, c, wide, groups, weight, bias, input_bias, scale, shift):
     """What both ways of normalising are given: tensors, the result and what it is made of among them; and strides."""
     means, rstds = (torch.empty((x.shape[0], groups), dtype=torch.float32, device=x.device) for _ in range(2))
     (scale, scale_b), (shift, shift_b) = per_sample(scale, c), per_sample(shift, c)
     weight, bias, input_bias = map(contiguous, (weight, bias, input_bias))
-    flat, into = positions(x), positions(empty_images(x, c))
+    flat, into = positions(x), positions(empty_images(x, wide))
     given = flat, into, weight, bias, input_bias, scale, shift, means, rstds
     return given, (*flat.stride(), *into.stride(), scale_b, shift_b)
 

@@ -7,6 +7,7 @@ from fastdiff.engine.cuda.attention import picture_attentions
 from fastdiff.engine.cuda.convolutions import fuse
 from fastdiff.engine.cuda.images import join_projections, stay
 from fastdiff.engine.cuda.library import activations_before_norms, depthwise_convolutions, endings
+from fastdiff.engine.cuda.padding import pad_channels
 from fastdiff.kernels import dispatch
 
 
@@ -24,3 +25,4 @@ def lower(graph: Graph) -> None:
         fuse(graph)
     activations_before_norms(graph)
     endings(graph)
+    pad_channels(graph)
