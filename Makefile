@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c $
 # What runs on a GPU too; without one the kernels' tests run in Triton's interpreter.
 GPU_TESTS := $(addprefix tests/engine/test_,gpu.py noise.py fused_networks.py) tests/engine/cuda tests/kernels
 GPU_SLICES := gpu-test gpu-convolutions gpu-profile gpu-operators gpu-bench-64 gpu-bench-1024 gpu-bench-1 gpu-distance \
-	gpu-profile-library gpu-bench-b gpu-cold gpu-float32 gpu-quality
+	gpu-profile-library gpu-tune gpu-bench-b gpu-cold gpu-float32 gpu-quality
 GPU_SECONDS ?= 470
 GPU_LIMIT = timeout --signal=INT --kill-after=10 $(GPU_SECONDS)
 GPU_BENCH = $(GPU_LIMIT) $(PYTHON) -m fastdiff bench --device cuda
@@ -118,6 +118,10 @@ gpu-operators: ## a slice of gpu: each operator against its reference, torch.com
 
 gpu-profile: ## a slice of gpu: the fashion-mnist network at batches 1, 64 and 1024 against torch.compile and the limits of the chip, its kernels by time
 	cd $(ROOT) && $(GPU_BENCH) --dtype bfloat16 --only "profile A28" --only "training A28" -o $(OUT)/profile-cuda
+
+gpu-tune: ## a slice of gpu: in which tiles fused_conv is fastest, the fashion-mnist and the sprites' network at batch 64
+	cd $(ROOT) && for model in fashion-mnist sprites; do \
+		FASTDIFF_CACHE=$(OUT) $(GPU_LIMIT) $(PYTHON) -m fastdiff tune $$model --batch-size 64; done
 
 gpu-profile-library: ## a slice of gpu: the same with the library's convolutions
 	cd $(ROOT) && FASTDIFF_KERNELS=library $(GPU_BENCH) --dtype bfloat16 --only "profile A28" -o $(OUT)/profile-library-cuda

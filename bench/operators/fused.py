@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdiff.bench.operators.operator import (
     IN_16_BITS,
+    LENGTHS,
     WIDE,
     A,
     B,
@@ -31,7 +32,11 @@ from fastdiff.kernels.denoise_step import denoise_step, denoise_step_reference
 from fastdiff.kernels.depthwise_conv import depthwise_conv, depthwise_conv_reference
 from fastdiff.kernels.fused_conv import fold_norm, fused_conv
 from fastdiff.kernels.group_norm import group_norm, group_norm_reference
+from fastdiff.kernels.last_conv import LastConv, denoise_step_of
 from fastdiff.kernels.linear_attention import linear_attention, linear_attention_reference
+from fastdiff.kernels.picture_attention import Heads
+from fastdiff.kernels.position_norm import position_norm
+from fastdiff.kernels.small_attention import small_attention
 from fastdiff.kernels.statistics import statistics_of
 
 Shape = tuple[int, ...]
@@ -140,6 +145,50 @@ def _fused(network: str, c: int, size: int) -> Operator:
     return Operator(network, "fused_conv", label, make, IN_16_BITS)
 
 
+def _attention(network: str, c: int, heads: int, width: int, groups: int, size: int) -> Operator:
+    """A middle block's attention: norm, projections, residual."""
+
+    def make(draw: Draw) -> Call:
+        inner = heads * width
+        w_qkv, w_out = draw.weight(3 * inner, c, 1, 1), draw.weight(c, inner, 1, 1)
+        b_qkv, b_out = draw.weight(3 * inner), draw.weight(c)
+        qkv, out = (pack(one, Window((1, 1)))[0, 0, 0] for one in (w_qkv, w_out))
+        places = Heads(heads, width, width, 0, inner, 2 * inner)
+
+        def call(x: Tensor) -> Tensor:
+            given = qkv, b_qkv, places, width**-0.5, out, b_out, c, groups
+            return small_attention(x, *given, residual=x)  # type: ignore[return-value]
+
+        def plain(x: Tensor) -> Tensor:
+            w, b, w_o, b_o = (one.to(x.dtype) for one in (w_qkv, b_qkv, w_out, b_out))
+            q, k, v = (
+                F.conv2d(group_norm_reference(x, groups), w, b).flatten(2).unflatten(1, (3, heads, width)).unbind(1)
+            )
+            mixed = F.scaled_dot_product_attention(*(one.transpose(2, 3) for one in (q, k, v)))
+            return F.conv2d(mixed.transpose(2, 3).reshape(len(x), inner, size, size), w_o, b_o) + x
+
+        return Call(lambda b: (draw.image(b, c, size),), call, plain)
+
+    return Operator(
+        network, "small_attention", f"{c} channels, {heads} heads of {width}, {size}x{size}", make, IN_16_BITS
+    )
+
+
+def _lengths(network: str, c: int, size: int) -> Operator:
+    """lucidrains' norm by the length over channels, with the time's scale and shift, and SiLU."""
+    row = (1, c, 1, 1)
+    return _of_images(
+        network,
+        size,
+        "position_norm",
+        f"{c} channels, {size}x{size}, by length, SiLU",
+        (c,),
+        (row, row),
+        lambda x, w, b: position_norm(x, w, b, 1e-12, False, "silu"),
+        lambda x, w, b: F.silu(F.normalize(x, dim=1) * w + b),
+    )
+
+
 def steps(network: str, c: int, size: int) -> Iterator[Operator]:
     """The sampler's step: x in float32, the prediction in the network's dtype, all in channels_last."""
 
@@ -170,6 +219,36 @@ def steps(network: str, c: int, size: int) -> Iterator[Operator]:
 
         return Operator(network, "denoise_step", f"{c}x{size}x{size}, {label}", make, wide=True, is_step=True)
 
+    def joined(channels: int) -> Operator:
+        """With the last convolution, 1x1."""
+
+        def make(draw: Draw) -> Call:
+            row = [1.2, -0.7, 0.5, 0.4, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 1.0, 0.3]
+            rows, index = (
+                torch.tensor([row], device=draw.device),
+                torch.zeros((), dtype=torch.int64, device=draw.device),
+            )
+            weight, bias, window = draw.weight(c, channels, 1, 1), draw.weight(c), Window((1, 1))
+            packed, key = pack(weight, window), torch.tensor([1, 0], device=draw.device)
+
+            def inputs(b: int) -> tuple[Tensor, ...]:
+                return Draw(draw.device, torch.float32).image(b, c, size), draw.image(b, channels, size)
+
+            def call(x: Tensor, h: Tensor) -> Tensor:
+                denoise_step_of(x, LastConv(h, packed, window, c, bias), rows, index, key=key, clip=1.0)
+                return x
+
+            def plain(x: Tensor, h: Tensor) -> Tensor:
+                out = F.conv2d(h, weight.to(h.dtype), bias.to(h.dtype))
+                return denoise_step_reference(x, out, rows.to(x.dtype), index, key=key, clip=1.0)[0]
+
+            return Call(inputs, call, plain)
+
+        label = f"{c}x{size}x{size}, 1x1 from {channels}, clipped, noise"
+        # Plain torch rounds the prediction to 16 bits.
+        return Operator(network, "denoise_step_of", label, make, IN_16_BITS, is_step=True)
+
+    yield joined(28)
     yield made("no noise")
     yield made("Philox noise", noise=True)
     yield made("history", history=True)
@@ -187,5 +266,8 @@ def of_networks(
     for level in levels:
         yield from _of_a(*level)
         yield _fused(A, *level)
+    c, size = levels[-1]
+    yield _attention(A, c, 4, 32, 1, size)
     for c, size in wide:
         yield _fused(WIDE, c, size)
+        yield _lengths(LENGTHS, c, size)

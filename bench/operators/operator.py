@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdiff.kernels.folded_attention import FoldedAttention, fold
 from fastdiff.networks.blocks import EDITIONS, HEADS, LinearAttention, PreNorm, Residual
 
-A, B, A32, WIDE = "A28@28", "B@16", "A28@32", "unet2d@32"
+A, B, A32, WIDE, LENGTHS = "A28@28", "B@16", "A28@32", "unet2d@32", "lucidrains@32"
 ALL, IN_16_BITS = ("float32", "bfloat16", "float16"), ("bfloat16", "float16")
 
 
