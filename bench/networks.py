@@ -16,7 +16,7 @@ from fastdiff.bench.peers import edm, guided, others
 from fastdiff.bench.peers.reference import AnnotatedReference, ContextReference
 from fastdiff.bench.peers.wrapped import Backbone, Signals, Told
 from fastdiff.errors import InputError
-from fastdiff.networks.lucidrains import LucidrainsClassUnet
+from fastdiff.networks.lucidrains import LucidrainsClassUnet, LucidrainsUnet
 
 # What google/ddpm-cifar10-32 sets.
 DDPM_CIFAR10: dict[str, Any] = dict(
@@ -112,12 +112,8 @@ FOREIGN = {
     "ddpm-cifar10@32": Network(
         partial(_unet2d, (128, 256, 256, 256), **DDPM_CIFAR10), (3, 32, 32), needs=("diffusers",)
     ),
-    "lucidrains@32": Network(
-        _lucidrains,
-        (3, 32, 32),
-        needs=LUCIDRAINS,
-    ),
-    "guided@32": Network(guided.UNetModel, (3, 32, 32)),
+    "lucidrains@32": Network(_lucidrains, (3, 32, 32), needs=LUCIDRAINS),
+    "guided@32": Network(guided.UNetModel, (3, 32, 32), "guided-diffusion's UNetModel, 64 to 128, 32x32"),
     "edm@32": Network(edm.SongUNet, (3, 32, 32)),
     "tokens@32": Network(_tokens, (3, 32, 32), needs=("diffusers",)),
     "self-conditioning@32": Network(lambda: Told(_lucidrains(self_condition=True)), (3, 32, 32), needs=LUCIDRAINS),
@@ -150,7 +146,17 @@ _EDITIONS = (
     Network(partial(fastdiff.AnnotatedUnet, 28, edition="mindspore"), (1, 28, 28), "A, mindspore"),
     Network(partial(fastdiff.AnnotatedUnet, 32, edition="hf-2022", block="resnet"), (1, 32, 32), "A, hf-2022, resnet"),
 )
-COUNTED = {network.title: network for network in (*NETWORKS.values(), *_EDITIONS) if network.title}
+# Of other libraries, what is counted and compiled, for inference: without those libraries where that can be.
+OTHERS = (
+    FOREIGN["unet2d@32"],
+    FOREIGN["guided@32"],
+    Network(
+        partial(LucidrainsUnet, 64, dim_mults=(1, 2, 4)),
+        (3, 32, 32),
+        "denoising-diffusion-pytorch's Unet, 64 to 256, 32x32",
+    ),
+)
+COUNTED = {network.title: network for network in (*NETWORKS.values(), *_EDITIONS, *OTHERS) if network.title}
 SHIPPED = {name: network.ships_as for name, network in NETWORKS.items() if network.ships_as}
 
 

@@ -26,7 +26,7 @@ import triton
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fastdiff.bench.networks import COUNTED
+from fastdiff.bench.networks import COUNTED, OTHERS
 from fastdiff.bench.static.shapes import captured_step, evaluate, on_meta, sampler_steps
 from fastdiff.bench.static.traffic import launches_table
 from fastdiff.errors import InputError, unknown_name
@@ -96,7 +96,7 @@ def suite(size: str) -> list[Launch]:
     def run() -> None:
         sampler_steps()
         for network in COUNTED.values():
-            others = main[:2] if size == "full" else main[: bool(network.needs) and not quick]
+            others = main[:2] if size == "full" else main[: network in OTHERS]
             kinds = main if network.ships_as else others
             for dtype, train in (*kinds, *([(torch.float16, False)] if size == "full" else [])):
                 module = on_meta(network, dtype)

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from fastdiff.bench.networks import NETWORKS, Network
+from fastdiff.bench.networks import NETWORKS, OTHERS, Network
 from fastdiff.bench.static.shapes import captured_step, evaluate, on_meta
 from fastdiff.engine.placement import DTYPES
 from fastdiff.files import save_text
@@ -131,9 +131,9 @@ def step_launches(network: Network, dtype: torch.dtype, batch: int, kernels: str
 
 
 def launches_table(dtype: torch.dtype = torch.bfloat16, batches: tuple[int, ...] = (1, 64, 1024)) -> str:
-    """Launches a step of the networks that ship and of diffusers', in Markdown: the last column by FASTDIFF_KERNELS."""
+    """Launches a step of the networks that ship and of others, in Markdown: the last column by FASTDIFF_KERNELS."""
     rows: list[list[str]] = []
-    for network in (*(network for network in NETWORKS.values() if network.ships_as), NETWORKS["unet2d@32"]):
+    for network in (*(network for network in NETWORKS.values() if network.ships_as), *OTHERS):
         counts = [step_launches(network, dtype, batch) for batch in batches]
         counts.append(step_launches(network, dtype, 64, "library"))
         rows.append([f"**{network.title}**", *(f"**{c.total()}**" for c in counts)])
@@ -206,9 +206,8 @@ def network_report(network: Network, dtype: torch.dtype, batch: int = BATCH) -> 
 
 
 def report(dtype: torch.dtype) -> str:
-    """The tables of the networks that ship, of a wide one, and of diffusers'."""
-    others = NETWORKS["A64@32"], NETWORKS["unet2d@32"]
-    networks = [*(network for network in NETWORKS.values() if network.ships_as), *others]
+    """The tables of the networks that ship, of a wide one, and of other libraries'."""
+    networks = [*(network for network in NETWORKS.values() if network.ships_as), NETWORKS["A64@32"], *OTHERS]
     return "\n".join([INTRODUCTION, "", *(network_report(network, dtype) for network in networks)])
 
 

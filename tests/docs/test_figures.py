@@ -76,7 +76,7 @@ def test_fastdiff_is_the_fastest_at_every_batch():
 def test_the_gpus_page_says_what_was_counted(pages):
     traffic, kernels = ((RESULTS / name).read_text() for name in ("traffic.md", "kernels.md"))
     rows = [line for line in pages["gpu.md"].text.splitlines() if " MB | " in line]
-    titles = ("A, dim 28, 28x28", "B, 64 features, 16x16", "UNet2DModel, 64 to 128, 32x32")
+    titles = ("A, dim 28, 28x28", "B, 64 features, 16x16", *(network.title for network in OTHERS))
     for row, title in zip(rows, titles, strict=True):
         heading = rf"### {title}, bfloat16\s.*?moved: plain (.*? MB), library's convolutions (.*? MB), Triton (.*? MB)"
         moved = re.search(heading, traffic, re.DOTALL)
