@@ -20,10 +20,12 @@ from fastdiff.capture.passes.softmax_attention import fuse_softmax_attention
 from fastdiff.capture.passes.written_norms import fuse_group_norms
 from fastdiff.capture.tidy import fold_constants
 from fastdiff.engine.context import ContextKind
+from fastdiff.engine.cuda import attention, convolutions
 from fastdiff.engine.evaluation import Given, Network, captured, evaluated
 from fastdiff.engine.prediction import Prediction
 from fastdiff.engine.step import State
 from fastdiff.kernels.dispatch import using
+from fastdiff.kernels.last_conv import LastConv
 
 # The same operations on the same numbers; a convolution of torch's takes another path at another memory layout.
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -80,6 +82,8 @@ def check_guidance(network, example, given):
         prediction.load_context(inputs["context"])
         index, current, rows = (torch.tensor(value, device=given.device) for value in (3, 0, []))
         ours = prediction(State(inputs["x"].float(), rows, index, current))
+        if isinstance(ours, LastConv):
+            ours = ours.prediction()
         contexts = torch.cat((torch.zeros_like(inputs["context"]), inputs["context"]))
         with using("reference"):
             expected = network(inputs["x"].repeat(2, 1, 1, 1), given.times[3].to(given.device).expand(2 * n), contexts)
@@ -119,12 +123,23 @@ def test_the_form_of_a_cpu_is_the_same_function_of_many_networks(networks, rando
     check_form(networks, randomised, data, (1, 4, 5))
 
 
+@pytest.fixture(params=[False, True], ids=["library", "fused"])
+def fused(request, monkeypatch):
+    """Convolutions as they are in float32, or as in 16 bits."""
+    if request.param:
+        fits = attention.fits
+        monkeypatch.setattr(attention, "fits", lambda dtype, *sizes: fits(torch.float16, *sizes))
+        monkeypatch.setattr(convolutions, "is_fused", lambda *sizes: True)
+
+
+@pytest.mark.usefixtures("fused")
 @settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_the_triton_kernels_are_the_same_function(networks, randomised, triton_device, data):
     check_form(networks, randomised, data, (2,), triton_device)
 
 
+@pytest.mark.usefixtures("fused")
 @pytest.mark.slow
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())

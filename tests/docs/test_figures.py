@@ -6,6 +6,7 @@ import pytest
 
 from fastdiff.bench import readme, report
 from fastdiff.bench.contender import Role
+from fastdiff.bench.networks import OTHERS
 from fastdiff.bench.quality import page as quality_page
 from fastdiff.bench.readme import RESULTS
 from fastdiff.samplers.samplers import DEFAULT, STEPS
