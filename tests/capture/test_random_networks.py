@@ -20,7 +20,7 @@ from fastdiff.capture.passes.softmax_attention import fuse_softmax_attention
 from fastdiff.capture.passes.written_norms import fuse_group_norms
 from fastdiff.capture.tidy import fold_constants
 from fastdiff.engine.context import ContextKind
-from fastdiff.engine.cuda import attention, convolutions
+from fastdiff.engine.cuda import attention, choice
 from fastdiff.engine.evaluation import Given, Network, captured, evaluated
 from fastdiff.engine.prediction import Prediction
 from fastdiff.engine.step import State
@@ -129,7 +129,7 @@ def fused(request, monkeypatch):
     if request.param:
         fits = attention.fits
         monkeypatch.setattr(attention, "fits", lambda dtype, *sizes: fits(torch.float16, *sizes))
-        monkeypatch.setattr(convolutions, "is_fused", lambda *sizes: True)
+        monkeypatch.setattr(choice, "is_fused", lambda *sizes: True)
 
 
 @pytest.mark.usefixtures("fused")

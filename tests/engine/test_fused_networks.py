@@ -9,7 +9,7 @@ from fastdiff import AnnotatedUnet, ContextUnet, Model, load, make_schedule, sam
 from fastdiff.capture.passes.convolutions import fuse_convolutions
 from fastdiff.capture.passes.folded_attention import fold_linear_attention
 from fastdiff.engine import evaluation
-from fastdiff.engine.cuda import convolutions
+from fastdiff.engine.cuda import choice
 from fastdiff.engine.cuda.library import depthwise_convolutions
 from fastdiff.engine.evaluation import Given, Network, captured
 from fastdiff.kernels.attention_block import attention_of
@@ -56,7 +56,7 @@ def test_the_network_is_the_same_function(triton_device, randomised, rel, name, 
 
     With fused convolutions in float32 too, where no fault hides behind rounding.
     """
-    monkeypatch.setattr(convolutions, "is_fused", lambda *sizes: True)
+    monkeypatch.setattr(choice, "is_fused", lambda *sizes: True)
     make, shape = NETWORKS[name]
     network = randomised(make()).eval().to(triton_device)
     x, t = inputs(network, shape, triton_device)

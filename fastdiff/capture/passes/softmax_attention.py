@@ -58,6 +58,8 @@ def _with_factors(graph: Graph, attention: Node) -> None:
             if number is None:
                 node, user = node.args[0], node
                 continue
+            if number <= 0:  # kernels take the largest score for that of the largest product
+                break
             factor *= number
             node.replace_all_uses_with(node.args[0])
             node = node.args[0]

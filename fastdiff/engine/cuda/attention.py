@@ -159,7 +159,7 @@ def _place(node: Node) -> _Place | None:
         return None
     count = moved.shape[0] * moved.shape[1] // b
     if moved.shape[0] == b:
-        of_sample, apart = moved.stride(0), moved.stride(1)
+        of_sample, apart = moved.stride(0), moved.stride(1) if count > 1 else 0
     elif moved.shape[1] == 1:
         of_sample, apart = moved.stride(0) * count, moved.stride(0)
     else:

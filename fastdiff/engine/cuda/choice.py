@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import torch
 
+from fastdiff.kernels import dispatch
+
 LARGEST = 9 * 192**2  # taps, input and output channels multiplied
 # Of pictures whose norm reads the statistics that tiles left. Each program merges them all, 128 of them at most; beyond
 # that a norm's own passes cost little more than the bytes that they move.
@@ -24,14 +26,15 @@ MOST_POSITIONS = 128**2
 
 
 def is_fused(taps: int, inputs: int, outputs: int, dtype: torch.dtype) -> bool:
-    """Whether a convolution is fused_conv's.
+    """Whether a convolution is fused_conv's, unless FASTDIFF_KERNELS says otherwise.
 
     Args:
         taps: of its window, in a phase if it is transposed.
         inputs, outputs: channels.
         dtype: of the images and the weight.
     """
-    return dtype.itemsize == 2 and taps * inputs * outputs <= LARGEST
+    small = taps * inputs * outputs <= LARGEST
+    return small and dtype.itemsize == 2 and dispatch.backend() != "library"
 
 
 def norm_inside(taps: int) -> bool:

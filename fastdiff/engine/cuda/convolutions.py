@@ -25,8 +25,8 @@ from fastdiff.capture.passes.match import (
     supersede,
 )
 from fastdiff.capture.passes.moves import factor_of
+from fastdiff.engine.cuda import choice
 from fastdiff.engine.cuda.attention import in_one
-from fastdiff.engine.cuda.choice import MOST_POSITIONS, is_fused, norm_inside
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.conv_weight import Window, pack
 from fastdiff.kernels.depthwise_conv import fused_depthwise
@@ -89,7 +89,7 @@ def _make(graph: Graph, conv: Node, last: Node, window: Window, ending: list) ->
     taps = math.prod(window.kernel) // window.phases**2
     dtype = conv.meta["dtype"]
     same = all(one.meta.get("dtype") == dtype for one in (x, weight, last))
-    if stored(graph, weight) is None or not same or not is_fused(taps, inputs, outputs, dtype):
+    if stored(graph, weight) is None or not same or not choice.is_fused(taps, inputs, outputs, dtype):
         return
     named = dict(zip(("added", "after", "residual"), ending, strict=True))
     given = {name: one for name, one in named.items() if one is not None}
@@ -219,7 +219,7 @@ def _reads_once(user: Node, norm: Node) -> bool:
     """Whether it is a convolution that is to normalise each element as it reads it."""
     if user.target is not fused_conv or user.args[0] is not norm or norm in user.kwargs.values():
         return False
-    inside = norm_inside(math.prod(user.args[2].kernel)) and user.args[2].stride == 1
+    inside = choice.norm_inside(math.prod(user.args[2].kernel)) and user.args[2].stride == 1
     return inside and not {"second", "statistics", "scale"} & set(user.kwargs)
 
 
@@ -227,7 +227,7 @@ def _writer(x: Node) -> Node | None:
     """The node whose kernel writes x, if it can write statistics too."""
     if x.target is operator.getitem and x.args[1] == 0:
         x = x.args[0]
-    few = math.prod(x.meta.get("shape", ())[2:]) <= MOST_POSITIONS
+    few = math.prod(x.meta.get("shape", ())[2:]) <= choice.MOST_POSITIONS
     return x if few and x.target in (fused_conv, fused_depthwise, small_attention) else None
 
 

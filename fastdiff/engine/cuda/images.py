@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from fastdiff.capture.graph import Graph, described
 from fastdiff.capture.passes.match import Node, aten, constant, insert, only_user, replace, reshaped, stored, supersede
 from fastdiff.capture.passes.moves import moved_by
+from fastdiff.engine.cuda import choice
 from fastdiff.kernels.conv import convolution
 
 _PLAIN = [1, 1], [0, 0], [1, 1]  # stride, padding and dilation of a 1x1 convolution
@@ -52,10 +53,12 @@ def join_projections(graph: Graph) -> None:
     Args:
         graph: of one batch, after its convolutions were fused; is changed.
     """
-    for node in list(graph.nodes.nodes):
+    places = {node: place for place, node in enumerate(graph.nodes.nodes)}
+    for node in places:
         projections = [user for user in node.users if _is_projection(graph, user, node)]
-        if len(projections) > 1:
-            _join(graph, projections)
+        outputs = sum(one.meta["shape"][1] for one in projections)
+        if len(projections) > 1 and choice.is_fused(1, node.meta["shape"][1], outputs, node.meta["dtype"]):
+            _join(graph, sorted(projections, key=places.__getitem__))
     graph.tidy()
 
 
@@ -155,8 +158,10 @@ def _projected(graph: Graph, node: Node, x: Node, weight: Node, bias: Node | Non
 
 
 def _linear(graph: Graph, node: Node) -> None:
+    """One that is to be fused_conv's: the library's linear layers are faster than its 1x1 convolutions."""
     x, weight, *bias = node.args
-    if stored(graph, weight) is not None and x.meta["dtype"] == node.meta["dtype"] == weight.meta["dtype"]:
+    same = x.meta["dtype"] == node.meta["dtype"] == weight.meta["dtype"]
+    if stored(graph, weight) is not None and same and choice.is_fused(1, *weight.meta["shape"], node.meta["dtype"]):
         _projected(graph, node, x, weight, bias[0] if bias else None, True)
 
 

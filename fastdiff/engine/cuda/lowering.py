@@ -8,7 +8,6 @@ from fastdiff.engine.cuda.convolutions import fuse
 from fastdiff.engine.cuda.images import join_projections, stay
 from fastdiff.engine.cuda.library import activations_before_norms, depthwise_convolutions, endings
 from fastdiff.engine.cuda.padding import pad_channels
-from fastdiff.kernels import dispatch
 
 
 def lower(graph: Graph) -> None:
@@ -21,8 +20,7 @@ def lower(graph: Graph) -> None:
     picture_attentions(graph)
     stay(graph)
     depthwise_convolutions(graph)
-    if dispatch.backend() != "library":
-        fuse(graph)
+    fuse(graph)
     activations_before_norms(graph)
     endings(graph)
     pad_channels(graph)

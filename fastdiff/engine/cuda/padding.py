@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from fastdiff.capture.graph import Graph
 from fastdiff.capture.passes.match import Node, aten, insert, ours, replace, stored, supersede
-from fastdiff.engine.cuda.choice import padded_channels
+from fastdiff.engine.cuda import choice
 from fastdiff.kernels.bias_add import conv_ending
 from fastdiff.kernels.conv import convolution
 from fastdiff.kernels.group_norm import can_widen, group_norm_wide
@@ -39,9 +39,9 @@ def _pad(graph: Graph, conv: Node, wider: dict[Node, Node]) -> None:
         return
     outputs, inputs = kernel.shape[:2]
     dtype = conv.meta["dtype"]
-    wide_x = _widened(graph, x, padded_channels(inputs, dtype), wider)
+    wide_x = _widened(graph, x, choice.padded_channels(inputs, dtype), wider)
     more_inputs = 0 if wide_x is None else wide_x.meta["shape"][1] - inputs
-    more_outputs = padded_channels(outputs, dtype) - outputs
+    more_outputs = choice.padded_channels(outputs, dtype) - outputs
     if any(user.target not in _STRIDED for user in conv.users):
         more_outputs = 0
     if not more_inputs and not more_outputs:

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastdiff.bench.networks import Network as Counted
 from fastdiff.bench.static.traffic import step_launches
-from fastdiff.engine.cuda import attention, convolutions
+from fastdiff.engine.cuda import attention, choice
 from fastdiff.engine.evaluation import Given, Network, captured, evaluated
 from fastdiff.kernels.bias_add import bias_add
 from fastdiff.kernels.conv import conv_add
@@ -231,7 +231,7 @@ def run(network, x, t):
 @pytest.mark.parametrize("fused", [True, False])
 def test_small_networks_are_the_same_functions(triton_device, randomised, rel, monkeypatch, made, fused):
     """In float32, where a fault of the rewriting cannot hide behind rounding."""
-    monkeypatch.setattr(convolutions, "is_fused", lambda taps, inputs, outputs, dtype: fused)
+    monkeypatch.setattr(choice, "is_fused", lambda taps, inputs, outputs, dtype: fused)
     fits = attention.fits
     monkeypatch.setattr(attention, "fits", lambda dtype, *sizes: fits(torch.float16, *sizes))
     network = randomised(made()).eval().to(triton_device)
@@ -285,6 +285,19 @@ def test_wide_convolutions_and_float32_are_the_librarys():
     assert step_launches(Counted(ConvNext, ConvNext.shape), torch.float32, 3)["fused_conv_forward"] == 0
 
 
+def test_linear_layers_that_are_not_fused_stay_what_they_are():
+    """The library's linear layers add their bias at once, and its 1x1 convolutions do not."""
+
+    class Wide(Tokens):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Sequential(nn.Linear(8, 50000), nn.Linear(50000, 12))
+
+    assert step_launches(Counted(Wide, Wide.shape), torch.bfloat16, 3)["addmm"] == 2
+    launched = step_launches(Counted(Tokens, Tokens.shape), torch.bfloat16, 3, "library")
+    assert launched["addmm"] + launched["mm"] == 4
+
+
 def test_norms_of_large_pictures_have_passes_of_their_own():
     """Each program would have to merge the statistics of all tiles."""
 
@@ -298,7 +311,7 @@ def test_norms_of_large_pictures_have_passes_of_their_own():
 def test_a_network_of_diffusers_is_the_same_function(triton_device, request, rel, monkeypatch):
     """Its attention, its nearest upsampling and the concatenations of its skips among it."""
     pytest.importorskip("diffusers")
-    monkeypatch.setattr(convolutions, "is_fused", lambda taps, inputs, outputs, dtype: True)
+    monkeypatch.setattr(choice, "is_fused", lambda taps, inputs, outputs, dtype: True)
     network = request.getfixturevalue("unet")().to(triton_device)
     network.shape = (3, 8, 8)
     x, t = torch.randn(2, 3, 8, 8, device=triton_device), torch.full((2,), 7, device=triton_device)

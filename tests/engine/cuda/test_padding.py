@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastdiff.engine.cuda import choice, convolutions, lowering, padding
+from fastdiff.engine.cuda import choice, lowering, padding
 from fastdiff.engine.evaluation import Given, Network, captured, evaluated
 from fastdiff.kernels.bias_add import conv_ending
 from fastdiff.kernels.conv import convolution
@@ -35,8 +35,9 @@ class Narrow(nn.Module):
 @pytest.fixture
 def graphs(monkeypatch):
     """Nothing is fused, any dtype is padded; the graphs that were."""
-    monkeypatch.setattr(convolutions, "is_fused", lambda *sizes: False)
-    monkeypatch.setattr(padding, "padded_channels", lambda n, dtype: choice.padded_channels(n, torch.float16))
+    monkeypatch.setattr(choice, "is_fused", lambda *sizes: False)
+    padded = choice.padded_channels
+    monkeypatch.setattr(choice, "padded_channels", lambda n, dtype: padded(n, torch.float16))
     seen = []
     monkeypatch.setattr(lowering, "pad_channels", lambda graph: (padding.pad_channels(graph), seen.append(graph)))
     return seen

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fastdiff.engine import step
-from fastdiff.engine.cuda import convolutions
+from fastdiff.engine.cuda import choice
 from fastdiff.engine.evaluation import Given, Network, captured, eager
 from fastdiff.engine.prediction import Prediction
 from fastdiff.engine.step import State, advance
@@ -41,7 +41,7 @@ def test_steps_are_those_of_the_reference(
     triton_device, randomised, rel, monkeypatch, sampler, clip, variance, conditioned, joined
 ):
     calls = []
-    monkeypatch.setattr(convolutions, "is_fused", lambda taps, inputs, outputs, dtype: True)
+    monkeypatch.setattr(choice, "is_fused", lambda taps, inputs, outputs, dtype: True)
     monkeypatch.setattr(step, "denoise_step_of", lambda *a, **b: (calls.append(a), denoise_step_of(*a, **b)))
     network, device = randomised(Tiny(4 if variance else 2)).eval(), triton_device
     table = make_table(sampler, make_schedule("linear", 50), 3)
