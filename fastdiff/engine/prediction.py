@@ -24,17 +24,16 @@ class _Rows:
     """
 
     def __init__(self, parts: tuple[Tensor, ...], capacity: int) -> None:
-        self._places = []
-        end = 0
+        places, end = [], 0
         for part in parts:
             size = part[0].numel() * part.element_size()
-            self._places.append(slice(end, end + size))
+            places.append(slice(end, end + size))
             end += -(-size // ALIGNED) * ALIGNED
         self.values, self.row = (parts[0].new_zeros(rows, end, dtype=torch.uint8) for rows in (capacity, 1))
         self.views, self.tables = (
             [
                 whole[:, place].view(part.dtype).view(len(whole), *part.shape[1:])
-                for place, part in zip(self._places, parts, strict=True)
+                for place, part in zip(places, parts, strict=True)
             ]
             for whole in (self.row, self.values)
         )

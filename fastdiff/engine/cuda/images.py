@@ -160,8 +160,9 @@ def _projected(graph: Graph, node: Node, x: Node, weight: Node, bias: Node | Non
 def _linear(graph: Graph, node: Node) -> None:
     """One that is to be fused_conv's: the library's linear layers are faster than its 1x1 convolutions."""
     x, weight, *bias = node.args
+    outputs, inputs = weight.meta["shape"]
     same = x.meta["dtype"] == node.meta["dtype"] == weight.meta["dtype"]
-    if stored(graph, weight) is not None and same and choice.is_fused(1, *weight.meta["shape"], node.meta["dtype"]):
+    if stored(graph, weight) is not None and same and choice.is_fused(1, inputs, outputs, node.meta["dtype"]):
         _projected(graph, node, x, weight, bias[0] if bias else None, True)
 
 
