@@ -43,9 +43,14 @@ CASES = [("1x1", 28, 1, 28, 28), ("3x3", 20, 3, 6, 10), ("3x3", 64, 3, 12, 12), 
 
 @pytest.mark.parametrize("name, c, o, h, w", CASES)
 @pytest.mark.parametrize(
-    "guided, noise, depth, clip", [(False, "philox", 0, 1.0), (True, "philox", 1, None), (True, "given", 3, 0.7)]
+    "guided, noise, depth, clip, row",
+    [
+        (False, "philox", 0, 1.0, 1),
+        (True, "philox", 1, None, 0),
+        (True, "given", 3, 0.7, 1),
+        (False, "philox", 2, None, 2),
+    ],
 )
-@pytest.mark.parametrize("row", [0, 1, 2])
 def test_the_update_of_a_prediction(triton_device, agrees, layouts, name, c, o, h, w, guided, noise, depth, clip, row):
     device, window = triton_device, WINDOWS[name]
     last, prediction = made(device, window, c, o, h, w, guided)
