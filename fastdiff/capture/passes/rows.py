@@ -25,7 +25,7 @@ def hoist_rows(time: Graph, step: Graph) -> None:
             args = tuple(row if one is given else one for one in user.args)
             with time.nodes.inserting_after(row):
                 row = time.nodes.call_function(user.target, args, user.kwargs)
-            results[place] = described(row, (*results[place].meta["shape"],), user.meta["dtype"])
+            results[place] = described(row, results[place].meta["shape"], user.meta["dtype"])
             time.nodes.output_node().args = (tuple(results),)
             given.meta["dtype"] = user.meta["dtype"]
             supersede(step, user, given)
