@@ -102,7 +102,7 @@ def group_norm_reference(
     y = F.group_norm(FUNCTIONS[before](x), groups, weight, bias, eps)
     if scale is not None and shift is not None:
         c = x.shape[1]
-        y = y * (scale.reshape(-1, c, 1, 1) + 1) + shift.reshape(-1, c, 1, 1)
+        y = (y * (scale.reshape(-1, c, 1, 1) + 1) + shift.reshape(-1, c, 1, 1)).to(y.dtype)
     return FUNCTIONS[after](y)
 
 

@@ -49,5 +49,9 @@ def picture_attention(x: Tensor, heads: Heads, scale: float) -> Tensor:
     q, k, v = (
         rows.as_strided(size, strides, rows.storage_offset() + first * along) for first in (heads.q, heads.k, heads.v)
     )
+    # Widths that eight divides torch's kernels read as they lie, 16 bytes at once.
+    odd = heads.width % 8 == 0 and any(one % 8 for one in (step, heads.apart, heads.q, heads.k, heads.v))
+    if odd or along != 1:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     return out.transpose(1, 2).reshape(b, h, w, heads.count * heads.width).permute(0, 3, 1, 2)

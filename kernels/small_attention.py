@@ -17,23 +17,23 @@ from fastdiff.kernels.dispatch import use_triton
 from fastdiff.kernels.picture_attention import Heads, picture_attention
 from fastdiff.kernels.statistics import statistics_of
 
-MAX_POSITIONS, MAX_CHANNELS, MAX_HEAD_WIDTH = 64, 128, 64
+MAX_POSITIONS, MAX_CHANNELS, MAX_HEAD_WIDTH, MAX_WIDTH = 64, 128, 64, 256
 
 
-def fits(dtype: torch.dtype, positions: int, channels: int, outputs: int, width: int) -> bool:
+def fits(dtype: torch.dtype, positions: int, channels: int, outputs: int, heads: int, width: int) -> bool:
     """Whether the kernel is to compute it: larger tiles, or float32, would not stay in registers.
 
-    Every program reads all weights, some 100 kB, from the cache; that is less than two launches and the traffic of q, k
-    and v cost at any batch, by estimate.
+    Every program reads all weights, 256 kB at most, from the cache; that is less than two launches and the traffic of
+    q, k and v cost at any batch, by estimate.
 
     Args:
         dtype: of the images and weights.
         positions: H W.
         channels, outputs: C and O.
-        width: d, of a head.
+        heads, width: how many, and d, the width of each.
     """
-    small = positions <= MAX_POSITIONS and max(channels, outputs) <= MAX_CHANNELS and width <= MAX_HEAD_WIDTH
-    return dtype.itemsize == 2 and small
+    small = positions <= MAX_POSITIONS and max(channels, outputs) <= MAX_CHANNELS
+    return dtype.itemsize == 2 and small and width <= MAX_HEAD_WIDTH and heads * width <= MAX_WIDTH
 
 
 def small_attention(

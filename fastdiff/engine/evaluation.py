@@ -263,9 +263,14 @@ class _InWeightsDtype(TorchFunctionMode):
         if function is F.linear and len(args) > 1 and args[0].dtype != args[1].dtype:
             args = (args[0].to(args[1].dtype), *args[1:])
         elif function in (F.group_norm, F.layer_norm) and args:
-            wide = args[0].dtype
-            args = args[0], *(one.to(wide) if isinstance(one, Tensor) else one for one in args[1:])
-            kwargs = {name: one.to(wide) if isinstance(one, Tensor) else one for name, one in kwargs.items()}
+            dtype = args[0].dtype
+
+            def widened(one: Any) -> Any:
+                narrow = isinstance(one, Tensor) and one.dtype.itemsize < dtype.itemsize
+                return one.to(dtype) if narrow else one
+
+            args = tuple(map(widened, args))
+            kwargs = {name: widened(one) for name, one in kwargs.items()}
         return function(*args, **kwargs)
 
 

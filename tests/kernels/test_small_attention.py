@@ -91,7 +91,7 @@ def test_attention_of_a_pictures_channels(layout):
 
 
 def test_what_fits():
-    assert fits(torch.bfloat16, 64, 128, 128, 64)
-    assert not fits(torch.float32, 64, 128, 128, 64)
-    assert not any(fits(torch.bfloat16, *sizes) for sizes in ((65, 8, 8, 8), (4, 129, 8, 8), (4, 8, 129, 8)))
-    assert not fits(torch.float16, 4, 8, 8, 65)
+    assert fits(torch.bfloat16, 64, 128, 128, 4, 64)
+    assert not fits(torch.float32, 64, 128, 128, 4, 64)
+    assert not any(fits(torch.bfloat16, *sizes) for sizes in ((65, 8, 8, 1, 8), (4, 129, 8, 1, 8), (4, 8, 129, 1, 8)))
+    assert not fits(torch.float16, 4, 8, 8, 1, 65) and not fits(torch.float16, 4, 8, 8, 33, 8)

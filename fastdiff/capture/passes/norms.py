@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from fastdiff.capture.graph import Graph
 from fastdiff.capture.passes.match import (
     Node,
     activation,
     arguments,
     aten,
+    constant,
     insert,
     is_row,
     only_user,
@@ -48,7 +51,7 @@ def _with_affine(graph: Graph, norm: Node) -> Node:
     x, groups, *own, eps = norm.args[:5]
     scaled = only_user(norm)
     weight = other_operand(scaled, norm, aten.mul.Tensor)
-    shifted = None if weight is None else only_user(scaled)
+    shifted: Node = None if weight is None else only_user(scaled)
     bias = other_operand(shifted, scaled, aten.add.Tensor)
     if any(norm.args[5:]) or not all(_is_number(one, norm) for one in (weight, bias)):
         return norm
@@ -56,7 +59,16 @@ def _with_affine(graph: Graph, norm: Node) -> Node:
     if own == [None, None] and is_row(weight, channels) and is_row(bias, channels):
         rows = [reshaped(graph, shifted, row, (channels,)) for row in (weight, bias)]
         return replace(graph, shifted, ours.group_norm.default, (x, groups, *rows, eps, *[None] * 5))
-    scale = insert(graph, shifted, aten.sub.Tensor, (weight, 1), weight)  # group_norm's is what is added to 1
+    # group_norm's scale is what is added to 1: in 16 bits the difference would lose what is left of a small number.
+    dtype, known = torch.promote_types(weight.meta["dtype"], torch.float32), constant(graph, weight)
+    if known is not None:
+        scale = graph.constant((known.double() - 1).to(dtype), shifted)
+    else:
+        wide = weight
+        if weight.meta["dtype"] != dtype:
+            wide = insert(graph, shifted, aten._to_copy.default, (weight,), weight, dtype=dtype)
+            wide.meta["dtype"] = dtype
+        scale = insert(graph, shifted, aten.sub.Tensor, (wide, 1), wide)
     scale, shift = (reshaped(graph, shifted, one, (one.meta["shape"][0], channels)) for one in (scale, bias))
     return replace(graph, shifted, ours.group_norm.default, (x, groups, *own, eps, None, scale, shift, None, None))
 

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from fastdiff.capture.graph import Graph, described
-from fastdiff.capture.passes.match import only_user, supersede
+from fastdiff.capture.passes.match import aten, only_user, supersede
 
 
 def hoist_rows(time: Graph, step: Graph) -> None:
@@ -32,5 +32,6 @@ def hoist_rows(time: Graph, step: Graph) -> None:
 
 
 def _of_one_row(user: fx.Node, row: fx.Node) -> bool:
+    cast = user.target is aten._to_copy.default and set(user.kwargs) == {"dtype"}
     pointwise = isinstance(user.target, torch._ops.OpOverload) and torch.Tag.pointwise in user.target.tags
-    return pointwise and user.all_input_nodes == [row] and user.meta.get("shape") == row.meta["shape"]
+    return (cast or pointwise) and user.all_input_nodes == [row] and user.meta.get("shape") == row.meta["shape"]

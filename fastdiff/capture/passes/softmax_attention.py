@@ -50,6 +50,8 @@ def _with_factors(graph: Graph, attention: Node) -> None:
     """Numbers that queries or keys are multiplied by become the scores' scale."""
     factor = 1.0
     for operand in attention.args[:2]:
+        if attention.args[:3].count(operand) > 1:  # the others would lose the factor too
+            continue
         node, user = operand, attention
         while node.target in MOVES or factor_of(node) is not None:
             if only_user(node) is not user:
@@ -61,7 +63,7 @@ def _with_factors(graph: Graph, attention: Node) -> None:
             if number <= 0:  # kernels take the largest score for that of the largest product
                 break
             factor *= number
-            node.replace_all_uses_with(node.args[0])
+            user.replace_input_with(node, node.args[0])
             node = node.args[0]
     if factor != 1:
         scale = attention.kwargs.get("scale")

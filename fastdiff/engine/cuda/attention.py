@@ -70,7 +70,7 @@ def in_one(graph: Graph, node: Node) -> None:
             shift = weight @ constant(graph, offset).double()
             weight = weight * constant(graph, gain).double()
     channels = x.meta["shape"][1]
-    if not fits(out.meta["dtype"], math.prod(size), channels, outputs, heads.width):
+    if not fits(out.meta["dtype"], math.prod(size), channels, outputs, heads.count, heads.width):
         return
     terms = [one.double() for one in (b_qkv, shift) if one is not None]
     given = (

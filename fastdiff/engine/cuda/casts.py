@@ -30,6 +30,9 @@ def _without(graph: Graph, norm: Node) -> None:
     if (known[0] is None) != (weight is None) or (known[1] is None) != (bias is None):
         return
     affine = [None if one is None else graph.constant(one.to(dtype), norm) for one in known]
+    for made, one in zip(affine, known, strict=True):
+        if made is not None and one is not None:
+            graph.exact[str(made.target)] = one
     new = replace(graph, norm, aten.group_norm.default, (x.args[0], groups, *affine, eps, *rest))
     new.meta["dtype"] = dtype
     for user in back:

@@ -20,9 +20,11 @@ import torch
 from fastdiff.kernels import dispatch
 
 LARGEST = 9 * 192**2  # taps, input and output channels multiplied
-# Of pictures whose norm reads the statistics that tiles left. Each program merges them all, 128 of them at most; beyond
-# that a norm's own passes cost little more than the bytes that they move.
-MOST_POSITIONS = 128**2
+# Tiles of positions whose statistics a norm reads from what wrote them. Each program merges them all, and where one of
+# a whole sample is wanted those of each block of channels; beyond that a norm's own passes cost little more than the
+# bytes that they move.
+MOST_TILES = 128
+POSITIONS = 128, 32  # about as many as a tile has, of fused_conv and of depthwise convolutions
 
 
 def is_fused(taps: int, inputs: int, outputs: int, dtype: torch.dtype) -> bool:

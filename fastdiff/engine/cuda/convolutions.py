@@ -78,6 +78,8 @@ def _transposed(graph: Graph, node: Node) -> None:
     kernel = tuple(weight.meta["shape"][2:])
     if len(set(stride)) == 1 and Window.fits_phases(kernel, stride[0], tuple(padding)):
         *ending, last = ending_of(node)
+        if last.meta.get("dtype") != node.meta["dtype"]:  # with a time bias of a wider one
+            ending, last = [None] * 3, node
         _make(graph, node, last, Window(kernel, stride[0], tuple(padding), True), ending)
 
 
@@ -207,6 +209,7 @@ def _known_norm(graph: Graph, node: Node) -> None:
         return
     (b, c, h, w) = node.meta["shape"]
     rows = insert(graph, node, group_norm_rows, (statistics[0], h * w, *options), node, **later)
+    del rows.meta["shape"], rows.meta["dtype"]  # it is a pair
     own_scale, own_shift = (
         described(insert(graph, node, operator.getitem, (rows, place), node), (b, c), torch.float32) for place in (0, 1)
     )
@@ -227,7 +230,8 @@ def _writer(x: Node) -> Node | None:
     """The node whose kernel writes x, if it can write statistics too."""
     if x.target is operator.getitem and x.args[1] == 0:
         x = x.args[0]
-    few = math.prod(x.meta.get("shape", ())[2:]) <= choice.MOST_POSITIONS
+    positions = math.prod(x.meta.get("shape", ())[2:])
+    few = positions <= choice.MOST_TILES * choice.POSITIONS[x.target is fused_depthwise]
     return x if few and x.target in (fused_conv, fused_depthwise, small_attention) else None
 
 

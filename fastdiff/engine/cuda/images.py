@@ -48,18 +48,35 @@ def stay(graph: Graph) -> None:
 
 
 def join_projections(graph: Graph) -> None:
-    """1x1 convolutions of one picture, with nothing after them, become one: queries, keys and values.
+    """1x1 convolutions of one picture that make an attention's queries, keys and values become one.
 
     Args:
         graph: of one batch, after its convolutions were fused; is changed.
     """
     places = {node: place for place, node in enumerate(graph.nodes.nodes)}
-    for node in places:
-        projections = [user for user in node.users if _is_projection(graph, user, node)]
-        outputs = sum(one.meta["shape"][1] for one in projections)
-        if len(projections) > 1 and choice.is_fused(1, node.meta["shape"][1], outputs, node.meta["dtype"]):
-            _join(graph, sorted(projections, key=places.__getitem__))
+    for attention in places:
+        if attention.target is not aten.scaled_dot_product_attention.default:
+            continue
+        made = {_start(one, attention) for one in attention.args[:3]}
+        projections = sorted((one for one in made if one is not None), key=places.__getitem__)
+        if len(projections) < 2 or len({one.args[0] for one in projections}) > 1:
+            continue
+        x, outputs = projections[0].args[0], sum(one.meta["shape"][1] for one in projections)
+        if all(_is_projection(graph, one, x) for one in projections):
+            if choice.is_fused(1, x.meta["shape"][1], outputs, x.meta["dtype"]):
+                _join(graph, projections)
     graph.tidy()
+
+
+def _start(node: Node, user: Node) -> Node | None:
+    """The convolution that makes what an attention reads, if nothing else reads that or what it is moved by."""
+    while only_user(node) is user:
+        if node.target is convolution:
+            return node
+        if not _is_move(node):
+            return None
+        node, user = node.args[0], node
+    return None
 
 
 class _Behind(NamedTuple):
@@ -223,6 +240,8 @@ def _join(graph: Graph, projections: list[Node]) -> None:
         for one, kernel in zip(projections, kernels, strict=True)
     ]
     weight, bias = (graph.constant(torch.cat(parts).to(dtype), first) for parts in (kernels, biases))
+    for node, parts in ((weight, kernels), (bias, biases)):
+        graph.exact[str(node.target)] = torch.cat(parts)
     sizes = [len(kernel) for kernel in kernels]
     joined = insert(graph, first, convolution, (x, weight, bias, *_PLAIN, 1, None, None, None), first)
     joined.meta["shape"] = (first.meta["shape"][0], sum(sizes), *first.meta["shape"][2:])

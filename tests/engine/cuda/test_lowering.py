@@ -198,7 +198,37 @@ class Depthwise(Small):
         return self.last(F.relu(self.up(h) + row(t, 6).to(x.dtype)))
 
 
+class SharedTokens(Small):
+    """Queries, scaled, that are the keys as well, and values of no projection of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.both = nn.Conv2d(2, 8, 3, padding=1), nn.Linear(8, 8)
+        self.last = nn.Conv2d(8, 2, 3, padding=1)
+
+    def forward(self, x, t):
+        x = self.first(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        qk = self.both(tokens)[:, None] * 3
+        out = F.scaled_dot_product_attention(qk, qk, qk) + F.scaled_dot_product_attention(qk, qk, tokens[:, None])
+        return self.last(out[:, 0].transpose(1, 2).reshape(x.shape))
+
+
+class Branches(Small):
+    """1x1 convolutions of one picture that are no attention's: a bottleneck and its shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.narrow, self.norm = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 4, 1), nn.GroupNorm(1, 4)
+        self.wide, self.shortcut, self.last = nn.Conv2d(4, 6, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x, t):
+        x = self.first(x)
+        return self.last(self.wide(self.norm(self.narrow(x))) + self.shortcut(x))
+
+
 KERNELS = {
+    Branches: {"fused_conv_forward": 3, "last_conv_forward": 1},
     Lengths: {"fused_conv_forward": 2, "position_norm_forward": 2, "last_conv_forward": 1},
     Modulated: {"fused_conv_forward": 2, "group_norm_apply": 1, "last_conv_forward": 1},
     ConvNext: {"fused_conv_forward": 3, "depthwise_conv_forward": 1, "last_conv_forward": 1},
@@ -241,6 +271,36 @@ def test_small_networks_are_the_same_functions(triton_device, randomised, rel, m
         with using("reference"):
             expected = network.double()(x.double(), t)
     assert rel(out.cpu(), expected.cpu()) < 2e-6
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_of_one_node_as_several(triton_device, randomised, rel, monkeypatch, fused):
+    test_small_networks_are_the_same_functions(triton_device, randomised, rel, monkeypatch, SharedTokens, fused)
+
+
+@pytest.mark.parametrize("time", [False, True])
+def test_small_gates_keep_their_digits_in_16_bits(triton_device, randomised, rel, time):
+    """A norm's scale is what is added to 1, and a gate of 0.01 is -0.99 there."""
+
+    class Gated(Small):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(2, 6, 3, padding=1), nn.GroupNorm(3, 6)
+            self.gate, self.last = nn.Parameter(torch.zeros(1, 6, 1, 1)), nn.Conv2d(6, 2, 1, bias=False)
+
+        def forward(self, x, t):
+            gate = 0.0123 + row(t, 6).to(x.dtype) / 1000 if time else self.gate + 0.0123
+            return self.last(F.silu(self.norm(self.first(x)) * gate + gate / 10))
+
+    network = randomised(Gated()).eval().to(triton_device)
+    with torch.no_grad():
+        network.gate.zero_()
+    x, t = torch.randn(2, *network.shape, device=triton_device), torch.full((2,), 7, device=triton_device)
+    with torch.no_grad():
+        with using("reference"):
+            expected = network(x.half().float(), t)
+        out = run(network.half(), x.half(), t)
+    assert rel(out.cpu(), expected.cpu()) < 6e-3
 
 
 class Twice(Small):
