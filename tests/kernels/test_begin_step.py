@@ -7,7 +7,7 @@ from fastdiff.kernels.begin_step import begin_step
 from fastdiff.kernels.dispatch import using
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 28, 28), (3, 3, 5, 7), (1, 4, 1, 1), (2, 3, 32, 32)])
+@pytest.mark.parametrize("shape", [(2, 1, 28, 28), (3, 3, 5, 7), (1, 4, 1, 1)])
 @pytest.mark.parametrize("depth", [0, 1, 3])
 @pytest.mark.parametrize("dtype, twice", [(torch.float32, False), (torch.bfloat16, True), (torch.float16, False)])
 def test_it_copies_what_a_step_reads(triton_device, layouts, shape, depth, dtype, twice):
