@@ -84,7 +84,7 @@ def forward(
     """begin_step of the same arguments."""
     n, c, h, w = x.shape
     state = in_one_format(x)
-    kept = None if history is None else ring(history, state)
+    kept, places, apart = ring(history, state)
     shape = (1 + twice) * n, c, h, w
     into = [
         torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
@@ -99,12 +99,12 @@ def forward(
         (programs + -(-words // BLOCK),),
         x.device,
         *(state, into[0], kept, into[1] if into[1:] else None, index, current, wide, narrow),
-        *(x.numel(), 0 if kept is None or len(kept) == 1 else kept.stride(0), words, programs),
+        *(x.numel(), apart, words, programs),
         E=c * h * w,
         C=c,
         CHANNELS_FIRST=state.is_contiguous(),
         TWICE=twice,
-        DEPTH=0 if kept is None else len(kept),
+        DEPTH=places,
         TABLE=wide is not None,
         BLOCK=BLOCK,
         num_warps=4,

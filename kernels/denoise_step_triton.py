@@ -195,12 +195,14 @@ def dense(x: Tensor, like: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.contiguous_format if first else torch.channels_last)
 
 
-def ring(history: Tensor, like: Tensor) -> Tensor:
-    """history with each of its tensors in the memory format of `like`."""
+def ring(history: Tensor | None, like: Tensor) -> tuple[Tensor | None, int, int]:
+    """history with each of its tensors in the memory format of `like`; how many; elements from one to the next."""
+    if history is None:
+        return None, 0, 0
     one = history[0]
-    if dense(one, like) is one:
-        return history
-    return dense(history.flatten(0, 1), like).unflatten(0, history.shape[:2])
+    if dense(one, like) is not one:
+        history = dense(history.flatten(0, 1), like).unflatten(0, history.shape[:2])
+    return history, len(history), history.stride(0) if len(history) > 1 else 0
 
 
 def _flat(images: Tensor) -> tuple[Tensor, bool]:
@@ -228,7 +230,7 @@ def forward(x, out, rows, index, history, noise, key, limit, bound, guidance_sca
     groups = n * -(-elements // lanes)
     if groups >= 2**31:
         raise ValueError(f"denoise_step: x has {n * elements} elements; accepted: fewer than {2**31 * lanes}")
-    kept = None if history is None else ring(history, state)
+    kept, places, apart = ring(history, state)
     block = 1024 // lanes
     launch(
         denoise_step_forward,
@@ -239,7 +241,7 @@ def forward(x, out, rows, index, history, noise, key, limit, bound, guidance_sca
         flat_variance,
         *(rows.contiguous(), index, next_index, guidance_scale, contiguous(bound), contiguous(key)),
         n,
-        0 if kept is None or len(kept) == 1 else kept.stride(0),
+        apart,
         0.0 if limit is None else limit,
         *flat.stride(),
         *((0, 0, 0) if flat_variance is None else flat_variance.stride()),
@@ -252,7 +254,7 @@ def forward(x, out, rows, index, history, noise, key, limit, bound, guidance_sca
         VAR_FIRST=variance_first,
         GUIDED=guidance_scale is not None,
         CLIP="limit" if limit is not None else "sample" if bound is not None else "off",
-        DEPTH=0 if kept is None else len(kept),
+        DEPTH=places,
         NOISE="given" if noise is not None else "philox" if key is not None else "off",
         VARIANCE=variance is not None,
         NEXT=next_index is not None,

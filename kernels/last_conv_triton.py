@@ -125,7 +125,7 @@ def forward(
     n, o, h, w = x.shape
     c, height, width = given.shape[1:]
     state = in_one_format(x)
-    kept = None if history is None else ring(history, state)
+    kept, places, apart = ring(history, state)
     deep = padded(c)
     positions, columns = tile(h * w, o)
     tiles = -(-h * w // positions)
@@ -137,7 +137,7 @@ def forward(
         *(positions_last(given), weight, contiguous(bias), state, kept),
         None if noise is None else dense(noise, state),
         *(rows.contiguous(), index, next_index, guidance_scale, contiguous(key)),
-        *(n, 0 if kept is None or len(kept) == 1 else kept.stride(0), 0.0 if clip is None else clip),
+        *(n, apart, 0.0 if clip is None else clip),
         *(height * window.nearest, width * window.nearest, kernel[0] * kernel[1], tiles, *window.before),
         C=c,
         O=o,
@@ -155,7 +155,7 @@ def forward(
         CHANNELS_FIRST=state.is_contiguous(),
         GUIDED=guidance_scale is not None,
         LIMITED=clip is not None,
-        DEPTH=0 if kept is None else len(kept),
+        DEPTH=places,
         NOISE="given" if noise is not None else "philox" if key is not None else "off",
         NEXT=next_index is not None,
         num_warps=4,
